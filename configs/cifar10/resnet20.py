@@ -1,0 +1,21 @@
+"""ResNet-20 on CIFAR-10: the paper's recipe (He et al. 2016, section 4.2).
+
+    python train.py --config configs/cifar10/resnet20.py --workdir runs/cifar10-resnet20
+
+64,000 steps of 128 (164 epochs); learning rate 0.1, divided by 10 after 32,000 and 48,000 steps; weight decay 1e-4 on every parameter, as the
+paper's own code has it; 4 pixels of padding, a random crop and a mirror. The archive is downloaded when it is first needed.
+Expected: test error 8.75% (the paper, table 6), 8.27% (akamaster/pytorch_resnet_cifar10).
+"""
+
+from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+EPOCH = 50_000 / 128
+
+config = Config(
+    model=ModelConfig(name="resnet20"),
+    data=DataConfig(name="cifar10", image_size=32, eval_size=32, eval_resize=32, crop="shift", shift=4, resident=True),
+    optim=OptimConfig(
+        learning_rate=0.1, weight_decay=1e-4, decay_norm_and_bias=True, schedule="step", milestones=(32_000 / EPOCH, 48_000 / EPOCH)
+    ),
+    train=TrainConfig(batch_size=128, eval_batch_size=500, steps=64_000, eval_every_epochs=4, checkpoint_every_epochs=4, log_every_steps=100),
+)

@@ -1,0 +1,51 @@
+"""Residual networks for JAX: Flax (Linen) modules, weights, and the trainer.
+
+Importing this costs jax and flax and no more: what needs further packages is imported when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from flaxres.errors import InputError as InputError
+from flaxres.models.registry import create_model as create_model, list_models as list_models
+from flaxres.models.resnet import (
+    ResNet as ResNet,
+    ResNet18 as ResNet18,
+    ResNet20 as ResNet20,
+    ResNet32 as ResNet32,
+    ResNet34 as ResNet34,
+    ResNet44 as ResNet44,
+    ResNet50 as ResNet50,
+    ResNet56 as ResNet56,
+    ResNet101 as ResNet101,
+    ResNet110 as ResNet110,
+    ResNet152 as ResNet152,
+    ResNet200 as ResNet200,
+)
+
+if TYPE_CHECKING:
+    from flaxres.training.config import (
+        Config as Config,
+        DataConfig as DataConfig,
+        ModelConfig as ModelConfig,
+        OptimConfig as OptimConfig,
+        TrainConfig as TrainConfig,
+    )
+    from flaxres.training.loop import Report as Report, evaluate as evaluate, fit as fit
+
+__version__ = "0.1.0"
+
+LAZY = {
+    **dict.fromkeys(("Config", "ModelConfig", "DataConfig", "OptimConfig", "TrainConfig"), "flaxres.training.config"),
+    **dict.fromkeys(("fit", "evaluate", "Report"), "flaxres.training.loop"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LAZY:
+        raise AttributeError(f"module 'flaxres' has no attribute {name!r}")
+    return getattr(importlib.import_module(LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *LAZY])

@@ -1,0 +1,1 @@
+"""Datasets, decoding, loading and augmentation."""

@@ -1,0 +1,130 @@
+"""The host half of the input: bytes -> uint8 crops. Randomness comes in as numbers, never from here."""
+
+import io
+import math
+from typing import Literal
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from flaxres.errors import InputError
+
+Interpolation = Literal["bilinear", "bicubic"]
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+# A header that promises more than this is refused before anything is decoded (a decompression bomb).
+MAX_PIXELS = 100_000_000
+TRIES = 10
+
+
+class Unreadable(InputError):
+    """An image that can't be decoded, with the reason."""
+
+
+def open_image(data: bytes) -> Image.Image:
+    """The image in `data`, header only; raises Unreadable for what is no image or too large."""
+    if not data:
+        raise Unreadable("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data))
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        raise Unreadable("this is no JPEG or PNG image" if isinstance(error, UnidentifiedImageError) else str(error)) from error
+    if image.width * image.height > MAX_PIXELS:
+        raise Unreadable(f"{image.width} x {image.height} pixels: the limit is {MAX_PIXELS:,} in all; make the image smaller")
+    return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """`image` decoded in full, as RGB; raises Unreadable for one that is cut short."""
+    try:
+        return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise Unreadable(str(error)) from error
+
+
+def repair(data: bytes) -> tuple[str, bytes]:
+    """What kind of file `data` is, and bytes that every decoder reads as RGB; raises Unreadable.
+
+    JPEG (gray or colour) and 8-bit PNG are kept to the byte. Everything else that Pillow opens is written anew: CMYK as JPEG, the rest as PNG.
+    """
+    image = open_image(data)
+    rgb = to_rgb(image)
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+        return "JPEG", data
+    if image.format == "PNG" and image.mode in ("RGB", "L"):
+        return "PNG", data
+    buffer = io.BytesIO()
+    if image.format == "JPEG":
+        rgb.save(buffer, "JPEG", quality=95, subsampling=0)
+    else:
+        rgb.save(buffer, "PNG")
+    return f"{image.format} {image.mode} repaired", buffer.getvalue()
+
+
+def centre_crop(data: bytes, size: int, resize: int, interpolation: Interpolation) -> np.ndarray:
+    """The evaluation picture: short side resized to `resize`, then the middle `size` x `size`; exactly Pillow's and torchvision's.
+
+    Returns (size, size, 3) uint8. Raises Unreadable.
+    """
+    image = to_rgb(open_image(data))
+    width, height = image.size
+    short = min(width, height)
+    if short != resize:
+        target = (resize, int(resize * height / width)) if width <= height else (int(resize * width / height), resize)
+        image = image.resize(target, FILTERS[interpolation])
+    left, top = round((image.width - size) / 2.0), round((image.height - size) / 2.0)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def crop_box(height: int, width: int, uniforms: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+    """Random resized crop (Szegedy et al. 2015, section 6; torchvision's rule): (top, left, height, width) in pixels.
+
+    `uniforms`: (TRIES, 4) numbers in [0, 1) for area, aspect ratio, top and left of each try. When none fits: the largest central crop whose
+    aspect ratio is within `ratio`.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for area, aspect, top, left in uniforms:
+        target = height * width * (scale[0] + (scale[1] - scale[0]) * area)
+        proportion = math.exp(low + (high - low) * aspect)
+        w, h = round(math.sqrt(target * proportion)), round(math.sqrt(target / proportion))
+        if 0 < w <= width and 0 < h <= height:
+            return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
+    proportion = min(max(width / height, ratio[0]), ratio[1])
+    w, h = (width, round(width / proportion)) if width / height < ratio[0] else (round(height * proportion), height)
+    w, h = min(w, width), min(h, height)
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def random_resized_crop(
+    data: bytes, size: int, uniforms: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float], interpolation: Interpolation
+) -> np.ndarray:
+    """The training picture: a random part of the image, resized with antialiasing to (size, size, 3) uint8. Raises Unreadable.
+
+    A JPEG is decoded at the smallest of libjpeg's scales (1/8 to 8/8) that still has the crop at `size` or more.
+    """
+    image: Image.Image | np.ndarray
+    if data[:2] == b"\xff\xd8":
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError as error:
+            raise Unreadable(str(error)) from error
+        if height * width > MAX_PIXELS:
+            raise Unreadable(f"{width} x {height} pixels: the limit is {MAX_PIXELS:,} in all; make the image smaller")
+        top, left, h, w = crop_box(height, width, uniforms, scale, ratio)
+        if colours in ("CMYK", "YCCK"):
+            image = np.asarray(to_rgb(open_image(data)))
+        else:
+            least_height, least_width = min(height, math.ceil(size * height / h)), min(width, math.ceil(size * width / w))
+            try:
+                image = simplejpeg.decode_jpeg(data, "RGB", min_height=least_height, min_width=least_width, min_factor=1)
+            except ValueError as error:
+                raise Unreadable(str(error)) from error
+        scale_y, scale_x = image.shape[0] / height, image.shape[1] / width
+        picture = Image.fromarray(image)
+    else:
+        picture = to_rgb(open_image(data))
+        top, left, h, w = crop_box(picture.height, picture.width, uniforms, scale, ratio)
+        scale_y = scale_x = 1.0
+    box = (left * scale_x, top * scale_y, (left + w) * scale_x, (top + h) * scale_y)
+    return np.asarray(picture.resize((size, size), FILTERS[interpolation], box=box))

@@ -1,0 +1,110 @@
+"""Prepared datasets, read as bytes: any ArrayRecord dataset that TFDS can find, TensorFlow not needed."""
+
+import contextlib
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from flaxres.data import builders
+from flaxres.errors import InputError, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One split: random access to encoded images and their labels.
+
+    Attributes:
+      name: dataset and split, for messages.
+      classes: names in label order.
+      digest: SHA-256 over the dataset's name, version, classes and the sizes of its splits.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    digest: str
+    records: Sequence[Any]
+    image_key: str
+    label_key: str
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """Encoded image and label of record `index`; raises InputError where the record is damaged."""
+        try:
+            record = self.records[index]
+            return record[self.image_key], int(record[self.label_key])
+        except Exception as error:  # array_record and the protobuf parser raise many kinds
+            reason = " ".join(str(error).split())
+            raise InputError(f"{self.name} record {index} can't be read ({reason}): prepare the dataset again") from error
+
+
+def find(name: str, source: str | None, data_dir: str | None) -> Any:
+    """The TFDS builder of a prepared dataset; one of ours that has not been prepared yet is, when it needs nothing that isn't there."""
+    config = builders.config_name(name, source)
+    with contextlib.suppress(InputError):
+        return locate(name if config is None else f"{name}/{config}", data_dir)
+    if name not in builders.BUILDERS:
+        raise unknown("dataset", name, [*builders.BUILDERS, *prepared(data_dir)])
+    return open_folder(builders.prepare(name, source, data_dir)[0])
+
+
+def locate(name: str, data_dir: str | None) -> Any:
+    from tensorflow_datasets.core import read_only_builder, registered
+
+    try:
+        return read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except registered.DatasetNotFoundError as error:
+        raise InputError(f"no prepared dataset {name!r} in {data_dir or 'the TFDS folder'}") from error
+
+
+def open_folder(path: pathlib.Path) -> Any:
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(path)
+
+
+def prepared(data_dir: str | None) -> list[str]:
+    """Names of the datasets under `data_dir`."""
+    import tensorflow_datasets as tfds
+
+    root = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    return sorted({path.relative_to(root).parts[0] for path in root.glob("*/**/dataset_info.json")})
+
+
+def open_source(name: str, split: str, source: str | None = None, data_dir: str | None = None) -> Source:
+    """The split `split` (TFDS's slicing works: `train[:90%]`) of the dataset `name`.
+
+    Raises InputError for a dataset, split or feature that isn't there, or one that isn't in ArrayRecord.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = find(name, source, data_dir)
+    info = builder.info
+    label_key, image_key = feature(info, tfds.features.ClassLabel), feature(info, tfds.features.Image)
+    if (base := split.partition("[")[0]) not in info.splits:
+        raise unknown(f"split of {name}", base, info.splits)
+    try:
+        records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
+    except NotImplementedError as error:
+        raise InputError(
+            f"dataset {name!r} at {builder.data_path} is not in ArrayRecord: prepare it again with file_format='array_record'"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"split {split!r} of {name}: {' '.join(str(error).split())}") from error
+    if not len(records):
+        raise InputError(f"split {split!r} of {name} is empty: choose another")
+    classes = tuple(info.features[label_key].names)
+    facts = [name, str(info.version), *classes, *(f"{key}={value.num_examples}" for key, value in sorted(info.splits.items()))]
+    digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()
+    return Source(f"{name}/{split}", classes, digest, records, image_key, label_key)
+
+
+def feature(info: Any, kind: type) -> str:
+    """The key of the only feature of a kind."""
+    keys = [key for key, value in info.features.items() if isinstance(value, kind)]
+    if len(keys) != 1:
+        raise InputError(f"dataset {info.full_name} has {len(keys)} features of kind {kind.__name__}: the rule is one")
+    return keys[0]

@@ -1,0 +1,19 @@
+"""The one error for refused input, and the wording that every refusal shares."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Input that can't be used: the message is one line with the value, the rule and the fix.
+
+    `train.py` and the `flaxres` command print the message and exit with code 2.
+    """
+
+
+def unknown(kind: str, name: object, choices: Iterable[str]) -> InputError:
+    """The refusal of a `name` that is not among `choices`, with the near ones or, failing that, all of them."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(str(name), choices, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices)}"
+    return InputError(f"unknown {kind} {str(name)!r}: {hint}")

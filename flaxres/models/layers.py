@@ -1,0 +1,149 @@
+"""The layers of residual networks: convolution, batch norm with named statistics groups, pooling, shortcuts.
+
+Images are NHWC. Parameter names are Flax's (`kernel`, `scale`, `bias`, `mean`, `var`). Padding is explicit and symmetric as in
+PyTorch: Flax's 'SAME' pads only one side at stride 2, so weights trained elsewhere would not fit.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype, Initializer
+from jax import lax
+
+from flaxres.errors import InputError
+
+# He et al. 2015, "Delving deep into rectifiers", eq. 14: the backward form, which ResNets use.
+he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# Goyal et al. 2017, section 5.1: the classifier starts near zero.
+head_init = nn.initializers.normal(0.01)
+
+
+class Conv(nn.Module):
+    """A square 2-D convolution without bias by default, padded by `dilation * (kernel_size // 2)` on every side.
+
+    A 1x1 convolution is computed as a product over the channels, of a strided slice where it has a stride: XLA's convolution gradients
+    are several times slower on CPU, and on an accelerator a product can take its neighbours into its kernel.
+
+    Call: `(N, H, W, C_in)` -> `(N, H', W', features)` in `dtype`.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    groups: int = 1
+    dilation: int = 1
+    use_bias: bool = False
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+    kernel_init: Initializer = he_fan_out
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        size, channels = self.kernel_size, x.shape[-1]
+        if channels % self.groups or self.features % self.groups:
+            raise InputError(f"channels in (={channels}) and out (={self.features}) must be divisible by groups (={self.groups})")
+        kernel = self.param("kernel", self.kernel_init, (size, size, channels // self.groups, self.features), self.param_dtype)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if size == 1 and self.groups == 1:
+            y = lax.dot_general(x[:, :: self.stride, :: self.stride], kernel[0, 0], (((3,), (0,)), ((), ())))
+        else:
+            pad = self.dilation * (size // 2)
+            y = lax.conv_general_dilated(
+                x,
+                kernel,
+                (self.stride, self.stride),
+                [(pad, pad), (pad, pad)],
+                rhs_dilation=(self.dilation, self.dilation),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=self.groups,
+            )
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype).astype(self.dtype)
+        return y
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe & Szegedy 2015) whose statistics group is named, not given by the hardware.
+
+    Attributes:
+      group: images that share statistics; None is the whole batch that the module sees, which under `jit` is the global batch.
+        Rows `[0, group)` form the first group, and so on. Groups that align with the shards of the batch need no communication.
+      axis_name: a mapped axis (`jax.pmap`, `jax.shard_map`) over which statistics are averaged; excludes `group`.
+      momentum: of the running statistics, Flax's sense (PyTorch's is `1 - momentum`).
+
+    Statistics are float32 or wider whatever `dtype` is. The running variance is that of all images together, the variance between
+    the groups' means included, so that it doesn't depend on how the batch was grouped; it is biased, as Flax's is.
+
+    Call: `(N, H, W, C)` -> the same shape in `dtype`. Raises InputError when `group` does not divide N.
+    """
+
+    group: int | None = None
+    axis_name: str | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+    scale_init: Initializer = nn.initializers.ones_init()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
+        channels = x.shape[-1]
+        wide = jnp.promote_types(jnp.float32, self.param_dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), wide)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), wide)
+        scale = self.param("scale", self.scale_init, (channels,), self.param_dtype).astype(wide)
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,), self.param_dtype).astype(wide)
+        if use_running_average:
+            return self.normalise(x, running_mean.value, running_var.value, scale, bias)
+        if self.group is not None and self.axis_name is not None:
+            raise InputError(f"bn_group (={self.group}) and axis_name (={self.axis_name!r}) exclude each other: set one of them to None")
+
+        images = x.shape[0]
+        group = images if self.group is None or self.is_initializing() else self.group
+        if images % group:
+            raise InputError(f"bn_group (={self.group}) must divide the {images} images of the batch")
+        grouped = x.reshape(images // group, group, *x.shape[1:])
+        mean, var = self.statistics(grouped, wide)
+        if not self.is_initializing():
+            total = mean.mean(0), var.mean(0) + mean.var(0)
+            for running, batch in zip((running_mean, running_var), total, strict=True):
+                running.value = self.momentum * running.value + (1 - self.momentum) * batch
+        spread = (slice(None), None, None, None)
+        return self.normalise(grouped, mean[spread], var[spread], scale, bias).reshape(x.shape)
+
+    def statistics(self, grouped: jax.Array, wide: Dtype) -> tuple[jax.Array, jax.Array]:
+        """Mean and biased variance of each group, `(groups, C)`; one reading of the activation serves both."""
+        values = grouped.astype(wide)
+        mean, square = values.mean((1, 2, 3)), jnp.square(values).mean((1, 2, 3))
+        if self.axis_name is not None:
+            mean, square = lax.pmean((mean, square), self.axis_name)
+        return mean, jnp.maximum(square - jnp.square(mean), 0)
+
+    def normalise(self, x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        multiplier = scale * lax.rsqrt(var + self.epsilon)
+        return ((x.astype(multiplier.dtype) - mean) * multiplier + bias).astype(self.dtype)
+
+
+def max_pool(x: jax.Array, size: int = 3, stride: int = 2, padding: int = 1) -> jax.Array:
+    """Maximum over `size`x`size` windows, padded by minus infinity: `(N, H, W, C)` -> `(N, H', W', C)`.
+
+    Written as a running maximum of strided slices. Its gradient goes to the first maximum of a window, as PyTorch's does, is
+    deterministic on GPUs (XLA's select-and-scatter is not), and is four times faster on CPU.
+    """
+    low = jnp.array(-jnp.inf, x.dtype)
+    padded = lax.pad(x, low, ((0, 0, 0), (padding, padding, 0), (padding, padding, 0), (0, 0, 0)))
+    height, width = ((extent - size) // stride * stride + 1 for extent in padded.shape[1:3])
+    best = None
+    for row in range(size):
+        for column in range(size):
+            window = padded[:, row : row + height : stride, column : column + width : stride]
+            best = window if best is None else jnp.where(window > best, window, best)
+    assert best is not None
+    return best
+
+
+def zero_pad_shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:
+    """Option A of He et al. 2016, section 4.2: every `stride`-th pixel, then zero channels, half before and half behind."""
+    x = x[:, ::stride, ::stride]
+    extra = features - x.shape[-1]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))

@@ -1,0 +1,268 @@
+"""The one place where a setting has its name, its default and its rule."""
+
+import dataclasses
+import json
+import pathlib
+import types
+import typing
+from typing import Any, Literal
+
+from flaxres.errors import InputError, unknown
+from flaxres.models.registry import MODELS
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    name: str = "resnet50"
+    """A name of flaxres.list_models()."""
+    stem: Literal["standard", "small"] | None = None
+    """None keeps the model's own: 'small' is a 3x3 convolution without pooling, for small images."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Of the computation. float64 needs JAX_ENABLE_X64=1."""
+    param_dtype: Literal["float32", "float64"] = "float32"
+    """Of the parameters, the optimizer's state and the updates."""
+    bn_group: int | None = None
+    """Images that share batch statistics; None: the whole global batch."""
+    bn_momentum: float = 0.9
+    """Of the running statistics (PyTorch's momentum is one minus this)."""
+    dropout: float = 0.0
+    """Rate before the head."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read and what the network sees of it."""
+
+    name: str = "digits"
+    """digits, folder, cifar10, imagenet2012, or an ArrayRecord dataset that TFDS has prepared (`name` or `name/config:version`)."""
+    source: str | None = None
+    """Where the raw files are: the folder of <split>/<class>/*.jpg, ImageNet's tars, or CIFAR-10's archive."""
+    data_dir: str | None = None
+    """Where prepared datasets are; None: TFDS's own folder ($TFDS_DATA_DIR or ~/tensorflow_datasets)."""
+    train_split: str = "train"
+    eval_split: str = "test"
+    """TFDS's split syntax: `train[:90%]` works."""
+    image_size: int = 224
+    """Side of the training pictures, pixels."""
+    eval_size: int = 224
+    """Side of the evaluation's central crop, pixels."""
+    eval_resize: int = 256
+    """Short side before that crop, pixels."""
+    crop: Literal["random_resized", "shift", "none"] = "random_resized"
+    """Of training pictures: a random part resized; a shift of up to `shift` pixels (small images); or evaluation's own."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Random resized crop: share of the image's area."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Random resized crop: width to height."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    shift: int = 4
+    """Pixels of zeros around the image before the random shift."""
+    flip: bool = True
+    """Mirror half of the training pictures."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Of the channels in [0, 1]."""
+    resident: bool = False
+    """Keep the whole dataset on each device, decoded; for data that fit. Needs crop 'shift' or 'none'."""
+    threads: int = 0
+    """Decoding threads; 0: one a core."""
+    prefetch: int = 4
+    """Batches in decoding at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """SGD with momentum and the schedule of its learning rate."""
+
+    learning_rate: float = 0.1
+    """At its peak, for this batch size; nothing rescales it."""
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    """Coupled, as in PyTorch's SGD: added to the gradient."""
+    decay_norm_and_bias: bool = False
+    """Whether weight decay also acts on norms and biases."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """After the warmup: half a cosine to `final_scale`, steps at `milestones`, or nothing."""
+    warmup_epochs: float = 0.0
+    """Linear, from `warmup_scale` times the peak."""
+    warmup_scale: float = 0.0
+    final_scale: float = 0.0
+    """Cosine: learning rate at the end, as a share of the peak."""
+    milestones: tuple[float, ...] = ()
+    """Step: epochs at which the learning rate is multiplied by `gamma`."""
+    gamma: float = 0.1
+    label_smoothing: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, how wide, and what is written."""
+
+    batch_size: int = 256
+    """Global: over all devices and hosts."""
+    eval_batch_size: int = 256
+    epochs: float = 90.0
+    steps: int | None = None
+    """Replaces epochs where it is given."""
+    eval_every_epochs: float = 1.0
+    checkpoint_every_epochs: float = 1.0
+    keep_checkpoints: int = 3
+    """The newest are kept."""
+    log_every_steps: int = 50
+    seed: int = 0
+    devices: int | None = None
+    """How many of the devices to use; None: all."""
+    tensorboard: bool = True
+    progress: bool = True
+    """A live bar on a terminal; plain lines elsewhere."""
+
+
+# Settings that don't change the result, and which a resumed run may therefore change.
+FREE = {
+    "data.source", "data.data_dir", "data.threads", "data.prefetch",
+    "train.eval_batch_size", "train.log_every_steps", "train.devices", "train.tensorboard", "train.progress", "train.keep_checkpoints",
+    "train.checkpoint_every_epochs",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run. A file in configs/ binds `config = Config(...)`."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """`{"optim.learning_rate": 0.1, ...}`"""
+    return {
+        f"{section.name}.{field.name}": getattr(getattr(config, section.name), field.name)
+        for section in dataclasses.fields(config)
+        for field in dataclasses.fields(getattr(config, section.name))
+    }
+
+
+def kinds() -> dict[str, Any]:
+    """`{"optim.learning_rate": float, ...}`"""
+    sections = typing.get_type_hints(Config)
+    return {f"{name}.{key}": kind for name, section in sections.items() for key, kind in typing.get_type_hints(section).items()}
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether `value` is of the type `kind`, for the types that a config has."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, one) for one in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        wanted = arguments[:1] * len(value) if isinstance(value, tuple) and arguments[1:] == (...,) else arguments
+        return isinstance(value, tuple) and len(value) == len(wanted) and all(map(fits, value, wanted))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def options(kind: Any) -> tuple[Any, ...]:
+    """The allowed values where they can be listed, else ()."""
+    if typing.get_origin(kind) is Literal:
+        return typing.get_args(kind)
+    return tuple(value for one in typing.get_args(kind) for value in options(one)) if typing.get_origin(kind) in (typing.Union, types.UnionType) else ()
+
+
+def described(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+
+
+# field -> (rule in words, test); the type has been checked before.
+RULES: dict[str, tuple[str, Any]] = {
+    **{f"data.{name}": ("> 0", lambda v: v > 0) for name in ("image_size", "eval_size", "eval_resize", "prefetch")},
+    **{f"train.{name}": ("> 0", lambda v: v > 0) for name in ("batch_size", "eval_batch_size", "epochs", "log_every_steps", "keep_checkpoints")},
+    **{f"train.{name}": ("> 0", lambda v: v > 0) for name in ("eval_every_epochs", "checkpoint_every_epochs")},
+    **{f"{name}": ("> 0 or None", lambda v: v is None or v > 0) for name in ("train.steps", "train.devices", "model.bn_group")},
+    **{f"optim.{name}": (">= 0", lambda v: v >= 0) for name in ("learning_rate", "weight_decay", "warmup_epochs", "warmup_scale", "final_scale")},
+    **{f"data.{name}": (">= 0", lambda v: v >= 0) for name in ("threads", "shift")},
+    "train.seed": ("in [0, 2**31)", lambda v: 0 <= v < 2**31),
+    "model.dropout": ("in [0, 1)", lambda v: 0 <= v < 1),
+    "model.bn_momentum": ("in [0, 1)", lambda v: 0 <= v < 1),
+    "optim.momentum": ("in [0, 1)", lambda v: 0 <= v < 1),
+    "optim.label_smoothing": ("in [0, 1)", lambda v: 0 <= v < 1),
+    "optim.milestones": ("ascending", lambda v: list(v) == sorted(v)),
+    "data.crop_scale": ("0 < low <= high <= 1", lambda v: 0 < v[0] <= v[1] <= 1),
+    "data.crop_ratio": ("0 < low <= high", lambda v: 0 < v[0] <= v[1]),
+    "data.std": ("> 0", lambda v: min(v) > 0),
+}
+
+
+def check(config: Config) -> None:
+    """Raises InputError, naming the field, its value, the rule and the fix, for a config that could not train."""
+    values = flat(config)
+    for name, kind in kinds().items():
+        if not fits(values[name], kind):
+            if choices := options(kind):
+                raise unknown(name, values[name], map(str, choices))
+            raise InputError(f"{name}={values[name]!r} is of type {type(values[name]).__name__}: the rule is {described(kind)}")
+        rule, holds = RULES.get(name, ("", lambda _: True))
+        if not holds(values[name]):
+            raise InputError(f"{name}={values[name]!r}: the rule is {rule}")
+    if config.model.name not in MODELS:
+        raise unknown("model.name", config.model.name, MODELS)
+    for left, right in ((config.train.batch_size, "train.batch_size"), (config.train.eval_batch_size, "train.eval_batch_size")):
+        group = config.model.bn_group
+        if right == "train.batch_size" and group and left % group:
+            raise InputError(f"model.bn_group={group} must divide {right}={left}: choose a divisor, or None for the whole batch")
+    if config.data.resident and config.data.crop == "random_resized":
+        raise InputError("data.resident=True with data.crop='random_resized': the crop is made while decoding; set data.crop to 'shift' or 'none'")
+    if config.data.eval_resize < config.data.eval_size:
+        raise InputError(f"data.eval_resize={config.data.eval_resize} is less than data.eval_size={config.data.eval_size}: the crop must fit inside")
+    if config.optim.schedule == "step" and not config.optim.milestones:
+        raise InputError("optim.schedule='step' with optim.milestones=(): give the epochs of the steps, e.g. 30 60 80")
+
+
+def check_devices(config: Config, available: int) -> int:
+    """The number of devices that the run uses; raises InputError where they aren't there or don't divide the batches."""
+    count = config.train.devices or available
+    if count > available:
+        raise InputError(f"train.devices={count}: there are {available}; leave it out to use all")
+    for name in ("batch_size", "eval_batch_size"):
+        if (batch := getattr(config.train, name)) % count:
+            near = max(batch // count, 1) * count
+            raise InputError(f"train.{name}={batch} is not divisible by the {count} devices: try {near} or {near + count}, or set train.devices")
+    return count
+
+
+def to_json(config: Config) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(path: pathlib.Path) -> Config:
+    """The config that a run wrote into its workdir; raises InputError for a file that is none."""
+    try:
+        sections = json.loads(path.read_text())
+        types_ = typing.get_type_hints(Config)
+        built = {
+            name: types_[name](**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+            for name, fields in sections.items()
+        }
+        config = Config(**built)
+    except FileNotFoundError as error:
+        raise InputError(f"{str(path)!r} does not exist: give the workdir of a run") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{str(path)!r} is not a config of this version of flaxres: {error}") from error
+    check(config)
+    return config
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """`field: old -> new` for each field that differs and may not."""
+    before, after = flat(old), flat(new)
+    return [f"{name}: {before[name]!r} -> {after[name]!r}" for name in after if before[name] != after[name] and name not in FREE]
