@@ -6,7 +6,8 @@ Without arguments it trains on the bundled digits. `--help` lists every option. 
 import pathlib
 import sys
 
-from flaxres.cli import train
+from flaxres.cli import refusing, train
 
 if __name__ == "__main__":
-    sys.exit(train(sys.argv[1:], pathlib.Path(__file__).parent / "configs" / "digits.py", "train.py"))
+    default = pathlib.Path(__file__).parent / "configs" / "digits.py"
+    sys.exit(refusing(lambda: train(sys.argv[1:], str(default), "train.py")))

@@ -1,7 +1,11 @@
 """The command line: `train.py` and the `flaxres` command. Thin: it reads words and calls the library."""
 
+import argparse
+import contextlib
 import dataclasses
 import importlib.util
+import io
+import json
 import os
 import pathlib
 import sys
@@ -10,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from flaxres.errors import InputError, unknown
-from flaxres.training.config import Config, described, kinds, options
+from flaxres.training.config import Config, described, from_json, kinds, options
 
 EXIT_REFUSED = 2
 
@@ -22,7 +26,8 @@ def load_config(path: str) -> Config:
         near = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
         raise unknown("config file", path, near or [str(p) for p in pathlib.Path("configs").rglob("*.py")])
     spec = importlib.util.spec_from_file_location(f"flaxres_config_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -38,28 +43,35 @@ def flag(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-def parse_config(arguments: Sequence[str], default: pathlib.Path | str, program: str, workdir: str | None, description: str) -> tuple[Config, str]:
-    """`--config FILE --workdir DIR --section.field VALUE ...` -> the config and the workdir; raises InputError, one line, for any mistake."""
+def parse_run(arguments: Sequence[str], default: str | None, program: str, description: str) -> tuple[Config, str]:
+    """`--config FILE --workdir DIR --section.field VALUE ...` -> the config and the workdir; raises InputError, one line, for any mistake.
+
+    Without `--config` the config is that of the run in the workdir, if there is one, else the file `default`.
+    """
     import tyro
 
-    file, start = str(default), Config()
     chosen, rest = value_of(arguments, "--config")
     where, rest = value_of(rest, "--workdir")
-    start = load_config(chosen or file)
-    folder = where or workdir or f"runs/{pathlib.Path(chosen or file).stem}"
+    saved = pathlib.Path(where or "") / "config.json"
+    if chosen is None and (default is None or (where and saved.exists())):
+        if not where:
+            raise InputError("--workdir is missing: give the workdir of a run")
+        file, start = str(saved), from_json(saved)
+    else:
+        file = chosen or str(default)
+        start = load_config(file)
+    folder = where or f"runs/{pathlib.Path(file).stem}"
 
     @dataclasses.dataclass(frozen=True)
     class Options:
-        config_file: Annotated[str, tyro.conf.arg(name="config", help="Python file that binds `config`.", metavar="FILE")] = chosen or file
-        workdir: Annotated[str, tyro.conf.arg(help="Where the run writes, and goes on from.", metavar="DIR")] = folder
+        config_file: Annotated[str, tyro.conf.arg(name="config", help="Python file that binds `config`.", metavar="FILE")] = file
+        workdir: Annotated[str, tyro.conf.arg(help="The folder of the run.", metavar="DIR")] = folder
         config: Annotated[Config, tyro.conf.arg(name="")] = start
 
     Options.__doc__ = description
-    names = {flag(field): kind for field, kind in kinds().items()}
     if not {"-h", "--help"} & set(rest):
-        check_flags(rest, names)
-        try_each(rest, names, start)
-    return tyro.cli(Options, args=list(rest), default=Options(), prog=program, config=(tyro.conf.FlagConversionOff,)).config, folder
+        try_each(rest, {flag(field): kind for field, kind in kinds().items()}, start)
+    return tyro.cli(Options, args=rest, default=Options(), prog=program, config=(tyro.conf.FlagConversionOff,)).config, folder
 
 
 def value_of(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
@@ -91,22 +103,17 @@ def groups(arguments: Sequence[str]) -> list[list[str]]:
     return found
 
 
-def check_flags(arguments: Sequence[str], names: dict[str, Any]) -> None:
-    for name, *_ in groups(arguments):
-        name = name.partition("=")[0].replace("_", "-")
-        if name not in names:
-            raise unknown("option", name, [*names, "--config", "--workdir"])
-
-
 def try_each(arguments: Sequence[str], names: dict[str, Any], start: Config) -> None:
     """Parses each option by itself, so that the one that can't be parsed is named."""
     import tyro
 
     for words in groups(arguments):
         name, _, value = words[0].partition("=")
-        kind = names[name.replace("_", "-")]
+        if (kind := names.get(name.replace("_", "-"))) is None:
+            raise unknown("option", name, [*names, "--config", "--workdir"])
         try:
-            tyro.cli(Config, args=words, default=start, console_outputs=False, config=(tyro.conf.FlagConversionOff,))
+            with contextlib.redirect_stderr(io.StringIO()):
+                tyro.cli(Config, args=words, default=start, console_outputs=False, config=(tyro.conf.FlagConversionOff,))
         except SystemExit as error:
             given = " ".join([value, *words[1:]] if value else words[1:])
             if choices := options(kind):
@@ -132,14 +139,112 @@ def silence() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
-def train(arguments: Sequence[str], default: pathlib.Path | str, program: str = "flaxres train") -> int:
-    """Trains a config: see `flaxres.fit`."""
+def train(arguments: Sequence[str], default: str | None, program: str) -> None:
+    """Trains a config; see `flaxres.fit`."""
+    config, workdir = parse_run(arguments, default, program, "Train a residual network, or go on from the workdir's newest checkpoint.")
+    silence()
+    from flaxres.training.loop import fit
+
+    fit(config, workdir)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Evaluates the newest checkpoint of a run; see `flaxres.evaluate`."""
+    config, workdir = parse_run(arguments, None, "flaxres evaluate", "Evaluate the newest checkpoint of a run, every example once.")
+    silence()
+    from flaxres.training.loop import evaluate
+
+    print(json.dumps(dataclasses.asdict(evaluate(config, workdir))))
+
+
+def data(arguments: Sequence[str]) -> None:
+    """Prepares datasets as ArrayRecord and tells about them."""
+    parser = Parser("flaxres data", description="Prepare datasets as ArrayRecord, and look at what is there.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{prepare,info}")
+    for name, text in (("prepare", "write a dataset as ArrayRecord, once"), ("info", "splits, classes and place of a prepared dataset")):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("name", help="digits, folder, cifar10, imagenet2012" + (", or any that TFDS has prepared" if name == "info" else ""))
+        command.add_argument("--source", help="the folder of <split>/<class>/*.jpg, ImageNet's tars, or CIFAR-10's archive")
+        command.add_argument("--data-dir", help="where prepared datasets are (TFDS's own folder)")
+        command.add_argument("--json", action="store_true", help="print one JSON object")
+    chosen = parser.parse_args(arguments)
+    silence()
+    if chosen.command == "prepare":
+        from flaxres.data.builders import prepare
+
+        place, tally = prepare(chosen.name, chosen.source, chosen.data_dir)
+        kinds_found = {split: dict(counts) for split, counts in tally.kinds.items()}
+        show(chosen.json, {"path": str(place), "files": kinds_found, "refused": dict(tally.refused)}, [*tally.lines(), f"prepared in {place}"])
+        return
+    from flaxres.data.sources import describe
+
+    facts = describe(chosen.name, chosen.source, chosen.data_dir)
+    show(chosen.json, facts, [f"{key}: {value}" for key, value in facts.items()])
+
+
+def models(arguments: Sequence[str]) -> None:
+    """Lists the models with their parameters, counted."""
+    import jax
+    import jax.numpy as jnp
+
+    from flaxres.models.registry import create_model, list_models
+
+    parser = Parser("flaxres models", description="List the models whose names match a shell pattern, with their parameters.")
+    parser.add_argument("pattern", nargs="?", default="*")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    chosen = parser.parse_args(arguments)
+    if not (names := list_models(chosen.pattern)):
+        raise unknown("model", chosen.pattern, list_models())
+
+    def parameters(name: str) -> int:
+        images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(create_model(name).init, jax.random.key(0), images)["params"]))
+
+    counts = {name: parameters(name) for name in names}
+    show(chosen.json, counts, [f"{name:<{max(map(len, names))}}  {count:>11,}" for name, count in counts.items()])
+
+
+def show(as_json: bool, facts: dict[str, Any], lines: list[str]) -> None:
+    print(json.dumps(facts) if as_json else "\n".join(lines))
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose refusals are ours: one line."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": lambda arguments: train(arguments, None, "flaxres train"),
+    "evaluate": evaluate,
+    "data": data,
+    "models": models,
+}
+USAGE = """usage: flaxres COMMAND ...
+
+  train     train a config, or go on with a run        flaxres train --config FILE --workdir DIR
+  evaluate  measure a run's newest checkpoint          flaxres evaluate --workdir DIR
+  data      prepare datasets and look at them          flaxres data prepare folder --source DIR
+  models    list the models                            flaxres models 'resnet*'
+
+flaxres COMMAND --help tells more."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The `flaxres` command."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if words else EXIT_REFUSED
 
     def run() -> None:
-        config, workdir = parse_config(arguments, default, program, None, "Train a residual network, or go on from the workdir's newest checkpoint.")
-        silence()
-        from flaxres.training.loop import fit
-
-        fit(config, workdir)
+        if words[0] not in COMMANDS:
+            raise unknown("command", words[0], COMMANDS)
+        COMMANDS[words[0]](words[1:])
 
     return refusing(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

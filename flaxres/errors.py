@@ -13,7 +13,9 @@ class InputError(ValueError):
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> InputError:
     """The refusal of a `name` that is not among `choices`, with the near ones or, failing that, all of them."""
-    choices = sorted(choices)
-    near = difflib.get_close_matches(str(name), choices, n=3, cutoff=0.5)
+    choices = sorted(set(choices))
+    near = difflib.get_close_matches(str(name), choices, n=3, cutoff=0.6)
+    alike = [difflib.SequenceMatcher(None, choice, str(name)).ratio() for choice in near]
+    near = [choice for choice, ratio in zip(near, alike, strict=True) if ratio > alike[0] - 0.15]
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices)}"
     return InputError(f"unknown {kind} {str(name)!r}: {hint}")

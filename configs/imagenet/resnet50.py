@@ -3,8 +3,8 @@
     flaxres data prepare imagenet2012 --source DIR_WITH_THE_TARS
     python train.py --config configs/imagenet/resnet50.py --workdir runs/resnet50
 
-Batch 256, learning rate 0.1, divided by 10 at epochs 30, 60 and 80 after a warmup of 5 epochs; weight decay 1e-4, none on norms and biases; last gamma
-of each block zero. For a batch of 256k set `--train.batch-size` to it and `--optim.learning-rate` to 0.1k: nothing rescales by itself. The
+Batch 256, learning rate 0.1, divided by 10 at epochs 30, 60 and 80 after a warmup of 5 epochs; weight decay 1e-4, none on norms and biases;
+last gamma of each block zero. For a batch of 256k set `--train.batch-size` to it and `--optim.learning-rate` to 0.1k: nothing rescales by itself. The
 warmup starts at 0.1/k of the peak (`--optim.warmup-scale`), here the peak itself. Batch statistics are per 32 images, as in the paper,
 whatever the devices.
 

@@ -17,14 +17,14 @@ import shutil
 import tarfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flaxres.data.decode import Unreadable, repair
+from flaxres.data.decode import UnreadableError, repair
 from flaxres.errors import InputError, unknown
 
 EXTENSIONS = {".jpg", ".jpeg", ".png"}
@@ -40,7 +40,7 @@ class Contents:
     """What a source holds: its classes in label order, and for each split the number of files and an iterator over them."""
 
     classes: tuple[str, ...]
-    splits: dict[str, tuple[int, Callable[[], Iterable[Example]]]]
+    splits: Mapping[str, tuple[int, Callable[[], Iterable[Example]]]]
 
 
 def digits(source: pathlib.Path | None) -> Contents:
@@ -60,10 +60,7 @@ def digits(source: pathlib.Path | None) -> Contents:
 
 def folder(source: pathlib.Path | None) -> Contents:
     """`<split>/<class>/*.jpg|jpeg|png`; classes are numbered in the order of their names."""
-    if source is None:
-        raise InputError("data.name='folder' needs data.source: the folder that holds <split>/<class>/*.jpg")
-    if not source.is_dir():
-        raise InputError(f"data.source={str(source)!r} is not a folder: give the one that holds <split>/<class>/*.jpg")
+    source = require_folder(source)
     found = {split.name: folder_split(split) for split in visible(source)}
     found = {split: classes for split, classes in found.items() if classes}
     if not found:
@@ -85,6 +82,15 @@ def folder(source: pathlib.Path | None) -> Contents:
     for split, classes in found.items():
         splits[split] = sum(map(len, classes.values())), functools.partial(examples, classes)
     return Contents(tuple(everywhere), splits)
+
+
+def require_folder(source: str | pathlib.Path | None) -> pathlib.Path:
+    """`source` as a path; raises InputError where it is no folder, since every folder of images is a dataset of its own."""
+    if source is None:
+        raise InputError("data.name='folder' needs data.source: the folder that holds <split>/<class>/*.jpg")
+    if not (path := pathlib.Path(source).expanduser()).is_dir():
+        raise InputError(f"data.source={str(source)!r} is not a folder: give the one that holds <split>/<class>/*.jpg")
+    return path
 
 
 def visible(path: pathlib.Path) -> list[pathlib.Path]:
@@ -239,7 +245,7 @@ def checked(split: str, total: int, examples: Iterable[Example], tally: Tally, p
         try:
             kind, data = repair(data)
             return kind, (name, data, label), ""
-        except Unreadable as error:
+        except UnreadableError as error:
             return "refused", None, f"{name}\0{error}"
 
     iterator = iter(examples)

@@ -18,33 +18,33 @@ MAX_PIXELS = 100_000_000
 TRIES = 10
 
 
-class Unreadable(InputError):
+class UnreadableError(InputError):
     """An image that can't be decoded, with the reason."""
 
 
 def open_image(data: bytes) -> Image.Image:
-    """The image in `data`, header only; raises Unreadable for what is no image or too large."""
+    """The image in `data`, header only; raises UnreadableError for what is no image or too large."""
     if not data:
-        raise Unreadable("the file is empty")
+        raise UnreadableError("the file is empty")
     try:
         image = Image.open(io.BytesIO(data))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise Unreadable("this is no JPEG or PNG image" if isinstance(error, UnidentifiedImageError) else str(error)) from error
+        raise UnreadableError("this is no JPEG or PNG image" if isinstance(error, UnidentifiedImageError) else str(error)) from error
     if image.width * image.height > MAX_PIXELS:
-        raise Unreadable(f"{image.width} x {image.height} pixels: the limit is {MAX_PIXELS:,} in all; make the image smaller")
+        raise UnreadableError(f"{image.width} x {image.height} pixels: the limit is {MAX_PIXELS:,} in all; make the image smaller")
     return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` decoded in full, as RGB; raises Unreadable for one that is cut short."""
+    """`image` decoded in full, as RGB; raises UnreadableError for one that is cut short."""
     try:
         return image.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
-        raise Unreadable(str(error)) from error
+        raise UnreadableError(str(error)) from error
 
 
 def repair(data: bytes) -> tuple[str, bytes]:
-    """What kind of file `data` is, and bytes that every decoder reads as RGB; raises Unreadable.
+    """What kind of file `data` is, and bytes that every decoder reads as RGB; raises UnreadableError.
 
     JPEG (gray or colour) and 8-bit PNG are kept to the byte. Everything else that Pillow opens is written anew: CMYK as JPEG, the rest as PNG.
     """
@@ -65,7 +65,7 @@ def repair(data: bytes) -> tuple[str, bytes]:
 def centre_crop(data: bytes, size: int, resize: int, interpolation: Interpolation) -> np.ndarray:
     """The evaluation picture: short side resized to `resize`, then the middle `size` x `size`; exactly Pillow's and torchvision's.
 
-    Returns (size, size, 3) uint8. Raises Unreadable.
+    Returns (size, size, 3) uint8. Raises UnreadableError.
     """
     image = to_rgb(open_image(data))
     width, height = image.size
@@ -99,32 +99,28 @@ def crop_box(height: int, width: int, uniforms: np.ndarray, scale: tuple[float, 
 def random_resized_crop(
     data: bytes, size: int, uniforms: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float], interpolation: Interpolation
 ) -> np.ndarray:
-    """The training picture: a random part of the image, resized with antialiasing to (size, size, 3) uint8. Raises Unreadable.
+    """The training picture: a random part of the image, resized with antialiasing to (size, size, 3) uint8. Raises UnreadableError.
 
     A JPEG is decoded at the smallest of libjpeg's scales (1/8 to 8/8) that still has the crop at `size` or more.
     """
-    image: Image.Image | np.ndarray
-    if data[:2] == b"\xff\xd8":
+    if data[:2] != b"\xff\xd8":
+        picture = to_rgb(open_image(data))
+        height, width = picture.height, picture.width
+        top, left, h, w = crop_box(height, width, uniforms, scale, ratio)
+    else:
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            if height * width > MAX_PIXELS:
+                raise UnreadableError(f"{width} x {height} pixels: the limit is {MAX_PIXELS:,} in all; make the image smaller")
+            top, left, h, w = crop_box(height, width, uniforms, scale, ratio)
+            if colours in ("CMYK", "YCCK"):
+                picture = to_rgb(open_image(data))
+            else:
+                least = min(height, math.ceil(size * height / h)), min(width, math.ceil(size * width / w))
+                picture = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1], min_factor=1))
+        except UnreadableError:
+            raise
         except ValueError as error:
-            raise Unreadable(str(error)) from error
-        if height * width > MAX_PIXELS:
-            raise Unreadable(f"{width} x {height} pixels: the limit is {MAX_PIXELS:,} in all; make the image smaller")
-        top, left, h, w = crop_box(height, width, uniforms, scale, ratio)
-        if colours in ("CMYK", "YCCK"):
-            image = np.asarray(to_rgb(open_image(data)))
-        else:
-            least_height, least_width = min(height, math.ceil(size * height / h)), min(width, math.ceil(size * width / w))
-            try:
-                image = simplejpeg.decode_jpeg(data, "RGB", min_height=least_height, min_width=least_width, min_factor=1)
-            except ValueError as error:
-                raise Unreadable(str(error)) from error
-        scale_y, scale_x = image.shape[0] / height, image.shape[1] / width
-        picture = Image.fromarray(image)
-    else:
-        picture = to_rgb(open_image(data))
-        top, left, h, w = crop_box(picture.height, picture.width, uniforms, scale, ratio)
-        scale_y = scale_x = 1.0
-    box = (left * scale_x, top * scale_y, (left + w) * scale_x, (top + h) * scale_y)
-    return np.asarray(picture.resize((size, size), FILTERS[interpolation], box=box))
+            raise UnreadableError(str(error)) from error
+    y, x = picture.height / height, picture.width / width
+    return np.asarray(picture.resize((size, size), FILTERS[interpolation], box=(left * x, top * y, (left + w) * x, (top + h) * y)))

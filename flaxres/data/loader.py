@@ -72,7 +72,7 @@ class Loader:
         self.stopped.set()
         self.pool.shutdown(wait=False, cancel_futures=True)
         while self.feeder.is_alive():  # it may be blocked on a full queue
-            with_timeout_drained(self.ready)
+            drain(self.ready)
             self.feeder.join(0.01)
 
     def __iter__(self) -> Iterator[dict[str, jax.Array]]:
@@ -136,7 +136,7 @@ class Loader:
         offset = {int(row): i for i, row in enumerate(local_rows(self.sharding, total))}
 
         def shard(array: np.ndarray) -> jax.Array:
-            def part(index: tuple[slice, ...]) -> np.ndarray:
+            def part(index: Any) -> np.ndarray:
                 first, last, _ = index[0].indices(total)
                 return array[offset[first] : offset[first] + last - first]
 
@@ -145,7 +145,7 @@ class Loader:
         return {name: shard(array) for name, array in arrays.items()}
 
 
-def with_timeout_drained(items: queue.Queue[Any]) -> None:
+def drain(items: queue.Queue[Any]) -> None:
     while True:
         try:
             items.get_nowait()

@@ -43,6 +43,8 @@ class Source:
 
 def find(name: str, source: str | None, data_dir: str | None) -> Any:
     """The TFDS builder of a prepared dataset; one of ours that has not been prepared yet is, when it needs nothing that isn't there."""
+    if name == "folder":
+        builders.require_folder(source)
     config = builders.config_name(name, source)
     with contextlib.suppress(InputError):
         return locate(name if config is None else f"{name}/{config}", data_dir)
@@ -108,3 +110,17 @@ def feature(info: Any, kind: type) -> str:
     if len(keys) != 1:
         raise InputError(f"dataset {info.full_name} has {len(keys)} features of kind {kind.__name__}: the rule is one")
     return keys[0]
+
+
+def describe(name: str, source: str | None = None, data_dir: str | None = None) -> dict[str, Any]:
+    """Facts of a prepared dataset: its place, version, splits with their sizes, and classes."""
+    import tensorflow_datasets as tfds
+
+    builder = find(name, source, data_dir)
+    info = builder.info
+    return {
+        "path": str(builder.data_path),
+        "version": str(info.version),
+        "splits": {split: facts.num_examples for split, facts in info.splits.items()},
+        "classes": list(info.features[feature(info, tfds.features.ClassLabel)].names),
+    }

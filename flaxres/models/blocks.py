@@ -89,5 +89,3 @@ class Stage(nn.Module):
         for i in range(self.blocks):
             x = self.block(stride=self.stride if i == 0 else 1, name=str(i))(x, train)
         return x
-
-

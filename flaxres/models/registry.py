@@ -1,6 +1,8 @@
 """The table of names: timm's, and for CIFAR the paper's."""
 
 import fnmatch
+import functools
+import inspect
 from typing import Any
 
 from flax import linen as nn
@@ -8,7 +10,7 @@ from flax import linen as nn
 from flaxres.errors import InputError, unknown
 from flaxres.models import resnet
 
-MODELS = {
+MODELS: dict[str, functools.partial[nn.Module]] = {
     "resnet18": resnet.ResNet18,
     "resnet34": resnet.ResNet34,
     "resnet50": resnet.ResNet50,
@@ -36,7 +38,7 @@ def create_model(name: str, **attributes: Any) -> nn.Module:
     """
     if name not in MODELS:
         raise unknown("model", name, MODELS)
-    fields = {field for field in MODELS[name].func.__dataclass_fields__ if field not in ("parent", "name")}
+    fields = set(inspect.signature(MODELS[name].func).parameters) - {"parent", "name"}
     for attribute in attributes:
         if attribute not in fields:
             raise unknown(f"attribute of {name}", attribute, fields)

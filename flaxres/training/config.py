@@ -129,6 +129,9 @@ FREE = {
     "train.checkpoint_every_epochs",
 }  # fmt: skip
 
+# Those that only say how the model is measured.
+MEASURE = {"data.eval_split", "data.eval_size", "data.eval_resize", "data.interpolation"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -176,10 +179,15 @@ def options(kind: Any) -> tuple[Any, ...]:
     """The allowed values where they can be listed, else ()."""
     if typing.get_origin(kind) is Literal:
         return typing.get_args(kind)
-    return tuple(value for one in typing.get_args(kind) for value in options(one)) if typing.get_origin(kind) in (typing.Union, types.UnionType) else ()
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return tuple(value for one in typing.get_args(kind) for value in options(one))
+    return ()
 
 
 def described(kind: Any) -> str:
+    """A type in words, for messages."""
+    if kind is bool:
+        return "True or False"
     return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
 
 
@@ -262,7 +270,7 @@ def from_json(path: pathlib.Path) -> Config:
     return config
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """`field: old -> new` for each field that differs and may not."""
+def differences(old: Config, new: Config, free: set[str] = FREE) -> list[str]:
+    """`field: old -> new` for each field that differs and is not in `free`."""
     before, after = flat(old), flat(new)
-    return [f"{name}: {before[name]!r} -> {after[name]!r}" for name in after if before[name] != after[name] and name not in FREE]
+    return [f"{name}: {before[name]!r} -> {after[name]!r}" for name in after if before[name] != after[name] and name not in free]

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -32,7 +31,7 @@ def replace_file(path: pathlib.Path, text: str) -> None:
     """Writes `text` so that a reader, or a kill, finds the old file or the new one and nothing between."""
     part = path.with_name(path.name + ".part")
     part.write_text(text)
-    os.replace(part, path)
+    part.replace(path)
 
 
 class Writer:
@@ -90,17 +89,16 @@ def draw_curves(workdir: pathlib.Path, title: str) -> None:
     loss.set(title="Loss", xlabel="epoch", ylabel="cross-entropy, nats")
     error.set(title="Top-1 error", xlabel="epoch", ylabel="error, %")
     rate.set(title="Learning rate", xlabel="epoch", ylabel="learning rate")
-    for axes, values in ((loss, curve("train/loss")[1]), (error, [100.0])):
-        if values and min(values) > 0:
-            axes.set_yscale("log")
-        axes.legend()
     for axes in (loss, error, rate):
+        axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
+    for axes in (loss, error):
+        axes.legend()
     figure.suptitle(title)
     part = workdir / (CURVES + ".part")
     figure.savefig(part, dpi=110, format="png")
     plt.close(figure)
-    os.replace(part, workdir / CURVES)
+    part.replace(workdir / CURVES)
 
 
 def require_writable(workdir: pathlib.Path) -> None:
@@ -119,7 +117,7 @@ class Display:
 
     def __init__(self, total: int, done: int, enabled: bool, live: bool) -> None:
         self.console = Console(stderr=True, quiet=not enabled, highlight=False, soft_wrap=True)
-        self.total, self.first, self.start = total, done, time.perf_counter()
+        self.total, self.first, self.start = total, done, 0.0
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
         self.bar = Progress(*columns, console=self.console, disable=not (enabled and live and sys.stderr.isatty()))
         self.task = self.bar.add_task("train", total=total, completed=done, text="compiling")
@@ -135,11 +133,14 @@ class Display:
         self.console.print(text)
 
     def step(self, step: int, epoch: float, values: dict[str, float]) -> None:
-        spent = time.perf_counter() - self.start
-        left = spent / max(step - self.first, 1) * (self.total - step)
+        now = time.perf_counter()
+        if self.start:
+            left = clock((now - self.start) / max(step - self.first, 1) * (self.total - step))
+        else:  # the first steps wait for a cold machine
+            self.first, self.start, left = step, now, "?"
         text = (
             f"epoch {epoch:.1f}  loss {values['train/loss']:.3f}  lr {values['train/learning_rate']:.4g}  "
-            f"{values['train/images_per_second']:.0f} images/s  stall {values['train/input_stall_percent']:.1f}%  left {clock(left)}"
+            f"{values['train/images_per_second']:.0f} images/s  stall {values['train/input_stall_percent']:.1f}%  left {left}"
         )
         if self.bar.disable:
             self.say(f"step {step}/{self.total}  {text}")

@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from flaxres.training.mesh import replicated
 
-
 INIT, AUGMENT, DROPOUT = range(3)
 
 

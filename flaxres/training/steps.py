@@ -80,7 +80,7 @@ def eval_step(config: Config, model: nn.Module) -> Callable[[Any, Batch], Metric
 
     def step(variables: Any, batch: Batch) -> Metrics:
         images = augment.normalise(batch["image"], config.data.mean, config.data.std, jnp.dtype(config.model.dtype))
-        logits = model.apply(variables, images)
+        logits: Any = model.apply(variables, images)
         labels, weights = batch["label"], batch["weight"]
         # The rank counts a tie against the label, so that a network of equal or NaN logits is not called right.
         right = jnp.take_along_axis(logits, labels[:, None], 1)

@@ -1,0 +1,90 @@
+"""The log of a run: which metrics are read when, and the clock of training."""
+
+import collections
+import contextlib
+import dataclasses
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from flaxres.data.loader import Loader
+from flaxres.training import metrics
+from flaxres.training.evaluation import Report
+from flaxres.training.run import Run
+
+FETCH_BEHIND = 2
+
+
+class Log:
+    """Metrics on their way out. Those of a step are read two steps later, or before a pause, so that the device never waits for the host.
+
+    Times leave evaluations and saves out, and include what earlier processes of the run spent (`before`: seconds trained, seconds stalled).
+    """
+
+    def __init__(
+        self, run: Run, folder: pathlib.Path, first: int, before: tuple[float, float], display: metrics.Display, loader: Loader | None
+    ) -> None:
+        self.run, self.display, self.loader, self.before = run, display, loader, before
+        self.writer = metrics.Writer(folder, first, run.config.train.tensorboard) if jax.process_index() == 0 else None
+        self.pending: collections.deque[tuple[int, Any]] = collections.deque()
+        self.trained, self.since = 0.0, time.perf_counter()
+        self.last_step, self.last_times = first, (0.0, 0.0)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock of training, with everything logged that was pending."""
+        self.flush()
+        self.trained += time.perf_counter() - self.since
+        try:
+            yield
+        finally:
+            self.since = time.perf_counter()
+
+    def times(self) -> tuple[float, float]:
+        """Seconds that this process has trained, and of these, waited for input."""
+        return self.trained + time.perf_counter() - self.since, self.loader.stall_seconds if self.loader else 0.0
+
+    def all_times(self) -> tuple[float, float]:
+        trained, stalled = self.times()
+        return self.before[0] + trained, self.before[1] + stalled
+
+    def add(self, step: int, values: Any) -> None:
+        """Takes note of every step, and logs each `log_every_steps`-th and the last."""
+        if step % self.run.config.train.log_every_steps == 0 or step == self.run.steps:
+            self.pending.append((step, values))
+        while self.pending and self.pending[0][0] + FETCH_BEHIND <= step:
+            self.emit(*self.pending.popleft())
+
+    def flush(self) -> None:
+        while self.pending:
+            self.emit(*self.pending.popleft())
+
+    def emit(self, step: int, values: Any) -> None:
+        row = {f"train/{key}": float(value) for key, value in values.items()}
+        times = self.times()
+        seconds, stalled = times[0] - self.last_times[0], times[1] - self.last_times[1]
+        row["train/learning_rate"] = float(self.run.schedule(step - 1))
+        row["train/images_per_second"] = (step - self.last_step) * self.run.config.train.batch_size / max(seconds, 1e-9)
+        row["train/input_stall_percent"] = 100 * stalled / max(seconds, 1e-9)
+        self.last_step, self.last_times = step, times
+        self.write(step, row)
+        self.display.step(step, step / self.run.steps_per_epoch, row)
+
+    def report(self, report: Report) -> None:
+        values = {key: float(value) for key, value in dataclasses.asdict(report).items() if value is not None and key != "step"}
+        self.write(report.step, {f"eval/{key}": value for key, value in values.items()})
+        self.display.say(
+            f"step {report.step}/{self.run.steps}  evaluation: top-1 {100 * report.top1:.2f}%  loss {report.loss:.4f}  "
+            f"on {report.examples:,} examples"
+        )
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        if self.writer:
+            self.writer.write(step, step / self.run.steps_per_epoch, row)
+
+    def close(self) -> None:
+        if self.writer:
+            self.writer.close()

@@ -1,0 +1,119 @@
+"""A checked config with what follows from it: data, network, schedule, and what feeds the step."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from flaxres.data import decode
+from flaxres.data.loader import Loader, resident, training_rows
+from flaxres.data.order import uniforms
+from flaxres.data.sources import Source, open_source
+from flaxres.errors import InputError
+from flaxres.models.registry import create_model
+from flaxres.training.config import Config, DataConfig, check, check_devices
+from flaxres.training.mesh import data_mesh, replicated, split
+from flaxres.training.optimizers import learning_rate, optimizer
+from flaxres.training.state import State, abstract_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A checked config with its data, network and clock: what `fit` and `evaluate` share."""
+
+    config: Config
+    train: Source
+    evaluation: Source
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        return data_mesh(check_devices(self.config, jax.device_count()))
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        model = self.config.model
+        attributes: dict[str, Any] = {} if model.stem is None else {"stem": model.stem}
+        return create_model(
+            model.name,
+            num_classes=len(self.train.classes),
+            dtype=jnp.dtype(model.dtype),
+            param_dtype=jnp.dtype(model.param_dtype),
+            bn_group=model.bn_group,
+            bn_momentum=model.bn_momentum,
+            dropout=model.dropout,
+            **attributes,
+        )
+
+    @property
+    def steps_per_epoch(self) -> float:
+        return len(self.train) / self.config.train.batch_size
+
+    @property
+    def steps(self) -> int:
+        return self.config.train.steps or max(round(self.config.train.epochs * self.steps_per_epoch), 1)
+
+    @functools.cached_property
+    def schedule(self) -> optax.Schedule:
+        return learning_rate(self.config.optim, self.steps, self.steps_per_epoch)
+
+    @functools.cached_property
+    def tx(self) -> optax.GradientTransformation:
+        return optimizer(self.config.optim, self.schedule)
+
+    @property
+    def threads(self) -> int:
+        return self.config.data.threads or os.cpu_count() or 1
+
+    def every(self, epochs: float) -> int:
+        return max(round(epochs * self.steps_per_epoch), 1)
+
+    def abstract_state(self) -> State:
+        return abstract_state(self.model, self.tx, self.config.data.image_size, self.mesh)
+
+
+def prepare_run(config: Config) -> Run:
+    """Refuses, before anything is compiled, whatever could not train: raises InputError."""
+    check(config)
+    check_devices(config, jax.device_count())
+    if "float64" in (config.model.dtype, config.model.param_dtype) and not jax.config.read("jax_enable_x64"):
+        raise InputError("float64 in model.dtype or model.param_dtype: set JAX_ENABLE_X64=1 in the environment, or use float32")
+    data = config.data
+    train, evaluation = (open_source(data.name, part, data.source, data.data_dir) for part in (data.train_split, data.eval_split))
+    if train.classes != evaluation.classes:
+        raise InputError(f"{train.name} and {evaluation.name} have other classes: they must be splits of one dataset")
+    run = Run(config, train, evaluation)
+    if (last := run.steps * config.train.batch_size) >= 2**32:
+        raise InputError(f"{last:,} samples in all: positions are 32 bits wide; lower train.epochs or train.steps")
+    return run
+
+
+def training_transform(data: DataConfig, seed: int) -> Callable[[bytes, int], Any]:
+    if data.crop != "random_resized":
+        return lambda image, position: decode.centre_crop(image, data.image_size, data.image_size, data.interpolation)
+
+    def transform(image: bytes, position: int) -> Any:
+        numbers = uniforms(seed, position, (decode.TRIES, 4))
+        return decode.random_resized_crop(image, data.image_size, numbers, data.crop_scale, data.crop_ratio, data.interpolation)
+
+    return transform
+
+
+@contextlib.contextmanager
+def feed(run: Run, first: int) -> Iterator[tuple[Iterator[Any], Loader | None]]:
+    """What the step takes: the loader's batches, or the whole dataset again and again where it is on the devices."""
+    config, data = run.config, run.config.data
+    transform = training_transform(data, config.train.seed)
+    if data.resident:
+        yield itertools.repeat(resident(run.train, transform, data.image_size, replicated(run.mesh), run.threads)), None
+        return
+    rows = training_rows(len(run.train), config.train.batch_size, config.train.seed, first, run.steps)
+    with Loader(run.train, rows, transform, data.image_size, split(run.mesh), run.threads, data.prefetch) as loader:
+        yield iter(loader), loader

@@ -1,0 +1,49 @@
+"""Eight CPU devices for every test, and a folder of prepared datasets of its own for every worker."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_ENABLE_X64", "0")
+
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where the tests prepare datasets."""
+    return str(tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture
+def photographs(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
+    """Makes a folder dataset of small JPEGs: two classes, told apart by their colour."""
+
+    def make(train: int = 6, val: int = 3, size: tuple[int, int] = (40, 32)) -> pathlib.Path:
+        root, rng = tmp_path / "photographs", np.random.default_rng(0)
+        for split, count in (("train", train), ("val", val)):
+            for channel, name in enumerate(("blue", "red")):
+                folder = root / split / name
+                folder.mkdir(parents=True, exist_ok=True)
+                for i in range(count):
+                    pixels = rng.integers(0, 80, (*size[::-1], 3), np.uint8)
+                    pixels[..., 2 - 2 * channel] += 150
+                    Image.fromarray(pixels).save(folder / f"{i}.jpg", quality=90)
+        return root
+
+    return make
+
+
+@pytest.fixture
+def shared() -> pathlib.Path:
+    """The real images and weights that lie beside a developer's checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("the shared data folder is not beside this checkout")
+    return SHARED

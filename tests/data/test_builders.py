@@ -1,0 +1,172 @@
+"""Preparing datasets: what is written, what is repaired or refused, and starting again."""
+
+import io
+import pathlib
+import tarfile
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flaxres.data import builders
+from flaxres.data.builders import prepare
+from flaxres.data.decode import centre_crop
+from flaxres.data.sources import describe, open_source
+from flaxres.errors import InputError
+
+
+def test_digits_are_all_there(data_dir: str) -> None:
+    prepare("digits", None, data_dir)
+    train, test = (open_source("digits", split, data_dir=data_dir) for split in ("train", "test"))
+    assert (len(train), len(test)) == (1297, 500)
+    assert train.classes == tuple("0123456789")
+    assert np.bincount([test.read(i)[1] for i in range(500)]).tolist() == [50] * 10
+    pictures = {centre_crop(source.read(i)[0], 8, 8, "bilinear").tobytes() for source in (train, test) for i in range(len(source))}
+    assert len(pictures) == 1797
+
+
+def test_a_folder_becomes_a_dataset_and_is_not_written_twice(photographs: Callable[..., pathlib.Path], data_dir: str) -> None:
+    root = photographs(6, 3)
+    place, tally = prepare("folder", str(root), data_dir)
+    assert {split: dict(kinds) for split, kinds in tally.kinds.items()} == {"train": {"JPEG": 12}, "val": {"JPEG": 6}}
+    written = {path.name: path.stat().st_mtime_ns for path in place.iterdir()}
+    again, tally = prepare("folder", str(root), data_dir)
+    assert again == place
+    assert not tally.kinds
+    assert {path.name: path.stat().st_mtime_ns for path in place.iterdir()} == written
+    source = open_source("folder", "train", str(root), data_dir)
+    assert source.classes == ("blue", "red")
+    assert sorted(source.read(i) for i in range(12)) == sorted(
+        (path.read_bytes(), label) for label, name in enumerate(("blue", "red")) for path in (root / "train" / name).iterdir()
+    )
+    # Another image is another dataset.
+    Image.new("RGB", (8, 8)).save(root / "train" / "red" / "new.jpg")
+    assert len(open_source("folder", "train", str(root), data_dir)) == 13
+
+
+def test_files_that_are_no_images_are_skipped_named_and_counted(photographs: Callable[..., pathlib.Path], data_dir: str) -> None:
+    root = photographs(4, 2)
+    (root / "train" / "red" / "notes.jpg").write_text("this is text")
+    (root / "train" / "red" / "empty.png").write_bytes(b"")
+    Image.new("CMYK", (8, 8)).save(root / "val" / "red" / "print.jpg")
+    (root / "train" / "red" / "README.txt").write_text("not an image by its name, so not looked at")
+    _, tally = prepare("folder", str(root), data_dir)
+    assert tally.kinds["train"] == {"JPEG": 8, "refused": 2}
+    assert tally.kinds["val"] == {"JPEG": 4, "JPEG CMYK repaired": 1}
+    assert dict(tally.refused) == {"train/red/notes.jpg": "this is no JPEG or PNG image", "train/red/empty.png": "the file is empty"}
+    assert len(open_source("folder", "train", str(root), data_dir)) == 8
+    assert describe("folder", str(root), data_dir)["splits"] == {"train": 8, "val": 5}
+
+
+def test_a_preparation_that_was_interrupted_starts_again(
+    photographs: Callable[..., pathlib.Path], data_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, real, calls = photographs(40, 2), builders.repair, iter(range(1000))
+
+    def interrupted(data: bytes) -> tuple[str, bytes]:
+        if next(calls) == 30:
+            raise KeyboardInterrupt
+        return real(data)
+
+    monkeypatch.setattr(builders, "repair", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare("folder", str(root), data_dir)
+    config = builders.config_name("folder", str(root))
+    assert config is not None
+    assert not list((pathlib.Path(data_dir) / "folder" / config).glob("*/dataset_info.json"))
+    monkeypatch.undo()
+    assert prepare("folder", str(root), data_dir)[1].kinds["train"] == {"JPEG": 80}
+    assert [path.name for path in (pathlib.Path(data_dir) / "folder" / config).iterdir()] == ["1.0.0"]
+
+
+@pytest.mark.parametrize("name", ["nosuch", "digit"])
+def test_unknown_datasets_are_refused(name: str, data_dir: str) -> None:
+    with pytest.raises(InputError, match="unknown dataset"):
+        prepare(name, None, data_dir)
+    with pytest.raises(InputError, match="unknown dataset"):
+        open_source(name, "train", data_dir=data_dir)
+
+
+def test_folders_that_break_the_rules_are_refused(photographs: Callable[..., pathlib.Path], tmp_path: pathlib.Path, data_dir: str) -> None:
+    def refusal(source: str | None) -> str:
+        with pytest.raises(InputError) as refused:
+            open_source("folder", "train", source, data_dir)
+        return str(refused.value)
+
+    assert "needs data.source" in refusal(None)
+    assert "is not a folder" in refusal(str(tmp_path / "nothing"))
+    (tmp_path / "empty").mkdir()
+    assert "holds no <split>/<class>/*.jpg" in refusal(str(tmp_path / "empty"))
+    root = photographs(2, 2)
+    (root / "train" / "green").mkdir()
+    Image.new("RGB", (8, 8)).save(root / "train" / "green" / "0.jpg")
+    assert "class 'green' has no images in split 'val'" in refusal(str(root))
+    for name in ("blue", "red", "green"):
+        for path in (root / "train" / name).iterdir():
+            path.write_text("text")
+        (root / "val" / name).mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(root / "val" / name / "0.jpg")
+    assert "no image that can be read: 5 files were refused" in refusal(str(root))
+
+
+def test_a_split_that_is_not_there_is_refused_with_the_near_one(data_dir: str) -> None:
+    with pytest.raises(InputError, match="unknown split of digits 'tst': did you mean test"):
+        open_source("digits", "tst", data_dir=data_dir)
+    assert len(open_source("digits", "train[:10%]", data_dir=data_dir)) == 130
+    with pytest.raises(InputError, match=r"train\[:"):
+        open_source("digits", "train[:x%]", data_dir=data_dir)
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def test_cifar10_is_read_from_its_archive(tmp_path: pathlib.Path, data_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (6, 3, 3073), np.uint8)
+    rows[..., 0] %= 10
+    archive = tmp_path / "cifar-10-binary.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for i, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+            add(tar, f"cifar-10-batches-bin/{name}.bin", rows[i].tobytes())
+    with pytest.raises(InputError, match=r"has SHA-256 .*: the official"):
+        prepare("cifar10", str(archive), data_dir)
+    with pytest.raises(InputError, match="does not exist"):
+        prepare("cifar10", str(tmp_path / "nothing"), data_dir)
+    monkeypatch.setattr(builders, "CIFAR10_SHA256", builders.sha256(archive))
+    prepare("cifar10", str(tmp_path), data_dir)
+    for split, expected in (("train", rows[:5].reshape(-1, 3073)), ("test", rows[5])):
+        source = open_source("cifar10", split, data_dir=data_dir)
+        for i, row in enumerate(expected):
+            data, label = source.read(i)
+            assert label == row[0]
+            np.testing.assert_array_equal(centre_crop(data, 32, 32, "bilinear"), row[1:].reshape(3, 32, 32).transpose(1, 2, 0))
+
+
+def test_imagenet_is_read_from_its_tars(tmp_path: pathlib.Path, data_dir: str) -> None:
+    def jpeg(shade: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (20, 10), (shade, 0, 0)).save(buffer, "JPEG")
+        return buffer.getvalue()
+
+    with pytest.raises(InputError, match="is not a folder"):
+        prepare("imagenet2012", None, data_dir)
+    with tarfile.open(tmp_path / "ILSVRC2012_img_train.tar", "w") as outer:
+        for shade, name in ((10, "n01440764"), (200, "n15075141")):
+            inner = io.BytesIO()
+            with tarfile.open(fileobj=inner, mode="w") as tar:
+                add(tar, f"{name}_1.JPEG", jpeg(shade))
+            add(outer, f"{name}.tar", inner.getvalue())
+    with pytest.raises(InputError, match=r"img_val.tar' does not exist"):
+        prepare("imagenet2012", str(tmp_path), data_dir)
+    with tarfile.open(tmp_path / "ILSVRC2012_img_val.tar", "w") as tar:
+        add(tar, "ILSVRC2012_val_00000001.JPEG", jpeg(50))
+        add(tar, "ILSVRC2012_val_00000002.JPEG", jpeg(60))
+    prepare("imagenet2012", str(tmp_path), data_dir)
+    train, validation = (open_source("imagenet2012", split, data_dir=data_dir) for split in ("train", "validation"))
+    assert len(train.classes) == 1000
+    assert [train.classes[train.read(i)[1]] for i in range(2)] == ["n01440764", "n15075141"]
+    # The first two lines of the official ground truth, as WordNet ids.
+    assert [validation.classes[validation.read(i)[1]] for i in range(2)] == ["n01751748", "n09193705"]

@@ -1,0 +1,132 @@
+"""Decoding: evaluation is Pillow's to the bit, the training crop follows its rule, bad files are named."""
+
+import io
+import pathlib
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flaxres.data.decode import TRIES, UnreadableError, centre_crop, crop_box, random_resized_crop, repair
+from flaxres.data.order import uniforms
+
+
+def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """A smooth picture, so that two resizings can be compared."""
+    y, x = np.mgrid[:height, :width]
+    channels = np.stack([128 + 100 * np.sin(x / 17), 128 + 100 * np.cos(y / 23), 255 * x / width], -1)
+    return Image.fromarray(channels.astype(np.uint8)).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (200, 300), (256, 256), (100, 80)])
+def test_evaluation_is_pillows_resize_and_centre_crop(width: int, height: int) -> None:
+    data = encoded(photograph(width, height))
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    short = min(width, height)
+    image = image.resize((int(64 * width / short), int(64 * height / short)), Image.Resampling.BILINEAR)
+    left, top = round((image.width - 56) / 2), round((image.height - 56) / 2)
+    np.testing.assert_array_equal(centre_crop(data, 56, 64, "bilinear"), np.asarray(image)[top : top + 56, left : left + 56])
+
+
+def test_crop_boxes_lie_inside_and_have_the_asked_area_and_ratio() -> None:
+    areas, ratios = [], []
+    for position in range(2000):
+        top, left, height, width = crop_box(300, 400, uniforms(0, position, (TRIES, 4)), (0.08, 1.0), (3 / 4, 4 / 3))
+        assert 0 <= top <= 300 - height
+        assert 0 <= left <= 400 - width
+        areas.append(height * width / 120_000)
+        ratios.append(width / height)
+    assert 0.075 < min(areas) < 0.1
+    assert max(areas) > 0.9
+    assert 0.73 < min(ratios) < 0.76
+    assert 1.31 < max(ratios) < 1.35
+    # Log-uniform, so that wide and tall crops are equally likely; the image is wide, which cuts off some of the tall ones.
+    assert 0.45 < np.mean(np.asarray(ratios) > 1) < 0.65
+
+
+@pytest.mark.parametrize(("height", "width", "expected"), [(10, 1000, (0, 493, 10, 13)), (1000, 10, (493, 0, 13, 10))])
+def test_an_image_too_long_for_any_crop_gets_the_central_one(height: int, width: int, expected: tuple[int, ...]) -> None:
+    whole = np.full((TRIES, 4), 0.999)
+    assert crop_box(height, width, whole, (0.99, 1.0), (3 / 4, 4 / 3)) == pytest.approx(expected, abs=2)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_the_training_crop_is_the_box_resized(kind: str) -> None:
+    image = photograph(640, 480)
+    data = encoded(image, kind, **({"quality": 95} if kind == "JPEG" else {}))
+    reference = Image.open(io.BytesIO(data)).convert("RGB")
+    for position in range(20):
+        numbers = uniforms(0, position, (TRIES, 4))
+        top, left, height, width = crop_box(480, 640, numbers, (0.08, 1.0), (3 / 4, 4 / 3))
+        expected = np.asarray(reference.resize((64, 64), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height)), int)
+        ours = random_resized_crop(data, 64, numbers, (0.08, 1.0), (3 / 4, 4 / 3), "bilinear").astype(int)
+        assert ours.shape == (64, 64, 3)
+        assert np.abs(ours - expected).mean() < (1.5 if kind == "JPEG" else 1e-9)  # libjpeg's scaled decoding blurs a little otherwise
+
+
+def test_real_photographs_decode(shared: pathlib.Path) -> None:
+    import tarfile
+
+    with tarfile.open(shared / "imagenet_sample.tar") as tar:
+        for i, member in zip(range(40), (m for m in tar if m.isfile()), strict=False):
+            file = tar.extractfile(member)
+            assert file is not None
+            data = file.read()
+            assert random_resized_crop(data, 224, uniforms(0, i, (TRIES, 4)), (0.08, 1), (3 / 4, 4 / 3), "bilinear").std() > 1
+            assert centre_crop(data, 224, 256, "bilinear").shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "expected"),
+    [
+        (photograph(20, 10), "JPEG", "JPEG"),
+        (photograph(20, 10, "L"), "JPEG", "JPEG"),
+        (photograph(20, 10, "CMYK"), "JPEG", "JPEG CMYK repaired"),
+        (photograph(20, 10), "PNG", "PNG"),
+        (photograph(20, 10, "RGBA"), "PNG", "PNG RGBA repaired"),
+        (photograph(20, 10, "P"), "GIF", "GIF"),
+        (photograph(1, 1), "PNG", "PNG"),
+    ],
+)
+def test_unusual_files_become_rgb(image: Image.Image, kind: str, expected: str) -> None:
+    found, data = repair(encoded(image, kind))
+    assert found.startswith(expected)
+    for decoded in (centre_crop(data, 8, 8, "bilinear"), random_resized_crop(data, 8, np.full((TRIES, 4), 0.5), (0.08, 1), (0.75, 1.33), "bilinear")):
+        assert decoded.shape == (8, 8, 3)
+    if image.width > 1:
+        assert np.abs(np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int) - np.asarray(image.convert("RGB"), int)).mean() < 12
+
+
+def bomb() -> bytes:
+    """A PNG whose header promises 65,500 x 65,500 pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 65_500, 65_500, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"this is text", "this is no JPEG or PNG image"),
+        (encoded(photograph(200, 200))[:2000], "truncated"),
+        (encoded(photograph(200, 200), "PNG")[:500], "truncated"),
+        (bomb(), "pixels"),
+    ],
+)
+def test_files_that_can_not_be_read_are_refused_with_the_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(UnreadableError, match=reason):
+        repair(data)
+    with pytest.raises(UnreadableError):
+        random_resized_crop(data, 64, uniforms(0, 0, (TRIES, 4)), (0.08, 1), (3 / 4, 4 / 3), "bilinear")

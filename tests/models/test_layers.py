@@ -1,0 +1,129 @@
+"""Layers against plain formulas and against XLA's own operations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from flaxres.errors import InputError
+from flaxres.models.layers import BatchNorm, Conv, max_pool, zero_pad_shortcut
+from flaxres.training.mesh import data_mesh, split
+
+
+def images(*shape: int, seed: int = 0) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.mark.parametrize(("size", "stride", "groups"), [(1, 1, 1), (1, 2, 1), (1, 2, 2), (3, 1, 1), (3, 2, 4), (7, 2, 1)])
+def test_conv_is_the_symmetrically_padded_convolution(size: int, stride: int, groups: int) -> None:
+    x, layer = images(2, 9, 10, 4), Conv(8, size, stride, groups)
+    variables = layer.init(jax.random.key(1), x)
+    pad = size // 2
+    reference = nn.Conv(8, (size, size), stride, [(pad, pad), (pad, pad)], feature_group_count=groups, use_bias=False)
+
+    def value(module: nn.Module, x: jax.Array) -> jax.Array:
+        return jnp.sin(module.apply(variables, x)).sum()
+
+    np.testing.assert_allclose(layer.apply(variables, x), reference.apply(variables, x), atol=1e-5)
+    np.testing.assert_allclose(jax.grad(value, 1)(layer, x), jax.grad(value, 1)(reference, x), atol=1e-4)
+
+
+def test_conv_refuses_groups_that_do_not_divide() -> None:
+    with pytest.raises(InputError, match=r"\(=4\) and out \(=8\) must be divisible by groups \(=3\)"):
+        Conv(8, groups=3).init(jax.random.key(0), images(1, 4, 4, 4))
+
+
+def test_conv_starts_with_he_fan_out() -> None:
+    kernel = Conv(256, 3, dtype=jnp.bfloat16).init(jax.random.key(0), images(1, 4, 4, 64))["params"]["kernel"]
+    assert kernel.dtype == jnp.float32
+    assert float(kernel.std()) == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.01)
+
+
+@pytest.mark.parametrize("group", [None, 2, 4])
+def test_batch_norm_by_groups(group: int | None) -> None:
+    x = images(8, 3, 5, 6) * 3 + 1
+    layer = BatchNorm(group)
+    variables = layer.init(jax.random.key(0), x, use_running_average=False)
+    y, new = layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+    rows = np.asarray(x, np.float64)
+    for first in range(0, 8, group or 8):
+        part = rows[first : first + (group or 8)]
+        expected = (part - part.mean((0, 1, 2))) / np.sqrt(part.var((0, 1, 2)) + 1e-5)
+        np.testing.assert_allclose(y[first : first + (group or 8)], expected, atol=1e-5)
+    np.testing.assert_allclose(new["batch_stats"]["mean"], 0.1 * rows.mean((0, 1, 2)), atol=1e-6)
+    # However it is grouped, the running variance is that of all images together.
+    np.testing.assert_allclose(new["batch_stats"]["var"], 0.9 + 0.1 * rows.var((0, 1, 2)), rtol=1e-5)
+    z = layer.apply({"params": variables["params"], **new}, x, use_running_average=True)
+    np.testing.assert_allclose(z, (x - new["batch_stats"]["mean"]) / np.sqrt(new["batch_stats"]["var"] + 1e-5), atol=1e-5)
+
+
+def test_batch_norm_statistics_are_float32_in_bfloat16() -> None:
+    x = (images(64, 8, 8, 4) + 30).astype(jnp.bfloat16)
+    layer = BatchNorm(dtype=jnp.bfloat16)
+    variables = layer.init(jax.random.key(0), x, use_running_average=False)
+    y, new = layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+    assert y.dtype == jnp.bfloat16
+    assert new["batch_stats"]["var"].dtype == jnp.float32
+    np.testing.assert_allclose(new["batch_stats"]["var"], 0.9 + 0.1 * np.asarray(x, np.float64).var((0, 1, 2)), rtol=1e-3)
+
+
+def test_batch_norm_refuses_a_group_that_does_not_divide_or_comes_with_an_axis() -> None:
+    variables = BatchNorm(3).init(jax.random.key(0), images(8, 2, 2, 4), use_running_average=False)
+    with pytest.raises(InputError, match=r"bn_group \(=3\) must divide the 8 images"):
+        BatchNorm(3).apply(variables, images(8, 2, 2, 4), use_running_average=False, mutable=["batch_stats"])
+    with pytest.raises(InputError, match="exclude each other"):
+        BatchNorm(4, "data").apply(variables, images(8, 2, 2, 4), use_running_average=False, mutable=["batch_stats"])
+
+
+def test_axis_name_gives_the_statistics_of_the_whole_batch() -> None:
+    x, mesh = images(16, 3, 3, 4) * 2 + 1, data_mesh(4)
+    variables = BatchNorm().init(jax.random.key(0), x, use_running_average=False)
+
+    def run(layer: BatchNorm, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y, new = layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+        return y, new["batch_stats"]["var"]
+
+    whole = run(BatchNorm(), x)
+    data = PartitionSpec("data")
+    mapped = jax.shard_map(lambda x: run(BatchNorm(axis_name="data"), x), mesh=mesh, in_specs=data, out_specs=(data, PartitionSpec()))(x)
+    for ours, expected in zip(mapped, whole, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+    pmapped = jax.pmap(lambda x: run(BatchNorm(axis_name="data"), x), axis_name="data")(x.reshape(8, 2, 3, 3, 4))
+    np.testing.assert_allclose(pmapped[0].reshape(x.shape), whole[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("group", "devices", "expected"), [(None, 4, True), (4, 4, False), (2, 4, False), (16, 4, True), (4, 1, False)])
+def test_aligned_groups_need_no_communication(group: int | None, devices: int, expected: bool) -> None:
+    mesh, x = data_mesh(devices), images(16, 4, 4, 8)
+    layer = BatchNorm(group)
+    variables = layer.init(jax.random.key(0), x, use_running_average=False)
+
+    def normalised(x: jax.Array) -> jax.Array:
+        return layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"])[0]
+
+    program = jax.jit(normalised, in_shardings=split(mesh), out_shardings=split(mesh)).lower(x).compile().as_text()
+    assert any(word in program for word in ("all-reduce", "all-gather", "collective-permute")) == expected
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 7, 9, 2), (2, 112, 112, 4)])
+def test_max_pool_and_its_gradient_are_xlas(shape: tuple[int, ...]) -> None:
+    def reference(x: jax.Array) -> jax.Array:
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+    x = images(*shape)
+    np.testing.assert_array_equal(max_pool(x), reference(x))
+    weights = images(*reference(x).shape, seed=1)
+    for values in (x, jnp.round(x)):  # the second has ties, which go to the first maximum
+        ours = jax.grad(lambda x: (max_pool(x) * weights).sum())(values)
+        np.testing.assert_allclose(ours, jax.grad(lambda x: (reference(x) * weights).sum())(values), atol=1e-6)
+
+
+def test_zero_pad_shortcut_subsamples_and_centres_the_channels() -> None:
+    x = images(1, 4, 4, 2)
+    y = zero_pad_shortcut(x, 6, 2)
+    np.testing.assert_array_equal(y[..., 2:4], x[:, ::2, ::2])
+    assert not y[..., :2].any()
+    assert not y[..., 4:].any()
