@@ -19,9 +19,10 @@ ROOMS = {
     "weights": {"errors", "models", "data", "weights"},
     "training": {"errors", "models", "data", "weights", "training"},
 }
-COMPUTE = ("models/*.py", "errors.py", "data/augment.py", "data/order.py", "data/__init__.py", "training/__init__.py") + tuple(
-    f"training/{name}.py" for name in ("config", "optimizers", "state", "steps", "mesh")
-)
+COMPUTE = [
+    *("models/*.py", "errors.py", "data/augment.py", "data/order.py", "data/__init__.py", "training/__init__.py"),
+    *(f"training/{name}.py" for name in ("config", "optimizers", "state", "steps", "mesh")),
+]
 
 
 def imports(path: pathlib.Path) -> set[str]:

@@ -23,7 +23,7 @@ def random_shift(keys: jax.Array, images: jax.Array, pad: int) -> jax.Array:
         return images
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     offsets = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 1), (2,), 0, 2 * pad + 1, jnp.int32))(keys)
-    return jax.vmap(lambda image, at: lax.dynamic_slice(image, (at[0], at[1], 0), images.shape[1:]))(padded, offsets)
+    return jax.vmap(lambda image, at: lax.dynamic_slice(image, (at[0], at[1], jnp.int32(0)), images.shape[1:]))(padded, offsets)
 
 
 def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: Dtype) -> jax.Array:

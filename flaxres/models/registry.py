@@ -10,7 +10,7 @@ from flax import linen as nn
 from flaxres.errors import InputError, unknown
 from flaxres.models import resnet
 
-MODELS: dict[str, functools.partial[nn.Module]] = {
+MODELS: dict[str, functools.partial[Any]] = {
     "resnet18": resnet.ResNet18,
     "resnet34": resnet.ResNet34,
     "resnet50": resnet.ResNet50,

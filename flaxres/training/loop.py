@@ -15,7 +15,7 @@ import jax
 from flaxres.errors import InputError
 from flaxres.training import metrics
 from flaxres.training.checkpoints import Checkpoints
-from flaxres.training.config import FREE, MEASURE, Config, check, differences, from_json, to_json
+from flaxres.training.config import FREE, MEASURE, Config, check, check_devices, differences, from_json, to_json
 from flaxres.training.evaluation import Evaluator, Report
 from flaxres.training.log import Log
 from flaxres.training.run import Run, feed, prepare_run
@@ -42,9 +42,11 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
     """
     folder = pathlib.Path(workdir)
     check(config)
+    check_devices(config, jax.device_count())
     require_same_run(config, folder)
-    run = prepare_run(config)
     metrics.require_writable(folder)
+    run = prepare_run(config)
+    folder.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         metrics.replace_file(folder / "config.json", to_json(config))
     with Checkpoints(folder / "checkpoints", config.train.keep_checkpoints) as checkpoints:

@@ -102,12 +102,14 @@ def draw_curves(workdir: pathlib.Path, title: str) -> None:
 
 
 def require_writable(workdir: pathlib.Path) -> None:
-    """Makes `workdir`; raises InputError where nothing can be written into it."""
-    probe = workdir / ".writable"
+    """Raises InputError where nothing can be written into `workdir`. Leaves no trace: a run that is refused later makes no folder."""
+    probe, made = workdir / ".writable", [path for path in (workdir, *workdir.parents) if not path.exists()]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
         probe.unlink()
+        for path in made:
+            path.rmdir()
     except OSError as error:
         raise InputError(f"workdir {str(workdir)!r} can't be written ({error.strerror}): give another --workdir") from error
 

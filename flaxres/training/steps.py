@@ -55,7 +55,7 @@ def train_step(config: Config, model: nn.Module, tx: optax.GradientTransformatio
         metrics = {
             "loss": value,
             "top1": (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32),
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
         }
         return State(state.step + 1, params, batch_stats, opt_state), metrics
 

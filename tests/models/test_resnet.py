@@ -33,7 +33,10 @@ def test_parameter_counts(name: str) -> None:
 
 
 def test_names_of_parameters_are_pytorchs() -> None:
-    names = {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree_util.tree_leaves_with_path(shapes(flaxres.ResNet50())["params"])}
+    names = {
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, _ in jax.tree_util.tree_leaves_with_path(shapes(flaxres.ResNet50())["params"])
+    }
     assert {"conv1.kernel", "bn1.scale", "layer1.0.conv3.kernel", "layer1.0.downsample.0.kernel", "layer4.2.bn3.bias", "fc.kernel"} <= names
     assert not any("downsample" in name for name in names if ".1." in name.replace("downsample.1", ""))
 

@@ -1,0 +1,111 @@
+"""The command line: each mistake is one line that names the thing and the fix, with exit code 2, before anything is compiled."""
+
+import json
+import pathlib
+from collections.abc import Callable
+
+import pytest
+
+from flaxres.cli import main, refusing, train
+
+ROOT = pathlib.Path(__file__).parents[1]
+DIGITS = str(ROOT / "configs" / "digits.py")
+
+
+def refusal(capfd: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line that `train.py` prints when it refuses."""
+    assert refusing(lambda: train(words, DIGITS, "train.py")) == 2
+    out, err = capfd.readouterr()
+    assert not out
+    assert err.count("\n") == 1
+    assert err.startswith("flaxres: ")
+    return err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--optim.learning-rat 0.1", "unknown option '--optim.learning-rat': did you mean --optim.learning-rate?"),
+        ("--optim.learning-rate abc", "--optim.learning-rate='abc': the rule is float"),
+        ("--optim.learning-rate --data.flip True", "--optim.learning-rate='': the rule is float"),
+        ("--optim.schedule=cosin", "unknown value of --optim.schedule 'cosin': did you mean cosine?"),
+        ("--data.flip maybe", "--data.flip='maybe': the rule is True or False"),
+        ("--model.name resnet5O", "unknown model.name 'resnet5O': did you mean"),
+        ("--model.bn-group 3", "model.bn_group=3 must divide train.batch_size=128"),
+        ("--train.batch-size 100", "train.batch_size=100 is not divisible by the 8 devices: try 96 or 104"),
+        ("--config configs/digit.py", "unknown config file 'configs/digit.py'"),
+        ("digits", "'digits' is no option"),
+        ("--data.name folder", "needs data.source"),
+        ("--data.name folder --data.source /nothing", "'/nothing' is not a folder"),
+        ("--data.name nosuch", "unknown dataset 'nosuch'"),
+        ("--workdir /proc/flaxres", "workdir '/proc/flaxres' can't be written"),
+    ],
+)
+def test_mistakes_are_one_line(words: str, message: str, data_dir: str, capfd: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
+    where = [] if "--workdir" in words else ["--workdir", str(tmp_path / "run")]
+    assert message in refusal(capfd, *words.split(), *where, "--data.data-dir", data_dir)
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders_that_break_the_rules_are_one_line(
+    data_dir: str, photographs: Callable[..., pathlib.Path], capfd: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    root = photographs()
+    (tmp_path / "empty").mkdir()
+    words = ["--workdir", str(tmp_path / "run"), "--data.data-dir", data_dir, "--data.name", "folder", "--data.eval-split", "val"]
+    assert "holds no <split>/<class>/*.jpg" in refusal(capfd, *words, "--data.source", str(tmp_path / "empty"))
+    for path in (root / "val" / "red").iterdir():
+        path.unlink()
+    assert "class 'red' has no images in split 'val'" in refusal(capfd, *words, "--data.source", str(root))
+
+
+def test_config_files_that_are_none_are_one_line(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for text, message in (("x = 1", "binds no `config = flaxres.Config(...)`"), ("1/0", "ZeroDivisionError: division by zero"), ("(", "SyntaxError")):
+        (tmp_path / "config.py").write_text(text)
+        assert message in refusal(capfd, "--config", str(tmp_path / "config.py"))
+
+
+def test_help_shows_every_option_with_the_configs_defaults(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train(["--help"], DIGITS, "train.py")
+    assert stopped.value.code == 0
+    text = capfd.readouterr().out
+    for words in ("--config FILE", "--workdir DIR", "--optim.learning-rate FLOAT", "(default: resnet20)", "At its peak"):
+        assert words in text
+
+
+def test_the_flaxres_command(data_dir: str, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def run(*words: str) -> str:
+        assert main(words) == 0, capfd.readouterr().err
+        return capfd.readouterr().out
+
+    assert json.loads(run("models", "resnet5?", "--json")) == {"resnet50": 25_557_032, "resnet56": 853_018}
+    run("data", "prepare", "digits", "--data-dir", data_dir)
+    assert json.loads(run("data", "info", "digits", "--data-dir", data_dir, "--json"))["splits"] == {"train": 1297, "test": 500}
+    workdir = str(tmp_path / "run")
+    run("train", "--config", DIGITS, "--workdir", workdir, "--data.data-dir", data_dir, "--train.steps", "3", "--train.tensorboard", "False")
+    report = json.loads(run("evaluate", "--workdir", workdir))
+    assert report == {key: json.loads((tmp_path / "run" / "summary.json").read_text())[key] for key in report}
+    assert json.loads(run("evaluate", "--workdir", workdir, "--data.eval-split", "train"))["examples"] == 1297
+    run("train", "--workdir", workdir)  # goes on with the config that is there
+    assert "flaxres COMMAND" in run("--help")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("trian", "unknown command 'trian': did you mean train?"),
+        ("data prepar digits", "invalid choice: 'prepar'"),
+        ("data info digit", "unknown dataset 'digit': did you mean digits?"),
+        ("models resnet5O", "unknown model 'resnet5O'"),
+        ("evaluate", "--workdir is missing"),
+        ("evaluate --workdir /nothing", "'/nothing/config.json' does not exist"),
+        ("train", "--workdir is missing"),
+    ],
+)
+def test_mistakes_of_the_flaxres_command_are_one_line(words: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 2
+    out, err = capfd.readouterr()
+    assert not out
+    assert message in err
+    assert err.count("\n") == 1

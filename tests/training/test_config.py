@@ -1,0 +1,68 @@
+"""Configs: every shipped one is sound, every broken one is refused by name before anything is compiled."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from flaxres.cli import load_config
+from flaxres.errors import InputError
+from flaxres.training.config import FREE, MEASURE, RULES, check, check_devices, differences, flat, from_json, kinds, to_json
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_is_sound_and_survives_json(path: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    config = load_config(str(path))
+    check(config)
+    (tmp_path / "config.json").write_text(to_json(config))
+    assert from_json(tmp_path / "config.json") == config
+
+
+def test_settings_named_in_rules_exist() -> None:
+    assert RULES.keys() | FREE | MEASURE <= kinds().keys() == flat(Config()).keys()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (Config(model=ModelConfig(name="resnet5O")), "unknown model.name 'resnet5O': did you mean .*resnet50"),
+        (Config(optim=OptimConfig(schedule="cosin")), "unknown optim.schedule 'cosin': did you mean cosine"),  # type: ignore[arg-type]
+        (Config(optim=OptimConfig(learning_rate="fast")), "optim.learning_rate='fast' is of type str: the rule is float"),  # type: ignore[arg-type]
+        (Config(data=DataConfig(crop_scale=(0.5,))), "crop_scale"),  # type: ignore[arg-type]
+        (Config(data=DataConfig(flip=1)), "data.flip=1 is of type int: the rule is True or False"),  # type: ignore[arg-type]
+        (Config(optim=OptimConfig(momentum=1.0)), r"optim.momentum=1.0: the rule is in \[0, 1\)"),
+        (Config(optim=OptimConfig(schedule="step")), "give the epochs of the steps"),
+        (Config(optim=OptimConfig(milestones=(3.0, 2.0))), "the rule is ascending"),
+        (Config(train=TrainConfig(batch_size=0)), "train.batch_size=0: the rule is > 0"),
+        (Config(model=ModelConfig(bn_group=48)), "model.bn_group=48 must divide train.batch_size=256"),
+        (Config(data=DataConfig(resident=True)), "set data.crop to 'shift' or 'none'"),
+        (Config(data=DataConfig(eval_resize=100)), "the crop must fit inside"),
+    ],
+)
+def test_broken_configs_are_refused(config: Config, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check(config)
+
+
+def test_batches_that_the_devices_do_not_divide_are_refused() -> None:
+    with pytest.raises(InputError, match="train.batch_size=100 is not divisible by the 8 devices: try 96 or 104"):
+        check_devices(Config(train=TrainConfig(batch_size=100)), 8)
+    with pytest.raises(InputError, match="train.devices=9: there are 8"):
+        check_devices(Config(train=TrainConfig(devices=9)), 8)
+    assert check_devices(Config(train=TrainConfig(batch_size=100, eval_batch_size=4, devices=4)), 8) == 4
+
+
+def test_differences_name_the_fields_that_matter() -> None:
+    old = Config()
+    new = dataclasses.replace(old, optim=OptimConfig(learning_rate=0.3), train=TrainConfig(log_every_steps=7))
+    assert differences(old, new) == ["optim.learning_rate: 0.1 -> 0.3"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"model": 3}', '{"model": {"nme": 1}}', '{"modl": {}}', '{"optim": {"momentum": "x"}}'])
+def test_a_damaged_config_file_is_refused(text: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError):
+        from_json(tmp_path / "config.json")

@@ -1,0 +1,142 @@
+"""`fit` and `evaluate`, whole: what a run writes, that it goes on in the same bits, that it counts exactly, and that it refuses."""
+
+import dataclasses
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import pytest
+
+import flaxres
+from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from flaxres.cli import load_config
+from flaxres.errors import InputError
+from flaxres.training.log import metrics
+from tests.faults import kill
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def digits(data_dir: str, **train: object) -> Config:
+    config = load_config(str(ROOT / "configs" / "digits.py"))
+    short = {"steps": 12, "batch_size": 64, "log_every_steps": 4, "eval_every_epochs": 0.3, "checkpoint_every_epochs": 0.3, "progress": False}
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, data_dir=data_dir),
+        train=dataclasses.replace(config.train, **(short | train)),  # type: ignore[arg-type]
+    )
+
+
+def test_a_run_leaves_what_it_should_and_is_not_run_twice(data_dir: str, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = digits(data_dir)
+    state = flaxres.fit(config, tmp_path)
+    assert int(state.step) == 12
+    names = {path.name.split(".")[0] if path.name.startswith("events") else path.name for path in tmp_path.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "summary.json", "curves.png", "checkpoints", "events"}
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary.keys() == {"top1", "top5", "loss", "examples", "step", "seconds", "images_per_second", "input_stall_percent"}
+    assert (summary["examples"], summary["step"]) == (500, 12)
+    rows = metrics.read_metrics(tmp_path)
+    assert [row["step"] for row in rows if "train/loss" in row] == [4, 8, 12]
+    assert [row["step"] for row in rows if "eval/top1" in row] == [6, 12]
+    assert all({"step", "epoch"} <= row.keys() for row in rows)
+    report = flaxres.evaluate(config, tmp_path)
+    assert dataclasses.asdict(report) == {key: summary[key] for key in ("top1", "top5", "loss", "examples", "step")}
+
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    capfd.readouterr()
+    again = flaxres.fit(config, tmp_path)
+    assert "this run is finished" in capfd.readouterr().err
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), again, state))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+    with pytest.raises(InputError, match=r"another config \(optim.learning_rate: 0.1 -> 0.2\): use another --workdir"):
+        flaxres.fit(dataclasses.replace(config, optim=dataclasses.replace(config.optim, learning_rate=0.2)), tmp_path)
+    (tmp_path / "summary.json").unlink()  # as a kill after the last checkpoint leaves it
+    flaxres.fit(config, tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["top1"] == summary["top1"]
+
+
+def test_the_loader_and_the_device_feed_the_same_run(data_dir: str, tmp_path: pathlib.Path) -> None:
+    losses = []
+    for resident in (False, True):
+        config = digits(data_dir, tensorboard=False, log_every_steps=1, steps=4)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, resident=resident))
+        flaxres.fit(config, tmp_path / str(resident))
+        losses.append([row["train/loss"] for row in metrics.read_metrics(tmp_path / str(resident)) if "train/loss" in row])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "devices"), [("float32", 1), ("bfloat16", 8)])
+def test_photographs_train_and_every_one_is_counted(
+    dtype: str, devices: int, photographs: Callable[..., pathlib.Path], data_dir: str, tmp_path: pathlib.Path
+) -> None:
+    root = photographs(train=20, val=7)
+    config = Config(
+        model=ModelConfig("resnet20", dtype=dtype, bn_group=8),  # type: ignore[arg-type]
+        data=DataConfig("folder", str(root), data_dir, eval_split="val", image_size=16, eval_size=16, eval_resize=20),
+        optim=OptimConfig(learning_rate=0.05),
+        train=TrainConfig(batch_size=16, eval_batch_size=8, steps=6, log_every_steps=2, devices=devices, tensorboard=False),
+    )
+    flaxres.fit(config, tmp_path / "run")
+    report = flaxres.evaluate(config, tmp_path / "run")
+    assert report.examples == 14
+    assert report.top5 is None
+    half = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_split="val[:5]"))
+    assert flaxres.evaluate(half, tmp_path / "run").examples == 5
+
+
+def test_kill_9_and_the_same_command_end_in_the_same_bits() -> None:
+    done = subprocess.run([sys.executable, "-m", "tests.faults.kill", "--kills", "1", "--json"], cwd=ROOT, capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["kills"] == 1
+    assert figures["mismatches"] == figures["losses"] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_once_and_exits_with_75(number: signal.Signals, data_dir: str, tmp_path: pathlib.Path) -> None:
+    words = kill.command(tmp_path, pathlib.Path(data_dir), "--train.checkpoint-every-epochs", "100")
+    process = kill.start(words)
+    kill.wait_for_step(tmp_path, 5, process)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == 75, errors
+    saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert len(saved) == 1
+    assert f"step {saved[0]} is saved" in errors
+    assert 5 <= saved[0] < 40
+    process = kill.start(words)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert f"going on at {saved[0]}" in errors
+    assert sorted({row["step"] for row in metrics.read_metrics(tmp_path) if "train/loss" in row}) == list(range(1, 41))
+
+
+def test_refusals_come_before_anything_is_written_or_compiled(data_dir: str, tmp_path: pathlib.Path) -> None:
+    config = digits(data_dir)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"workdir .*file.* can't be written .*give another --workdir"):
+        flaxres.fit(config, tmp_path / "file")
+    with pytest.raises(InputError, match="has no checkpoints: train first"):
+        flaxres.evaluate(config, tmp_path / "nothing")
+    with pytest.raises(InputError, match="set JAX_ENABLE_X64=1"):
+        flaxres.fit(dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float64")), tmp_path / "run")
+    with pytest.raises(InputError, match="positions are 32 bits wide"):
+        flaxres.fit(digits(data_dir, steps=2**27), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_trained_on_other_data_is_refused(data_dir: str, photographs: Callable[..., pathlib.Path], tmp_path: pathlib.Path) -> None:
+    config = digits(data_dir, steps=2, tensorboard=False)
+    root = photographs()
+    folder = dataclasses.replace(config, data=dataclasses.replace(config.data, name="folder", source=str(root), eval_split="val"))
+    flaxres.fit(folder, tmp_path / "run")
+    (root / "train" / "blue" / "0.jpg").unlink()
+    with pytest.raises(InputError, match="has digest"):
+        flaxres.fit(folder, tmp_path / "run")
+    assert any((tmp_path / "run" / "checkpoints").iterdir())

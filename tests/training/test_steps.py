@@ -1,0 +1,79 @@
+"""The steps: losses, exact counting, and one result on any number of devices, in float32 and in float64."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxres import Config, DataConfig, ModelConfig, TrainConfig
+from flaxres.models.resnet import ResNet
+from flaxres.training.mesh import data_mesh
+from flaxres.training.steps import compiled_eval_step, cross_entropy, eval_step
+
+
+def test_cross_entropy_with_smoothing_is_the_formula() -> None:
+    logits, labels = jax.random.normal(jax.random.key(0), (5, 7)), jnp.arange(5)
+    target = np.full((5, 7), 0.1 / 7) + 0.9 * np.eye(7)[np.arange(5)]
+    np.testing.assert_allclose(cross_entropy(logits, labels, 0.1), -(target * np.asarray(jax.nn.log_softmax(logits))).sum(-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("logits", "top1", "top5"),
+    [([9, 1, 2, 3, 4, 5, 6], 1, 1), ([5, 9, 8, 7, 6, 4, 3], 0, 1), ([1, 9, 8, 7, 6, 4, 3], 0, 0), ([1] * 7, 0, 0), ([np.nan] * 7, 0, 0)],
+)
+def test_ranks_count_ties_and_nan_against_the_network(logits: list[float], top1: int, top5: int) -> None:
+    class Fixed:
+        def apply(self, variables: object, images: jax.Array) -> jax.Array:
+            return jnp.asarray([logits] * len(images), jnp.float32)
+
+    batch = {"image": np.zeros((2, 4, 4, 3), np.uint8), "label": np.zeros(2, np.int32), "weight": np.asarray([1, 0], np.float32)}
+    sums = eval_step(Config(), Fixed())({}, batch)  # type: ignore[arg-type]
+    assert (sums["top1"], sums["top5"], sums["examples"]) == (top1, top5, 1)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_padding_weighs_nothing(devices: int) -> None:
+    config = Config(model=ModelConfig("resnet20"), data=DataConfig(image_size=8, eval_size=8, eval_resize=8), train=TrainConfig(eval_batch_size=8))
+    model = ResNet((1,), "basic", (8,), num_classes=6, stem="small")
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (8, 8, 8, 3), np.uint8),
+        "label": rng.integers(0, 6, 8).astype(np.int32),
+        "position": np.arange(8, dtype=np.uint32),
+        "weight": np.asarray([1, 1, 1, 1, 1, 0, 0, 0], np.float32),
+    }
+    step = compiled_eval_step(config, model, data_mesh(devices))
+    sums, other = step(variables, batch), step(variables, batch | {"image": np.where(batch["weight"][:, None, None, None] > 0, batch["image"], 7)})
+    assert float(sums["examples"]) == 5
+    for key, value in sums.items():
+        assert float(value) == pytest.approx(float(other[key]), rel=1e-6), key
+
+
+def same_result(precision: str, steps: int, groups: str) -> dict[str, float]:
+    """Runs `python -m tests.same_result` in a process of its own, whose JAX has the precision."""
+    environment = os.environ | {"JAX_ENABLE_X64": str(int(precision == "float64"))}
+    program = [sys.executable, "-m", "tests.same_result", "--precision", precision, "--steps", str(steps), "--groups", groups, "--json"]
+    done = subprocess.run(program, env=environment, cwd=pathlib.Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_one_step_in_float32_is_the_same_on_any_number_of_devices() -> None:
+    figures = same_result("float32", 1, "8")
+    assert figures["ledger_differences"] == 0
+    assert figures["largest_relative_difference"] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "steps", "bound"), [("float32", 1, 1e-5), ("float64", 20, 1e-8)])
+def test_the_same_run_on_1_2_4_and_8_devices(precision: str, steps: int, bound: float) -> None:
+    figures = same_result(precision, steps, "none,8")
+    assert figures["runs"] == 8
+    assert figures["ledger_differences"] == 0
+    assert figures["largest_relative_difference"] < bound
