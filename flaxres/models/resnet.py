@@ -98,17 +98,17 @@ class ResNet(nn.Module):
 
 
 # He et al. 2016, table 1 and, for 200 layers, He et al. 2016, "Identity mappings in deep residual networks", section 5.
-ResNet18 = functools.partial(ResNet, (2, 2, 2, 2), "basic")
-ResNet34 = functools.partial(ResNet, (3, 4, 6, 3), "basic")
-ResNet50 = functools.partial(ResNet, (3, 4, 6, 3))
-ResNet101 = functools.partial(ResNet, (3, 4, 23, 3))
-ResNet152 = functools.partial(ResNet, (3, 8, 36, 3))
-ResNet200 = functools.partial(ResNet, (3, 24, 36, 3))
+ResNet18 = functools.partial(ResNet, depths=(2, 2, 2, 2), block="basic")
+ResNet34 = functools.partial(ResNet, depths=(3, 4, 6, 3), block="basic")
+ResNet50 = functools.partial(ResNet, depths=(3, 4, 6, 3))
+ResNet101 = functools.partial(ResNet, depths=(3, 4, 23, 3))
+ResNet152 = functools.partial(ResNet, depths=(3, 8, 36, 3))
+ResNet200 = functools.partial(ResNet, depths=(3, 24, 36, 3))
 
 # He et al. 2016, section 4.2: 6n + 2 layers, n blocks a stage, option A shortcuts, ten classes.
 cifar = functools.partial(ResNet, block="basic", widths=(16, 32, 64), stem="small", shortcut="zero_pad", num_classes=10)
-ResNet20 = functools.partial(cifar, (3, 3, 3))
-ResNet32 = functools.partial(cifar, (5, 5, 5))
-ResNet44 = functools.partial(cifar, (7, 7, 7))
-ResNet56 = functools.partial(cifar, (9, 9, 9))
-ResNet110 = functools.partial(cifar, (18, 18, 18))
+ResNet20 = functools.partial(cifar, depths=(3, 3, 3))
+ResNet32 = functools.partial(cifar, depths=(5, 5, 5))
+ResNet44 = functools.partial(cifar, depths=(7, 7, 7))
+ResNet56 = functools.partial(cifar, depths=(9, 9, 9))
+ResNet110 = functools.partial(cifar, depths=(18, 18, 18))

@@ -55,23 +55,26 @@ class Log:
         """Takes note of every step, and logs each `log_every_steps`-th and the last."""
         if step % self.run.config.train.log_every_steps == 0 or step == self.run.steps:
             self.pending.append((step, values))
-        while self.pending and self.pending[0][0] + FETCH_BEHIND <= step:
-            self.emit(*self.pending.popleft())
+        self.emit([self.pending.popleft() for _ in range(sum(logged + FETCH_BEHIND <= step for logged, _ in self.pending))])
 
     def flush(self) -> None:
-        while self.pending:
-            self.emit(*self.pending.popleft())
+        self.emit([self.pending.popleft() for _ in range(len(self.pending))])
 
-    def emit(self, step: int, values: Any) -> None:
-        row = {f"train/{key}": float(value) for key, value in values.items()}
-        times = self.times()
+    def emit(self, logged: list[tuple[int, Any]]) -> None:
+        """Writes the metrics of some steps, which share one measurement of the speed."""
+        if not logged:
+            return
+        rows = [(step, {f"train/{key}": float(value) for key, value in values.items()}) for step, values in logged]
+        times, last_step = self.times(), logged[-1][0]
         seconds, stalled = times[0] - self.last_times[0], times[1] - self.last_times[1]
-        row["train/learning_rate"] = float(self.run.schedule(step - 1))
-        row["train/images_per_second"] = (step - self.last_step) * self.run.config.train.batch_size / max(seconds, 1e-9)
-        row["train/input_stall_percent"] = 100 * stalled / max(seconds, 1e-9)
-        self.last_step, self.last_times = step, times
-        self.write(step, row)
-        self.display.step(step, step / self.run.steps_per_epoch, row)
+        speed = (last_step - self.last_step) * self.run.config.train.batch_size / max(seconds, 1e-9)
+        self.last_step, self.last_times = last_step, times
+        for step, row in rows:
+            row["train/learning_rate"] = float(self.run.schedule(step - 1))
+            row["train/images_per_second"] = speed
+            row["train/input_stall_percent"] = 100 * stalled / max(seconds, 1e-9)
+            self.write(step, row)
+            self.display.step(step, step / self.run.steps_per_epoch, row)
 
     def report(self, report: Report) -> None:
         values = {key: float(value) for key, value in dataclasses.asdict(report).items() if value is not None and key != "step"}
