@@ -7,9 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from flaxres.errors import InputError as InputError
-from flaxres.models.registry import create_model as create_model, list_models as list_models
-from flaxres.models.resnet import (
-    ResNet as ResNet,
+from flaxres.models.densenet import DenseNet as DenseNet
+from flaxres.models.registry import (
     ResNet18 as ResNet18,
     ResNet20 as ResNet20,
     ResNet32 as ResNet32,
@@ -21,7 +20,12 @@ from flaxres.models.resnet import (
     ResNet110 as ResNet110,
     ResNet152 as ResNet152,
     ResNet200 as ResNet200,
+    ResNet1202 as ResNet1202,
+    create_model as create_model,
+    list_models as list_models,
 )
+from flaxres.models.resnet import ResNet as ResNet
+from flaxres.models.resnetv2 import ResNetV2 as ResNetV2
 
 if TYPE_CHECKING:
     from flaxres.training.config import (

@@ -4,6 +4,9 @@ Images are NHWC. Parameter names are Flax's (`kernel`, `scale`, `bias`, `mean`, 
 PyTorch: Flax's 'SAME' pads only one side at stride 2, so weights trained elsewhere would not fit.
 """
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -24,6 +27,8 @@ class Conv(nn.Module):
     A 1x1 convolution is computed as a product over the channels, of a strided slice where it has a stride: XLA's convolution gradients
     are several times slower on CPU, and on an accelerator a product can take its neighbours into its kernel.
 
+    `standardise` is the epsilon of weight standardisation (Qiao et al. 2019, eq. 2 and 3), None for plain weights.
+
     Call: `(N, H, W, C_in)` -> `(N, H', W', features)` in `dtype`.
     """
 
@@ -33,6 +38,7 @@ class Conv(nn.Module):
     groups: int = 1
     dilation: int = 1
     use_bias: bool = False
+    standardise: float | None = None
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
     kernel_init: Initializer = he_fan_out
@@ -43,6 +49,9 @@ class Conv(nn.Module):
         if channels % self.groups or self.features % self.groups:
             raise InputError(f"channels in (={channels}) and out (={self.features}) must be divisible by groups (={self.groups})")
         kernel = self.param("kernel", self.kernel_init, (size, size, channels // self.groups, self.features), self.param_dtype)
+        if self.standardise is not None:
+            mean, var = kernel.mean((0, 1, 2)), kernel.var((0, 1, 2))
+            kernel = (kernel - mean) * lax.rsqrt(var + self.standardise)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if size == 1 and self.groups == 1:
             y = lax.dot_general(x[:, :: self.stride, :: self.stride], kernel[0, 0], (((3,), (0,)), ((), ())))
@@ -68,6 +77,7 @@ class BatchNorm(nn.Module):
     Attributes:
       group: images that share statistics; None is the whole batch that the module sees, which under `jit` is the global batch.
         Rows `[0, group)` form the first group, and so on. Groups that align with the shards of the batch need no communication.
+      frozen: use the running statistics in training as well, and leave them as they are.
       axis_name: a mapped axis (`jax.pmap`, `jax.shard_map`) over which statistics are averaged; excludes `group`.
       momentum: of the running statistics, Flax's sense (PyTorch's is `1 - momentum`).
 
@@ -79,6 +89,7 @@ class BatchNorm(nn.Module):
 
     group: int | None = None
     axis_name: str | None = None
+    frozen: bool = False
     momentum: float = 0.9
     epsilon: float = 1e-5
     dtype: Dtype = jnp.float32
@@ -93,7 +104,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), wide)
         scale = self.param("scale", self.scale_init, (channels,), self.param_dtype).astype(wide)
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,), self.param_dtype).astype(wide)
-        if use_running_average:
+        if use_running_average or self.frozen:
             return self.normalise(x, running_mean.value, running_var.value, scale, bias)
         if self.group is not None and self.axis_name is not None:
             raise InputError(f"bn_group (={self.group}) and axis_name (={self.axis_name!r}) exclude each other: set one of them to None")
@@ -124,14 +135,90 @@ class BatchNorm(nn.Module):
         return ((x.astype(multiplier.dtype) - mean) * multiplier + bias).astype(self.dtype)
 
 
-def max_pool(x: jax.Array, size: int = 3, stride: int = 2, padding: int = 1) -> jax.Array:
-    """Maximum over `size`x`size` windows, padded by minus infinity: `(N, H, W, C)` -> `(N, H', W', C)`.
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu & He 2018) over 32 groups of channels, called as BatchNorm is. Needs no statistics of the batch."""
+
+    groups: int = 32
+    epsilon: float = 1e-5
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+    scale_init: Initializer = nn.initializers.ones_init()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
+        del use_running_average
+        channels = x.shape[-1]
+        if channels % self.groups:
+            raise InputError(f"channels (={channels}) must be divisible by the {self.groups} groups of the norm")
+        wide = jnp.promote_types(jnp.float32, self.param_dtype)
+        scale = self.param("scale", self.scale_init, (channels,), self.param_dtype).astype(wide)
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,), self.param_dtype).astype(wide)
+        grouped = x.reshape(*x.shape[:-1], self.groups, channels // self.groups).astype(wide)
+        mean, var = grouped.mean((1, 2, 4), keepdims=True), grouped.var((1, 2, 4), keepdims=True)
+        normal = ((grouped - mean) * lax.rsqrt(var + self.epsilon)).reshape(x.shape)
+        return (normal * scale + bias).astype(self.dtype)
+
+
+class SqueezeExcite(nn.Module):
+    """Squeeze and excitation (Hu et al. 2018, section 3), with timm's rounding: `ratio` of the channels, a multiple of 8 and at least 8."""
+
+    conv: Callable[..., nn.Module]
+    ratio: float = 1 / 16
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        squeezed = max(8, int(channels * self.ratio + 4) // 8 * 8)
+        y = x.mean((1, 2), keepdims=True)
+        y = nn.relu(self.conv(squeezed, kernel_size=1, use_bias=True, name="fc1")(y))
+        return x * nn.sigmoid(self.conv(channels, kernel_size=1, use_bias=True, name="fc2")(y))
+
+
+class EfficientChannelAttention(nn.Module):
+    """Efficient channel attention (Wang et al. 2020, section 3.2): a 1-D convolution over the pooled channels."""
+
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        size = int(abs(math.log2(x.shape[-1]) + 1) / 2)
+        size = max(size if size % 2 else size + 1, 3)
+        y = x.mean((1, 2))[..., None]
+        y = nn.Conv(1, (size,), padding=size // 2, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name="conv")(y)
+        return x * nn.sigmoid(y[:, None, None, :, 0])
+
+
+def average_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
+    """Mean over `size`x`size` windows that lie inside the image."""
+    return nn.avg_pool(x, (size, size), (stride, stride))
+
+
+def shrink_average(x: jax.Array, stride: int) -> jax.Array:
+    """Mean over 2x2 windows. At stride 2 a window at an odd edge averages what is inside; at stride 1 zeros are taken in, as timm does."""
+    if stride == 1:
+        return nn.avg_pool(x, (2, 2), (1, 1), ((0, 1), (0, 1)))
+    edge = [(0, extent % 2) for extent in x.shape[1:3]]
+    return nn.avg_pool(x, (2, 2), (stride, stride), edge, count_include_pad=False)
+
+
+def blur_pool(x: jax.Array) -> jax.Array:
+    """Every second pixel after a 3x3 binomial blur with reflected edges (Zhang 2019, section 3.2): `(N, H, W, C)` -> `(N, H / 2, W / 2, C)`."""
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
+    for axis in (1, 2):
+        count = (padded.shape[axis] - 3) // 2 * 2 + 1
+        left, middle, right = (lax.slice_in_dim(padded, first, first + count, 2, axis) for first in range(3))
+        padded = 0.25 * left + 0.5 * middle + 0.25 * right
+    return padded
+
+
+def max_pool(x: jax.Array, size: int = 3, stride: int = 2, padding: int = 1, fill: float = -math.inf) -> jax.Array:
+    """Maximum over `size`x`size` windows, padded by `fill`: `(N, H, W, C)` -> `(N, H', W', C)`.
 
     Written as a running maximum of strided slices. Its gradient goes to the first maximum of a window, as PyTorch's does, is
     deterministic on GPUs (XLA's select-and-scatter is not), and is four times faster on CPU.
     """
-    low = jnp.array(-jnp.inf, x.dtype)
-    padded = lax.pad(x, low, ((0, 0, 0), (padding, padding, 0), (padding, padding, 0), (0, 0, 0)))
+    padded = lax.pad(x, jnp.array(fill, x.dtype), ((0, 0, 0), (padding, padding, 0), (padding, padding, 0), (0, 0, 0)))
     height, width = ((extent - size) // stride * stride + 1 for extent in padded.shape[1:3])
     best = None
     for row in range(size):

@@ -1,34 +1,104 @@
-"""The table of names: timm's, and for CIFAR the paper's."""
+"""The table of names: timm's, and for CIFAR the papers'. A row is a network with some attributes bound."""
 
 import fnmatch
 import functools
 import inspect
+import re
 from typing import Any
 
 from flax import linen as nn
 
 from flaxres.errors import InputError, unknown
-from flaxres.models import resnet
+from flaxres.models.densenet import DenseNet
+from flaxres.models.resnet import ResNet
+from flaxres.models.resnetv2 import ResNetV2
 
-MODELS: dict[str, functools.partial[Any]] = {
-    "resnet18": resnet.ResNet18,
-    "resnet34": resnet.ResNet34,
-    "resnet50": resnet.ResNet50,
-    "resnet101": resnet.ResNet101,
-    "resnet152": resnet.ResNet152,
-    "resnet200": resnet.ResNet200,
-    "resnet20": resnet.ResNet20,
-    "resnet32": resnet.ResNet32,
-    "resnet44": resnet.ResNet44,
-    "resnet56": resnet.ResNet56,
-    "resnet110": resnet.ResNet110,
+Row = functools.partial[Any]
+partial = functools.partial
+
+# Blocks a stage: He et al. 2016, table 1; "Identity mappings", section 5, for 200; Bello et al. 2021, table 11, for 270 to 420.
+D18, D26, D34, D50, D101, D152, D200 = (2, 2, 2, 2), (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3), (3, 24, 36, 3)
+BOTTLENECKS = {26: D26, 50: D50, 101: D101, 152: D152, 200: D200}
+
+basic = partial(ResNet, block="basic")
+deep: dict[str, Any] = {"stem": "deep", "stem_width": 32}
+tiered: dict[str, Any] = {"stem": "deep_tiered", "stem_width": 32}
+d: dict[str, Any] = deep | {"shortcut": "average"}
+t: dict[str, Any] = tiered | {"shortcut": "average"}
+rs: dict[str, Any] = d | {"stem_convolution": True, "attention": "se", "se_ratio": 0.25}
+bit: dict[str, Any] = {"stem": "fixed", "norm_kind": "group", "standardise": 1e-8}
+
+# He et al. 2016, section 4.2: 6n + 2 layers, n blocks a stage, option A shortcuts; the head's name is akamaster's.
+cifar = partial(ResNet, block="basic", widths=(16, 32, 64), stem="small", stem_width=16, shortcut="zero_pad", num_classes=10, head_name="linear")
+# "Identity mappings", section 3: 9n + 2 layers.
+cifar_v2 = partial(ResNetV2, widths=(64, 128, 256), stem="small", stem_width=16, num_classes=10)
+
+MODELS: dict[str, Row] = {
+    "resnet18": partial(basic, depths=D18),
+    "resnet34": partial(basic, depths=D34),
+    **{f"resnet{n}": partial(ResNet, depths=depths) for n, depths in BOTTLENECKS.items()},
+    "resnet50_v1": partial(ResNet, depths=D50, v1=True),
+    "resnet101_v1": partial(ResNet, depths=D101, v1=True),
+    "resnet152_v1": partial(ResNet, depths=D152, v1=True),
+    # ResNet-C, -D, -S and -T stems (He et al. 2019, section 4; timm).
+    "resnet10t": partial(basic, depths=(1, 1, 1, 1), **t),
+    "resnet14t": partial(ResNet, depths=(1, 1, 1, 1), **t),
+    "resnet26t": partial(ResNet, depths=D26, **t),
+    "resnet50t": partial(ResNet, depths=D50, **t),
+    "resnet18d": partial(basic, depths=D18, **d),
+    "resnet34d": partial(basic, depths=D34, **d),
+    **{f"resnet{n}d": partial(ResNet, depths=depths, **d) for n, depths in BOTTLENECKS.items()},
+    "resnet50c": partial(ResNet, depths=D50, **deep),
+    "resnet50s": partial(ResNet, depths=D50, stem="deep"),
+    "resnet50_gn": partial(ResNet, depths=D50, norm_kind="group"),
+    # Zagoruyko & Komodakis 2016; Xie et al. 2017, table 1.
+    "wide_resnet50_2": partial(ResNet, depths=D50, base_width=128),
+    "wide_resnet101_2": partial(ResNet, depths=D101, base_width=128),
+    "resnext50_32x4d": partial(ResNet, depths=D50, cardinality=32, base_width=4),
+    "resnext101_32x4d": partial(ResNet, depths=D101, cardinality=32, base_width=4),
+    "resnext101_32x8d": partial(ResNet, depths=D101, cardinality=32, base_width=8),
+    "resnext101_64x4d": partial(ResNet, depths=D101, cardinality=64, base_width=4),
+    # Hu et al. 2018; Wang et al. 2020; Bello et al. 2021.
+    "seresnet18": partial(basic, depths=D18, attention="se"),
+    "seresnet34": partial(basic, depths=D34, attention="se"),
+    **{f"seresnet{n}": partial(ResNet, depths=BOTTLENECKS[n], attention="se") for n in (50, 101, 152)},
+    "seresnext50_32x4d": partial(ResNet, depths=D50, attention="se", cardinality=32, base_width=4),
+    "seresnext101_32x4d": partial(ResNet, depths=D101, attention="se", cardinality=32, base_width=4),
+    "ecaresnet50d": partial(ResNet, depths=D50, attention="eca", **d),
+    "ecaresnet50t": partial(ResNet, depths=D50, attention="eca", **t),
+    **{f"resnetrs{n}": partial(ResNet, depths=BOTTLENECKS[n], **rs) for n in (50, 101, 152, 200)},
+    "resnetrs270": partial(ResNet, depths=(4, 29, 53, 4), **rs),
+    "resnetrs350": partial(ResNet, depths=(4, 36, 72, 4), **rs),
+    "resnetrs420": partial(ResNet, depths=(4, 44, 87, 4), **rs),
+    # Zhang 2019.
+    "resnetblur50": partial(ResNet, depths=D50, anti_alias="blur"),
+    "resnetaa50": partial(ResNet, depths=D50, anti_alias="average"),
+    "resnetaa50d": partial(ResNet, depths=D50, anti_alias="average", **d),
+    # He et al. 2016, "Identity mappings"; Kolesnikov et al. 2020.
+    **{f"resnetv2_{n}": partial(ResNetV2, depths=BOTTLENECKS[n]) for n in (50, 101, 152)},
+    **{f"resnetv2_{n}d": partial(ResNetV2, depths=BOTTLENECKS[n], stem="deep", averaged=True) for n in (50, 101, 152)},
+    **{
+        f"resnetv2_{n}x{factor}_bit": partial(
+            ResNetV2, depths=BOTTLENECKS[n], widths=tuple(256 * factor * 2**i for i in range(4)), stem_width=64 * factor, **bit
+        )
+        for n, factor in ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4))
+    },
+    # Huang et al. 2017, table 1.
+    "densenet121": partial(DenseNet, depths=(6, 12, 24, 16)),
+    "densenet161": partial(DenseNet, depths=(6, 12, 36, 24), growth=48, stem_width=96),
+    "densenet169": partial(DenseNet, depths=(6, 12, 32, 32)),
+    "densenet201": partial(DenseNet, depths=(6, 12, 48, 32)),
+    **{f"resnet{6 * n + 2}": partial(cifar, depths=(n, n, n)) for n in (3, 5, 7, 9, 18, 200)},
+    **{f"resnetv2_{9 * n + 2}": partial(cifar_v2, depths=(n, n, n)) for n in (18, 111)},
 }
+
+ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, ResNet200 = (MODELS[f"resnet{n}"] for n in (18, 34, 50, 101, 152, 200))
+ResNet20, ResNet32, ResNet44, ResNet56, ResNet110, ResNet1202 = (MODELS[f"resnet{n}"] for n in (20, 32, 44, 56, 110, 1202))
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names that match a shell pattern such as `resnet*d`, in natural order (resnet50 before resnet101)."""
-    names = fnmatch.filter(MODELS, pattern)
-    return sorted(names, key=lambda name: [(len(part), part) for part in name.split("_")])
+    return sorted(fnmatch.filter(MODELS, pattern), key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 
 
 def create_model(name: str, **attributes: Any) -> nn.Module:
@@ -46,3 +116,8 @@ def create_model(name: str, **attributes: Any) -> nn.Module:
         return MODELS[name](**attributes)
     except TypeError as error:
         raise InputError(f"{name}: {error}") from error
+
+
+def small_images(name: str) -> bool:
+    """Whether a model is made for images of 32 pixels."""
+    return MODELS[name].keywords.get("stem") == "small"

@@ -1,114 +1,153 @@
-"""The residual network (He et al. 2016, "Deep residual learning for image recognition") and its rows for ImageNet and CIFAR."""
+"""The residual network (He et al. 2016, "Deep residual learning for image recognition") with the options that its descendants brought."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from flax.typing import Dtype
 
-from flaxres.errors import InputError, unknown
-from flaxres.models.blocks import BRANCHES, ResidualBlock, Stage
-from flaxres.models.layers import BatchNorm, Conv, head_init, max_pool
+from flaxres.errors import InputError
+from flaxres.models.blocks import EXPANSION, ResidualBlock, Stage
+from flaxres.models.layers import EfficientChannelAttention, SqueezeExcite, average_pool, blur_pool, max_pool
+from flaxres.models.network import Network
 
-STEMS = ("standard", "small")
-SHORTCUTS = ("projection", "zero_pad")
+STEMS = ("standard", "small", "deep", "deep_tiered")
+CHOICES = {
+    "block": tuple(EXPANSION),
+    "stem": STEMS,
+    "shortcut": ("projection", "average", "zero_pad"),
+    "attention": (None, "se", "eca"),
+    "anti_alias": (None, "blur", "average"),
+    "norm_kind": ("batch", "group"),
+    "output_stride": (8, 16, 32),
+}
 
 
-class ResNet(nn.Module):
+class DeepStem(nn.Module):
+    """Three 3x3 convolutions instead of one 7x7 (ResNet-C, He et al. 2019, section 4.2), the last norm left to the network."""
+
+    widths: tuple[int, int, int]
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        for i, width in enumerate(self.widths):
+            if i:
+                x = nn.relu(self.norm(name=str(3 * i - 2))(x, use_running_average=not train))
+            x = self.conv(width, kernel_size=3, stride=1 if i else 2, name=str(3 * i))(x)
+        return x
+
+
+class PoolingConvolution(nn.Module):
+    """A strided 3x3 convolution instead of the stem's max pooling (ResNet-RS, Bello et al. 2021, section 4.2)."""
+
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = self.conv(x.shape[-1], kernel_size=3, stride=2, name="0")(x)
+        return nn.relu(self.norm(name="1")(x, use_running_average=not train))
+
+
+class ResNet(Network):
     """A residual network. Names of layers are PyTorch's: `conv1`, `bn1`, `layer1` ... , `fc`.
 
-    Attributes:
+    Attributes (and those of `Network`):
       depths: blocks a stage.
       block: 'basic' or 'bottleneck'.
       widths: inner width of each stage's blocks; stages after the first halve the resolution.
-      num_classes: outputs of the head; 0 returns the pooled features.
-      stem: 'standard' is the 7x7/2 convolution and the 3x3/2 max pooling, 'small' a 3x3 convolution for small images.
-      shortcut: 'projection' (option B) or 'zero_pad' (option A, no parameters).
+      stem: 'standard' is a 7x7/2 convolution and 3x3/2 max pooling, 'small' a 3x3 convolution for small images, 'deep' three 3x3
+        convolutions of widths `stem_width`, `stem_width`, `2 * stem_width`, 'deep_tiered' the same with the first 3/4 as wide.
+      stem_convolution: a strided convolution instead of the max pooling (ResNet-RS).
+      shortcut: 'projection' (option B), 'average' (ResNet-D) or 'zero_pad' (option A, no parameters).
       v1: the stride on a bottleneck's first 1x1 (He et al. 2016); the default, v1.5, has it on the 3x3.
-      dtype: of the computation; param_dtype: of the parameters. Logits are never narrower than float32.
-      bn_group, axis_name, bn_momentum: see `flaxres.models.layers.BatchNorm`.
-      dropout: rate before the head.
+      cardinality, base_width: groups of the 3x3, and their width where a block's is 64 (ResNeXt, Xie et al. 2017; wide ResNets).
+      attention: 'se' (of `se_ratio`) or 'eca'.
+      anti_alias: 'blur' or 'average' pooling in place of strides.
+      norm_kind: 'batch' or 'group'.
+      output_stride: 32, or 16 or 8 with dilated convolutions in the last stages.
+      head_name: the head's name in weight files.
 
     Call: images `(N, H, W, C)`, float, already normalised -> logits `(N, num_classes)`. `train=True` uses batch statistics
-    and needs `mutable=["batch_stats"]` (and `rngs={"dropout": key}` with dropout). `features=True` returns instead a dictionary
-    of `stem`, `stage1`, ..., `pooled`: the activations before the pooling of the stem, after each stage and after the global pooling.
+    and needs `mutable=["batch_stats"]` (and `rngs={"dropout": key}` with dropout or stochastic depth). `features=True` returns instead a
+    dictionary of `stem`, `stage1`, ..., `pooled`: the activations before the pooling of the stem, after each stage and after the global pooling.
 
-    Raises InputError for an unknown attribute value or images of another rank or an integer dtype.
+    Raises InputError for an unknown attribute value or images of another rank, layout or an integer dtype.
     """
 
-    depths: tuple[int, ...]
+    depths: tuple[int, ...] = (3, 4, 6, 3)
     block: str = "bottleneck"
     widths: tuple[int, ...] = (64, 128, 256, 512)
-    num_classes: int = 1000
     stem: str = "standard"
+    stem_width: int = 64
+    stem_convolution: bool = False
     shortcut: str = "projection"
     v1: bool = False
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
-    bn_group: int | None = None
-    axis_name: str | None = None
-    bn_momentum: float = 0.9
-    dropout: float = 0.0
+    cardinality: int = 1
+    base_width: int = 64
+    attention: str | None = None
+    se_ratio: float = 1 / 16
+    anti_alias: str | None = None
+    norm_kind: str = "batch"
+    output_stride: int = 32
+    head_name: str = "fc"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> Any:
-        self.check(images)
-        conv = functools.partial(Conv, dtype=self.dtype, param_dtype=self.param_dtype)
-        norm = functools.partial(
-            BatchNorm,
-            group=self.bn_group,
-            axis_name=self.axis_name,
-            momentum=self.bn_momentum,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
-        size, stride = (7, 2) if self.stem == "standard" else (3, 1)
-        x = conv(self.widths[0], kernel_size=size, stride=stride, name="conv1")(images)
-        x = nn.relu(norm(name="bn1")(x, use_running_average=not train))
+        self.check(images, **{name: (getattr(self, name), allowed) for name, allowed in CHOICES.items()})
+        if len(self.depths) != len(self.widths):
+            raise InputError(f"depths (={self.depths}) and widths (={self.widths}) must be equally many, one of each a stage")
+        conv, norm = self.conv(), self.norm(self.norm_kind)
+        x = self.stem_activations(images, train, conv, norm)
         maps = {"stem": x}
-        if self.stem == "standard":
-            x = max_pool(x)
-        for i, (blocks, width) in enumerate(zip(self.depths, self.widths, strict=True), 1):
-            block = functools.partial(ResidualBlock, self.block, width, shortcut=self.shortcut, conv=conv, norm=norm, v1=self.v1)
-            x = Stage(blocks, 1 if i == 1 else 2, block, name=f"layer{i}")(x, train)
+        if self.stem != "small":
+            x = self.stem_pooling(x, train, conv, norm)
+        block = functools.partial(
+            ResidualBlock,
+            kind=self.block,
+            conv=conv,
+            norm=norm,
+            shortcut=self.shortcut,
+            v1=self.v1,
+            cardinality=self.cardinality,
+            base_width=self.base_width,
+            attention=self.attention_module(conv),
+            anti_alias=self.anti_alias,
+            stochastic=self.stochastic_depth > 0,
+        )
+        reached, dilation = 4, 1
+        for i, (width, rates) in enumerate(zip(self.widths, self.drop_rates(self.depths), strict=True), 1):
+            stride, before = 1 if i == 1 else 2, dilation
+            if stride == 2 and reached >= self.output_stride:
+                stride, dilation = 1, 2 * dilation
+            reached *= stride
+            first = functools.partial(block, width=width, stride=stride, dilation=(before, dilation))
+            rest = functools.partial(block, width=width, stride=1, dilation=(dilation, dilation))
+            x = Stage(first, rest, rates, self.scan_blocks, self.remat, name=f"layer{i}")(x, train)
             maps[f"stage{i}"] = x
-        wide = jnp.promote_types(jnp.float32, self.dtype)
-        x = x.mean((1, 2), dtype=wide)
-        maps["pooled"] = x
-        if features:
-            return maps
-        if not self.num_classes:
-            return x
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        head = nn.Dense(self.num_classes, dtype=wide, param_dtype=self.param_dtype, kernel_init=head_init, name="fc")
-        return head(x)
+        maps["pooled"] = self.pooled(x)
+        return maps if features else self.head(maps["pooled"], train, self.head_name)
 
-    def check(self, images: jax.Array) -> None:
-        for kind, value, choices in (("block", self.block, BRANCHES), ("stem", self.stem, STEMS), ("shortcut", self.shortcut, SHORTCUTS)):
-            if value not in choices:
-                raise unknown(kind, value, choices)
-        if images.ndim != 4:
-            raise InputError(f"images have shape {images.shape}: the rule is (N, H, W, C); add a batch axis with images[None]")
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise InputError(f"images are {images.dtype}: the rule is float in the range of the weight's preprocessing; normalise them first")
-        if images.shape[1] <= 4 < images.shape[3]:
-            raise InputError(f"images have shape {images.shape}, which looks like NCHW: transpose them to NHWC with images.transpose(0, 2, 3, 1)")
+    def stem_activations(self, x: jax.Array, train: bool, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module]) -> jax.Array:
+        if self.stem in ("standard", "small"):
+            size, stride = (7, 2) if self.stem == "standard" else (3, 1)
+            x = conv(self.stem_width, kernel_size=size, stride=stride, name="conv1")(x)
+        else:
+            first = self.stem_width // 4 * 3 if self.stem == "deep_tiered" else self.stem_width
+            x = DeepStem((first, self.stem_width, 2 * self.stem_width), conv, norm, name="conv1")(x, train)
+        return nn.relu(norm(name="bn1")(x, use_running_average=not train))
 
+    def stem_pooling(self, x: jax.Array, train: bool, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module]) -> jax.Array:
+        if self.stem_convolution:
+            return PoolingConvolution(conv, norm, name="maxpool")(x, train)
+        if self.anti_alias == "average":
+            return average_pool(x, 2, 2)
+        return blur_pool(max_pool(x, stride=1)) if self.anti_alias == "blur" else max_pool(x)
 
-# He et al. 2016, table 1 and, for 200 layers, He et al. 2016, "Identity mappings in deep residual networks", section 5.
-ResNet18 = functools.partial(ResNet, depths=(2, 2, 2, 2), block="basic")
-ResNet34 = functools.partial(ResNet, depths=(3, 4, 6, 3), block="basic")
-ResNet50 = functools.partial(ResNet, depths=(3, 4, 6, 3))
-ResNet101 = functools.partial(ResNet, depths=(3, 4, 23, 3))
-ResNet152 = functools.partial(ResNet, depths=(3, 8, 36, 3))
-ResNet200 = functools.partial(ResNet, depths=(3, 24, 36, 3))
-
-# He et al. 2016, section 4.2: 6n + 2 layers, n blocks a stage, option A shortcuts, ten classes.
-cifar = functools.partial(ResNet, block="basic", widths=(16, 32, 64), stem="small", shortcut="zero_pad", num_classes=10)
-ResNet20 = functools.partial(cifar, depths=(3, 3, 3))
-ResNet32 = functools.partial(cifar, depths=(5, 5, 5))
-ResNet44 = functools.partial(cifar, depths=(7, 7, 7))
-ResNet56 = functools.partial(cifar, depths=(9, 9, 9))
-ResNet110 = functools.partial(cifar, depths=(18, 18, 18))
+    def attention_module(self, conv: Callable[..., nn.Module]) -> Callable[..., nn.Module] | None:
+        if self.attention == "se":
+            return functools.partial(SqueezeExcite, conv, self.se_ratio)
+        return functools.partial(EfficientChannelAttention, self.dtype, self.param_dtype) if self.attention == "eca" else None

@@ -1,0 +1,103 @@
+"""Densely connected networks (Huang et al. 2017, "Densely connected convolutional networks")."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from flaxres.models.layers import average_pool, max_pool
+from flaxres.models.network import Network
+
+kaiming_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+class DenseLayer(nn.Module):
+    """norm, ReLU, 1x1 to four times the growth, norm, ReLU, 3x3 to the growth (section 3, DenseNet-B): what the layer adds."""
+
+    growth: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        for i, (features, size) in enumerate(((4 * self.growth, 1), (self.growth, 3)), 1):
+            x = nn.relu(self.norm(name=f"norm{i}")(x, use_running_average=not train))
+            x = self.conv(features, kernel_size=size, name=f"conv{i}")(x)
+        return x
+
+
+class DenseBlock(nn.Module):
+    """Each layer reads all that came before it, and adds its own (eq. 2)."""
+
+    layers: int
+    growth: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        layer = nn.remat(DenseLayer, static_argnums=(2,)) if self.remat else DenseLayer
+        for i in range(1, self.layers + 1):
+            x = jnp.concatenate([x, layer(self.growth, self.conv, self.norm, name=f"denselayer{i}")(x, train)], -1)
+        return x
+
+
+class Transition(nn.Module):
+    """Halves the channels (compression 0.5) and the resolution (section 3, "pooling layers")."""
+
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        y = nn.relu(self.norm(name="norm")(x, use_running_average=not train))
+        return average_pool(self.conv(x.shape[-1] // 2, kernel_size=1, name="conv")(y), 2, 2)
+
+
+class Features(nn.Module):
+    """Everything before the head; returns the maps by name."""
+
+    depths: tuple[int, ...]
+    growth: int
+    stem_width: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
+        x = self.conv(self.stem_width, kernel_size=7, stride=2, name="conv0")(x)
+        x = nn.relu(self.norm(name="norm0")(x, use_running_average=not train))
+        maps = {"stem": x}
+        x = max_pool(x)
+        for i, layers in enumerate(self.depths, 1):
+            x = DenseBlock(layers, self.growth, self.conv, self.norm, self.remat, name=f"denseblock{i}")(x, train)
+            maps[f"stage{i}"] = x
+            if i < len(self.depths):
+                x = Transition(self.conv, self.norm, name=f"transition{i}")(x, train)
+        return maps | {"last": nn.relu(self.norm(name=f"norm{len(self.depths) + 1}")(x, use_running_average=not train))}
+
+
+class DenseNet(Network):
+    """DenseNet-BC. Names of layers are PyTorch's: `features.denseblock1.denselayer1`, ..., `classifier`.
+
+    Attributes (and those of `Network`, of which `stochastic_depth` and `scan_blocks` do nothing here, since no two layers are equal):
+      depths: layers a block; growth: channels that each adds; stem_width: channels before the first block.
+
+    Calls as `ResNet` does; `stage1` to `stage4` are the outputs of the dense blocks.
+    """
+
+    depths: tuple[int, ...] = (6, 12, 24, 16)
+    growth: int = 32
+    stem_width: int = 64
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> Any:
+        self.check(images)
+        conv, norm = self.conv(kernel_init=kaiming_fan_in), self.norm()
+        maps = Features(self.depths, self.growth, self.stem_width, conv, norm, self.remat, name="features")(images, train)
+        maps["pooled"] = self.pooled(maps.pop("last"))
+        return maps if features else self.head(maps["pooled"], train, "classifier")

@@ -1,0 +1,82 @@
+"""What all networks share: the attributes of a classifier, its refusals, its head."""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype
+
+from flaxres.errors import InputError, unknown
+from flaxres.models.layers import BatchNorm, Conv, GroupNorm, head_init
+
+
+class Network(nn.Module):
+    """The attributes that every network has.
+
+    Attributes:
+      num_classes: outputs of the head; 0 returns the pooled features.
+      in_channels: of the images.
+      dtype: of the computation; param_dtype: of the parameters. Logits are never narrower than float32.
+      bn_group, axis_name, bn_momentum: see `flaxres.models.layers.BatchNorm`; bn_frozen trains with fixed statistics.
+      dropout: rate before the head; stochastic_depth: rate of the last block, growing linearly from 0 at the first (Huang et al. 2016).
+      remat: recompute activations in the backward pass, block by block: less memory, a third more time.
+      scan_blocks: run the equal blocks of a stage under `nn.scan`, so that compile time does not grow with depth.
+    """
+
+    num_classes: int = 1000
+    in_channels: int = 3
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+    bn_group: int | None = None
+    axis_name: str | None = None
+    bn_momentum: float = 0.9
+    bn_frozen: bool = False
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    remat: bool = False
+    scan_blocks: bool = False
+
+    def conv(self, **attributes: Any) -> Callable[..., nn.Module]:
+        """Convolutions with the network's dtypes."""
+        return functools.partial(Conv, dtype=self.dtype, param_dtype=self.param_dtype, **attributes)
+
+    def norm(self, kind: str = "batch") -> Callable[..., nn.Module]:
+        """Norms of a kind with the network's dtypes and statistics."""
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        if kind == "group":
+            return functools.partial(GroupNorm, **dtypes)
+        return functools.partial(BatchNorm, group=self.bn_group, axis_name=self.axis_name, momentum=self.bn_momentum, frozen=self.bn_frozen, **dtypes)
+
+    def drop_rates(self, depths: tuple[int, ...]) -> list[tuple[float, ...]]:
+        """Stochastic depth of each block of each stage."""
+        last = max(sum(depths) - 1, 1)
+        rates = [self.stochastic_depth * i / last for i in range(sum(depths))]
+        return [tuple(rates[sum(depths[:i]) : sum(depths[: i + 1])]) for i in range(len(depths))]
+
+    def pooled(self, x: jax.Array) -> jax.Array:
+        """Global average pooling, at least float32."""
+        return x.mean((1, 2), dtype=jnp.promote_types(jnp.float32, self.dtype))
+
+    def head(self, x: jax.Array, train: bool, name: str) -> jax.Array:
+        """Pooled features -> logits."""
+        if not self.num_classes:
+            return x
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, dtype=x.dtype, param_dtype=self.param_dtype, kernel_init=head_init, name=name)(x)
+
+    def check(self, images: jax.Array, **choices: tuple[Any, Iterable[Any]]) -> None:
+        """Raises InputError for an attribute that is not among its choices, and for images of a wrong rank, layout or dtype."""
+        for attribute, (value, allowed) in choices.items():
+            if value not in allowed:
+                raise unknown(attribute, value, map(str, allowed))
+        if images.ndim != 4:
+            raise InputError(f"images have shape {images.shape}: the rule is (N, H, W, {self.in_channels}); add a batch axis with images[None]")
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise InputError(f"images are {images.dtype}: the rule is float in the range of the weight's preprocessing; normalise them first")
+        if images.shape[3] != self.in_channels:
+            if images.shape[1] == self.in_channels:
+                raise InputError(f"images have shape {images.shape}, which looks like NCHW: make them NHWC with images.transpose(0, 2, 3, 1)")
+            raise InputError(f"images have {images.shape[3]} channels, in_channels is {self.in_channels}: set in_channels={images.shape[3]}")

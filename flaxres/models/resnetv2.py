@@ -1,0 +1,111 @@
+"""Pre-activation residual networks (He et al. 2016, "Identity mappings in deep residual networks") and BiT (Kolesnikov et al. 2020)."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from flaxres.models.blocks import EXPANSION, PreActivationBlock, Stage
+from flaxres.models.layers import head_init, max_pool
+from flaxres.models.network import Network
+
+CHOICES = {"block": tuple(EXPANSION), "stem": ("standard", "small", "deep", "fixed"), "norm_kind": ("batch", "group")}
+
+
+class Stem(nn.Module):
+    """The convolutions before the first block; no norm and no activation behind the last one, since the blocks begin with theirs."""
+
+    kind: str
+    width: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        if self.kind != "deep":
+            size, stride = (3, 1) if self.kind == "small" else (7, 2)
+            return self.conv(self.width, kernel_size=size, stride=stride, name="conv")(x)
+        for i, width in enumerate((self.width // 2, self.width // 2, self.width), 1):
+            x = self.conv(width, kernel_size=3, stride=2 if i == 1 else 1, name=f"conv{i}")(x)
+            if i < 3:
+                x = nn.relu(self.norm(name=f"norm{i}")(x, use_running_average=not train))
+        return x
+
+
+class Nested(nn.Module):
+    """A module one level down under `name`, for the sake of the names in weight files."""
+
+    module: Callable[..., nn.Module]
+    child: str
+
+    @nn.compact
+    def __call__(self, *arguments: Any) -> Any:
+        return self.module(name=self.child)(*arguments)
+
+
+class Stages(nn.Module):
+    """`stages.0.blocks`, `stages.1.blocks`, ...; returns the output of each."""
+
+    stages: tuple[Callable[..., nn.Module], ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> list[jax.Array]:
+        outputs = []
+        for i, stage in enumerate(self.stages):
+            x = Nested(stage, "blocks", name=str(i))(x, train)
+            outputs.append(x)
+        return outputs
+
+
+class ResNetV2(Network):
+    """A pre-activation residual network. Names of layers are timm's: `stem`, `stages.0.blocks.0`, ..., `norm`, `head.fc`.
+
+    Attributes (and those of `Network`):
+      depths, widths: blocks and outer width of each stage; stages after the first halve the resolution.
+      block: 'bottleneck' or 'basic'.
+      stem: 'standard' (7x7/2, max pooling), 'small' (3x3), 'deep' (three 3x3) or 'fixed' (BiT's: zeros around the max pooling).
+      stem_width: width of the stem's output.
+      averaged: average pooling before the projections, as in ResNet-D.
+      norm_kind: 'batch' or 'group'.
+      standardise: epsilon of weight standardisation, None for none.
+
+    Calls as `ResNet` does; `stem` and `stage1` to `stage4` are raw sums, before any norm.
+    """
+
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    widths: tuple[int, ...] = (256, 512, 1024, 2048)
+    block: str = "bottleneck"
+    stem: str = "standard"
+    stem_width: int = 64
+    averaged: bool = False
+    norm_kind: str = "batch"
+    standardise: float | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> Any:
+        self.check(images, **{name: (getattr(self, name), allowed) for name, allowed in CHOICES.items()})
+        conv, norm = self.conv(standardise=self.standardise), self.norm(self.norm_kind)
+        x = Stem(self.stem, self.stem_width, conv, norm, name="stem")(images, train)
+        maps = {"stem": x}
+        if self.stem != "small":
+            x = max_pool(x, fill=0.0) if self.stem == "fixed" else max_pool(x)
+        block = functools.partial(PreActivationBlock, kind=self.block, conv=conv, norm=norm, stochastic=self.stochastic_depth > 0)
+        stages = []
+        for i, (width, rates) in enumerate(zip(self.widths, self.drop_rates(self.depths), strict=True)):
+            first = functools.partial(block, features=width, stride=2 if i else 1, project=True, averaged=self.averaged)
+            stages.append(functools.partial(Stage, first, functools.partial(block, features=width, stride=1), rates, self.scan_blocks, self.remat))
+        outputs = Stages(tuple(stages), name="stages")(x, train)
+        maps |= {f"stage{i}": output for i, output in enumerate(outputs, 1)}
+        x = nn.relu(norm(name="norm")(outputs[-1], use_running_average=not train))
+        maps["pooled"] = self.pooled(x)
+        return maps if features else self.head(maps["pooled"], train, "head")
+
+    def head(self, x: jax.Array, train: bool, name: str) -> jax.Array:
+        """timm's head here is a 1x1 convolution named `head.fc`."""
+        if not self.num_classes:
+            return x
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        fc = functools.partial(self.conv(), self.num_classes, kernel_size=1, use_bias=True, kernel_init=head_init, dtype=x.dtype)
+        return Nested(fc, "fc", name=name)(x[:, None, None])[:, 0, 0]

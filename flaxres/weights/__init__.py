@@ -1,0 +1,1 @@
+"""Weights in and out of the form that torchvision and timm use."""
