@@ -53,7 +53,8 @@ def parse_run(arguments: Sequence[str], default: str | None, program: str, descr
     chosen, rest = value_of(arguments, "--config")
     where, rest = value_of(rest, "--workdir")
     saved = pathlib.Path(where or "") / "config.json"
-    if chosen is None and (default is None or (where and saved.exists())):
+    there = os.path.exists(saved)  # noqa: PTH110 (Path.exists raises where the folder can't be read)
+    if chosen is None and (default is None or (where and there)):
         if not where:
             raise InputError("--workdir is missing: give the workdir of a run")
         file, start = str(saved), from_json(saved)

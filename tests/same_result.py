@@ -33,7 +33,7 @@ def run(config: Config) -> tuple[list[str], Any]:
     """The ledger, one line a step, and the final parameters and statistics."""
     run = prepare_run(config)
     state = create_state(run.model, run.tx, config.train.seed, config.data.image_size, run.mesh)
-    step = compiled_train_step(config, run.model, run.tx, run.mesh)
+    step = compiled_train_step(config, run.model, run.tx, run.schedule, run.mesh)
     seen = jax.jit(lambda batch: pictures(config, batch), in_shardings=split(run.mesh), out_shardings=split(run.mesh))
     ledger = []
     with feed(run, 0) as (batches, _):

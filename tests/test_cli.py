@@ -26,8 +26,8 @@ def refusal(capfd: pytest.CaptureFixture[str], *words: str) -> str:
     ("words", "message"),
     [
         ("--optim.learning-rat 0.1", "unknown option '--optim.learning-rat': did you mean --optim.learning-rate?"),
-        ("--optim.learning-rate abc", "--optim.learning-rate='abc': the rule is float"),
-        ("--optim.learning-rate --data.flip True", "--optim.learning-rate='': the rule is float"),
+        ("--optim.learning-rate abc", "--optim.learning-rate='abc': the rule is a finite float"),
+        ("--optim.learning-rate --data.flip True", "--optim.learning-rate='': the rule is a finite float"),
         ("--optim.schedule=cosin", "unknown value of --optim.schedule 'cosin': did you mean cosine?"),
         ("--data.flip maybe", "--data.flip='maybe': the rule is True or False"),
         ("--model.name resnet5O", "unknown model.name 'resnet5O': did you mean"),

@@ -5,7 +5,7 @@
 
 Batch 256, learning rate 0.1, divided by 10 at epochs 30, 60 and 80 after a warmup of 5 epochs; weight decay 1e-4, none on norms and biases;
 last gamma of each block zero. For a batch of 256k set `--train.batch-size` to it and `--optim.learning-rate` to 0.1k: nothing rescales by itself. The
-warmup starts at 0.1/k of the peak (`--optim.warmup-scale`), here the peak itself. Batch statistics are per 32 images, as in the paper,
+warmup starts at 1/k of the peak (`--optim.warmup-scale`), here the peak itself. Batch statistics are per 32 images, as in the paper,
 whatever the devices.
 
 On a folder of photographs: `--data.name folder --data.source DIR --data.eval-split val`.

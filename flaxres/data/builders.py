@@ -8,15 +8,18 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import io
 import itertools
+import os
 import pathlib
 import shutil
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -27,9 +30,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flaxres.data.decode import UnreadableError, repair
 from flaxres.errors import InputError, unknown
 
+VERSION = "1.0.0"
 EXTENSIONS = {".jpg", ".jpeg", ".png"}
 Example = tuple[str, bytes, str]
 
+IMAGENET_IMAGES = {"train": 1_281_167, "validation": 50_000}
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -41,6 +46,7 @@ class Contents:
 
     classes: tuple[str, ...]
     splits: Mapping[str, tuple[int, Callable[[], Iterable[Example]]]]
+    complete: bool = False  # whether fewer files than that are a mistake
 
 
 def digits(source: pathlib.Path | None) -> Contents:
@@ -76,7 +82,11 @@ def folder(source: pathlib.Path | None) -> Contents:
     def examples(classes: dict[str, list[pathlib.Path]]) -> Iterator[Example]:
         for name in everywhere:
             for path in classes[name]:
-                yield str(path.relative_to(source)), path.read_bytes(), name
+                try:
+                    data = path.read_bytes()
+                except OSError as error:
+                    raise InputError(f"{str(path)!r} can't be read ({error.strerror}): mend its permissions, or take it away") from error
+                yield str(path.relative_to(source)), data, name
 
     splits: dict[str, tuple[int, Callable[[], Iterable[Example]]]] = {}
     for split, classes in found.items():
@@ -164,7 +174,8 @@ def imagenet2012(source: pathlib.Path | None) -> Contents:
                     raise InputError(f"{str(validation)!r} holds {image.name!r}: the rule is ILSVRC2012_val_00000001.JPEG to _{len(labels):08d}.JPEG")
                 yield image.name, data, labels[int(number) - 1]
 
-    return Contents(classes, {"train": (1_281_167, train_examples), "validation": (50_000, validation_examples)})
+    counts = IMAGENET_IMAGES
+    return Contents(classes, {"train": (counts["train"], train_examples), "validation": (counts["validation"], validation_examples)}, True)
 
 
 def files(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
@@ -213,14 +224,12 @@ def download(url: str, digest: str) -> pathlib.Path:
 
 
 def cache_folder() -> pathlib.Path:
-    import os
-
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "flaxres"
 
 
 def bar() -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=Console(stderr=True))
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=Console(stderr=True, highlight=False, markup=False))
 
 
 @dataclasses.dataclass
@@ -235,7 +244,15 @@ class Tally:
         return rows + [f"refused {name}: {reason}" for name, reason in self.refused]
 
 
-def checked(split: str, total: int, examples: Iterable[Example], tally: Tally, progress: Progress) -> Iterator[Example]:
+def readable(examples: Iterable[Example]) -> Iterator[Example]:
+    """`examples`, with a damaged archive named as such."""
+    try:
+        yield from examples
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise InputError(f"the archive is damaged ({' '.join(str(error).split())}): get it anew") from error
+
+
+def checked(split: str, total: int, examples: Iterable[Example], tally: Tally, progress: Progress, complete: bool) -> Iterator[Example]:
     """`examples` that decode, in order; files are decoded by several threads, and only a few hundred are held at a time."""
     task = progress.add_task(split, total=total)
     kinds = tally.kinds.setdefault(split, collections.Counter())
@@ -248,7 +265,7 @@ def checked(split: str, total: int, examples: Iterable[Example], tally: Tally, p
         except UnreadableError as error:
             return "refused", None, f"{name}\0{error}"
 
-    iterator = iter(examples)
+    iterator = readable(examples)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         while block := list(itertools.islice(iterator, 256)):
             for kind, example, reason in pool.map(check, block):
@@ -257,23 +274,35 @@ def checked(split: str, total: int, examples: Iterable[Example], tally: Tally, p
                 if example is None:
                     name, _, why = reason.partition("\0")
                     tally.refused.append((name, why))
-                    progress.console.print(f"refused {name}: {why}", highlight=False)
+                    progress.console.print(f"refused {name}: {why}")
                 else:
                     yield example
+    if complete and (seen := sum(kinds.values())) != total:
+        raise InputError(f"split {split!r} has {seen:,} images: the rule is {total:,}; the archive is incomplete, get it anew")
     if not sum(n for kind, n in kinds.items() if kind != "refused"):
         raise InputError(f"split {split!r} holds no image that can be read: {len(tally.refused)} files were refused")
 
 
-def prepare(name: str, source: str | None, data_dir: str | None) -> tuple[pathlib.Path, Tally]:
+def prepare(name: str, source: str | None, data_dir: str | None, splits: Iterable[str] = ()) -> tuple[pathlib.Path, Tally]:
     """Writes the dataset `name` as ArrayRecord under `data_dir` (TFDS's own folder by default) and returns where it is.
 
     A dataset that is there already is left alone. An interrupted preparation leaves nothing that is taken for a dataset: the next
-    one starts it again. Raises InputError for an unknown name or a source that breaks its builder's rules.
+    one starts it again. Of two processes that prepare the same dataset, one waits for the other.
+
+    Raises InputError for an unknown name, a source that breaks its builder's rules, or one without a split of `splits`.
     """
     if name not in BUILDERS:
         raise unknown("dataset to prepare", name, BUILDERS)
     contents = BUILDERS[name](pathlib.Path(source).expanduser() if source else None)
+    for split in splits:
+        require_split(name, split, contents.splits)
     return write(name, contents, config_name(name, source), data_dir)
+
+
+def require_split(name: str, split: str, there: Iterable[str]) -> None:
+    """Refuses a split (sliced or not) of the dataset `name` that is not there."""
+    if (base := split.partition("[")[0]) not in (there := list(there)):
+        raise unknown(f"split of {name}", base, there)
 
 
 def config_name(name: str, source: str | None) -> str | None:
@@ -291,6 +320,19 @@ def config_name(name: str, source: str | None) -> str | None:
     return f"{readable}_{digest.hexdigest()[:16]}"
 
 
+@contextlib.contextmanager
+def lock(folder: pathlib.Path) -> Iterator[None]:
+    """Holds other processes of this machine, and of those that share a file system with locks, off `folder`; ends with the process."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"datasets can't be written to {str(folder)!r} ({error.strerror}): give another data_dir") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def write(name: str, contents: Contents, config: str | None, data_dir: str | None) -> tuple[pathlib.Path, Tally]:
     import tensorflow_datasets as tfds
 
@@ -300,7 +342,7 @@ def write(name: str, contents: Contents, config: str | None, data_dir: str | Non
     with tfds.core.registered.skip_registration():
 
         class Builder(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("1.0.0")
+            VERSION = tfds.core.Version(VERSION)
             BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=config)] if config else []
             progress: Progress
 
@@ -320,17 +362,19 @@ def write(name: str, contents: Contents, config: str | None, data_dir: str | Non
 
             def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 total, examples = contents.splits[split]
-                for i, (file, data, label) in enumerate(checked(split, total, examples(), tally, self.progress)):
+                for i, (file, data, label) in enumerate(checked(split, total, examples(), tally, self.progress, contents.complete)):
                     yield i, {"image": data, "label": label, "file_name": file}
 
         Builder.name = name
         builder = Builder(data_dir=data_dir, config=config, file_format="array_record")
 
     folder_written = pathlib.Path(builder.data_path)
-    if not (folder_written / "dataset_info.json").exists():
+    with lock(folder_written.parent):
+        if (folder_written / "dataset_info.json").exists():
+            return folder_written, tally
         for leftover in folder_written.parent.glob(f"incomplete.*{folder_written.name}*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        with bar() as progress, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints where it writes, and a bar of its own
+        with bar() as progress, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints where it writes
             builder.progress = progress
             builder.download_and_prepare()
     return folder_written, tally

@@ -1,5 +1,6 @@
 """The host half of the input: bytes -> uint8 crops. Randomness comes in as numbers, never from here."""
 
+import contextlib
 import io
 import math
 from typing import Literal
@@ -36,8 +37,10 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` decoded in full, as RGB; raises UnreadableError for one that is cut short."""
+    """`image` decoded in full, as RGB of 8 bits; raises UnreadableError for one that is cut short."""
     try:
+        if image.mode.startswith("I"):  # 16 bits of gray, which Pillow would clip instead of scaling
+            return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)).convert("RGB")
         return image.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
         raise UnreadableError(str(error)) from error
@@ -49,9 +52,13 @@ def repair(data: bytes) -> tuple[str, bytes]:
     JPEG (gray or colour) and 8-bit PNG are kept to the byte. Everything else that Pillow opens is written anew: CMYK as JPEG, the rest as PNG.
     """
     image = open_image(data)
-    rgb = to_rgb(image)
+    rgb, kind = to_rgb(image), f"{image.format} {image.mode}"
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
-        return "JPEG", data
+        try:
+            simplejpeg.decode_jpeg(data, "RGB")
+            return "JPEG", data
+        except ValueError:  # Pillow lets damage pass; libjpeg's strict reading doesn't
+            kind = "JPEG with damaged parts"
     if image.format == "PNG" and image.mode in ("RGB", "L"):
         return "PNG", data
     buffer = io.BytesIO()
@@ -59,7 +66,7 @@ def repair(data: bytes) -> tuple[str, bytes]:
         rgb.save(buffer, "JPEG", quality=95, subsampling=0)
     else:
         rgb.save(buffer, "PNG")
-    return f"{image.format} {image.mode} repaired", buffer.getvalue()
+    return f"{kind} repaired", buffer.getvalue()
 
 
 def centre_crop(data: bytes, size: int, resize: int, interpolation: Interpolation) -> np.ndarray:
@@ -103,24 +110,17 @@ def random_resized_crop(
 
     A JPEG is decoded at the smallest of libjpeg's scales (1/8 to 8/8) that still has the crop at `size` or more.
     """
-    if data[:2] != b"\xff\xd8":
+    picture, (height, width) = None, (0, 0)
+    if data[:2] == b"\xff\xd8":
+        with contextlib.suppress(ValueError):  # what simplejpeg refuses, CMYK among it, Pillow may still read
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            if height * width <= MAX_PIXELS and colours not in ("CMYK", "YCCK"):
+                top, left, h, w = crop_box(height, width, uniforms, scale, ratio)
+                least = min(height, math.ceil(size * height / h)), min(width, math.ceil(size * width / w))
+                picture = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1], min_factor=1))
+    if picture is None:
         picture = to_rgb(open_image(data))
         height, width = picture.height, picture.width
         top, left, h, w = crop_box(height, width, uniforms, scale, ratio)
-    else:
-        try:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            if height * width > MAX_PIXELS:
-                raise UnreadableError(f"{width} x {height} pixels: the limit is {MAX_PIXELS:,} in all; make the image smaller")
-            top, left, h, w = crop_box(height, width, uniforms, scale, ratio)
-            if colours in ("CMYK", "YCCK"):
-                picture = to_rgb(open_image(data))
-            else:
-                least = min(height, math.ceil(size * height / h)), min(width, math.ceil(size * width / w))
-                picture = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1], min_factor=1))
-        except UnreadableError:
-            raise
-        except ValueError as error:
-            raise UnreadableError(str(error)) from error
     y, x = picture.height / height, picture.width / width
     return np.asarray(picture.resize((size, size), FILTERS[interpolation], box=(left * x, top * y, (left + w) * x, (top + h) * y)))

@@ -159,11 +159,16 @@ def local_rows(sharding: Sharding, total: int) -> np.ndarray:
     return np.concatenate([np.arange(*part) for part in sorted(parts)])
 
 
+def require_resident(source: Source, size: int) -> None:
+    """Refuses a dataset that is too large to lie on a device."""
+    if (need := len(source) * size * size * 3) > RESIDENT_LIMIT:
+        raise InputError(f"data.resident=True would put {need / 2**30:.0f} GiB on each device: the limit is 8; set data.resident=False")
+
+
 def resident(source: Source, transform: Transform, size: int, sharding: Sharding, threads: int) -> dict[str, jax.Array]:
     """The whole split on every device: `image` (N, size, size, 3) uint8 and `label` (N,) int32; raises InputError above 8 GiB."""
+    require_resident(source, size)
     count = len(source)
-    if (need := count * size * size * 3) > RESIDENT_LIMIT:
-        raise InputError(f"data.resident=True would put {need / 2**30:.0f} GiB on each device: the limit is 8; set data.resident=False")
     images, labels = np.empty((count, size, size, 3), np.uint8), np.empty(count, np.int32)
 
     def fill(record: int) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ class Source:
     Attributes:
       name: dataset and split, for messages.
       classes: names in label order.
-      digest: SHA-256 over the dataset's name, version, classes and the sizes of its splits.
+      digest: SHA-256 over the dataset's name, version, classes, and its splits' numbers of examples and bytes.
     """
 
     name: str
@@ -27,6 +28,11 @@ class Source:
     records: Sequence[Any]
     image_key: str
     label_key: str
+
+    @property
+    def class_digest(self) -> str:
+        """SHA-256 over the names of the classes, in their order."""
+        return sha256(self.classes)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -41,16 +47,21 @@ class Source:
             raise InputError(f"{self.name} record {index} can't be read ({reason}): prepare the dataset again") from error
 
 
-def find(name: str, source: str | None, data_dir: str | None) -> Any:
-    """The TFDS builder of a prepared dataset; one of ours that has not been prepared yet is, when it needs nothing that isn't there."""
+def find(name: str, source: str | None, data_dir: str | None, splits: Sequence[str] = ()) -> Any:
+    """The TFDS builder of a prepared dataset; one of ours is prepared now if it isn't yet, unless a split is asked for that it won't have."""
     if name == "folder":
         builders.require_folder(source)
     config = builders.config_name(name, source)
-    with contextlib.suppress(InputError):
-        return locate(name if config is None else f"{name}/{config}", data_dir)
+    ours = f"{name}:{builders.VERSION}" if config is None else f"{name}/{config}"
+    for wanted in (ours, name) if name in builders.BUILDERS and config is None else (ours,) if config else (name,):
+        with contextlib.suppress(InputError):
+            return locate(wanted, data_dir)
     if name not in builders.BUILDERS:
         raise unknown("dataset", name, [*builders.BUILDERS, *prepared(data_dir)])
-    return open_folder(builders.prepare(name, source, data_dir)[0])
+    place, tally = builders.prepare(name, source, data_dir, splits)
+    for line in tally.lines():
+        print(line, file=sys.stderr)
+    return open_folder(place)
 
 
 def locate(name: str, data_dir: str | None) -> Any:
@@ -58,7 +69,7 @@ def locate(name: str, data_dir: str | None) -> Any:
 
     try:
         return read_only_builder.builder_from_files(name, data_dir=data_dir)
-    except registered.DatasetNotFoundError as error:
+    except (registered.DatasetNotFoundError, ValueError) as error:
         raise InputError(f"no prepared dataset {name!r} in {data_dir or 'the TFDS folder'}") from error
 
 
@@ -76,32 +87,44 @@ def prepared(data_dir: str | None) -> list[str]:
     return sorted({path.relative_to(root).parts[0] for path in root.glob("*/**/dataset_info.json")})
 
 
-def open_source(name: str, split: str, source: str | None = None, data_dir: str | None = None) -> Source:
-    """The split `split` (TFDS's slicing works: `train[:90%]`) of the dataset `name`.
+def open_splits(name: str, splits: Sequence[str], source: str | None = None, data_dir: str | None = None) -> list[Source]:
+    """Splits (TFDS's slicing works: `train[:90%]`) of the dataset `name`.
 
     Raises InputError for a dataset, split or feature that isn't there, or one that isn't in ArrayRecord.
     """
     import tensorflow_datasets as tfds
 
-    builder = find(name, source, data_dir)
+    builder = find(name, source, data_dir, [split.partition("[")[0] for split in splits])
     info = builder.info
     label_key, image_key = feature(info, tfds.features.ClassLabel), feature(info, tfds.features.Image)
-    if (base := split.partition("[")[0]) not in info.splits:
-        raise unknown(f"split of {name}", base, info.splits)
-    try:
-        records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
-    except NotImplementedError as error:
-        raise InputError(
-            f"dataset {name!r} at {builder.data_path} is not in ArrayRecord: prepare it again with file_format='array_record'"
-        ) from error
-    except ValueError as error:
-        raise InputError(f"split {split!r} of {name}: {' '.join(str(error).split())}") from error
-    if not len(records):
-        raise InputError(f"split {split!r} of {name} is empty: choose another")
     classes = tuple(info.features[label_key].names)
-    facts = [name, str(info.version), *classes, *(f"{key}={value.num_examples}" for key, value in sorted(info.splits.items()))]
-    digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()
-    return Source(f"{name}/{split}", classes, digest, records, image_key, label_key)
+    sizes = (f"{key}={value.num_examples},{value.num_bytes}" for key, value in sorted(info.splits.items()))
+    digest = sha256([name, str(info.version), *classes, *sizes])
+
+    def opened(split: str) -> Source:
+        builders.require_split(name, split, info.splits)
+        try:
+            records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
+        except NotImplementedError as error:
+            raise InputError(
+                f"dataset {name!r} at {builder.data_path} is not in ArrayRecord: prepare it again with file_format='array_record'"
+            ) from error
+        except ValueError as error:
+            raise InputError(f"split {split!r} of {name}: {' '.join(str(error).split())}") from error
+        if not len(records):
+            raise InputError(f"split {split!r} of {name} is empty: choose another")
+        return Source(f"{name}/{split}", classes, digest, records, image_key, label_key)
+
+    return [opened(split) for split in splits]
+
+
+def open_source(name: str, split: str, source: str | None = None, data_dir: str | None = None) -> Source:
+    """One split; see `open_splits`."""
+    return open_splits(name, [split], source, data_dir)[0]
+
+
+def sha256(words: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 
 def feature(info: Any, kind: type) -> str:

@@ -32,14 +32,18 @@ class Checkpoints:
         if step != self.manager.latest_step():
             self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), provenance=ocp.args.JsonSave(provenance)))
 
-    def restore(self, like: State) -> tuple[State, dict[str, Any]]:
-        """The newest state, in the shapes and shardings of `like` (an `abstract_state`), and its provenance."""
-        step = self.manager.latest_step()
-        if step is None:
+    def restore(self, like: State) -> State:
+        """The newest state, in the shapes and shardings of `like` (an `abstract_state`)."""
+        return self.manager.restore(self.required_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
+
+    def provenance(self) -> dict[str, Any]:
+        """What was saved beside the newest state."""
+        return self.manager.restore(self.required_step(), args=ocp.args.Composite(provenance=ocp.args.JsonRestore()))["provenance"]
+
+    def required_step(self) -> int:
+        if (step := self.manager.latest_step()) is None:
             raise InputError(f"{str(self.folder)!r} holds no checkpoint: train first, or give another workdir")
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like), provenance=ocp.args.JsonRestore())
-        restored = self.manager.restore(step, args=args)
-        return restored["state"], restored["provenance"]
+        return step
 
     def wait(self) -> None:
         self.manager.wait_until_finished()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import types
 import typing
@@ -169,7 +170,7 @@ def fits(value: Any, kind: Any) -> bool:
         wanted = arguments[:1] * len(value) if isinstance(value, tuple) and arguments[1:] == (...,) else arguments
         return isinstance(value, tuple) and len(value) == len(wanted) and all(map(fits, value, wanted))
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind)
@@ -188,6 +189,8 @@ def described(kind: Any) -> str:
     """A type in words, for messages."""
     if kind is bool:
         return "True or False"
+    if kind is float:
+        return "a finite float"
     return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
 
 
@@ -204,7 +207,7 @@ RULES: dict[str, tuple[str, Any]] = {
     "model.bn_momentum": ("in [0, 1)", lambda v: 0 <= v < 1),
     "optim.momentum": ("in [0, 1)", lambda v: 0 <= v < 1),
     "optim.label_smoothing": ("in [0, 1)", lambda v: 0 <= v < 1),
-    "optim.milestones": ("ascending", lambda v: list(v) == sorted(v)),
+    "optim.milestones": ("ascending, each once", lambda v: list(v) == sorted(set(v))),
     "data.crop_scale": ("0 < low <= high <= 1", lambda v: 0 < v[0] <= v[1] <= 1),
     "data.crop_ratio": ("0 < low <= high", lambda v: 0 < v[0] <= v[1]),
     "data.std": ("> 0", lambda v: min(v) > 0),
@@ -224,10 +227,9 @@ def check(config: Config) -> None:
             raise InputError(f"{name}={values[name]!r}: the rule is {rule}")
     if config.model.name not in MODELS:
         raise unknown("model.name", config.model.name, MODELS)
-    for left, right in ((config.train.batch_size, "train.batch_size"), (config.train.eval_batch_size, "train.eval_batch_size")):
-        group = config.model.bn_group
-        if right == "train.batch_size" and group and left % group:
-            raise InputError(f"model.bn_group={group} must divide {right}={left}: choose a divisor, or None for the whole batch")
+    batch, group = config.train.batch_size, config.model.bn_group
+    if group and batch % group:
+        raise InputError(f"model.bn_group={group} must divide train.batch_size={batch}: choose a divisor, or None for the whole batch")
     if config.data.resident and config.data.crop == "random_resized":
         raise InputError("data.resident=True with data.crop='random_resized': the crop is made while decoding; set data.crop to 'shift' or 'none'")
     if config.data.eval_resize < config.data.eval_size:

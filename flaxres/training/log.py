@@ -30,22 +30,27 @@ class Log:
         self.run, self.display, self.loader, self.before = run, display, loader, before
         self.writer = metrics.Writer(folder, first, run.config.train.tensorboard) if jax.process_index() == 0 else None
         self.pending: collections.deque[tuple[int, Any]] = collections.deque()
-        self.trained, self.since = 0.0, time.perf_counter()
+        self.trained, self.running, self.since = 0.0, True, time.perf_counter()
+        self.waited_before = loader.stall_seconds if loader else 0.0  # for the first batch, while the step was compiled
         self.last_step, self.last_times = first, (0.0, 0.0)
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stops the clock of training, with everything logged that was pending."""
+    def paused(self, state: Any) -> Iterator[None]:
+        """Stops the clock of training once `state` is computed, with everything logged that was pending."""
+        jax.block_until_ready(state)
         self.flush()
-        self.trained += time.perf_counter() - self.since
+        self.trained, self.running = self.times()[0], False
+        if self.writer:
+            self.writer.flush()
         try:
             yield
         finally:
-            self.since = time.perf_counter()
+            self.since, self.running = time.perf_counter(), True
 
     def times(self) -> tuple[float, float]:
         """Seconds that this process has trained, and of these, waited for input."""
-        return self.trained + time.perf_counter() - self.since, self.loader.stall_seconds if self.loader else 0.0
+        trained = self.trained + (time.perf_counter() - self.since if self.running else 0.0)
+        return trained, self.loader.stall_seconds - self.waited_before if self.loader else 0.0
 
     def all_times(self) -> tuple[float, float]:
         trained, stalled = self.times()
@@ -70,7 +75,6 @@ class Log:
         speed = (last_step - self.last_step) * self.run.config.train.batch_size / max(seconds, 1e-9)
         self.last_step, self.last_times = last_step, times
         for step, row in rows:
-            row["train/learning_rate"] = float(self.run.schedule(step - 1))
             row["train/images_per_second"] = speed
             row["train/input_stall_percent"] = 100 * stalled / max(seconds, 1e-9)
             self.write(step, row)

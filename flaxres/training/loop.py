@@ -43,8 +43,9 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
     folder = pathlib.Path(workdir)
     check(config)
     check_devices(config, jax.device_count())
+    if jax.process_index() == 0:
+        metrics.require_writable(folder)
     require_same_run(config, folder)
-    metrics.require_writable(folder)
     run = prepare_run(config)
     folder.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
@@ -63,7 +64,10 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
 
 
 def require_same_run(config: Config, folder: pathlib.Path, free: set[str] = FREE) -> None:
-    if (folder / "config.json").exists() and (changed := differences(from_json(folder / "config.json"), config, free)):
+    """Refuses another config for a workdir that has checkpoints; one whose run never saved anything is free."""
+    if not any((folder / "checkpoints").glob("[0-9]*")) or not (folder / "config.json").exists():
+        return
+    if changed := differences(from_json(folder / "config.json"), config, free):
         raise InputError(f"workdir {str(folder)!r} has a run with another config ({'; '.join(changed)}): use another --workdir, or that config")
 
 
@@ -73,13 +77,26 @@ def begin(run: Run, checkpoints: Checkpoints) -> tuple[State, dict[str, Any]]:
 
     config, size = run.config, run.config.data.image_size
     versions = {"flaxres": flaxres.__version__, "jax": jax.__version__}
-    provenance = versions | {"data": run.train.digest, "batch_size": config.train.batch_size, "seconds": (0.0, 0.0)}
+    provenance = versions | {"data": run.train.digest, "classes": run.train.class_digest, "seconds": (0.0, 0.0)}
     if checkpoints.latest_step() is None:
         return create_state(run.model, run.tx, config.train.seed, size, run.mesh), provenance
-    state, saved = checkpoints.restore(run.abstract_state())
+    saved = checkpoints.provenance()
+    require_same_classes(run, saved)
     if saved["data"] != run.train.digest:
-        raise InputError(f"dataset {run.train.name} has digest {run.train.digest[:12]}, the run's checkpoint was trained on {saved['data'][:12]}")
-    return state, provenance | {"seconds": saved["seconds"]}
+        raise InputError(
+            f"dataset {run.train.name} has digest {run.train.digest[:12]}, the run's checkpoint was trained on {saved['data'][:12]}: "
+            "give the same images, or another workdir"
+        )
+    return checkpoints.restore(run.abstract_state()), provenance | {"seconds": saved["seconds"]}
+
+
+def require_same_classes(run: Run, saved: dict[str, Any]) -> None:
+    """Class numbers mean nothing without their names, so a dataset with others is refused."""
+    if saved["classes"] != run.train.class_digest:
+        raise InputError(
+            f"the {len(run.train.classes)} classes of {run.train.name} are not those that the checkpoint was trained on (digest "
+            f"{run.train.class_digest[:12]}, there {saved['classes'][:12]}): give the dataset of the run"
+        )
 
 
 def headline(run: Run, first: int) -> str:
@@ -124,24 +141,25 @@ def train(run: Run, state: State, checkpoints: Checkpoints, provenance: dict[str
         log = Log(run, folder, first, tuple(provenance["seconds"]), display, loader)
 
         def save(step: int) -> None:
-            with log.paused():
+            with log.paused(state):
                 checkpoints.save(state, step, provenance | {"seconds": log.all_times()})
 
         for step, batch in zip(range(first + 1, run.steps + 1), batches, strict=False):
             state, values = step_function(state, batch)
             last = step == run.steps
             log.add(step, values)
-            if asked.is_set() and not last:
-                save(step)
-                checkpoints.wait()
-                display.say(f"stopped by a signal; step {step} is saved: start the same command again to go on")
-                raise Preempted(step)
             if step % eval_every == 0 or last:
-                with log.paused():
+                with log.paused(state):
                     report = evaluator(state)
                     log.report(report)
-            if step % save_every == 0 or last:
+            stop = asked.is_set() and not last
+            if step % save_every == 0 or last or stop:
                 save(step)
+            if stop:
+                checkpoints.wait()
+                log.close()
+                display.say(f"stopped by a signal; step {step} is saved: start the same command again to go on")
+                raise Preempted(step)
     log.close()
     checkpoints.wait()
     assert report is not None
@@ -152,7 +170,7 @@ def train(run: Run, state: State, checkpoints: Checkpoints, provenance: dict[str
 def compiled(run: Run, state: State, batches: Iterator[Any]) -> tuple[Iterator[Any], Callable[[State, Any], tuple[State, Any]]]:
     """The training step compiled for the first of `batches`, and all of `batches`."""
     first = next(batches)
-    step = compiled_train_step(run.config, run.model, run.tx, run.mesh).lower(state, first).compile()
+    step = compiled_train_step(run.config, run.model, run.tx, run.schedule, run.mesh).lower(state, first).compile()
     return itertools.chain([first], batches), step
 
 
@@ -165,10 +183,10 @@ def finish(run: Run, report: Report, times: tuple[float, float], folder: pathlib
             "images_per_second": run.steps * run.config.train.batch_size / seconds,
             "input_stall_percent": 100 * stalled / seconds,
         }
+        title = f"{run.config.model.name} on {run.train.name}: top-1 {100 * report.top1:.2f}% of {report.examples:,} evaluation examples"
+        metrics.draw_curves(folder, title)
+        # Last, since its presence says that the run is complete.
         metrics.write_summary(folder, {key: value for key, value in dataclasses.asdict(report).items() if value is not None} | speed)
-        metrics.draw_curves(
-            folder, f"{run.config.model.name} on {run.train.name}: top-1 {100 * report.top1:.2f}% of {report.examples:,} evaluation examples"
-        )
     display.say(f"finished: top-1 {100 * report.top1:.2f}% of {report.examples:,} examples; everything is in {folder}")
 
 
@@ -184,5 +202,6 @@ def evaluate(config: Config, workdir: str | os.PathLike[str]) -> Report:
         raise InputError(f"workdir {str(folder)!r} has no checkpoints: train first, or give another --workdir")
     run = prepare_run(config)
     with Checkpoints(folder / "checkpoints", config.train.keep_checkpoints) as checkpoints:
-        state, _ = checkpoints.restore(run.abstract_state())
+        require_same_classes(run, checkpoints.provenance())
+        state = checkpoints.restore(run.abstract_state())
     return Evaluator(run)(state)

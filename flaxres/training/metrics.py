@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 import sys
 import time
@@ -50,10 +51,15 @@ class Writer:
 
     def write(self, step: int, epoch: float, values: dict[str, float]) -> None:
         row = {"step": step, "epoch": round(epoch, 4), **values}
-        self.file.write(json.dumps({key: value if math.isfinite(value) else None for key, value in row.items()}) + "\n")
+        self.file.write(json.dumps(finite(row)) + "\n")
         if self.events:
             for name, value in values.items():
                 self.events.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Before a save: what TensorBoard shows then reaches as far as the checkpoint."""
+        if self.events:
+            self.events.flush()
 
     def close(self) -> None:
         self.file.close()
@@ -61,8 +67,13 @@ class Writer:
             self.events.close()
 
 
+def finite(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: both become null."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+
+
 def write_summary(workdir: pathlib.Path, summary: dict[str, Any]) -> None:
-    replace_file(workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    replace_file(workdir / SUMMARY, json.dumps(finite(summary), indent=2) + "\n")
 
 
 def draw_curves(workdir: pathlib.Path, title: str) -> None:
@@ -103,8 +114,9 @@ def draw_curves(workdir: pathlib.Path, title: str) -> None:
 
 def require_writable(workdir: pathlib.Path) -> None:
     """Raises InputError where nothing can be written into `workdir`. Leaves no trace: a run that is refused later makes no folder."""
-    probe, made = workdir / ".writable", [path for path in (workdir, *workdir.parents) if not path.exists()]
+    probe = workdir / f".writable-{os.getpid()}"
     try:
+        made = [path for path in (workdir, *workdir.parents) if not path.exists()]
         workdir.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
         probe.unlink()
@@ -118,9 +130,9 @@ class Display:
     """The progress of a run: a live bar on a terminal, a line now and then elsewhere, nothing on hosts other than the first."""
 
     def __init__(self, total: int, done: int, enabled: bool, live: bool) -> None:
-        self.console = Console(stderr=True, quiet=not enabled, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, quiet=not enabled, highlight=False, markup=False, soft_wrap=True)
         self.total, self.first, self.start = total, done, 0.0
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[text]}", markup=False))
         self.bar = Progress(*columns, console=self.console, disable=not (enabled and live and sys.stderr.isatty()))
         self.task = self.bar.add_task("train", total=total, completed=done, text="compiling")
 

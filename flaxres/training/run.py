@@ -14,9 +14,9 @@ import optax
 from flax import linen as nn
 
 from flaxres.data import decode
-from flaxres.data.loader import Loader, resident, training_rows
+from flaxres.data.loader import Loader, require_resident, resident, training_rows
 from flaxres.data.order import uniforms
-from flaxres.data.sources import Source, open_source
+from flaxres.data.sources import Source, open_splits
 from flaxres.errors import InputError
 from flaxres.models.registry import create_model
 from flaxres.training.config import Config, DataConfig, check, check_devices
@@ -86,10 +86,12 @@ def prepare_run(config: Config) -> Run:
     if "float64" in (config.model.dtype, config.model.param_dtype) and not jax.config.read("jax_enable_x64"):
         raise InputError("float64 in model.dtype or model.param_dtype: set JAX_ENABLE_X64=1 in the environment, or use float32")
     data = config.data
-    train, evaluation = (open_source(data.name, part, data.source, data.data_dir) for part in (data.train_split, data.eval_split))
+    train, evaluation = open_splits(data.name, (data.train_split, data.eval_split), data.source, data.data_dir)
     if train.classes != evaluation.classes:
         raise InputError(f"{train.name} and {evaluation.name} have other classes: they must be splits of one dataset")
     run = Run(config, train, evaluation)
+    if data.resident:
+        require_resident(train, data.image_size)
     if (last := run.steps * config.train.batch_size) >= 2**32:
         raise InputError(f"{last:,} samples in all: positions are 32 bits wide; lower train.epochs or train.steps")
     return run

@@ -37,8 +37,10 @@ def pictures(config: Config, batch: Batch) -> jax.Array:
     return augment.normalise(images, config.data.mean, config.data.std, jnp.dtype(config.model.dtype))
 
 
-def train_step(config: Config, model: nn.Module, tx: optax.GradientTransformation) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """`(state, batch) -> (state, metrics)`. Metrics: `loss`, `top1` in [0, 1] of the augmented batch, `gradient_norm`."""
+def train_step(
+    config: Config, model: nn.Module, tx: optax.GradientTransformation, schedule: optax.Schedule
+) -> Callable[[State, Batch], tuple[State, Metrics]]:
+    """`(state, batch) -> (state, metrics)`. Metrics: `loss`, `top1` in [0, 1] of the augmented batch, `gradient_norm`, `learning_rate`."""
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         images = pictures(config, batch)
@@ -56,6 +58,7 @@ def train_step(config: Config, model: nn.Module, tx: optax.GradientTransformatio
             "loss": value,
             "top1": (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32),
             "gradient_norm": optax.tree.norm(gradients),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
         return State(state.step + 1, params, batch_stats, opt_state), metrics
 
@@ -96,9 +99,9 @@ def eval_step(config: Config, model: nn.Module) -> Callable[[Any, Batch], Metric
     return step
 
 
-def compiled_train_step(config: Config, model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh) -> Any:
+def compiled_train_step(config: Config, model: nn.Module, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh) -> Any:
     """The jitted step over `mesh` with its state donated; its batch is split over `data`, or is a whole dataset when resident."""
-    step: Callable[..., Any] = train_step(config, model, tx)
+    step: Callable[..., Any] = train_step(config, model, tx, schedule)
     if config.data.resident:
         step, batch = resident_step(config, step, mesh), replicated(mesh)
     else:

@@ -34,7 +34,9 @@ def read_safetensors(path: pathlib.Path, start: bytes) -> tuple[dict[str, np.nda
     size = path.stat().st_size
     header = struct.unpack("<Q", start[:8])[0] if len(start) == 9 else 0
     if not 0 < header <= min(LARGEST_HEADER, size - 8) or start[8:] != b"{":
-        raise InputError(f"weights {str(path)!r} are no safetensors file, or cut short: {size:,} bytes with a header that claims {header:,}; get it anew")
+        raise InputError(
+            f"weights {str(path)!r} are no safetensors file, or cut short: {size:,} bytes with a header that claims {header:,}; get it anew"
+        )
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -65,7 +67,9 @@ def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mappin
     """Writes safetensors, whole or not at all."""
     part = path.with_name(path.name + ".part")
     try:
-        safetensors.numpy.save_file(dict(arrays), part, {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()})
+        safetensors.numpy.save_file(
+            dict(arrays), part, {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+        )
         part.replace(path)
     except OSError as error:
         raise InputError(f"weights can't be written to {str(path)!r} ({error.strerror}): give another path") from error

@@ -86,8 +86,8 @@ def torch_from_variables(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def load_weights(path: str | os.PathLike[str], model: Network, adapt: bool = False, ema: bool = True) -> dict[str, Any]:
     """Reads weights for `model`: safetensors, or PyTorch's `.pth`, `.pt`, `.th` (which need torch, and are read with `weights_only`).
 
-    Names may be torchvision's, timm's or akamaster's, with a `module.` prefix or inside `state_dict`; of a training checkpoint the EMA is taken unless
-    `ema` is False. Returns `{"params", "batch_stats"}`. `adapt` as in `variables_from_torch`.
+    Names may be torchvision's, timm's or akamaster's, with a `module.` prefix or inside `state_dict`; of a training checkpoint the EMA is taken
+    unless `ema` is False. Returns `{"params", "batch_stats"}`. `adapt` as in `variables_from_torch`.
 
     Raises InputError for a file that can't be read, and with every leaf that doesn't fit.
     """

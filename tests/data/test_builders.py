@@ -77,7 +77,7 @@ def test_a_preparation_that_was_interrupted_starts_again(
     assert not list((pathlib.Path(data_dir) / "folder" / config).glob("*/dataset_info.json"))
     monkeypatch.undo()
     assert prepare("folder", str(root), data_dir)[1].kinds["train"] == {"JPEG": 80}
-    assert [path.name for path in (pathlib.Path(data_dir) / "folder" / config).iterdir()] == ["1.0.0"]
+    assert {path.name for path in (pathlib.Path(data_dir) / "folder" / config).iterdir()} == {"1.0.0", ".lock"}
 
 
 @pytest.mark.parametrize("name", ["nosuch", "digit"])
@@ -145,7 +145,7 @@ def test_cifar10_is_read_from_its_archive(tmp_path: pathlib.Path, data_dir: str,
             np.testing.assert_array_equal(centre_crop(data, 32, 32, "bilinear"), row[1:].reshape(3, 32, 32).transpose(1, 2, 0))
 
 
-def test_imagenet_is_read_from_its_tars(tmp_path: pathlib.Path, data_dir: str) -> None:
+def test_imagenet_is_read_from_its_tars(tmp_path: pathlib.Path, data_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def jpeg(shade: int) -> bytes:
         buffer = io.BytesIO()
         Image.new("RGB", (20, 10), (shade, 0, 0)).save(buffer, "JPEG")
@@ -164,6 +164,9 @@ def test_imagenet_is_read_from_its_tars(tmp_path: pathlib.Path, data_dir: str) -
     with tarfile.open(tmp_path / "ILSVRC2012_img_val.tar", "w") as tar:
         add(tar, "ILSVRC2012_val_00000001.JPEG", jpeg(50))
         add(tar, "ILSVRC2012_val_00000002.JPEG", jpeg(60))
+    with pytest.raises(InputError, match="split 'train' has 2 images: the rule is 1,281,167; the archive is incomplete"):
+        prepare("imagenet2012", str(tmp_path), data_dir)
+    monkeypatch.setattr(builders, "IMAGENET_IMAGES", {"train": 2, "validation": 2})
     prepare("imagenet2012", str(tmp_path), data_dir)
     train, validation = (open_source("imagenet2012", split, data_dir=data_dir) for split in ("train", "validation"))
     assert len(train.classes) == 1000

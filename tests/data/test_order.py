@@ -50,8 +50,9 @@ def test_any_position_is_had_without_the_ones_before() -> None:
     assert sample_ids(positions, 1_281_167, 0).tolist() == alone
 
 
-def test_first_places_of_many_epochs_are_uniform() -> None:
-    counts = np.bincount(sample_ids(np.arange(0, 10 * 20_000, 10, dtype=np.uint32), 10, 0), minlength=10)
+@pytest.mark.parametrize("place", [0, 3, 9])
+def test_each_place_in_many_epochs_is_uniform(place: int) -> None:
+    counts = np.bincount(sample_ids(np.arange(place, 10 * 20_000, 10, dtype=np.uint32), 10, 0), minlength=10)
     assert ((counts - 2000) ** 2 / 2000).sum() < 27.9  # chi squared, 9 degrees of freedom, p = 0.001
 
 

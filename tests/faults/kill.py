@@ -59,7 +59,7 @@ def digest(workdir: pathlib.Path, data_dir: pathlib.Path) -> str:
     """D of the newest checkpoint."""
     run = prepare_run(from_json(workdir / "config.json"))
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        state, _ = checkpoints.restore(run.abstract_state())
+        state = checkpoints.restore(run.abstract_state())
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         array = np.asarray(leaf)

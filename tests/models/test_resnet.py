@@ -64,7 +64,7 @@ def test_features_have_strides_2_to_32() -> None:
 def test_version_1_and_1_5_differ_only_in_where_they_stride() -> None:
     assert jax.tree.structure(shapes(flaxres.ResNet50(v1=True))) == jax.tree.structure(shapes(flaxres.ResNet50()))
     x = jax.random.normal(jax.random.key(1), (1, 64, 64, 3))
-    model = flaxres.ResNet((1, 1), widths=(8, 16))
+    model = flaxres.ResNet(depths=(1, 1), widths=(8, 16), stem_width=8)
     variables = jax.tree.map(lambda a: a + 0.1, jax.jit(model.init)(jax.random.key(0), x))
     assert float(jnp.abs(jax.jit(model.apply)(variables, x) - jax.jit(model.clone(v1=True).apply)(variables, x)).max()) > 1e-3
 
@@ -83,7 +83,7 @@ def test_logits_are_float32_and_training_changes_the_statistics(dtype: jnp.dtype
 
 
 def test_a_new_block_is_its_shortcut() -> None:
-    model = flaxres.ResNet((3,), "basic", widths=(8,), stem="small", num_classes=4)
+    model = flaxres.ResNet(depths=(3,), block="basic", widths=(8,), stem="small", stem_width=8, num_classes=4)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     maps = model.apply(model.init(jax.random.key(1), x), x, features=True)
     np.testing.assert_array_equal(maps["stage1"], maps["stem"])

@@ -30,7 +30,7 @@ def test_settings_named_in_rules_exist() -> None:
     [
         (Config(model=ModelConfig(name="resnet5O")), "unknown model.name 'resnet5O': did you mean .*resnet50"),
         (Config(optim=OptimConfig(schedule="cosin")), "unknown optim.schedule 'cosin': did you mean cosine"),  # type: ignore[arg-type]
-        (Config(optim=OptimConfig(learning_rate="fast")), "optim.learning_rate='fast' is of type str: the rule is float"),  # type: ignore[arg-type]
+        (Config(optim=OptimConfig(learning_rate="fast")), "optim.learning_rate='fast' is of type str: the rule is a finite float"),  # type: ignore[arg-type]
         (Config(data=DataConfig(crop_scale=(0.5,))), "crop_scale"),  # type: ignore[arg-type]
         (Config(data=DataConfig(flip=1)), "data.flip=1 is of type int: the rule is True or False"),  # type: ignore[arg-type]
         (Config(optim=OptimConfig(momentum=1.0)), r"optim.momentum=1.0: the rule is in \[0, 1\)"),

@@ -40,7 +40,7 @@ def test_ranks_count_ties_and_nan_against_the_network(logits: list[float], top1:
 @pytest.mark.parametrize("devices", [1, 8])
 def test_padding_weighs_nothing(devices: int) -> None:
     config = Config(model=ModelConfig("resnet20"), data=DataConfig(image_size=8, eval_size=8, eval_resize=8), train=TrainConfig(eval_batch_size=8))
-    model = ResNet((1,), "basic", (8,), num_classes=6, stem="small")
+    model = ResNet(depths=(1,), block="basic", widths=(8,), num_classes=6, stem="small", stem_width=8)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     rng = np.random.default_rng(0)
     batch = {
