@@ -35,13 +35,17 @@ if TYPE_CHECKING:
         OptimConfig as OptimConfig,
         TrainConfig as TrainConfig,
     )
-    from flaxres.training.loop import Report as Report, evaluate as evaluate, fit as fit
+    from flaxres.training.evaluation import Report as Report
+    from flaxres.training.loop import evaluate as evaluate, fit as fit
+    from flaxres.weights.transfer import load_weights as load_weights, save_weights as save_weights
 
 __version__ = "0.1.0"
 
 LAZY = {
     **dict.fromkeys(("Config", "ModelConfig", "DataConfig", "OptimConfig", "TrainConfig"), "flaxres.training.config"),
-    **dict.fromkeys(("fit", "evaluate", "Report"), "flaxres.training.loop"),
+    **dict.fromkeys(("fit", "evaluate"), "flaxres.training.loop"),
+    "Report": "flaxres.training.evaluation",
+    **dict.fromkeys(("load_weights", "save_weights"), "flaxres.weights.transfer"),
 }
 
 

@@ -30,9 +30,13 @@ class Log:
         self.run, self.display, self.loader, self.before = run, display, loader, before
         self.writer = metrics.Writer(folder, first, run.config.train.tensorboard) if jax.process_index() == 0 else None
         self.pending: collections.deque[tuple[int, Any]] = collections.deque()
-        self.trained, self.running, self.since = 0.0, True, time.perf_counter()
-        self.waited_before = loader.stall_seconds if loader else 0.0  # for the first batch, while the step was compiled
         self.last_step, self.last_times = first, (0.0, 0.0)
+        self.start()
+
+    def start(self) -> None:
+        """Sets the clock of training to zero: called once the step is compiled and the first batch is there."""
+        self.trained, self.running, self.since = 0.0, True, time.perf_counter()
+        self.waited_before = self.loader.stall_seconds if self.loader else 0.0
 
     @contextlib.contextmanager
     def paused(self, state: Any) -> Iterator[None]:

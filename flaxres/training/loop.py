@@ -136,9 +136,13 @@ def train(run: Run, state: State, checkpoints: Checkpoints, provenance: dict[str
     eval_every, save_every = run.every(config.train.eval_every_epochs), run.every(config.train.checkpoint_every_epochs)
     report: Report | None = None
 
-    with feed(run, first) as (batches, loader), stop_signals() as asked:
+    with (
+        stop_signals() as asked,
+        feed(run, first) as (batches, loader),
+        contextlib.closing(Log(run, folder, first, tuple(provenance["seconds"]), display, loader)) as log,
+    ):
         batches, step_function = compiled(run, state, batches)
-        log = Log(run, folder, first, tuple(provenance["seconds"]), display, loader)
+        log.start()
 
         def save(step: int) -> None:
             with log.paused(state):
@@ -157,13 +161,12 @@ def train(run: Run, state: State, checkpoints: Checkpoints, provenance: dict[str
                 save(step)
             if stop:
                 checkpoints.wait()
-                log.close()
                 display.say(f"stopped by a signal; step {step} is saved: start the same command again to go on")
                 raise Preempted(step)
-    log.close()
+        times = log.all_times()
     checkpoints.wait()
     assert report is not None
-    finish(run, report, log.all_times(), folder, display)
+    finish(run, report, times, folder, display)
     return state
 
 

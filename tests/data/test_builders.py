@@ -12,7 +12,7 @@ from PIL import Image
 from flaxres.data import builders
 from flaxres.data.builders import prepare
 from flaxres.data.decode import centre_crop
-from flaxres.data.sources import describe, open_source
+from flaxres.data.sources import describe, open_source, open_splits
 from flaxres.errors import InputError
 
 
@@ -108,6 +108,15 @@ def test_folders_that_break_the_rules_are_refused(photographs: Callable[..., pat
         (root / "val" / name).mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(root / "val" / name / "0.jpg")
     assert "no image that can be read: 5 files were refused" in refusal(str(root))
+
+
+def test_a_split_that_will_not_be_there_is_refused_before_the_work(photographs: Callable[..., pathlib.Path], data_dir: str) -> None:
+    root = photographs(3, 3, size=(41, 33))
+    with pytest.raises(InputError, match="unknown split of folder 'test': choose from train, val"):
+        open_splits("folder", ["train", "test"], str(root), data_dir)
+    config = builders.config_name("folder", str(root))
+    assert config is not None
+    assert not (pathlib.Path(data_dir) / "folder" / config).exists()
 
 
 def test_a_split_that_is_not_there_is_refused_with_the_near_one(data_dir: str) -> None:

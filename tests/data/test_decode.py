@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from flaxres.data.decode import TRIES, UnreadableError, centre_crop, crop_box, random_resized_crop, repair
@@ -103,6 +104,31 @@ def test_unusual_files_become_rgb(image: Image.Image, kind: str, expected: str) 
         assert decoded.shape == (8, 8, 3)
     if image.width > 1:
         assert np.abs(np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int) - np.asarray(image.convert("RGB"), int)).mean() < 12
+
+
+def test_what_preparation_lets_pass_training_can_read() -> None:
+    """A flipped byte inside a JPEG: Pillow reads on, libjpeg's strict reading refuses; both halves must agree on what is usable."""
+    data, kinds = encoded(photograph(200, 150)), set()
+    for at in range(700, len(data) - 2, 37):
+        damaged = data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :]
+        try:
+            kind, kept = repair(damaged)
+        except UnreadableError:
+            continue
+        kinds.add(kind)
+        simplejpeg.decode_jpeg(kept, "RGB") if kept[:2] == b"\xff\xd8" else None
+        for usable in (kept, damaged):
+            assert random_resized_crop(usable, 32, uniforms(0, at, (TRIES, 4)), (0.08, 1), (0.75, 1.33), "bilinear").shape == (32, 32, 3)
+    assert "JPEG with damaged parts repaired" in kinds
+
+
+def test_sixteen_bits_of_gray_are_scaled_and_not_clipped() -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    buffer = io.BytesIO()
+    Image.fromarray(ramp).save(buffer, "PNG")
+    kind, data = repair(buffer.getvalue())
+    assert "repaired" in kind
+    np.testing.assert_allclose(centre_crop(data, 16, 16, "bilinear")[..., 0].ravel(), np.arange(256), atol=1)
 
 
 def bomb() -> bytes:

@@ -33,9 +33,10 @@ def test_settings_named_in_rules_exist() -> None:
         (Config(optim=OptimConfig(learning_rate="fast")), "optim.learning_rate='fast' is of type str: the rule is a finite float"),  # type: ignore[arg-type]
         (Config(data=DataConfig(crop_scale=(0.5,))), "crop_scale"),  # type: ignore[arg-type]
         (Config(data=DataConfig(flip=1)), "data.flip=1 is of type int: the rule is True or False"),  # type: ignore[arg-type]
+        (Config(train=TrainConfig(eval_every_epochs=float("inf"))), "train.eval_every_epochs=inf is of type float: the rule is a finite float"),
         (Config(optim=OptimConfig(momentum=1.0)), r"optim.momentum=1.0: the rule is in \[0, 1\)"),
         (Config(optim=OptimConfig(schedule="step")), "give the epochs of the steps"),
-        (Config(optim=OptimConfig(milestones=(3.0, 2.0))), "the rule is ascending"),
+        (Config(optim=OptimConfig(milestones=(3.0, 2.0))), "the rule is ascending, each once"),
         (Config(train=TrainConfig(batch_size=0)), "train.batch_size=0: the rule is > 0"),
         (Config(model=ModelConfig(bn_group=48)), "model.bn_group=48 must divide train.batch_size=256"),
         (Config(data=DataConfig(resident=True)), "set data.crop to 'shift' or 'none'"),

@@ -6,9 +6,11 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,7 +18,10 @@ import flaxres
 from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from flaxres.cli import load_config
 from flaxres.errors import InputError
-from flaxres.training.log import metrics
+from flaxres.training import metrics
+from flaxres.training.config import from_json, to_json
+from flaxres.training.log import Log
+from flaxres.training.run import prepare_run
 from tests.faults import kill
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -60,6 +65,26 @@ def test_a_run_leaves_what_it_should_and_is_not_run_twice(data_dir: str, tmp_pat
     (tmp_path / "summary.json").unlink()  # as a kill after the last checkpoint leaves it
     flaxres.fit(config, tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["top1"] == summary["top1"]
+
+
+def test_a_run_that_never_saved_does_not_hold_its_workdir(data_dir: str, tmp_path: pathlib.Path) -> None:
+    config = digits(data_dir, steps=2, tensorboard=False)
+    (tmp_path / "config.json").write_text(to_json(dataclasses.replace(config, model=ModelConfig("resnet32"))))
+    flaxres.fit(config, tmp_path)
+    assert from_json(tmp_path / "config.json") == config
+
+
+def test_the_clock_counts_each_second_once(data_dir: str, tmp_path: pathlib.Path) -> None:
+    run = prepare_run(digits(data_dir, tensorboard=False))
+    log = Log(run, tmp_path, 0, (10.0, 1.0), metrics.Display(1, 0, False, False), None)
+    time.sleep(0.3)
+    with log.paused(jnp.zeros(())):
+        inside = log.all_times()[0]
+        time.sleep(0.3)
+        assert log.all_times()[0] == inside
+    assert 10.3 <= inside < 10.5
+    assert inside <= log.all_times()[0] < inside + 0.1
+    log.close()
 
 
 def test_the_loader_and_the_device_feed_the_same_run(data_dir: str, tmp_path: pathlib.Path) -> None:
@@ -139,4 +164,9 @@ def test_a_checkpoint_trained_on_other_data_is_refused(data_dir: str, photograph
     (root / "train" / "blue" / "0.jpg").unlink()
     with pytest.raises(InputError, match="has digest"):
         flaxres.fit(folder, tmp_path / "run")
+    (root / "train" / "red").rename(root / "train" / "green")
+    (root / "val" / "red").rename(root / "val" / "green")
+    for function in (flaxres.fit, flaxres.evaluate):
+        with pytest.raises(InputError, match="the 2 classes of folder/.* are not those that the checkpoint was trained on"):
+            function(folder, tmp_path / "run")
     assert any((tmp_path / "run" / "checkpoints").iterdir())

@@ -1,0 +1,111 @@
+"""Agreement with timm: `python -m benchmarks.parity [PATTERN] [--json] [--write]`.
+
+For each name that timm has too: random parameters and running statistics from PyTorch, two float32 images; the largest difference of the logits over
+the largest logit, the same for the worst feature map, and whether the way torch -> flaxres -> torch gives the same bits and loads strictly.
+`--write` puts the table into benchmarks/PARITY.md. Needs the extra `parity` (PyTorch, timm).
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+import flaxres
+from benchmarks.peers import torch_and_timm
+from flaxres.errors import unknown
+from flaxres.models.registry import list_models
+from flaxres.weights.transfer import torch_from_variables, variables_from_torch
+
+IMAGES = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+
+
+def reference(name: str) -> Any:
+    """timm's network with random parameters and statistics, in evaluation mode."""
+    torch, timm = torch_and_timm()
+    torch.manual_seed(0)
+    network = timm.create_model(name).eval()
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d | torch.nn.GroupNorm):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.1)
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+    return network
+
+
+def feature_names(name: str, network: Any) -> dict[str, str]:
+    """Our names of the feature maps -> timm's modules."""
+    if name.startswith("densenet"):
+        return {"stem": "features.norm0"} | {f"stage{i}": f"features.denseblock{i}" for i in range(1, 5)}
+    if name.startswith("resnetv2"):
+        stem = "stem.conv3" if hasattr(network.stem, "conv3") else "stem.conv"
+        return {"stem": stem} | {f"stage{i}": f"stages.{i - 1}" for i in range(1, 5)}
+    return {"stem": "act1"} | {f"stage{i}": f"layer{i}" for i in range(1, 5)}
+
+
+def compare(name: str) -> tuple[float, float, bool]:
+    """Relative difference of logits and of the worst feature map, and whether the round trip is exact."""
+    torch, _ = torch_and_timm()
+    network = reference(name)
+    modules, kept = dict(network.named_modules()), {}
+    for ours, theirs in feature_names(name, network).items():
+        modules[theirs].register_forward_hook(lambda _, __, output, ours=ours: kept.update({ours: output.clone()}))
+    with torch.no_grad():
+        logits = network(torch.from_numpy(IMAGES.transpose(0, 3, 1, 2).copy())).numpy()
+    state = network.state_dict()
+    model: Any = flaxres.create_model(name)
+    variables = variables_from_torch({key: value.numpy() for key, value in state.items()}, model)
+
+    def forward(variables: Any, images: Any) -> Any:
+        return model.apply(variables, images), model.apply(variables, images, features=True)
+
+    ours, maps = jax.jit(forward)(variables, IMAGES)
+    worst = max(difference(maps[key], value.numpy().transpose(0, 2, 3, 1)) for key, value in kept.items())
+    back = torch_from_variables(variables)
+    exact = all(np.array_equal(back[key], value.numpy()) for key, value in state.items())
+    network.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in back.items()}, strict=True)
+    return difference(ours, logits), worst, exact
+
+
+def difference(ours: Any, theirs: np.ndarray) -> float:
+    return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pattern", nargs="?", default="*")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    chosen = parser.parse_args()
+    try:
+        torch, timm = torch_and_timm()
+    except ModuleNotFoundError as error:
+        sys.exit(f"{error}: install the extra `parity`")
+    if not (names := list_models(chosen.pattern)):
+        raise unknown("model", chosen.pattern, list_models())
+    theirs, results, rows = set(timm.list_models()), {}, []
+    for name in names:
+        if name not in theirs:
+            rows.append(f"| {name} | not in timm | | |")
+            continue
+        logits, features, exact = compare(name)
+        results[name] = logits
+        rows.append(f"| {name} | {logits:.1e} | {features:.1e} | {'exact' if exact else 'DIFFERS'} |")
+        print(rows[-1], file=sys.stderr, flush=True)
+    title = f"# Agreement with timm {timm.__version__}\n\nWritten by `python -m benchmarks.parity --write` on {datetime.date.today()}, "
+    versions = f"jax {jax.__version__}, PyTorch {torch.__version__}, CPU, float32, two images of 64 pixels.\n\n"
+    table = "\n".join(["| name | logits, largest relative difference | feature maps | torch -> flaxres -> torch |", "|---|---|---|---|", *rows, ""])
+    if chosen.write:
+        (pathlib.Path(__file__).parent / "PARITY.md").write_text(title + versions + table)
+    print(json.dumps(results) if chosen.json else table)
+
+
+if __name__ == "__main__":
+    main()
