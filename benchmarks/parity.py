@@ -24,11 +24,11 @@ from flaxres.weights.transfer import torch_from_variables, variables_from_torch
 IMAGES = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
 
 
-def reference(name: str) -> Any:
+def reference(name: str, **attributes: Any) -> Any:
     """timm's network with random parameters and statistics, in evaluation mode."""
     torch, timm = torch_and_timm()
     torch.manual_seed(0)
-    network = timm.create_model(name).eval()
+    network = timm.create_model(name, **attributes).eval()
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d | torch.nn.GroupNorm):
@@ -50,17 +50,17 @@ def feature_names(name: str, network: Any) -> dict[str, str]:
     return {"stem": "act1"} | {f"stage{i}": f"layer{i}" for i in range(1, 5)}
 
 
-def compare(name: str) -> tuple[float, float, bool]:
+def compare(name: str, **attributes: Any) -> tuple[float, float, bool]:
     """Relative difference of logits and of the worst feature map, and whether the round trip is exact."""
     torch, _ = torch_and_timm()
-    network = reference(name)
+    network = reference(name, **attributes)
     modules, kept = dict(network.named_modules()), {}
     for ours, theirs in feature_names(name, network).items():
         modules[theirs].register_forward_hook(lambda _, __, output, ours=ours: kept.update({ours: output.clone()}))
     with torch.no_grad():
         logits = network(torch.from_numpy(IMAGES.transpose(0, 3, 1, 2).copy())).numpy()
     state = network.state_dict()
-    model: Any = flaxres.create_model(name)
+    model: Any = flaxres.create_model(name, **attributes)
     variables = variables_from_torch({key: value.numpy() for key, value in state.items()}, model)
 
     def forward(variables: Any, images: Any) -> Any:

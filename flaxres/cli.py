@@ -151,11 +151,36 @@ def train(arguments: Sequence[str], default: str | None, program: str) -> None:
 
 def evaluate(arguments: Sequence[str]) -> None:
     """Evaluates the newest checkpoint of a run; see `flaxres.evaluate`."""
-    config, workdir = parse_run(arguments, None, "flaxres evaluate", "Evaluate the newest checkpoint of a run, every example once.")
+    weights, rest = value_of(arguments, "--weights")
+    description = "Evaluate the newest checkpoint of a run, every example once; or, with --config FILE --weights FILE, a file of weights."
+    config, workdir = parse_run(rest, None, "flaxres evaluate", description)
     silence()
     from flaxres.training.loop import evaluate
+    from flaxres.training.metrics import finite
 
-    print(json.dumps(dataclasses.asdict(evaluate(config, workdir))))
+    report = evaluate(config, workdir) if weights is None else evaluate(config, weights=weights)
+    print(json.dumps(finite(dataclasses.asdict(report))))
+
+
+def convert(arguments: Sequence[str]) -> None:
+    """Weights from any file that is read to safetensors in torchvision's and timm's naming."""
+    parser = Parser(
+        "flaxres convert", description="Check weights against a model and write them as safetensors that flaxres, torchvision and timm load."
+    )
+    parser.add_argument("source", metavar="IN", help=".safetensors, or .pth, .pt, .th (these need torch)")
+    parser.add_argument("target", metavar="OUT", help=".safetensors")
+    parser.add_argument("--model", required=True, help="the network that the weights are of, e.g. resnet50")
+    chosen = parser.parse_args(arguments)
+    from flaxres.models.registry import create_model
+    from flaxres.weights.files import read
+    from flaxres.weights.transfer import classes, save_weights, variables_from_torch
+
+    create_model(chosen.model)
+    weights, _ = read(pathlib.Path(chosen.source))
+    model: Any = create_model(chosen.model, num_classes=classes(weights))
+    variables = variables_from_torch(weights, model, source=f"weights {chosen.source!r}")
+    save_weights(chosen.target, variables, model)
+    print(f"{chosen.model} with {model.num_classes} classes: wrote {chosen.target}")
 
 
 def data(arguments: Sequence[str]) -> None:
@@ -219,6 +244,7 @@ class Parser(argparse.ArgumentParser):
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": lambda arguments: train(arguments, None, "flaxres train"),
     "evaluate": evaluate,
+    "convert": convert,
     "data": data,
     "models": models,
 }
@@ -226,6 +252,7 @@ USAGE = """usage: flaxres COMMAND ...
 
   train     train a config, or go on with a run        flaxres train --config FILE --workdir DIR
   evaluate  measure a run's newest checkpoint          flaxres evaluate --workdir DIR
+  convert   weights to torchvision/timm safetensors    flaxres convert IN OUT --model resnet50
   data      prepare datasets and look at them          flaxres data prepare folder --source DIR
   models    list the models                            flaxres models 'resnet*'
 

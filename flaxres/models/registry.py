@@ -6,10 +6,9 @@ import inspect
 import re
 from typing import Any
 
-from flax import linen as nn
-
 from flaxres.errors import InputError, unknown
 from flaxres.models.densenet import DenseNet
+from flaxres.models.network import Network
 from flaxres.models.resnet import ResNet
 from flaxres.models.resnetv2 import ResNetV2
 
@@ -101,7 +100,7 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(MODELS, pattern), key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 
 
-def create_model(name: str, **attributes: Any) -> nn.Module:
+def create_model(name: str, **attributes: Any) -> Network:
     """The Linen module called `name`, with `attributes` of its class changed, e.g. `create_model("resnet50", num_classes=10)`.
 
     Raises InputError for an unknown name (with the near ones) or attribute.

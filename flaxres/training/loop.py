@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from flaxres.errors import InputError
 from flaxres.training import metrics
@@ -18,9 +19,11 @@ from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.config import FREE, MEASURE, Config, check, check_devices, differences, from_json, to_json
 from flaxres.training.evaluation import Evaluator, Report
 from flaxres.training.log import Log
+from flaxres.training.mesh import replicated
 from flaxres.training.run import Run, feed, prepare_run
 from flaxres.training.state import State, create_state
 from flaxres.training.steps import compiled_train_step
+from flaxres.weights.transfer import load_weights
 
 
 class Preempted(SystemExit):
@@ -193,13 +196,19 @@ def finish(run: Run, report: Report, times: tuple[float, float], folder: pathlib
     display.say(f"finished: top-1 {100 * report.top1:.2f}% of {report.examples:,} examples; everything is in {folder}")
 
 
-def evaluate(config: Config, workdir: str | os.PathLike[str]) -> Report:
-    """Evaluates the newest checkpoint in `workdir` on the config's evaluation split: every example once.
+def evaluate(config: Config, workdir: str | os.PathLike[str] | None = None, *, weights: str | os.PathLike[str] | None = None) -> Report:
+    """Evaluates the newest checkpoint in `workdir`, or a file of `weights` (see `load_weights`), on the evaluation split: every example once.
 
-    Raises InputError where there is no checkpoint or the config does not fit it.
+    Raises InputError where there is neither or both, or where the config does not fit.
     """
-    folder = pathlib.Path(workdir)
     check(config)
+    if (workdir is None) == (weights is None):
+        raise InputError("evaluate needs a workdir or weights: give one of them")
+    if weights is not None:
+        run = prepare_run(config)
+        variables = jax.device_put(load_weights(weights, run.model), replicated(run.mesh))
+        return Evaluator(run)(State(jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], ()))
+    folder = pathlib.Path(workdir or "")
     require_same_run(config, folder, FREE | MEASURE)
     if not (folder / "checkpoints").is_dir():
         raise InputError(f"workdir {str(folder)!r} has no checkpoints: train first, or give another --workdir")

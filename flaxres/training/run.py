@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 
 from flaxres.data import decode
 from flaxres.data.loader import Loader, require_resident, resident, training_rows
 from flaxres.data.order import uniforms
 from flaxres.data.sources import Source, open_splits
 from flaxres.errors import InputError
+from flaxres.models.network import Network
 from flaxres.models.registry import create_model
 from flaxres.training.config import Config, DataConfig, check, check_devices
 from flaxres.training.mesh import data_mesh, replicated, split
@@ -38,7 +38,7 @@ class Run:
         return data_mesh(check_devices(self.config, jax.device_count()))
 
     @functools.cached_property
-    def model(self) -> nn.Module:
+    def model(self) -> Network:
         model = self.config.model
         attributes: dict[str, Any] = {} if model.stem is None else {"stem": model.stem}
         return create_model(

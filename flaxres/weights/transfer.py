@@ -61,6 +61,12 @@ def variables_from_torch(weights: Mapping[str, np.ndarray], model: Network, adap
     return stack_blocks(variables) if model.scan_blocks else variables
 
 
+def classes(weights: Mapping[str, np.ndarray]) -> int:
+    """How many classes the head of a state dictionary has; 0 where it has no head."""
+    names = [name for name in cleaned(weights) if name.split(".")[0] in HEADS and name.endswith(".weight")]
+    return cleaned(weights)[names[0]].shape[0] if names else 0
+
+
 def adapted(path: tuple[str, ...], array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     """A first convolution for another number of channels; None for a head of other classes; the array itself otherwise."""
     if path[1] in HEADS:

@@ -1,0 +1,70 @@
+"""Compile time of a training step and depth: `python -m benchmarks.compile [--json]`.
+
+`resnet1202_vs_resnet20`: ResNet-1202 with scanned blocks over ResNet-20, batch 2, 32 pixels; `resnet152_scanned_vs_unrolled`: 64 pixels. Each is the
+median of three lowerings and compilations, alternating, in one process. Also runs a step of ResNet-1202 and prints its loss, to show that it trains.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import flaxres
+from flaxres.training.steps import cross_entropy
+
+
+def training_step(name: str, size: int, **attributes: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A jitted SGD step and its arguments."""
+    model, tx = flaxres.create_model(name, **attributes), optax.sgd(0.01, 0.9)
+    images, labels = jax.random.normal(jax.random.key(0), (2, size, size, 3)), jnp.arange(2)
+    variables = jax.jit(model.init)(jax.random.key(1), images)
+
+    def step(variables: Any, opt_state: Any, images: jax.Array, labels: jax.Array) -> Any:
+        def loss(params: Any) -> Any:
+            logits, new = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
+            return cross_entropy(logits, labels, 0.0).mean(), new
+
+        (value, new), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        updates, opt_state = tx.update(gradients, opt_state, variables["params"])
+        return {"params": optax.apply_updates(variables["params"], updates), **new}, opt_state, value
+
+    return step, (variables, tx.init(variables["params"]), images, labels)
+
+
+def seconds(step: Any, arguments: tuple[Any, ...]) -> float:
+    jax.clear_caches()
+    start = time.perf_counter()
+    jax.jit(step).lower(*arguments).compile()
+    return time.perf_counter() - start
+
+
+def ratio(first: Any, second: Any, pairs: int) -> float:
+    """Median of `pairs` ratios of compile times, measured in turn."""
+    return statistics.median(seconds(*first) / seconds(*second) for _ in range(pairs))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--pairs", type=int, default=3)
+    chosen = parser.parse_args()
+    deep, shallow = training_step("resnet1202", 32, scan_blocks=True), training_step("resnet20", 32)
+    figures = {"resnet1202_vs_resnet20": ratio(deep, shallow, chosen.pairs)}
+    variables, opt_state, images, labels = deep[1]
+    step, losses = jax.jit(deep[0]), []
+    for _ in range(4):
+        variables, opt_state, loss = step(variables, opt_state, images, labels)
+        losses.append(float(loss))
+    figures |= {"resnet1202_first_loss": losses[0], "resnet1202_fourth_loss": losses[-1]}
+    scanned, unrolled = training_step("resnet152", 64, scan_blocks=True), training_step("resnet152", 64)
+    figures["resnet152_scanned_vs_unrolled"] = ratio(scanned, unrolled, chosen.pairs)
+    print(json.dumps(figures) if chosen.json else "\n".join(f"{name}: {value:.3f}" for name, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The modules in other people's programs: scanned, rematerialised, mapped, in NNX, frozen, with stochastic depth."""
+
+from typing import Any
+
+import flax.nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+import flaxres
+from flaxres.models.blocks import stack_blocks, unstack_blocks
+from flaxres.training.mesh import data_mesh
+
+X = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype(np.float32)
+Y = np.arange(8) % 4
+SMALL: dict[str, Any] = {"depths": (4, 4), "block": "basic", "widths": (8, 16), "stem": "small", "stem_width": 8, "num_classes": 4}
+
+
+def born(model: Any) -> Any:
+    """Random variables; the last gammas aren't zero, so that every parameter matters."""
+    shapes, rng = jax.eval_shape(model.init, jax.random.key(0), X), np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(-0.3, 0.3, leaf.shape) + (leaf.ndim == 1), leaf.dtype), shapes)
+
+
+def loss_and_gradients(model: Any, variables: Any) -> Any:
+    def loss(params: Any) -> Any:
+        logits, new = model.apply(variables | {"params": params}, X, train=True, mutable=["batch_stats"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, Y).mean(), new["batch_stats"]
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+
+
+def close(a: Any, b: Any, tolerance: float = 1e-5) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * max(float(jnp.abs(y).max()), 1e-3))
+
+
+@pytest.mark.parametrize("form", ["scanned", "remat", "scanned and remat"])
+def test_scanned_and_rematerialised_blocks_train_alike(form: str) -> None:
+    plain = flaxres.ResNet(**SMALL)
+    variables = born(plain)
+    other = plain.clone(scan_blocks="scanned" in form, remat="remat" in form)
+    given = stack_blocks(variables) if "scanned" in form else variables
+    (loss, stats), gradients = loss_and_gradients(other, given)
+    (expected, expected_stats), expected_gradients = loss_and_gradients(plain, variables)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    close(unstack_blocks(gradients), expected_gradients)
+    close(unstack_blocks(stats), expected_stats)
+
+
+@pytest.mark.slow
+def test_resnet152_scanned_equals_unrolled() -> None:
+    model = flaxres.ResNet152(num_classes=4)
+    shapes, rng = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))), np.random.default_rng(1)
+    variables = jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.02, s.shape) + (s.ndim == 1), s.dtype), shapes)
+    images = rng.normal(size=(2, 64, 64, 3)).astype(np.float32)
+    ours = jax.jit(model.clone(scan_blocks=True).apply)(stack_blocks(variables), images)
+    expected = jax.jit(model.apply)(variables, images)
+    assert float(jnp.abs(ours - expected).max() / jnp.abs(expected).max()) < 1e-5
+
+
+def test_shard_map_and_pmap_train_as_one_device_does() -> None:
+    plain = flaxres.ResNet(**SMALL)
+    variables, mapped = born(plain), flaxres.ResNet(**SMALL, axis_name="data")
+    (expected, stats), gradients = loss_and_gradients(plain, variables)
+
+    def shard(params: Any, x: Any, y: Any) -> Any:
+        def loss(params: Any) -> Any:
+            logits, new = mapped.apply(variables | {"params": params}, x, train=True, mutable=["batch_stats"])
+            return jax.lax.pmean(optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), "data"), new["batch_stats"]
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    data, whole = PartitionSpec("data"), PartitionSpec()
+    (loss, new), found = jax.jit(jax.shard_map(shard, mesh=data_mesh(4), in_specs=(whole, data, data), out_specs=whole))(variables["params"], X, Y)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    close(new, stats)
+    close(found, gradients, 1e-4)
+
+    split = X.reshape(4, 2, 8, 8, 3)
+    logits = jax.pmap(lambda x: mapped.apply(variables, x, train=True, mutable=["batch_stats"])[0], axis_name="data", devices=jax.devices()[:4])(
+        split
+    )
+    expected_logits = jax.jit(lambda x: plain.apply(variables, x, train=True, mutable=["batch_stats"])[0])(X)
+    np.testing.assert_allclose(logits.reshape(8, 4), expected_logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_modules_work_in_nnx() -> None:
+    model = flax.nnx.bridge.ToNNX(flaxres.ResNet(**SMALL), rngs=flax.nnx.Rngs(0))
+    flax.nnx.bridge.lazy_init(model, X)
+    before = np.array(model.bn1["mean"][...])
+    assert model(X, train=True, mutable=["batch_stats"]).shape == (8, 4)
+    assert (np.asarray(model.bn1["mean"][...]) != before).any()
+
+
+def test_a_frozen_backbone_keeps_its_parameters_and_statistics() -> None:
+    model = flaxres.ResNet(**SMALL, bn_frozen=True)
+    variables = born(model)
+    labels = {name: jax.tree.map(lambda _, name=name: "head" if name == "fc" else "frozen", part) for name, part in variables["params"].items()}
+    tx = optax.multi_transform({"head": optax.sgd(0.1), "frozen": optax.set_to_zero()}, labels)
+    (_, stats), gradients = loss_and_gradients(model, variables)
+    updates, _ = tx.update(gradients, tx.init(variables["params"]), variables["params"])
+    trained = optax.apply_updates(variables["params"], updates)
+    for name, part in trained.items():
+        same = jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), part, variables["params"][name]))
+        assert same == (name != "fc")
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), stats, variables["batch_stats"]))
+
+
+def test_stochastic_depth_drops_whole_branches_and_keeps_the_mean() -> None:
+    model = flaxres.ResNet(**SMALL | {"depths": (2,), "widths": (8,)}, stochastic_depth=0.5)
+    variables = born(model)
+    images = np.repeat(X[:1], 512, 0)
+    drop = jax.jit(
+        lambda key: model.clone(bn_frozen=True).apply(variables, images, train=True, mutable=["batch_stats"], features=True, rngs={"dropout": key})
+    )
+    maps = np.asarray(drop(jax.random.key(0))[0]["stage1"])
+    plain = np.asarray(jax.jit(lambda: model.apply(variables, images[:1], features=True))()["stage1"])
+    kinds = np.unique(maps.reshape(512, -1)[:, :50].round(4), axis=0)
+    assert len(kinds) == 2  # the last block's branch is there, doubled, or it isn't
+    assert (maps != plain).any()
+    np.testing.assert_array_equal(drop(jax.random.key(0))[0]["stage1"], maps)
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_output_stride(stride: int) -> None:
+    model = flaxres.ResNet50(output_stride=stride, num_classes=0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    maps = jax.eval_shape(lambda v, x: model.apply(v, x, features=True), shapes, jnp.zeros((1, 64, 64, 3)))
+    assert maps["stage4"].shape == (1, 64 // stride, 64 // stride, 2048)

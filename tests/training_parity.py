@@ -1,0 +1,131 @@
+"""Training against PyTorch, step by step: `JAX_ENABLE_X64=1 python -m tests.training_parity resnet18 --json`.
+
+The same weights and 5 batches through PyTorch's SGD and ours, in float64. Prints the largest relative difference of the losses, and of the
+final parameters and running statistics (largest difference over largest value of an array). PyTorch's running variance is unbiased and ours is
+not: theirs is compared after its factor n / (n - 1) is taken out, n being the values that a channel has in a batch.
+"""
+
+import argparse
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import flaxres
+from benchmarks.peers import torch_and_timm
+from flaxres import OptimConfig
+from flaxres.training.optimizers import learning_rate, optimizer
+from flaxres.training.steps import cross_entropy
+from flaxres.weights.names import leaves, to_torch, torch_name
+from flaxres.weights.transfer import variables_from_torch
+
+STEPS, BATCH, CLASSES, MOMENTUM = 5, 8, 10, 0.9
+OPTIM = OptimConfig(learning_rate=0.02, momentum=0.9, nesterov=True, weight_decay=1e-3, decay_norm_and_bias=True, schedule="constant")
+
+
+def torch_resnet20(torch: Any) -> Any:
+    """The CIFAR network of He et al. 2016, section 4.2, in PyTorch, with option A shortcuts."""
+    nn, functional = torch.nn, torch.nn.functional
+
+    class Block(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self, before: int, width: int, stride: int) -> None:
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+            self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+            self.stride, self.extra = stride, width - before
+
+        def forward(self, x: Any) -> Any:
+            y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+            shortcut = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra // 2))
+            return torch.relu(y + shortcut)
+
+    class Network(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+            self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(3)))
+            self.layer2 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1))
+            self.layer3 = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1))
+            self.linear = nn.Linear(64, CLASSES)
+
+        def forward(self, x: Any) -> Any:
+            x = torch.relu(self.bn1(self.conv1(x)))
+            return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
+
+    return Network()
+
+
+def torch_run(torch: Any, network: Any, images: np.ndarray, labels: np.ndarray) -> tuple[list[float], dict[str, int]]:
+    """The losses of PyTorch's own loop, and how many values a channel has at each batch norm."""
+    counts: dict[str, int] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.register_forward_hook(lambda _, inputs, __, name=name: counts.update({name: inputs[0].numel() // inputs[0].shape[1]}))
+    sgd = torch.optim.SGD(network.parameters(), OPTIM.learning_rate, OPTIM.momentum, nesterov=True, weight_decay=OPTIM.weight_decay)
+    losses = []
+    for batch, target in zip(images, labels, strict=True):
+        loss = torch.nn.functional.cross_entropy(network(torch.from_numpy(batch.transpose(0, 3, 1, 2).copy())), torch.from_numpy(target))
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        losses.append(float(loss))
+    return losses, counts
+
+
+def our_run(model: Any, variables: Any, images: np.ndarray, labels: np.ndarray) -> tuple[list[float], Any]:
+    tx = optimizer(OPTIM, learning_rate(OPTIM, STEPS, 1))
+
+    @jax.jit
+    def step(variables: Any, opt_state: Any, images: jax.Array, labels: jax.Array) -> Any:
+        def loss(params: Any) -> Any:
+            logits, new = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
+            return cross_entropy(logits, labels, 0.0).mean(), new
+
+        (value, new), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        updates, opt_state = tx.update(gradients, opt_state, variables["params"])
+        return {"params": jax.tree.map(jnp.add, variables["params"], updates), **new}, opt_state, value
+
+    opt_state, losses = tx.init(variables["params"]), []
+    for batch, target in zip(images, labels, strict=True):
+        variables, opt_state, value = step(variables, opt_state, batch, target)
+        losses.append(float(value))
+    return losses, variables
+
+
+def compare(name: str) -> dict[str, float]:
+    torch, timm = torch_and_timm()
+    torch.manual_seed(0)
+    network = torch_resnet20(torch) if name == "resnet20" else timm.create_model(name, num_classes=CLASSES)
+    network = network.double().train()
+    model: Any = flaxres.create_model(name, num_classes=CLASSES, dtype=jnp.float64, param_dtype=jnp.float64)
+    variables = variables_from_torch({key: value.numpy() for key, value in network.state_dict().items()}, model)
+    variables = jax.tree.map(jnp.array, variables)  # copies: PyTorch changes its own in place
+    rng, size = np.random.default_rng(0), 32 if name == "resnet20" else 64
+    images, labels = rng.normal(size=(STEPS, BATCH, size, size, 3)), rng.integers(0, CLASSES, (STEPS, BATCH))
+    theirs, counts = torch_run(torch, network, images, labels)
+    ours, variables = our_run(model, variables, images, labels)
+    state = {key: value.detach().numpy() for key, value in network.state_dict().items()}
+    worst = 0.0
+    for path, leaf in leaves(variables):
+        key = torch_name(path)
+        expected, born = state[key], MOMENTUM**STEPS
+        if path[-1] == "var":
+            n = counts[key.removesuffix(".running_var")]
+            expected = born + (expected - born) * (n - 1) / n
+        worst = max(worst, float(np.abs(to_torch(path, np.asarray(leaf)) - expected).max() / np.abs(expected).max()))
+    return {"losses": max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)), "state": worst}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args()
+    results = {name: compare(name) for name in chosen.names}
+    print(json.dumps(results) if chosen.json else "\n".join(f"{name}: {figures}" for name, figures in results.items()))
+
+
+if __name__ == "__main__":
+    main()

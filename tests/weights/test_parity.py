@@ -1,0 +1,53 @@
+"""Against PyTorch and timm: logits, features, round trips, and training step by step."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("torch", reason="PyTorch is not installed: the extra `parity`")
+
+from benchmarks.peers import torch_and_timm
+
+try:
+    torch_and_timm()
+except ModuleNotFoundError:
+    pytest.skip("timm is not installed: the extra `parity`", allow_module_level=True)
+
+from benchmarks.parity import compare
+
+ZOO = [
+    *("resnet10t", "resnet18d", "seresnet18", "resnet26t", "resnet50_gn", "resnext50_32x4d", "ecaresnet50d", "resnetrs50", "resnetblur50"),
+    *("resnetaa50d", "resnet50", "wide_resnet50_2", "resnet50c", "resnet50s", "resnetv2_50", "resnetv2_50d", "resnetv2_50x1_bit"),
+    *("densenet121", "densenet161"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
+def test_logits_features_and_round_trip_agree_with_timm(name: str) -> None:
+    logits, features, exact = compare(name)
+    assert logits <= 1e-4
+    assert features <= 1e-4
+    assert exact
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stride", [8, 16])
+@pytest.mark.parametrize("name", ["resnet50", "resnet18d"])
+def test_dilated_networks_agree_with_timm(name: str, stride: int) -> None:
+    assert max(compare(name, output_stride=stride)[:2]) <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "resnet50", "resnet50d", "seresnet50", "densenet121"])
+def test_training_agrees_with_pytorch_in_float64(name: str) -> None:
+    words = [sys.executable, "-m", "tests.training_parity", name, "--json"]
+    environment = os.environ | {"JAX_ENABLE_X64": "1", "XLA_FLAGS": ""}
+    done = subprocess.run(words, env=environment, cwd=pathlib.Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout.splitlines()[-1])[name]
+    assert figures["losses"] <= 1e-7
+    assert figures["state"] <= 1e-6
