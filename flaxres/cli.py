@@ -55,9 +55,10 @@ def parse_run(arguments: Sequence[str], default: str | None, program: str, descr
     saved = pathlib.Path(where or "") / "config.json"
     there = os.path.exists(saved)  # noqa: PTH110 (Path.exists raises where the folder can't be read)
     if chosen is None and (default is None or (where and there)):
-        if not where:
+        asks = {"-h", "--help"} & set(rest)
+        if not where and not asks:
             raise InputError("--workdir is missing: give the workdir of a run")
-        file, start = str(saved), from_json(saved)
+        file, start = str(saved), Config() if asks and not there else from_json(saved)
     else:
         file = chosen or str(default)
         start = load_config(file)
