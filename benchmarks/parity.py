@@ -3,7 +3,8 @@
 For each name that timm has too: random parameters and running statistics from PyTorch, two float32 images; the largest difference of the logits over
 the largest logit, the same for the worst feature map, and whether the way torch -> flaxres -> torch gives the same bits and loads strictly.
 Scales of norms are uniform in 0.5 to 1.5, the last one of a residual block in 0.1 to 0.4: with all around one, a hundred blocks with squeeze and
-excitation amplify the rounding of float32 a hundred thousand times (resnetrs152: 0.4 in float32, 2e-8 in float64). `--write` puts the table into benchmarks/PARITY.md. Needs the extra `parity` (PyTorch, timm).
+excitation amplify the rounding of float32 a hundred thousand times (resnetrs152: 0.4 in float32, 2e-8 in float64). `--write` puts the table
+into benchmarks/PARITY.md. Needs the extra `parity` (PyTorch, timm).
 """
 
 import argparse
