@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
     from flaxres.training.evaluation import Report as Report
     from flaxres.training.loop import evaluate as evaluate, fit as fit
+    from flaxres.weights.hub import load_pretrained as load_pretrained
     from flaxres.weights.transfer import load_weights as load_weights, save_weights as save_weights
 
 __version__ = "0.1.0"
@@ -45,6 +46,7 @@ LAZY = {
     **dict.fromkeys(("Config", "ModelConfig", "DataConfig", "OptimConfig", "TrainConfig"), "flaxres.training.config"),
     **dict.fromkeys(("fit", "evaluate"), "flaxres.training.loop"),
     "Report": "flaxres.training.evaluation",
+    "load_pretrained": "flaxres.weights.hub",
     **dict.fromkeys(("load_weights", "save_weights"), "flaxres.weights.transfer"),
 }
 

@@ -184,6 +184,50 @@ def convert(arguments: Sequence[str]) -> None:
     print(f"{chosen.model} with {model.num_classes} classes: wrote {chosen.target}")
 
 
+def predict(arguments: Sequence[str]) -> None:
+    """The likeliest classes of some pictures."""
+    parser = Parser("flaxres predict", description="Say what is in pictures: by a run, by a file of weights, or by a pretrained tag of timm's.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG or PNG files")
+    origin = parser.add_mutually_exclusive_group(required=True)
+    origin.add_argument("--workdir", help="a run of train.py: its newest checkpoint")
+    origin.add_argument("--weights", help="a file of weights; needs --model")
+    origin.add_argument("--tag", help="a tag on the hub, e.g. resnet50.a1_in1k")
+    parser.add_argument("--model", help="the network that --weights are of")
+    parser.add_argument("--size", type=int, help="with --weights: pixels of a side (224; 32 for the CIFAR networks)")
+    parser.add_argument("--classes", help="with --weights: a text file with one class name a line")
+    parser.add_argument("--top", type=int, default=5, help="how many classes (5)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: image -> [[class, probability], ...]")
+    parser.add_argument("--plot", metavar="PNG", help="draw the pictures with their classes")
+    chosen = parser.parse_args(arguments)
+    if chosen.weights and not chosen.model:
+        raise InputError("--weights needs --model, e.g. --model resnet50")
+    if chosen.top < 1:
+        raise InputError(f"--top={chosen.top}: the rule is > 0")
+    silence()
+    from flaxres import prediction
+
+    if chosen.workdir:
+        predictor = prediction.from_workdir(chosen.workdir)
+    elif chosen.tag:
+        predictor = prediction.from_tag(chosen.tag)
+    else:
+        predictor = prediction.from_weights(chosen.weights, chosen.model, chosen.size, chosen.classes)
+    results = predictor(chosen.images, chosen.top)
+    if chosen.plot:
+        prediction.draw(chosen.images, results, predictor, chosen.plot)
+    if chosen.json:
+        print(json.dumps(dict(zip(chosen.images, results, strict=True))))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("image", "class", "probability")
+    for image, best in zip(chosen.images, results, strict=True):
+        for i, (name, probability) in enumerate(best):
+            table.add_row("" if i else image, name, f"{100 * probability:.2f}%", end_section=i == len(best) - 1)
+    Console(markup=False).print(table)
+
+
 def data(arguments: Sequence[str]) -> None:
     """Prepares datasets as ArrayRecord and tells about them."""
     parser = Parser("flaxres data", description="Prepare datasets as ArrayRecord, and look at what is there.")
@@ -210,25 +254,30 @@ def data(arguments: Sequence[str]) -> None:
 
 
 def models(arguments: Sequence[str]) -> None:
-    """Lists the models with their parameters, counted."""
-    import jax
-    import jax.numpy as jnp
+    """Lists the models with their costs, counted."""
+    from flaxres.models.count import multiply_accumulates, parameters
+    from flaxres.models.registry import create_model, list_models, small_images
 
-    from flaxres.models.registry import create_model, list_models
-
-    parser = Parser("flaxres models", description="List the models whose names match a shell pattern, with their parameters.")
+    parser = Parser("flaxres models", description="List the models whose names match a shell pattern, with their costs for one image.")
     parser.add_argument("pattern", nargs="?", default="*")
+    parser.add_argument("--size", type=int, help="pixels of a side (224; 32 for the CIFAR networks)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args(arguments)
     if not (names := list_models(chosen.pattern)):
         raise unknown("model", chosen.pattern, list_models())
-
-    def parameters(name: str) -> int:
-        images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(create_model(name).init, jax.random.key(0), images)["params"]))
-
-    counts = {name: parameters(name) for name in names}
-    show(chosen.json, counts, [f"{name:<{max(map(len, names))}}  {count:>11,}" for name, count in counts.items()])
+    if chosen.size is not None and chosen.size < 32:
+        raise InputError(f"--size={chosen.size}: the rule is >= 32")
+    if not chosen.json:
+        print(f"{'name':<20}{'parameters':>13}{'GMACs':>9}{'pixels':>8}")
+    facts = {}
+    for name in names:
+        # Under a scan the trace of a deep network is short, and the counts are the same.
+        model, size = create_model(name, scan_blocks=True), chosen.size or (32 if small_images(name) else 224)
+        facts[name] = {"parameters": parameters(model), "gmacs": round(multiply_accumulates(model, size) / 1e9, 3), "pixels": size}
+        if not chosen.json:
+            print(f"{name:<20}{facts[name]['parameters']:>13,}{facts[name]['gmacs']:>9.2f}{size:>8}", flush=True)
+    if chosen.json:
+        print(json.dumps(facts))
 
 
 def show(as_json: bool, facts: dict[str, Any], lines: list[str]) -> None:
@@ -248,6 +297,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "convert": convert,
     "data": data,
     "models": models,
+    "predict": predict,
 }
 USAGE = """usage: flaxres COMMAND ...
 
@@ -256,6 +306,7 @@ USAGE = """usage: flaxres COMMAND ...
   convert   weights to torchvision/timm safetensors    flaxres convert IN OUT --model resnet50
   data      prepare datasets and look at them          flaxres data prepare folder --source DIR
   models    list the models                            flaxres models 'resnet*'
+  predict   say what is in pictures                    flaxres predict IMAGE... --workdir DIR
 
 flaxres COMMAND --help tells more."""
 

@@ -79,7 +79,11 @@ def test_the_flaxres_command(data_dir: str, tmp_path: pathlib.Path, capfd: pytes
         assert main(words) == 0, capfd.readouterr().err
         return capfd.readouterr().out
 
-    assert json.loads(run("models", "resnet5?", "--json")) == {"resnet50": 25_557_032, "resnet56": 853_018}
+    # Parameters and GMACs as in torchvision's table of weights, and in the paper's (table 6) for CIFAR.
+    assert json.loads(run("models", "resnet5?", "--json")) == {
+        "resnet50": {"parameters": 25_557_032, "gmacs": 4.089, "pixels": 224},
+        "resnet56": {"parameters": 853_018, "gmacs": 0.125, "pixels": 32},
+    }
     run("data", "prepare", "digits", "--data-dir", data_dir)
     assert json.loads(run("data", "info", "digits", "--data-dir", data_dir, "--json"))["splits"] == {"train": 1297, "test": 500}
     workdir = str(tmp_path / "run")

@@ -5,6 +5,9 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jax import lax
 
+# Of the channels in [0, 1], over ImageNet's training images.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 def sample_keys(key: jax.Array, positions: jax.Array) -> jax.Array:
     """One key for each sample: `fold_in(key, position)`, whatever the batch or the device it falls on."""

@@ -8,10 +8,9 @@ import types
 import typing
 from typing import Any, Literal
 
+from flaxres.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from flaxres.errors import InputError, unknown
 from flaxres.models.registry import MODELS
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,178 @@
+"""`load_pretrained` against a server on loopback that answers as the hub does, then from the cache alone; and `flaxres predict`."""
+
+import hashlib
+import http.server
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import flaxres
+from flaxres.cli import main
+from flaxres.data.preprocess import Preprocess
+from flaxres.errors import InputError
+from flaxres.weights.hub import preprocessing
+from flaxres.weights.transfer import template
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CLASSES = ["ant", "bee", "cat"]
+SETTINGS = {
+    "architecture": "resnet10t",
+    "num_classes": 3,
+    "label_names": CLASSES,
+    "pretrained_cfg": {
+        "num_classes": 3,
+        "input_size": [3, 96, 96],
+        "interpolation": "bicubic",
+        "crop_pct": 0.95,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.25, 0.25, 0.25],
+    },
+}
+
+
+def born(model: Any) -> Any:
+    import jax
+
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.01, 0.1, leaf.shape), leaf.dtype), template(model))
+
+
+@pytest.fixture
+def hub(tmp_path: pathlib.Path) -> Iterator[tuple[http.server.ThreadingHTTPServer, bytes]]:
+    """A server with one repository, `timm/resnet10t.test`."""
+    model = flaxres.create_model("resnet10t", num_classes=3)
+    flaxres.save_weights(tmp_path / "model.safetensors", born(model), model)
+    files = {"config.json": json.dumps(SETTINGS).encode(), "model.safetensors": (tmp_path / "model.safetensors").read_bytes()}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(False)
+
+        def do_GET(self) -> None:
+            self.answer(True)
+
+        def answer(self, body: bool) -> None:
+            repository, _, rest = self.path.lstrip("/").partition("/resolve/")
+            revision, _, name = rest.partition("/")
+            known = repository == "timm/resnet10t.test" and revision in ("main", COMMIT) and name in files
+            self.send_response(200 if known else 404)
+            data = files[name] if known else b"Entry not found"
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+            if known:
+                self.send_header("X-Repo-Commit", COMMIT)
+            else:
+                self.send_header("X-Error-Code", "RepoNotFound")
+            self.end_headers()
+            if body:
+                self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server, files["model.safetensors"]
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+PROGRAM = """
+import json, sys, flaxres, numpy as np
+model, variables, preprocess = flaxres.load_pretrained(sys.argv[1], **json.loads(sys.argv[2]))
+logits = model.apply(variables, np.ones((1, 96, 96, model.in_channels), np.float32))
+p = preprocess
+print(json.dumps([logits.tolist(), p.size, p.resize, p.interpolation, p.mean, p.revision, p.sha256]))
+"""
+
+
+def load(endpoint: str, home: pathlib.Path, tag: str = "resnet10t.test", **attributes: Any) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "XLA_FLAGS": "", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    words = [sys.executable, "-c", PROGRAM, tag, json.dumps(attributes)]
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_a_tag_is_loaded_and_then_needs_no_network(hub: tuple[http.server.ThreadingHTTPServer, bytes], tmp_path: pathlib.Path) -> None:
+    server, weights = hub
+    endpoint, home = f"http://127.0.0.1:{server.server_port}", tmp_path / "home"
+    first = load(endpoint, home)
+    assert first.returncode == 0, first.stderr
+    logits, size, resize, interpolation, mean, revision, digest = json.loads(first.stdout.splitlines()[-1])
+    model = flaxres.create_model("resnet10t", num_classes=3)
+    np.testing.assert_allclose(logits, model.apply(born(model), np.ones((1, 96, 96, 3), np.float32)), rtol=1e-4)
+    assert (size, resize, interpolation, mean) == (96, 101, "bicubic", [0.5] * 3)
+    assert revision == COMMIT
+    assert digest == hashlib.sha256(weights).hexdigest()
+
+    adapted = load(endpoint, home, num_classes=5, in_channels=1)
+    assert adapted.returncode == 0, adapted.stderr
+    assert np.asarray(json.loads(adapted.stdout.splitlines()[-1])[0]).shape == (1, 5)
+    unknown = load(endpoint, home, "resnet10t.nothing")
+    assert "InputError: config.json of 'timm/resnet10t.nothing' can't be had from the hub" in unknown.stderr
+    server.shutdown()
+    server.server_close()
+    offline = load(endpoint, home)
+    assert offline.returncode == 0, offline.stderr
+    assert offline.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+    nowhere = load(endpoint, tmp_path / "empty")
+    assert "is not in the hub's cache and the hub can't be reached" in nowhere.stderr
+
+
+def test_preprocessing_is_timms_evaluation() -> None:
+    assert preprocessing({}) == Preprocess(224, 256, "bicubic")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 90, 3), np.uint8))
+    seen = Preprocess(56, 64, "bicubic", (0.5,) * 3, (0.25,) * 3)([picture, picture])
+    expected = np.asarray(picture.resize((64, 85), Image.Resampling.BICUBIC).crop((4, 14, 60, 70))) / 255
+    np.testing.assert_allclose(seen[1], (expected - 0.5) / 0.25, atol=1e-6)
+    assert seen.shape == (2, 56, 56, 3)
+    assert seen.dtype == np.float32
+    with pytest.raises(InputError, match="image 'nothing.jpg' can't be read"):
+        Preprocess()("nothing.jpg")
+
+
+def test_predict_tells_shows_and_draws(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = flaxres.ResNet20(num_classes=3)
+    weights, plot, images = str(tmp_path / "w.safetensors"), tmp_path / "plot.png", [str(tmp_path / f"{name}.png") for name in ("a", "b")]
+    flaxres.save_weights(weights, born(model), model)
+    for shade, image in zip((10, 200), images, strict=True):
+        Image.new("RGB", (50, 40), (shade, 0, 90)).save(image)
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES))
+    words = ["predict", *images, "--weights", weights, "--model", "resnet20", "--classes", str(tmp_path / "names.txt")]
+    assert main([*words, "--json", "--top", "2", "--plot", str(plot)]) == 0, capfd.readouterr().err
+    answer = json.loads(capfd.readouterr().out)
+    assert answer.keys() == set(images)
+    seen = Preprocess(32, 32)(images)
+    logits = np.asarray(model.apply(born(model), seen), np.float64)
+    probabilities = np.exp(logits - logits.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    for row, image in zip(probabilities, images, strict=True):
+        assert [name for name, _ in answer[image]] == [CLASSES[i] for i in np.argsort(-row)[:2]]
+        np.testing.assert_allclose([value for _, value in answer[image]], np.sort(row)[::-1][:2], rtol=1e-4)
+    with Image.open(plot) as picture:
+        assert picture.width > 400
+    assert main(words) == 0
+    table = capfd.readouterr().out
+    assert all(name in table for name in CLASSES)
+    for wrong, message in (
+        (["predict", str(tmp_path / "names.txt"), *words[3:]], "this is no JPEG or PNG image"),
+        (["predict", images[0], "--weights", weights], "--weights needs --model"),
+        (["predict", images[0]], "one of the arguments --workdir --weights --tag is required"),
+        ([*words, "--top", "0"], "--top=0: the rule is > 0"),
+    ):
+        assert main(wrong) == 2
+        err = capfd.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1
