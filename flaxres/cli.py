@@ -164,24 +164,24 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 
 def convert(arguments: Sequence[str]) -> None:
-    """Weights from any file that is read to safetensors in torchvision's and timm's naming."""
-    parser = Parser(
-        "flaxres convert", description="Check weights against a model and write them as safetensors that flaxres, torchvision and timm load."
-    )
-    parser.add_argument("source", metavar="IN", help=".safetensors, or .pth, .pt, .th (these need torch)")
+    """Weights from a file or a run to safetensors in torchvision's and timm's naming."""
+    parser = Parser("flaxres convert", description="Check weights against their model and write safetensors that flaxres, torchvision and timm load.")
+    parser.add_argument("source", metavar="IN", help=".safetensors; .pth, .pt, .th (these need torch); or the workdir of a run")
     parser.add_argument("target", metavar="OUT", help=".safetensors")
-    parser.add_argument("--model", required=True, help="the network that the weights are of, e.g. resnet50")
+    parser.add_argument("--model", help="the network that a file's weights are of, e.g. resnet50")
     chosen = parser.parse_args(arguments)
-    from flaxres.models.registry import create_model
-    from flaxres.weights.files import read
-    from flaxres.weights.transfer import classes, save_weights, variables_from_torch
+    silence()
+    from flaxres import prediction
+    from flaxres.weights.transfer import save_weights
 
-    create_model(chosen.model)
-    weights, _ = read(pathlib.Path(chosen.source))
-    model: Any = create_model(chosen.model, num_classes=classes(weights))
-    variables = variables_from_torch(weights, model, source=f"weights {chosen.source!r}")
-    save_weights(chosen.target, variables, model)
-    print(f"{chosen.model} with {model.num_classes} classes: wrote {chosen.target}")
+    if os.path.isdir(chosen.source):  # noqa: PTH112 (false where it can't be read)
+        predictor = prediction.from_workdir(chosen.source)
+    elif chosen.model:
+        predictor = prediction.from_weights(chosen.source, chosen.model, None, None)
+    else:
+        raise InputError("a file of weights needs --model, e.g. --model resnet50")
+    save_weights(chosen.target, predictor.variables, predictor.model)
+    print(f"{predictor.model.num_classes} classes: wrote {chosen.target}")
 
 
 def predict(arguments: Sequence[str]) -> None:

@@ -19,6 +19,14 @@ SHOWN = 3
 HEADS = ("fc", "linear", "classifier", "head")
 
 
+class WeightsError(InputError):
+    """Weights that don't fit a model. The message shows some of the leaves; the attributes have all of them, missing ones by both names."""
+
+    def __init__(self, message: str, missing: tuple[str, ...], unexpected: tuple[str, ...], misshapen: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.missing, self.unexpected, self.misshapen = missing, unexpected, misshapen
+
+
 def template(model: Network) -> dict[str, Any]:
     """Shapes and dtypes of the model's variables, blocks unstacked."""
     images = jnp.zeros((1, 64, 64, model.in_channels), jnp.float32)
@@ -29,7 +37,7 @@ def variables_from_torch(weights: Mapping[str, np.ndarray], model: Network, adap
     """A state dictionary in torchvision's or timm's naming -> `{"params", "batch_stats"}` for `model`.
 
     With `adapt`, a head for other classes is left out and born anew, and a first convolution for other channels is summed or repeated as timm does.
-    Raises InputError that names missing, unexpected and misshapen leaves by both names.
+    Raises WeightsError that names missing, unexpected and misshapen leaves.
     """
     weights, wanted = cleaned(weights), template(model)
     flat, missing, misshapen = {}, [], []
@@ -47,13 +55,11 @@ def variables_from_torch(weights: Mapping[str, np.ndarray], model: Network, adap
         if array is not None and array.shape != leaf.shape:
             misshapen.append(f"{name} ({ours}): {array.shape} in the file, {leaf.shape} in the model")
         flat[path] = array if array is None else array.astype(leaf.dtype)
-    problems = [
-        f"{len(names)} {kind}: {', '.join(names[:SHOWN])}{', ...' if names[SHOWN:] else ''}"
-        for kind, names in (("missing", missing), ("unexpected", sorted(weights)), ("misshapen", misshapen))
-        if names
-    ]
+    findings = ("missing", missing), ("unexpected", sorted(weights)), ("misshapen", misshapen)
+    problems = [f"{len(names)} {kind}: {', '.join(names[:SHOWN])}{', ...' if names[SHOWN:] else ''}" for kind, names in findings if names]
     if problems:
-        raise InputError(f"{source} don't fit the model; {'; '.join(problems)}: give the model that they are of (adapt=True resets the head)")
+        message = f"{source} don't fit the model; {'; '.join(problems)}: give the model that they are of (adapt=True resets the head)"
+        raise WeightsError(message, **{kind: tuple(names) for kind, names in findings})
     if any(array is None for array in flat.values()):
         born = dict(leaves(model.clone(scan_blocks=False, parent=None).init(jax.random.key(0), jnp.zeros((1, 64, 64, model.in_channels)))))
         flat = {path: np.asarray(born[path]) if array is None else array for path, array in flat.items()}
@@ -95,7 +101,7 @@ def load_weights(path: str | os.PathLike[str], model: Network, adapt: bool = Fal
     Names may be torchvision's, timm's or akamaster's, with a `module.` prefix or inside `state_dict`; of a training checkpoint the EMA is taken
     unless `ema` is False. Returns `{"params", "batch_stats"}`. `adapt` as in `variables_from_torch`.
 
-    Raises InputError for a file that can't be read, and with every leaf that doesn't fit.
+    Raises InputError for a file that can't be read, and WeightsError, with every leaf, for one that doesn't fit.
     """
     weights, metadata = files.read(pathlib.Path(path), ema)
     stated, v1 = metadata.get("flaxres.v1"), str(getattr(model, "v1", False))

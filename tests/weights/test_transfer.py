@@ -1,7 +1,9 @@
 """Weights in and out: names, round trips, adaptation, and files that are refused with nothing in them run."""
 
+import json
 import pathlib
 import pickle
+import re
 import struct
 from typing import Any
 
@@ -15,7 +17,7 @@ import flaxres
 from flaxres.cli import main
 from flaxres.errors import InputError
 from flaxres.models.blocks import SCANNED, stack_blocks, unstack_blocks
-from flaxres.weights.transfer import torch_from_variables, variables_from_torch
+from flaxres.weights.transfer import WeightsError, torch_from_variables, variables_from_torch
 
 X = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
 
@@ -55,6 +57,14 @@ def test_prefixes_counters_and_other_head_names_are_understood() -> None:
     assert equal(variables_from_torch(state, model), variables)
 
 
+def test_old_densenet_files_are_understood() -> None:
+    model: Any = flaxres.create_model("densenet121", num_classes=2)
+    variables = born(model)
+    old = {re.sub(r"(denselayer\d+\.)(norm|conv)(\d)", r"\1\2.\3", name): value for name, value in torch_from_variables(variables).items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    assert equal(variables_from_torch(old, model), variables)
+
+
 def test_scanned_blocks_take_and_give_the_same_files(tmp_path: pathlib.Path) -> None:
     model, scanned = flaxres.ResNet32(), flaxres.ResNet32(scan_blocks=True)
     variables = born(model)
@@ -85,6 +95,10 @@ def test_every_leaf_that_does_not_fit_is_named_by_both_names(tmp_path: pathlib.P
     flaxres.save_weights(tmp_path / "w.safetensors", born(flaxres.ResNet20()), flaxres.ResNet20())
     with pytest.raises(InputError, match=r"missing: layer1.3.bn1.running_mean \(batch_stats.layer1.3.bn1.mean\)"):
         flaxres.load_weights(tmp_path / "w.safetensors", flaxres.ResNet32())
+    with pytest.raises(WeightsError) as refused:
+        flaxres.load_weights(tmp_path / "w.safetensors", flaxres.ResNet32())
+    assert len(refused.value.missing) == 6 * 10
+    assert "layer3.4.conv2.weight (params.layer3.4.conv2.kernel)" in refused.value.missing
     with pytest.raises(InputError, match=r"unexpected: linear.bias, linear.weight"):
         flaxres.load_weights(tmp_path / "w.safetensors", flaxres.ResNet20(num_classes=0))
     with pytest.raises(InputError, match=r"linear.*\(10,\) in the file, \(7,\) in the model"):
@@ -173,12 +187,25 @@ def test_published_weights_give_their_logits(name: str, shared: pathlib.Path, tm
     np.testing.assert_allclose(jax.jit(model.apply)(variables, normalised), reference[name], atol=1e-3)
 
 
+def test_a_run_becomes_a_file_of_weights(data_dir: str, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
+    digits, out = str(pathlib.Path(__file__).parents[2] / "configs" / "digits.py"), str(tmp_path / "w.safetensors")
+    words = ["--data.data-dir", data_dir, "--train.steps", "2", "--train.tensorboard", "False"]
+    assert main(["train", "--config", digits, "--workdir", str(tmp_path / "run"), *words]) == 0
+    assert main(["convert", str(tmp_path / "run"), out]) == 0, capfd.readouterr().err
+    capfd.readouterr()
+    reports = []
+    for origin in (["--workdir", str(tmp_path / "run")], ["--config", digits, "--weights", out, "--data.data-dir", data_dir]):
+        assert main(["evaluate", *origin]) == 0
+        reports.append({key: value for key, value in json.loads(capfd.readouterr().out).items() if key != "step"})
+    assert reports[0] == reports[1]
+
+
 def test_convert_refuses_in_one_line(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
     safetensors.numpy.save_file({"a": np.zeros(3, np.float32)}, tmp_path / "w.safetensors")
     for words, message in (
         (["--model", "resnet5O"], "unknown model 'resnet5O'"),
         (["--model", "resnet18"], "missing: "),
-        ([], "the following arguments are required: --model"),
+        ([], "a file of weights needs --model"),
     ):
         assert main(["convert", str(tmp_path / "w.safetensors"), str(tmp_path / "o.safetensors"), *words]) == 2
         err = capfd.readouterr().err
