@@ -22,9 +22,10 @@ EXIT_REFUSED = 2
 def load_config(path: str) -> Config:
     """The `config` that a Python file binds; raises InputError for a file that binds none."""
     file = pathlib.Path(path)
-    if not file.is_file():
-        near = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
-        raise unknown("config file", path, near or [str(p) for p in pathlib.Path("configs").rglob("*.py")])
+    if not os.path.isfile(file):  # noqa: PTH113 (false where it can't be read)
+        raise unknown("config file", path, [str(p) for p in pathlib.Path("configs").rglob("*.py")] or ["a Python file that binds `config`"])
+    if file.suffix != ".py":
+        raise InputError(f"config file {path!r} is no .py file: give one that binds `config = flaxres.Config(...)`")
     spec = importlib.util.spec_from_file_location(f"flaxres_config_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
@@ -55,9 +56,12 @@ def parse_run(arguments: Sequence[str], default: str | None, program: str, descr
     saved = pathlib.Path(where or "") / "config.json"
     there = os.path.exists(saved)  # noqa: PTH110 (Path.exists raises where the folder can't be read)
     if chosen is None and (default is None or (where and there)):
+        hint = ", or --config FILE to start one" if program == "flaxres train" else ""
+        if where and not there and hint:
+            raise InputError(f"workdir {where!r} has no run to go on with: give another{hint}")
         asks = {"-h", "--help"} & set(rest)
         if not where and not asks:
-            raise InputError("--workdir is missing: give the workdir of a run")
+            raise InputError(f"--workdir is missing: give the workdir of a run{hint}")
         file, start = str(saved), Config() if asks and not there else from_json(saved)
     else:
         file = chosen or str(default)
@@ -124,9 +128,12 @@ def try_each(arguments: Sequence[str], names: dict[str, Any], start: Config) -> 
 
 
 def refusing(function: Callable[[], Any]) -> int:
-    """Runs `function`; an InputError becomes one line on stderr and exit code 2."""
+    """Runs `function`; an InputError becomes one line on stderr and exit code 2, an early Ctrl-C one line and exit code 130."""
     try:
         function()
+    except KeyboardInterrupt:
+        print("flaxres: interrupted before training began; nothing is lost, nothing new was saved", file=sys.stderr, flush=True)
+        os._exit(130)  # the compiler's threads may still run, and an orderly exit would crash over them
     except InputError as error:
         print(f"flaxres: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_REFUSED
@@ -264,6 +271,8 @@ def models(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args(arguments)
     if not (names := list_models(chosen.pattern)):
+        if set("*?[") & set(chosen.pattern):
+            raise InputError(f"no model matches {chosen.pattern!r}: flaxres models lists all of them")
         raise unknown("model", chosen.pattern, list_models())
     if chosen.size is not None and chosen.size < 32:
         raise InputError(f"--size={chosen.size}: the rule is >= 32")

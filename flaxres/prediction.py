@@ -35,7 +35,7 @@ def from_tag(tag: str) -> Predictor:
     from flaxres.weights.hub import load_pretrained
 
     model, variables, preprocess = load_pretrained(tag)
-    return Predictor(model, variables, preprocess, preprocess.classes or class_names(None, model.num_classes))
+    return Predictor(model, variables, preprocess, preprocess.classes or class_names(None, model.num_classes, False))
 
 
 def from_weights(path: str, name: str, size: int | None, names: str | None) -> Predictor:
@@ -47,7 +47,7 @@ def from_weights(path: str, name: str, size: int | None, names: str | None) -> P
     model = create_model(name, num_classes=classes(read(pathlib.Path(path))[0]))
     size = size or (32 if small_images(name) else 224)
     preprocess = Preprocess(size, size if small_images(name) else round(size * 256 / 224))
-    return Predictor(model, load_weights(path, model), preprocess, class_names(names, model.num_classes))
+    return Predictor(model, load_weights(path, model), preprocess, class_names(names, model.num_classes, small_images(name)))
 
 
 def from_workdir(workdir: str) -> Predictor:
@@ -67,8 +67,8 @@ def from_workdir(workdir: str) -> Predictor:
     return Predictor(run.model, jax.device_get(state.variables), preprocess, run.train.classes)
 
 
-def class_names(path: str | None, count: int) -> tuple[str, ...]:
-    """Names from a text file, one a line; without it CIFAR-10's for 10 classes, ImageNet's WordNet ids for 1,000, numbers otherwise."""
+def class_names(path: str | None, count: int, small: bool) -> tuple[str, ...]:
+    """Names from a text file, one a line; without it CIFAR-10's for a CIFAR network of 10, ImageNet's WordNet ids for 1,000, else numbers."""
     if path is not None:
         try:
             names = tuple(line.strip() for line in pathlib.Path(path).read_text().splitlines() if line.strip())
@@ -77,7 +77,7 @@ def class_names(path: str | None, count: int) -> tuple[str, ...]:
         if len(names) != count:
             raise InputError(f"--classes {path!r} has {len(names)} names: the weights have {count} classes")
         return names
-    if count == 10:
+    if count == 10 and small:
         from flaxres.data.builders import CIFAR10_CLASSES
 
         return CIFAR10_CLASSES
@@ -85,7 +85,7 @@ def class_names(path: str | None, count: int) -> tuple[str, ...]:
         import tensorflow_datasets as tfds
 
         return tuple((tfds.core.tfds_path("datasets/imagenet2012") / "labels.txt").read_text().split())
-    return tuple(map(str, range(count)))
+    return tuple(f"class {i}" for i in range(count))
 
 
 def draw(images: Sequence[str], predictions: list[list[tuple[str, float]]], predictor: Predictor, target: str) -> None:

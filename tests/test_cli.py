@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -63,6 +65,14 @@ def test_config_files_that_are_none_are_one_line(tmp_path: pathlib.Path, capfd: 
     for text, message in (("x = 1", "binds no `config = flaxres.Config(...)`"), ("1/0", "ZeroDivisionError: division by zero"), ("(", "SyntaxError")):
         (tmp_path / "config.py").write_text(text)
         assert message in refusal(capfd, "--config", str(tmp_path / "config.py"))
+
+
+def test_a_config_of_another_kind_and_an_early_interrupt(capfd: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
+    assert "is no .py file" in refusal(capfd, "--config", str(ROOT / "README.md"))
+    words = [sys.executable, "-c", "from flaxres.cli import refusing\nimport signal\nrefusing(lambda: signal.raise_signal(signal.SIGINT))"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr.startswith("flaxres: interrupted before training began")
 
 
 def test_help_shows_every_option_with_the_configs_defaults(capfd: pytest.CaptureFixture[str]) -> None:

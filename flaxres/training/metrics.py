@@ -89,14 +89,25 @@ def draw_curves(workdir: pathlib.Path, title: str) -> None:
         points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
         return [x for x, _ in points], [y for _, y in points]
 
+    def lone(points: tuple[list[float], list[float]]) -> str:
+        return "o" if len(points[0]) < 10 else ""  # a line through one point can't be seen
+
     figure, (loss, error, rate) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     # Blue and orange of Okabe & Ito's palette, which colour-blind readers tell apart; markers differ as well.
     for name, label, colour, mark in (("train/loss", "training", "#0072B2", ""), ("eval/loss", "evaluation", "#D55E00", "o")):
-        loss.plot(*curve(name), color=colour, label=label, marker=mark, markersize=3)
+        points = curve(name)
+        loss.plot(*points, color=colour, label=label, marker=mark or lone(points), markersize=3)
     for name, label, colour, mark in (("train/top1", "training, augmented", "#0072B2", ""), ("eval/top1", "evaluation", "#D55E00", "o")):
         epochs, accuracies = curve(name)
-        error.plot(epochs, [100 * (1 - accuracy) for accuracy in accuracies], color=colour, label=label, marker=mark, markersize=3)
-    rate.plot(*curve("train/learning_rate"), color="#0072B2")
+        error.plot(
+            epochs,
+            [100 * (1 - accuracy) for accuracy in accuracies],
+            color=colour,
+            label=label,
+            marker=mark or lone((epochs, accuracies)),
+            markersize=3,
+        )
+    rate.plot(*(points := curve("train/learning_rate")), color="#0072B2", marker=lone(points), markersize=3)
     loss.set(title="Loss", xlabel="epoch", ylabel="cross-entropy, nats")
     error.set(title="Top-1 error", xlabel="epoch", ylabel="error, %")
     rate.set(title="Learning rate", xlabel="epoch", ylabel="learning rate")
@@ -151,7 +162,7 @@ class Display:
         if self.start:
             left = clock((now - self.start) / max(step - self.first, 1) * (self.total - step))
         else:  # the first steps wait for a cold machine
-            self.first, self.start, left = step, now, "?"
+            self.first, self.start, left = step, now, "?" if step < self.total else clock(0)
         text = (
             f"epoch {epoch:.1f}  loss {values['train/loss']:.3f}  lr {values['train/learning_rate']:.4g}  "
             f"{values['train/images_per_second']:.0f} images/s  stall {values['train/input_stall_percent']:.1f}%  left {left}"
