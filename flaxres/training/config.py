@@ -31,6 +31,12 @@ class ModelConfig:
     """Of the running statistics (PyTorch's momentum is one minus this)."""
     dropout: float = 0.0
     """Rate before the head."""
+    stochastic_depth: float = 0.0
+    """Rate of the last block; it grows linearly from 0 at the first (Huang et al. 2016)."""
+    scan_blocks: bool = False
+    """Compile the equal blocks of a stage once, under a scan: for very deep networks."""
+    remat: bool = False
+    """Recompute activations in the backward pass, block by block: less memory, more time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +209,7 @@ RULES: dict[str, tuple[str, Any]] = {
     **{f"data.{name}": (">= 0", lambda v: v >= 0) for name in ("threads", "shift")},
     "train.seed": ("in [0, 2**31)", lambda v: 0 <= v < 2**31),
     "model.dropout": ("in [0, 1)", lambda v: 0 <= v < 1),
+    "model.stochastic_depth": ("in [0, 1)", lambda v: 0 <= v < 1),
     "model.bn_momentum": ("in [0, 1)", lambda v: 0 <= v < 1),
     "optim.momentum": ("in [0, 1)", lambda v: 0 <= v < 1),
     "optim.label_smoothing": ("in [0, 1)", lambda v: 0 <= v < 1),

@@ -49,6 +49,9 @@ class Run:
             bn_group=model.bn_group,
             bn_momentum=model.bn_momentum,
             dropout=model.dropout,
+            stochastic_depth=model.stochastic_depth,
+            scan_blocks=model.scan_blocks,
+            remat=model.remat,
             **attributes,
         )
 

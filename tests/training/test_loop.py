@@ -67,6 +67,17 @@ def test_a_run_leaves_what_it_should_and_is_not_run_twice(data_dir: str, tmp_pat
     assert json.loads((tmp_path / "summary.json").read_text())["top1"] == summary["top1"]
 
 
+def test_a_scanned_run_leaves_weights_for_the_plain_network(data_dir: str, tmp_path: pathlib.Path) -> None:
+    config = digits(data_dir, steps=3, tensorboard=False)
+    deep = dataclasses.replace(config.model, scan_blocks=True, remat=True, stochastic_depth=0.2)
+    state = flaxres.fit(dataclasses.replace(config, model=deep), tmp_path / "run")
+    report = flaxres.evaluate(dataclasses.replace(config, model=deep), tmp_path / "run")
+    flaxres.save_weights(tmp_path / "w.safetensors", state.variables, flaxres.ResNet20(scan_blocks=True))
+    plain = flaxres.evaluate(config, weights=tmp_path / "w.safetensors")
+    assert plain.loss == pytest.approx(report.loss, rel=1e-5)
+    assert plain.examples == report.examples == 500
+
+
 def test_a_run_that_never_saved_does_not_hold_its_workdir(data_dir: str, tmp_path: pathlib.Path) -> None:
     config = digits(data_dir, steps=2, tensorboard=False)
     (tmp_path / "config.json").write_text(to_json(dataclasses.replace(config, model=ModelConfig("resnet32"))))
