@@ -52,16 +52,11 @@ def from_weights(path: str, name: str, size: int | None, names: str | None) -> P
 
 def from_workdir(workdir: str) -> Predictor:
     """The newest checkpoint of a run, with the evaluation's preprocessing of its config."""
-    from flaxres.training.checkpoints import Checkpoints
     from flaxres.training.config import from_json
-    from flaxres.training.run import prepare_run
+    from flaxres.training.loop import trained
 
     folder = pathlib.Path(workdir)
-    run = prepare_run(from_json(folder / "config.json"))
-    if not (folder / "checkpoints").is_dir():
-        raise InputError(f"workdir {workdir!r} has no checkpoints: train first, or give another --workdir")
-    with Checkpoints(folder / "checkpoints", run.config.train.keep_checkpoints) as checkpoints:
-        state = checkpoints.restore(run.abstract_state())
+    run, state = trained(from_json(folder / "config.json"), folder)
     data = run.config.data
     preprocess = Preprocess(data.eval_size, data.eval_resize, data.interpolation, data.mean, data.std)
     return Predictor(run.model, jax.device_get(state.variables), preprocess, run.train.classes)

@@ -123,14 +123,8 @@ class Loader:
         for row in rows:
             if records[row] < 0:
                 continue
-            data, arrays["label"][row] = self.source.read(int(records[row]))
-            arrays["image"][row] = self.picture(data, int(arrays["position"][row]), int(records[row]))
-
-    def picture(self, data: bytes, position: int, record: int) -> np.ndarray:
-        try:
-            return self.transform(data, position)
-        except InputError as error:
-            raise InputError(f"{self.source.name} record {record}: {error}; prepare the dataset again") from error
+            position = int(arrays["position"][row])
+            arrays["image"][row], arrays["label"][row] = load(self.source, int(records[row]), self.transform, position)
 
     def transfer(self, arrays: dict[str, np.ndarray], total: int) -> dict[str, jax.Array]:
         offset = {int(row): i for i, row in enumerate(local_rows(self.sharding, total))}
@@ -143,6 +137,15 @@ class Loader:
             return jax.make_array_from_callback((total, *array.shape[1:]), self.sharding, part)
 
         return {name: shard(array) for name, array in arrays.items()}
+
+
+def load(source: Source, record: int, transform: Transform, position: int) -> tuple[np.ndarray, int]:
+    """The picture and the label of a record; raises InputError that names the record where either can't be had."""
+    data, label = source.read(record)
+    try:
+        return transform(data, position), label
+    except InputError as error:
+        raise InputError(f"{source.name} record {record}: {error}; prepare the dataset again") from error
 
 
 def drain(items: queue.Queue[Any]) -> None:
@@ -172,11 +175,7 @@ def resident(source: Source, transform: Transform, size: int, sharding: Sharding
     images, labels = np.empty((count, size, size, 3), np.uint8), np.empty(count, np.int32)
 
     def fill(record: int) -> None:
-        data, labels[record] = source.read(record)
-        try:
-            images[record] = transform(data, record)
-        except InputError as error:
-            raise InputError(f"{source.name} record {record}: {error}; prepare the dataset again") from error
+        images[record], labels[record] = load(source, record, transform, record)
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         for task in [pool.submit(fill, record) for record in range(count)]:

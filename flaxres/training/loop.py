@@ -208,12 +208,16 @@ def evaluate(config: Config, workdir: str | os.PathLike[str] | None = None, *, w
         run = prepare_run(config)
         variables = jax.device_put(load_weights(weights, run.model), replicated(run.mesh))
         return Evaluator(run)(State(jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], ()))
-    folder = pathlib.Path(workdir or "")
+    run, state = trained(config, pathlib.Path(workdir or ""))
+    return Evaluator(run)(state)
+
+
+def trained(config: Config, folder: pathlib.Path) -> tuple[Run, State]:
+    """The newest state in a workdir, and its run; raises InputError where there is none or the config or its classes are others."""
     require_same_run(config, folder, FREE | MEASURE)
     if not (folder / "checkpoints").is_dir():
         raise InputError(f"workdir {str(folder)!r} has no checkpoints: train first, or give another --workdir")
     run = prepare_run(config)
     with Checkpoints(folder / "checkpoints", config.train.keep_checkpoints) as checkpoints:
         require_same_classes(run, checkpoints.provenance())
-        state = checkpoints.restore(run.abstract_state())
-    return Evaluator(run)(state)
+        return run, checkpoints.restore(run.abstract_state())
