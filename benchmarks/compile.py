@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import optax
 
 import flaxres
-from flaxres.training.steps import cross_entropy
 
 
 def training_step(name: str, size: int, **attributes: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -27,7 +26,7 @@ def training_step(name: str, size: int, **attributes: Any) -> tuple[Any, tuple[A
     def step(variables: Any, opt_state: Any, images: jax.Array, labels: jax.Array) -> Any:
         def loss(params: Any) -> Any:
             logits, new = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
-            return cross_entropy(logits, labels, 0.0).mean(), new
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new
 
         (value, new), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
         updates, opt_state = tx.update(gradients, opt_state, variables["params"])

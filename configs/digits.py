@@ -5,7 +5,7 @@
 Hardware: two CPU cores, about a minute. Expected: top-1 of 98.5% or more on the 500 held-out digits.
 """
 
-from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 config = Config(
     model=ModelConfig(name="resnet20"),
@@ -14,13 +14,12 @@ config = Config(
         image_size=8,
         eval_size=8,
         eval_resize=8,
-        crop="shift",
-        shift=1,
-        flip=False,
+        crop="centre",
         mean=(0.306, 0.306, 0.306),
         std=(0.377, 0.377, 0.377),
         resident=True,
     ),
+    augment=AugmentConfig(shift=1, flip=False),
     optim=OptimConfig(learning_rate=0.1, nesterov=True, weight_decay=5e-4, warmup_epochs=5, label_smoothing=0.1),
     train=TrainConfig(batch_size=128, eval_batch_size=256, epochs=60, eval_every_epochs=5, checkpoint_every_epochs=10, log_every_steps=10),
 )

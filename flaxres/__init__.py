@@ -29,6 +29,7 @@ from flaxres.models.resnetv2 import ResNetV2 as ResNetV2
 
 if TYPE_CHECKING:
     from flaxres.training.config import (
+        AugmentConfig as AugmentConfig,
         Config as Config,
         DataConfig as DataConfig,
         ModelConfig as ModelConfig,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 LAZY = {
-    **dict.fromkeys(("Config", "ModelConfig", "DataConfig", "OptimConfig", "TrainConfig"), "flaxres.training.config"),
+    **dict.fromkeys(("Config", "ModelConfig", "DataConfig", "AugmentConfig", "OptimConfig", "TrainConfig"), "flaxres.training.config"),
     **dict.fromkeys(("fit", "evaluate"), "flaxres.training.loop"),
     "Report": "flaxres.training.evaluation",
     "load_pretrained": "flaxres.weights.hub",

@@ -19,8 +19,8 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 import jax
 import numpy as np
 
-from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from flaxres.data.order import sample_ids
+from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from flaxres.data.order import training_ids
 from flaxres.training.mesh import split
 from flaxres.training.run import feed, prepare_run
 from flaxres.training.state import create_state
@@ -36,9 +36,9 @@ def run(config: Config) -> tuple[list[str], Any]:
     step = compiled_train_step(config, run.model, run.tx, run.schedule, run.mesh)
     seen = jax.jit(lambda batch: pictures(config, batch), in_shardings=split(run.mesh), out_shardings=split(run.mesh))
     ledger = []
-    with feed(run, 0) as (batches, _):
+    with feed(run, 0, print) as (batches, _):
         for number, batch in zip(range(run.steps), batches, strict=False):
-            ids = sample_ids(np.asarray(batch["position"]), len(run.train), config.train.seed)
+            ids = training_ids(np.asarray(batch["position"]), len(run.train), config.train.seed, BATCH, config.data.repeats)
             augmented = np.asarray(seen(batch))
             ledger.append(f"{number} {ids.tolist()} {hashlib.sha256(augmented.tobytes()).hexdigest()}")
             state, _ = step(state, batch)
@@ -60,9 +60,11 @@ def main() -> None:
                 model = ModelConfig(
                     "resnet20", dtype=chosen.precision, param_dtype=chosen.precision, bn_group=None if group == "none" else int(group)
                 )
-                data = DataConfig("digits", data_dir=folder, image_size=8, eval_size=8, eval_resize=8, crop="shift", shift=1, flip=True)
+                data = DataConfig("digits", data_dir=folder, image_size=8, eval_size=8, eval_resize=8, crop="centre")
                 train = TrainConfig(batch_size=BATCH, steps=chosen.steps, devices=devices)
-                config = dataclasses.replace(Config(), model=model, data=data, optim=OptimConfig(learning_rate=0.1), train=train)
+                config = dataclasses.replace(
+                    Config(), model=model, data=data, augment=AugmentConfig(shift=1), optim=OptimConfig(learning_rate=0.1), train=train
+                )
                 ledger, final = run(config)
                 first = first or (ledger, final)
                 runs += 1

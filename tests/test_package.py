@@ -20,7 +20,16 @@ ROOMS = {
     "training": {"errors", "models", "data", "weights", "training"},
 }
 COMPUTE = [
-    *("models/*.py", "errors.py", "data/augment.py", "data/order.py", "data/__init__.py", "training/__init__.py"),
+    *(
+        "models/*.py",
+        "errors.py",
+        "data/augment.py",
+        "data/autoaugment.py",
+        "data/choices.py",
+        "data/order.py",
+        "data/__init__.py",
+        "training/__init__.py",
+    ),
     *(f"training/{name}.py" for name in ("config", "optimizers", "state", "steps", "mesh")),
 ]
 

@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import flaxres
 from benchmarks.peers import torch_and_timm
 from flaxres import OptimConfig
 from flaxres.training.optimizers import learning_rate, optimizer
-from flaxres.training.steps import cross_entropy
 from flaxres.weights.names import leaves, to_torch, torch_name
 from flaxres.weights.transfer import variables_from_torch
 
@@ -81,7 +81,7 @@ def our_run(model: Any, variables: Any, images: np.ndarray, labels: np.ndarray) 
     def step(variables: Any, opt_state: Any, images: jax.Array, labels: jax.Array) -> Any:
         def loss(params: Any) -> Any:
             logits, new = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
-            return cross_entropy(logits, labels, 0.0).mean(), new
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new
 
         (value, new), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
         updates, opt_state = tx.update(gradients, opt_state, variables["params"])

@@ -7,13 +7,14 @@ paper's own code has it; 4 pixels of padding, a random crop and a mirror. The ar
 Expected: test error 8.75% (the paper, table 6), 8.27% (akamaster/pytorch_resnet_cifar10).
 """
 
-from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 EPOCH = 50_000 / 128
 
 config = Config(
     model=ModelConfig(name="resnet20"),
-    data=DataConfig(name="cifar10", image_size=32, eval_size=32, eval_resize=32, crop="shift", shift=4, resident=True),
+    data=DataConfig(name="cifar10", image_size=32, eval_size=32, eval_resize=32, crop="centre", resident=True),
+    augment=AugmentConfig(shift=4),
     optim=OptimConfig(learning_rate=0.1, weight_decay=1e-4, decay_norm_and_bias=True, schedule="step", milestones=(32_000 / EPOCH, 48_000 / EPOCH)),
     train=TrainConfig(batch_size=128, eval_batch_size=500, steps=64_000, eval_every_epochs=4, checkpoint_every_epochs=4, log_every_steps=100),
 )

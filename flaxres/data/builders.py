@@ -1,36 +1,25 @@
-"""TFDS builders that need no TensorFlow: digits, folders of photographs, CIFAR-10 and ImageNet, written as ArrayRecord.
+"""What datasets are made from: digits, folders of photographs, CIFAR-10 and ImageNet, none of which needs TensorFlow.
 
-Each builder is a table of splits; each split is a list of classes and an iterator over `(name, bytes, class)`. Everything that could go
-wrong with a file goes wrong here, once, and is counted: training then reads only images that decode.
+Each is its classes, and for each split an iterator over `(name, bytes, class)`; `flaxres.data.prepare` writes them.
 """
 
-import collections
-import concurrent.futures
-import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import io
-import itertools
 import os
 import pathlib
-import shutil
 import tarfile
 import urllib.error
 import urllib.request
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flaxres.data.decode import UnreadableError, repair
-from flaxres.errors import InputError, unknown
+from flaxres.errors import InputError
 
-VERSION = "1.0.0"
 EXTENSIONS = {".jpg", ".jpeg", ".png"}
 Example = tuple[str, bytes, str]
 
@@ -230,151 +219,3 @@ def cache_folder() -> pathlib.Path:
 def bar() -> Progress:
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     return Progress(*columns, console=Console(stderr=True, highlight=False, markup=False))
-
-
-@dataclasses.dataclass
-class Tally:
-    """What preparation did with the files: counts by kind for each split, and the files that were refused, with the reason."""
-
-    kinds: dict[str, collections.Counter[str]] = dataclasses.field(default_factory=dict)
-    refused: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        """`train: 1200 JPEG, 3 refused`, a line a split. The refused files themselves are named while it works."""
-        return [f"{split}: " + ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())) for split, kinds in self.kinds.items()]
-
-
-def readable(examples: Iterable[Example]) -> Iterator[Example]:
-    """`examples`, with a damaged archive named as such."""
-    try:
-        yield from examples
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise InputError(f"the archive is damaged ({' '.join(str(error).split())}): get it anew") from error
-
-
-def checked(split: str, total: int, examples: Iterable[Example], tally: Tally, progress: Progress, complete: bool) -> Iterator[Example]:
-    """`examples` that decode, in order; files are decoded by several threads, and only a few hundred are held at a time."""
-    task = progress.add_task(split, total=total)
-    kinds = tally.kinds.setdefault(split, collections.Counter())
-
-    def check(example: Example) -> tuple[str, Example | None, str]:
-        name, data, label = example
-        try:
-            kind, data = repair(data)
-            return kind, (name, data, label), ""
-        except UnreadableError as error:
-            return "refused", None, f"{name}\0{error}"
-
-    iterator = readable(examples)
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        while block := list(itertools.islice(iterator, 256)):
-            for kind, example, reason in pool.map(check, block):
-                kinds[kind] += 1
-                progress.advance(task)
-                if example is None:
-                    name, _, why = reason.partition("\0")
-                    tally.refused.append((name, why))
-                    progress.console.print(f"refused {name}: {why}")
-                else:
-                    yield example
-    if complete and (seen := sum(kinds.values())) != total:
-        raise InputError(f"split {split!r} has {seen:,} images: the rule is {total:,}; the archive is incomplete, get it anew")
-    if not sum(n for kind, n in kinds.items() if kind != "refused"):
-        raise InputError(f"split {split!r} holds no image that can be read: {len(tally.refused)} files were refused")
-
-
-def prepare(name: str, source: str | None, data_dir: str | None, splits: Iterable[str] = ()) -> tuple[pathlib.Path, Tally]:
-    """Writes the dataset `name` as ArrayRecord under `data_dir` (TFDS's own folder by default) and returns where it is.
-
-    A dataset that is there already is left alone. An interrupted preparation leaves nothing that is taken for a dataset: the next
-    one starts it again. Of two processes that prepare the same dataset, one waits for the other.
-
-    Raises InputError for an unknown name, a source that breaks its builder's rules, or one without a split of `splits`.
-    """
-    if name not in BUILDERS:
-        raise unknown("dataset to prepare", name, BUILDERS)
-    contents = BUILDERS[name](pathlib.Path(source).expanduser() if source else None)
-    for split in splits:
-        require_split(name, split, contents.splits)
-    return write(name, contents, config_name(name, source), data_dir)
-
-
-def require_split(name: str, split: str, there: Iterable[str]) -> None:
-    """Refuses a split (sliced or not) of the dataset `name` that is not there."""
-    if (base := split.partition("[")[0]) not in (there := list(there)):
-        raise unknown(f"split of {name}", base, there)
-
-
-def config_name(name: str, source: str | None) -> str | None:
-    """The TFDS config that holds the folder `source`: its name and a digest of its files' names, sizes and times of change."""
-    if name != "folder" or source is None:
-        return None
-    root = pathlib.Path(source).expanduser().resolve()
-    digest = hashlib.sha256(str(root).encode())
-    for split in visible(root) if root.is_dir() else []:
-        for label, paths in folder_split(split).items():
-            for path in paths:
-                status = path.stat()
-                digest.update(f"{split.name}/{label}/{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    readable = "".join(c if c.isalnum() else "_" for c in root.name.lower()) or "root"
-    return f"{readable}_{digest.hexdigest()[:16]}"
-
-
-@contextlib.contextmanager
-def lock(folder: pathlib.Path) -> Iterator[None]:
-    """Holds other processes of this machine, and of those that share a file system with locks, off `folder`; ends with the process."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise InputError(f"datasets can't be written to {str(folder)!r} ({error.strerror}): give another data_dir") from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def write(name: str, contents: Contents, config: str | None, data_dir: str | None) -> tuple[pathlib.Path, Tally]:
-    import tensorflow_datasets as tfds
-
-    tally = Tally()
-    tfds.disable_progress_bar()
-
-    with tfds.core.registered.skip_registration():
-
-        class Builder(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version(VERSION)
-            BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=config)] if config else []
-            progress: Progress
-
-            def _info(self) -> Any:
-                features = {
-                    "image": tfds.features.Image(shape=(None, None, 3)),
-                    "label": tfds.features.ClassLabel(names=list(contents.classes)),
-                    "file_name": tfds.features.Text(),
-                }
-                return self.dataset_info_from_configs(
-                    features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label"), disable_shuffling=True
-                )
-
-            def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-                del dl_manager
-                return {split: self._generate_examples(split) for split in contents.splits}
-
-            def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-                total, examples = contents.splits[split]
-                for i, (file, data, label) in enumerate(checked(split, total, examples(), tally, self.progress, contents.complete)):
-                    yield i, {"image": data, "label": label, "file_name": file}
-
-        Builder.name = name
-        builder = Builder(data_dir=data_dir, config=config, file_format="array_record")
-
-    folder_written = pathlib.Path(builder.data_path)
-    with lock(folder_written.parent):
-        if (folder_written / "dataset_info.json").exists():
-            return folder_written, tally
-        for leftover in folder_written.parent.glob(f"incomplete.*{folder_written.name}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        with bar() as progress, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints where it writes
-            builder.progress = progress
-            builder.download_and_prepare()
-    return folder_written, tally

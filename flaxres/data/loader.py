@@ -1,10 +1,16 @@
-"""Batches on the device: threads decode ahead, one more thread transfers. The order is decided by positions, never by who was first."""
+"""Batches on the device: threads or processes decode ahead, one more thread transfers. The order is decided by positions, never by who was first."""
 
 import collections
 import concurrent.futures
+import concurrent.futures.process
 import dataclasses
 import itertools
+import multiprocessing
+import multiprocessing.shared_memory
+import os
 import queue
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,52 +20,111 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from flaxres.data.order import sample_ids
+from flaxres.data.choices import BadImages
+from flaxres.data.decode import Transform, UnreadableError
+from flaxres.data.order import training_ids
 from flaxres.data.sources import Source
 from flaxres.errors import InputError
 
-Transform = Callable[[bytes, int], np.ndarray]
 ROWS_A_TASK = 8
 RESIDENT_LIMIT = 8 << 30
+# So many unreadable images after one another are no accident.
+BAD_LIMIT = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """One global batch to load: the position and the record of each row; a record of -1 is padding, with weight 0."""
+    """One global batch to load: the position and the record of each row, and what makes pictures of them.
+
+    A record of -1 is padding, with weight 0. An image that can't be decoded becomes padding too, or, with `replace`, the next record that can.
+    """
 
     positions: np.ndarray
     records: np.ndarray
+    transform: Transform
+    replace: bool
 
 
-def training_rows(size: int, batch: int, seed: int, start: int, stop: int) -> Iterator[Rows]:
-    """The batches of steps [start, stop): an endless stream of epochs, each a new permutation, that is cut wherever a batch ends."""
+def training_rows(size: int, batch: int, seed: int, start: int, stop: int, transform: Callable[[int], Transform], repeats: int = 1) -> Iterator[Rows]:
+    """The batches of steps [start, stop): an endless stream of epochs, each a new permutation, that is cut wherever a batch ends.
+
+    `transform`: what makes the pictures of a step.
+    """
     for step in range(start, stop):
         positions = np.arange(step * batch, (step + 1) * batch, dtype=np.uint32)
-        yield Rows(positions, sample_ids(positions, size, seed).astype(np.int64))
+        yield Rows(positions, training_ids(positions, size, seed, batch, repeats).astype(np.int64), transform(step), True)
 
 
-def evaluation_rows(size: int, batch: int) -> Iterator[Rows]:
+def evaluation_rows(size: int, batch: int, transform: Transform) -> Iterator[Rows]:
     """Every record once, in order, the last batch padded."""
     for start in range(0, size, batch):
         positions = np.arange(start, start + batch, dtype=np.uint32)
-        yield Rows(positions, np.where(positions < size, positions.astype(np.int64), -1))
+        yield Rows(positions, np.where(positions < size, positions.astype(np.int64), -1), transform, False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """How a loader works; nothing here changes what it gives.
+
+    Attributes:
+      threads: that decode in this process; used where `workers` is 0.
+      workers: processes that decode, each with its own interpreter: for machines whose many cores one interpreter can't keep busy.
+      prefetch: most batches in decoding at a time.
+      buffer_bytes: most bytes of pictures in decoding at a time; one batch is always allowed.
+    """
+
+    threads: int = 1
+    workers: int = 0
+    prefetch: int = 4
+    buffer_bytes: int = 512 << 20
+
+
+def note(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+@dataclasses.dataclass
+class Pending:
+    """A batch that is being decoded."""
+
+    rows: Rows
+    local: np.ndarray
+    images: np.ndarray
+    tasks: list["concurrent.futures.Future[Loaded]"]
+    block: "multiprocessing.shared_memory.SharedMemory | None"
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What became of some rows: their labels (-1 for padding), and of the images that can't be decoded, the record and why."""
+
+    labels: list[int]
+    bad: list[tuple[int, str]]
 
 
 class Loader:
     """Iterates over dictionaries of sharded arrays: `image` (B, size, size, 3) uint8, `label` (B,) int32, `position` (B,) uint32
     and `weight` (B,) float32, B being the global batch; each process decodes only the rows of its own devices.
 
-    `stall_seconds` is how long the consumer has waited. An image or record that can't be read is raised to the consumer as InputError.
-    Use it as a context manager: leaving it stops the threads.
+    `stall_seconds` is how long the consumer has waited; `skipped` maps the records that could not be decoded to the reason, and `say` is told of
+    each, once. With `bad_images="error"`, and always where a record can't be read at all, the consumer gets an InputError that names it.
+    Use it as a context manager: leaving it ends the threads and processes.
     """
 
     def __init__(
-        self, source: Source, rows: Iterable[Rows], transform: Transform, size: int, sharding: Sharding, threads: int, prefetch: int
+        self,
+        source: Source,
+        rows: Iterable[Rows],
+        sharding: Sharding,
+        speed: Speed,
+        bad_images: BadImages = "error",
+        say: Callable[[str], None] = note,
     ) -> None:
-        self.source, self.rows, self.transform, self.size, self.sharding = source, rows, transform, size, sharding
+        self.source, self.rows, self.sharding, self.speed, self.bad_images, self.say = source, rows, sharding, speed, bad_images, say
         self.stall_seconds = 0.0
-        self.pool = concurrent.futures.ThreadPoolExecutor(threads, "flaxres-decode")
-        self.prefetch = prefetch
+        self.skipped: dict[int, str] = {}
+        self.blocks: list[multiprocessing.shared_memory.SharedMemory] = []
+        self.pool = start_workers(speed.workers, source) if speed.workers else concurrent.futures.ThreadPoolExecutor(speed.threads, "flaxres-decode")
         self.ready: queue.Queue[Any] = queue.Queue(2)
         self.stopped = threading.Event()
         self.feeder = threading.Thread(target=self.feed, name="flaxres-feed", daemon=True)
@@ -87,44 +152,70 @@ class Loader:
             yield item
 
     def feed(self) -> None:
-        """Runs in its own thread: keeps `prefetch` batches in decoding and hands over the oldest, transferred."""
-        under_way: collections.deque[tuple[dict[str, np.ndarray], int, list[concurrent.futures.Future[None]]]] = collections.deque()
+        """Runs in its own thread: keeps some batches in decoding and hands over the oldest, transferred."""
+        under_way: collections.deque[Pending] = collections.deque()
         try:
             rows = iter(self.rows)
-            for batch in itertools.islice(rows, self.prefetch):
-                under_way.append(self.submit(batch))
-            while under_way and not self.stopped.is_set():
-                arrays, total, tasks = under_way.popleft()
-                for task in tasks:
-                    task.result()
-                under_way.extend(self.submit(batch) for batch in itertools.islice(rows, 1))
-                self.ready.put(self.transfer(arrays, total))
+            while not self.stopped.is_set():
+                while (not under_way or len(under_way) < self.most(under_way[0])) and (batch := next(rows, None)) is not None:
+                    under_way.append(self.submit(batch))
+                if not under_way:
+                    break
+                self.ready.put(self.finish(under_way.popleft()))
             self.ready.put(None)
         except BaseException as error:
             if not self.stopped.is_set():
-                self.ready.put(error)
+                self.ready.put(explained(error))
+        finally:
+            for block in self.blocks:
+                block.close()
+                block.unlink()
 
-    def submit(self, batch: Rows) -> tuple[dict[str, np.ndarray], int, list[concurrent.futures.Future[None]]]:
-        local = local_rows(self.sharding, len(batch.records))
-        count = len(local)
+    def most(self, pending: Pending) -> int:
+        """How many batches may be in decoding at a time."""
+        return max(1, min(self.speed.prefetch, self.speed.buffer_bytes // max(pending.images.nbytes, 1)))
+
+    def submit(self, rows: Rows) -> Pending:
+        local = local_rows(self.sharding, len(rows.records))
+        size = rows.transform.size
+        shape = (len(local), size, size, 3)
+        images, block = (np.zeros(shape, np.uint8), None) if not self.speed.workers else self.shared(shape)
+        tasks = []
+        for first in range(0, len(local), ROWS_A_TASK):
+            part = slice(first, first + ROWS_A_TASK)
+            job = Job(rows.transform, rows.records[local[part]], rows.positions[local[part]], self.bad_images, rows.replace)
+            tasks.append(self.pool.submit(fill, self.source, job, images[part]) if block is None else self.pool.submit(work, job, block.name, first))
+        return Pending(rows, local, images, tasks, block)
+
+    def shared(self, shape: tuple[int, ...]) -> tuple[np.ndarray, multiprocessing.shared_memory.SharedMemory]:
+        """Memory for a batch that the workers write to; those of finished batches are used again."""
+        need = int(np.prod(shape))
+        block = next((b for b in self.blocks if b.size >= need), None)
+        if block is None:
+            block = share(need)
+        else:
+            self.blocks.remove(block)
+        return np.ndarray(shape, np.uint8, buffer=block.buf), block
+
+    def finish(self, pending: Pending) -> dict[str, jax.Array]:
+        """The batch on the devices, once all its rows are decoded."""
+        loaded = [task.result() for task in pending.tasks]
+        images = pending.images
+        if pending.block is not None:
+            images = images.copy()
+            self.blocks.append(pending.block)
+        for record, reason in itertools.chain.from_iterable(part.bad for part in loaded):
+            if record not in self.skipped:
+                self.skipped[record] = reason
+                self.say(f"skipped {reason}")
+        labels = np.asarray([label for part in loaded for label in part.labels], np.int32)
         arrays = {
-            "image": np.zeros((count, self.size, self.size, 3), np.uint8),
-            "label": np.zeros(count, np.int32),
-            "position": batch.positions[local],
-            "weight": (batch.records[local] >= 0).astype(np.float32),
+            "image": images,
+            "label": np.maximum(labels, 0),
+            "position": pending.rows.positions[pending.local],
+            "weight": (labels >= 0).astype(np.float32),
         }
-        records = batch.records[local]
-        tasks = [
-            self.pool.submit(self.fill, arrays, records, range(first, min(first + ROWS_A_TASK, count))) for first in range(0, count, ROWS_A_TASK)
-        ]
-        return arrays, len(batch.records), tasks
-
-    def fill(self, arrays: dict[str, np.ndarray], records: np.ndarray, rows: range) -> None:
-        for row in rows:
-            if records[row] < 0:
-                continue
-            position = int(arrays["position"][row])
-            arrays["image"][row], arrays["label"][row] = load(self.source, int(records[row]), self.transform, position)
+        return self.transfer(arrays, len(pending.rows.records))
 
     def transfer(self, arrays: dict[str, np.ndarray], total: int) -> dict[str, jax.Array]:
         offset = {int(row): i for i, row in enumerate(local_rows(self.sharding, total))}
@@ -139,13 +230,109 @@ class Loader:
         return {name: shard(array) for name, array in arrays.items()}
 
 
-def load(source: Source, record: int, transform: Transform, position: int) -> tuple[np.ndarray, int]:
-    """The picture and the label of a record; raises InputError that names the record where either can't be had."""
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Some rows of a batch, for one thread or process."""
+
+    transform: Transform
+    records: np.ndarray
+    positions: np.ndarray
+    bad_images: BadImages
+    replace: bool
+
+
+def fill(source: Source, job: Job, images: np.ndarray) -> Loaded:
+    """Decodes the rows of `job` into `images`; padding stays as it is."""
+    loaded = Loaded([], [])
+    numbers = job.transform.numbers(job.positions)
+    for row, record in enumerate(job.records.tolist()):
+        label = -1
+        for tried in range(BAD_LIMIT if record >= 0 else 0):
+            at = (record + tried) % len(source)
+            try:
+                images[row], label = load(source, at, job.transform, numbers[row])
+                break
+            except InputError as error:
+                if job.bad_images == "error" or not isinstance(error.__cause__, UnreadableError):
+                    raise
+                loaded.bad.append((at, str(error)))
+                images[row] = 0
+                if not job.replace:
+                    break
+        else:
+            if record >= 0:
+                raise InputError(f"{source.name}: {BAD_LIMIT} images after record {record} can't be decoded; prepare the dataset again")
+        loaded.labels.append(label)
+    return loaded
+
+
+def load(source: Source, record: int, transform: Transform, numbers: np.ndarray) -> tuple[np.ndarray, int]:
+    """The picture and the label of a record; raises InputError that names the record and its file where either can't be had."""
     data, label = source.read(record)
     try:
-        return transform(data, position), label
-    except InputError as error:
-        raise InputError(f"{source.name} record {record}: {error}; prepare the dataset again") from error
+        return transform(data, numbers), label
+    except UnreadableError as error:
+        raise InputError(f"{source.describe(record)}: {error}; prepare the dataset again, or set data.bad_images='skip'") from error
+
+
+# What a worker process knows.
+worker_source: Source
+worker_blocks: dict[str, multiprocessing.shared_memory.SharedMemory] = {}
+
+
+def start_workers(count: int, source: Source) -> concurrent.futures.ProcessPoolExecutor:
+    """Processes that read `source`; spawned, since a fork of a process with JAX's threads may hang."""
+    pool = concurrent.futures.ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), begin_work, (source, os.getpid()))
+    for _ in range(count):
+        pool.submit(os.getpid)
+    return pool
+
+
+def begin_work(source: Source, parent: int) -> None:
+    """Runs first in a worker process. Signals are for the parent, which saves and then ends us; if it dies, so do we."""
+    global worker_source
+    worker_source = source
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def work(job: Job, block: str, first: int) -> Loaded:
+    """`fill` in a worker process, into rows `first` and on of a block of shared memory."""
+    if block not in worker_blocks:
+        worker_blocks[block] = multiprocessing.shared_memory.SharedMemory(block)
+    size = job.transform.size
+    shape = (len(job.records), size, size, 3)
+    images = np.ndarray(shape, np.uint8, buffer=worker_blocks[block].buf, offset=first * size * size * 3)
+    images[:] = 0
+    return fill(worker_source, job, images)
+
+
+def share(need: int) -> multiprocessing.shared_memory.SharedMemory:
+    """A new block of shared memory that is really there: without `posix_fallocate` a full /dev/shm would kill the workers later."""
+    block = multiprocessing.shared_memory.SharedMemory(create=True, size=need)
+    try:
+        os.posix_fallocate(block._fd, 0, need)  # type: ignore[attr-defined]
+    except OSError as error:
+        block.close()
+        block.unlink()
+        raise InputError(
+            f"/dev/shm has no room for {need / 2**20:.0f} MiB of shared memory ({error.strerror}): make it larger, lower data.prefetch, "
+            "or set data.workers=0"
+        ) from error
+    return block
+
+
+def explained(error: BaseException) -> BaseException:
+    if isinstance(error, concurrent.futures.process.BrokenProcessPool):
+        return RuntimeError("a loading process (data.workers) died, killed from outside or out of memory; start the same command again to go on")
+    return error
 
 
 def drain(items: queue.Queue[Any]) -> None:
@@ -168,16 +355,21 @@ def require_resident(source: Source, size: int) -> None:
         raise InputError(f"data.resident=True would put {need / 2**30:.0f} GiB on each device: the limit is 8; set data.resident=False")
 
 
-def resident(source: Source, transform: Transform, size: int, sharding: Sharding, threads: int) -> dict[str, jax.Array]:
-    """The whole split on every device: `image` (N, size, size, 3) uint8 and `label` (N,) int32; raises InputError above 8 GiB."""
-    require_resident(source, size)
-    count = len(source)
-    images, labels = np.empty((count, size, size, 3), np.uint8), np.empty(count, np.int32)
+def resident(source: Source, transform: Transform, sharding: Sharding, threads: int) -> dict[str, jax.Array]:
+    """The whole split on every device: `image` (N, size, size, 3) uint8 and `label` (N,) int32; raises InputError above 8 GiB.
 
-    def fill(record: int) -> None:
-        images[record], labels[record] = load(source, record, transform, record)
+    An image that can't be decoded is an error here whatever the policy: a dataset of this size is quickly prepared again.
+    """
+    require_resident(source, transform.size)
+    count = len(source)
+    images, labels = np.empty((count, transform.size, transform.size, 3), np.uint8), np.empty(count, np.int32)
+
+    def part(first: int) -> None:
+        records = np.arange(first, min(first + ROWS_A_TASK, count))
+        loaded = fill(source, Job(transform, records, records, "error", False), images[first : first + ROWS_A_TASK])
+        labels[first : first + ROWS_A_TASK] = loaded.labels
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for task in [pool.submit(fill, record) for record in range(count)]:
+        for task in [pool.submit(part, first) for first in range(0, count, ROWS_A_TASK)]:
             task.result()
     return {"image": jax.device_put(images, sharding), "label": jax.device_put(labels, sharding)}

@@ -5,6 +5,7 @@ A position counts samples from the start of training, over all epochs; `position
 it (Luby & Rackoff 1988) that walks until it lands inside the range. No state, no table of n numbers, and any position at once.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -37,12 +38,25 @@ def seed_words(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray([seed & 0xFFFFFFFF], np.uint32), np.asarray([seed >> 32 & 0xFFFFFFFF], np.uint32)
 
 
-def uniforms(seed: int, position: int, shape: tuple[int, ...]) -> np.ndarray:
-    """float64 numbers in [0, 1), shape `shape`, that belong to the sample at `position`."""
-    count = int(np.prod(shape))
-    key = threefry(seed_words(seed), (np.asarray([position], np.uint32), np.asarray([CROP], np.uint32)))
+def uniforms(seed: int, positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """float64 numbers in [0, 1), (N, *shape), of which each row belongs to the sample at one of the (N,) positions."""
+    count = math.prod(shape)
+    words = np.asarray(positions, np.uint32)[:, None]
+    key = threefry(seed_words(seed), (words, np.asarray([CROP], np.uint32)))
     first, second = threefry(key, (np.arange((count + 1) // 2, dtype=np.uint32), np.zeros(1, np.uint32)))
-    return (np.concatenate([first, second])[:count] / 2.0**32).reshape(shape)
+    return (np.concatenate([first, second], 1)[:, :count] / 2.0**32).reshape(len(words), *shape)
+
+
+def training_ids(positions: Any, size: int, seed: int, batch: int, repeats: int = 1) -> Any:
+    """Record numbers for uint32 `positions`, where each record comes `repeats` times in its batch (Hoffer et al. 2020, section 3).
+
+    The copies lie `batch // repeats` rows apart, so that neighbours, which mixup mixes, are different images. An epoch is still `size` samples
+    long, and so sees a share `1 / repeats` of the records, as in timm and torchvision.
+    """
+    if repeats == 1:
+        return sample_ids(positions, size, seed)
+    different = np.uint32(batch // repeats)
+    return sample_ids(positions // np.uint32(batch) * different + positions % np.uint32(batch) % different, size, seed)
 
 
 def sample_ids(positions: Any, size: int, seed: int) -> Any:

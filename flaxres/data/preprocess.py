@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from flaxres.data.augment import IMAGENET_MEAN, IMAGENET_STD
-from flaxres.data.decode import Interpolation, UnreadableError, centre_crop
+from flaxres.data.choices import Interpolation
+from flaxres.data.decode import UnreadableError, centre_crop
 from flaxres.errors import InputError
 
 

@@ -9,6 +9,8 @@ import typing
 from typing import Any, Literal
 
 from flaxres.data.augment import IMAGENET_MEAN, IMAGENET_STD
+from flaxres.data.autoaugment import policy
+from flaxres.data.choices import BadImages, CropInterpolation, Fill, Interpolation
 from flaxres.errors import InputError, unknown
 from flaxres.models.registry import MODELS
 
@@ -58,26 +60,69 @@ class DataConfig:
     """Side of the evaluation's central crop, pixels."""
     eval_resize: int = 256
     """Short side before that crop, pixels."""
-    crop: Literal["random_resized", "shift", "none"] = "random_resized"
-    """Of training pictures: a random part resized; a shift of up to `shift` pixels (small images); or evaluation's own."""
+    progressive_sizes: tuple[tuple[float, int], ...] = ()
+    """(epoch, side) pairs: from that epoch on training pictures have that side, before the first `image_size`."""
+    crop: Literal["random_resized", "centre"] = "random_resized"
+    """Of training pictures: a random part resized, or the short side resized and the middle taken (small images; see augment.shift)."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Random resized crop: share of the image's area."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Random resized crop: width to height."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    shift: int = 4
-    """Pixels of zeros around the image before the random shift."""
-    flip: bool = True
-    """Mirror half of the training pictures."""
+    crop_interpolation: CropInterpolation = "area"
+    """Random resized crop: 'area' averages (OpenCV, the fastest); 'bilinear' and 'bicubic' are Pillow's."""
+    interpolation: Interpolation = "bilinear"
+    """Of the central crop: Pillow's."""
+    repeats: int = 1
+    """Repeated augmentation: how often an image comes in its batch, each time augmented anew (Hoffer et al. 2020)."""
+    bad_images: BadImages = "skip"
+    """An image that can't be decoded: 'skip' names and counts it, and takes the next one in its place; 'error' stops."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     """Of the channels in [0, 1]."""
     resident: bool = False
-    """Keep the whole dataset on each device, decoded; for data that fit. Needs crop 'shift' or 'none'."""
+    """Keep the whole dataset on each device, decoded; for data that fit. Needs crop 'centre'."""
     threads: int = 0
     """Decoding threads; 0: one a core."""
+    workers: int = 0
+    """Decoding processes in place of the threads, for hosts whose many cores one interpreter can't keep busy."""
     prefetch: int = 4
-    """Batches in decoding at a time."""
+    """Most batches in decoding at a time."""
+    buffer_mib: int = 512
+    """Most MiB of pictures in decoding at a time, on each host; one batch is always allowed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """What the device does to training pictures, in this order; random numbers belong to the sample's position, whatever the hardware."""
+
+    shift: int = 0
+    """Pixels of zeros around the image before a random window of the old size is taken (He et al. 2016: 4 on CIFAR)."""
+    flip: bool = True
+    """Mirror half of the pictures."""
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """Strengths of brightness, contrast, saturation and hue, as torchvision's ColorJitter takes them."""
+    auto: str | None = None
+    """'ta_wide' (TrivialAugmentWide) or RandAugment in timm's form, e.g. 'rand-m7-mstd0.5-inc1'."""
+    erase: float = 0.0
+    """Random erasing: probability."""
+    erase_area: tuple[float, float] = (0.02, 1 / 3)
+    """Random erasing: share of the picture's area."""
+    erase_ratio: tuple[float, float] = (0.3, 1 / 0.3)
+    """Random erasing: height to width."""
+    erase_fill: Fill = "zero"
+    """Random erasing: the mean colour, or normal noise (timm's 'pixel')."""
+    cutout: int = 0
+    """Side of the square that cutout blanks, pixels; 0: none."""
+    mixup: float = 0.0
+    """Parameter of mixup's beta distribution; 0: none. Pictures are mixed with their neighbour in the batch."""
+    cutmix: float = 0.0
+    """Parameter of cutmix's beta distribution; 0: none."""
+    mix_probability: float = 1.0
+    """Of mixing at all."""
+    mix_switch: float = 0.5
+    """Of cutmix, where both are on."""
+    mix_per: Literal["batch", "example"] = "batch"
+    """Whether one ratio is drawn for a batch or one for each picture."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +165,8 @@ class TrainConfig:
     keep_checkpoints: int = 3
     """The newest are kept."""
     log_every_steps: int = 50
+    steps_per_dispatch: int | None = None
+    """Steps that the device runs by itself from data that are on it (data.resident); None: 16 on accelerators, 1 on CPU, whose loops are slow."""
     seed: int = 0
     devices: int | None = None
     """How many of the devices to use; None: all."""
@@ -130,7 +177,7 @@ class TrainConfig:
 
 # Settings that don't change the result, and which a resumed run may therefore change.
 FREE = {
-    "data.source", "data.data_dir", "data.threads", "data.prefetch",
+    "data.source", "data.data_dir", "data.threads", "data.workers", "data.prefetch", "data.buffer_mib",
     "train.eval_batch_size", "train.log_every_steps", "train.devices", "train.tensorboard", "train.progress", "train.keep_checkpoints",
     "train.checkpoint_every_epochs",
 }  # fmt: skip
@@ -145,6 +192,7 @@ class Config:
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
@@ -201,12 +249,21 @@ def described(kind: Any) -> str:
 
 # field -> (rule in words, test); the type has been checked before.
 RULES: dict[str, tuple[str, Any]] = {
-    **{f"data.{name}": ("> 0", lambda v: v > 0) for name in ("image_size", "eval_size", "eval_resize", "prefetch")},
+    **{f"data.{name}": ("> 0", lambda v: v > 0) for name in ("image_size", "eval_size", "eval_resize", "prefetch", "buffer_mib", "repeats")},
     **{f"train.{name}": ("> 0", lambda v: v > 0) for name in ("batch_size", "eval_batch_size", "epochs", "log_every_steps", "keep_checkpoints")},
     **{f"train.{name}": ("> 0", lambda v: v > 0) for name in ("eval_every_epochs", "checkpoint_every_epochs")},
-    **{f"{name}": ("> 0 or None", lambda v: v is None or v > 0) for name in ("train.steps", "train.devices", "model.bn_group")},
+    **{
+        f"{name}": ("> 0 or None", lambda v: v is None or v > 0)
+        for name in ("train.steps", "train.devices", "train.steps_per_dispatch", "model.bn_group")
+    },
     **{f"optim.{name}": (">= 0", lambda v: v >= 0) for name in ("learning_rate", "weight_decay", "warmup_epochs", "warmup_scale", "final_scale")},
-    **{f"data.{name}": (">= 0", lambda v: v >= 0) for name in ("threads", "shift")},
+    **{f"data.{name}": (">= 0", lambda v: v >= 0) for name in ("threads", "workers")},
+    **{f"augment.{name}": (">= 0", lambda v: v >= 0) for name in ("shift", "cutout", "mixup", "cutmix")},
+    **{f"augment.{name}": ("in [0, 1]", lambda v: 0 <= v <= 1) for name in ("erase", "mix_probability", "mix_switch")},
+    "augment.color_jitter": ("four numbers >= 0, the last at most 0.5", lambda v: min(v) >= 0 and v[3] <= 0.5),
+    "augment.erase_area": ("0 < low <= high < 1", lambda v: 0 < v[0] <= v[1] < 1),
+    "augment.erase_ratio": ("0 < low <= high", lambda v: 0 < v[0] <= v[1]),
+    "data.progressive_sizes": ("epochs >= 0, ascending, each once, and sides > 0", lambda v: ascending(v)),
     "train.seed": ("in [0, 2**31)", lambda v: 0 <= v < 2**31),
     "model.dropout": ("in [0, 1)", lambda v: 0 <= v < 1),
     "model.stochastic_depth": ("in [0, 1)", lambda v: 0 <= v < 1),
@@ -218,6 +275,11 @@ RULES: dict[str, tuple[str, Any]] = {
     "data.crop_ratio": ("0 < low <= high", lambda v: 0 < v[0] <= v[1]),
     "data.std": ("> 0", lambda v: min(v) > 0),
 }
+
+
+def ascending(sizes: tuple[tuple[float, int], ...]) -> bool:
+    epochs = [epoch for epoch, _ in sizes]
+    return epochs == sorted(set(epochs)) and min((*epochs, 0)) >= 0 and all(side > 0 for _, side in sizes)
 
 
 def check(config: Config) -> None:
@@ -236,8 +298,18 @@ def check(config: Config) -> None:
     batch, group = config.train.batch_size, config.model.bn_group
     if group and batch % group:
         raise InputError(f"model.bn_group={group} must divide train.batch_size={batch}: choose a divisor, or None for the whole batch")
+    if batch % config.data.repeats:
+        raise InputError(f"data.repeats={config.data.repeats} must divide train.batch_size={batch}: choose a divisor")
+    if config.augment.auto is not None:
+        policy(config.augment.auto)
+    if (config.augment.mixup or config.augment.cutmix) and batch % 2:
+        raise InputError(f"augment.mixup and augment.cutmix mix pairs: train.batch_size={batch} must be even")
     if config.data.resident and config.data.crop == "random_resized":
-        raise InputError("data.resident=True with data.crop='random_resized': the crop is made while decoding; set data.crop to 'shift' or 'none'")
+        raise InputError("data.resident=True with data.crop='random_resized': the crop is made while decoding; set data.crop='centre'")
+    if config.data.resident and config.data.progressive_sizes:
+        raise InputError("data.resident=True with data.progressive_sizes: pictures on the device have one size; set data.resident=False")
+    if (config.train.steps_per_dispatch or 1) > 1 and not config.data.resident:
+        raise InputError("train.steps_per_dispatch > 1 needs data that are on the device: set data.resident=True, or leave it out")
     if config.data.eval_resize < config.data.eval_size:
         raise InputError(f"data.eval_resize={config.data.eval_resize} is less than data.eval_size={config.data.eval_size}: the crop must fit inside")
     if config.optim.schedule == "step" and not config.optim.milestones:
@@ -260,15 +332,17 @@ def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
+def tuples(value: Any) -> Any:
+    """JSON knows lists only."""
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+
 def from_json(path: pathlib.Path) -> Config:
     """The config that a run wrote into its workdir; raises InputError for a file that is none."""
     try:
         sections = json.loads(path.read_text())
         types_ = typing.get_type_hints(Config)
-        built = {
-            name: types_[name](**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
-            for name, fields in sections.items()
-        }
+        built = {name: types_[name](**{key: tuples(value) for key, value in fields.items()}) for name, fields in sections.items()}
         config = Config(**built)
     except FileNotFoundError as error:
         raise InputError(f"{str(path)!r} does not exist: give the workdir of a run") from error

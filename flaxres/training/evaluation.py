@@ -1,14 +1,14 @@
 """Exact evaluation: every example once, on any number of devices."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from flaxres.data import decode
-from flaxres.data.loader import Loader, evaluation_rows
+from flaxres.data.loader import Loader, evaluation_rows, note
 from flaxres.training.mesh import split
 from flaxres.training.run import Run
 from flaxres.training.state import State
@@ -29,8 +29,8 @@ class Report:
 class Evaluator:
     """Compiled once, before the first step; its batches stay on the devices where the dataset is resident."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, say: Callable[[str], None] = note) -> None:
+        self.run, self.say = run, say
         self.kept: list[Any] | None = None
         step = compiled_eval_step(run.config, run.model, run.mesh)
         self.compiled = step.lower(run.abstract_state().variables, abstract_batch(run)).compile()
@@ -40,13 +40,9 @@ class Evaluator:
         if self.kept is not None:
             yield from self.kept
             return
-        rows = evaluation_rows(len(run.evaluation), run.config.train.eval_batch_size)
-
-        def transform(image: bytes, position: int) -> Any:
-            return decode.centre_crop(image, data.eval_size, data.eval_resize, data.interpolation)
-
-        loader = Loader(run.evaluation, rows, transform, data.eval_size, split(run.mesh), run.threads, data.prefetch)
-        with loader:
+        transform = decode.CentreCrop(data.eval_size, data.eval_resize, data.interpolation)
+        rows = evaluation_rows(len(run.evaluation), run.config.train.eval_batch_size, transform)
+        with Loader(run.evaluation, rows, split(run.mesh), run.speed, data.bad_images, self.say) as loader:
             if not data.resident:
                 yield from loader
                 return

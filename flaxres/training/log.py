@@ -19,7 +19,7 @@ FETCH_BEHIND = 2
 
 
 class Log:
-    """Metrics on their way out. Those of a step are read two steps later, or before a pause, so that the device never waits for the host.
+    """Metrics on their way out. Those of a step are read two dispatches later, or before a pause, so that the device never waits for the host.
 
     Times leave evaluations and saves out, and include what earlier processes of the run spent (`before`: seconds trained, seconds stalled).
     """
@@ -29,7 +29,8 @@ class Log:
     ) -> None:
         self.run, self.display, self.loader, self.before = run, display, loader, before
         self.writer = metrics.Writer(folder, first, run.config.train.tensorboard) if jax.process_index() == 0 else None
-        self.pending: collections.deque[tuple[int, Any]] = collections.deque()
+        self.pending: collections.deque[tuple[int, int, Any]] = collections.deque()
+        self.dispatched = 0
         self.last_step, self.last_times = first, (0.0, 0.0)
         self.start()
 
@@ -60,21 +61,27 @@ class Log:
         trained, stalled = self.times()
         return self.before[0] + trained, self.before[1] + stalled
 
-    def add(self, step: int, values: Any) -> None:
-        """Takes note of every step, and logs each `log_every_steps`-th and the last."""
-        if step % self.run.config.train.log_every_steps == 0 or step == self.run.steps:
-            self.pending.append((step, values))
-        self.emit([self.pending.popleft() for _ in range(sum(logged + FETCH_BEHIND <= step for logged, _ in self.pending))])
+    def add(self, last: int, count: int, values: Any) -> None:
+        """Takes note of a dispatch of the `count` steps up to `last`, and logs each `log_every_steps`-th of them and the run's last.
+
+        `values`: metrics, scalars or, of several steps, arrays.
+        """
+        self.dispatched += 1
+        for i, step in enumerate(range(last - count + 1, last + 1)):
+            if step % self.run.config.train.log_every_steps == 0 or step == self.run.steps:
+                self.pending.append((self.dispatched, step, jax.tree.map(lambda value, i=i: value[i] if value.ndim else value, values)))
+        self.emit(sum(dispatch + FETCH_BEHIND <= self.dispatched for dispatch, _, _ in self.pending))
 
     def flush(self) -> None:
-        self.emit([self.pending.popleft() for _ in range(len(self.pending))])
+        self.emit(len(self.pending))
 
-    def emit(self, logged: list[tuple[int, Any]]) -> None:
-        """Writes the metrics of some steps, which share one measurement of the speed."""
-        if not logged:
+    def emit(self, count: int) -> None:
+        """Writes the oldest `count` of the pending metrics, which share one measurement of the speed."""
+        if not count:
             return
-        rows = [(step, {f"train/{key}": float(value) for key, value in values.items()}) for step, values in logged]
-        times, last_step = self.times(), logged[-1][0]
+        logged = [self.pending.popleft() for _ in range(count)]
+        rows = [(step, {f"train/{key}": float(value) for key, value in values.items()}) for _, step, values in logged]
+        times, last_step = self.times(), logged[-1][1]
         seconds, stalled = times[0] - self.last_times[0], times[1] - self.last_times[1]
         speed = (last_step - self.last_step) * self.run.config.train.batch_size / max(seconds, 1e-9)
         self.last_step, self.last_times = last_step, times

@@ -7,11 +7,12 @@ import os
 import pathlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flaxres.errors import InputError
 from flaxres.training import metrics
@@ -22,7 +23,7 @@ from flaxres.training.log import Log
 from flaxres.training.mesh import replicated
 from flaxres.training.run import Run, feed, prepare_run
 from flaxres.training.state import State, create_state
-from flaxres.training.steps import compiled_train_step
+from flaxres.training.steps import compiled_train_step, steps_per_dispatch
 from flaxres.weights.transfer import load_weights
 
 
@@ -61,7 +62,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
             if first >= run.steps:
                 display.say(f"step {first:,} was the last one: this run is finished; to train longer, give more epochs and another workdir")
                 if not (folder / metrics.SUMMARY).exists():
-                    finish(run, Evaluator(run)(state), tuple(provenance["seconds"]), folder, display)
+                    finish(run, Evaluator(run, display.say)(state), tuple(provenance["seconds"]), folder, display)
                 return state
             return train(run, state, checkpoints, provenance, display, folder)
 
@@ -135,26 +136,34 @@ def stop_signals() -> Iterator[threading.Event]:
 
 def train(run: Run, state: State, checkpoints: Checkpoints, provenance: dict[str, Any], display: metrics.Display, folder: pathlib.Path) -> State:
     config, first = run.config, int(state.step)
-    evaluator = Evaluator(run)
+    evaluator = Evaluator(run, display.say)
     eval_every, save_every = run.every(config.train.eval_every_epochs), run.every(config.train.checkpoint_every_epochs)
     report: Report | None = None
 
     with (
         stop_signals() as asked,
-        feed(run, first) as (batches, loader),
+        feed(run, first, display.say) as (batches, loader),
         contextlib.closing(Log(run, folder, first, tuple(provenance["seconds"]), display, loader)) as log,
     ):
-        batches, step_function = compiled(run, state, batches)
+        stepper, ahead = Stepper(run), next(batches)
+        stepper.prepare(state, ahead)
         log.start()
 
         def save(step: int) -> None:
             with log.paused(state):
                 checkpoints.save(state, step, provenance | {"seconds": log.all_times()})
 
-        for step, batch in zip(range(first + 1, run.steps + 1), batches, strict=False):
-            state, values = step_function(state, batch)
+        step = first
+        for batch in itertools.chain([ahead], batches):
+            if not stepper.prepared(batch):
+                with log.paused(state):
+                    stepper.prepare(state, batch)
+            ends = [(step // every + 1) * every for every in (eval_every, save_every)]
+            count = min(stepper.most, run.steps - step, *(end - step for end in ends))
+            state, values = stepper(state, batch, count)
+            step += count
             last = step == run.steps
-            log.add(step, values)
+            log.add(step, count, values)
             if step % eval_every == 0 or last:
                 with log.paused(state):
                     report = evaluator(state)
@@ -166,6 +175,8 @@ def train(run: Run, state: State, checkpoints: Checkpoints, provenance: dict[str
                 checkpoints.wait()
                 display.say(f"stopped by a signal; step {step} is saved: start the same command again to go on")
                 raise Preempted(step)
+            if last:
+                break
         times = log.all_times()
     checkpoints.wait()
     assert report is not None
@@ -173,11 +184,26 @@ def train(run: Run, state: State, checkpoints: Checkpoints, provenance: dict[str
     return state
 
 
-def compiled(run: Run, state: State, batches: Iterator[Any]) -> tuple[Iterator[Any], Callable[[State, Any], tuple[State, Any]]]:
-    """The training step compiled for the first of `batches`, and all of `batches`."""
-    first = next(batches)
-    step = compiled_train_step(run.config, run.model, run.tx, run.schedule, run.mesh).lower(state, first).compile()
-    return itertools.chain([first], batches), step
+class Stepper:
+    """The training step, compiled once for each size of pictures."""
+
+    def __init__(self, run: Run) -> None:
+        self.most = steps_per_dispatch(run.config)
+        self.step = compiled_train_step(run.config, run.model, run.tx, run.schedule, run.mesh)
+        self.compiled: dict[tuple[int, ...], Any] = {}
+
+    def prepared(self, batch: Any) -> bool:
+        return batch["image"].shape in self.compiled
+
+    def prepare(self, state: State, batch: Any) -> None:
+        self.compiled[batch["image"].shape] = self.step.lower(*self.arguments(state, batch, 1)).compile()
+
+    def arguments(self, state: State, batch: Any, count: int) -> tuple[Any, ...]:
+        return (state, batch) if self.most == 1 else (state, batch, np.int32(count))
+
+    def __call__(self, state: State, batch: Any, count: int) -> tuple[State, Any]:
+        """The state `count` steps on, and metrics: of the step, or in arrays of those steps where there may be several."""
+        return self.compiled[batch["image"].shape](*self.arguments(state, batch, count))
 
 
 def finish(run: Run, report: Report, times: tuple[float, float], folder: pathlib.Path, display: metrics.Display) -> None:

@@ -13,13 +13,12 @@ import jax.numpy as jnp
 import optax
 
 from flaxres.data import decode
-from flaxres.data.loader import Loader, require_resident, resident, training_rows
-from flaxres.data.order import uniforms
+from flaxres.data.loader import Loader, Speed, require_resident, resident, training_rows
 from flaxres.data.sources import Source, open_splits
 from flaxres.errors import InputError
 from flaxres.models.network import Network
 from flaxres.models.registry import create_model
-from flaxres.training.config import Config, DataConfig, check, check_devices
+from flaxres.training.config import Config, check, check_devices
 from flaxres.training.mesh import data_mesh, replicated, split
 from flaxres.training.optimizers import learning_rate, optimizer
 from flaxres.training.state import State, abstract_state
@@ -72,8 +71,9 @@ class Run:
         return optimizer(self.config.optim, self.schedule)
 
     @property
-    def threads(self) -> int:
-        return self.config.data.threads or os.cpu_count() or 1
+    def speed(self) -> Speed:
+        data = self.config.data
+        return Speed(data.threads or len(os.sched_getaffinity(0)), data.workers, data.prefetch, data.buffer_mib << 20)
 
     def every(self, epochs: float) -> int:
         return max(round(epochs * self.steps_per_epoch), 1)
@@ -89,7 +89,7 @@ def prepare_run(config: Config) -> Run:
     if "float64" in (config.model.dtype, config.model.param_dtype) and not jax.config.read("jax_enable_x64"):
         raise InputError("float64 in model.dtype or model.param_dtype: set JAX_ENABLE_X64=1 in the environment, or use float32")
     data = config.data
-    train, evaluation = open_splits(data.name, (data.train_split, data.eval_split), data.source, data.data_dir)
+    train, evaluation = open_splits(data.name, (data.train_split, data.eval_split), data.source, data.data_dir, data.bad_images)
     if train.classes != evaluation.classes:
         raise InputError(f"{train.name} and {evaluation.name} have other classes: they must be splits of one dataset")
     run = Run(config, train, evaluation)
@@ -100,25 +100,27 @@ def prepare_run(config: Config) -> Run:
     return run
 
 
-def training_transform(data: DataConfig, seed: int) -> Callable[[bytes, int], Any]:
-    if data.crop != "random_resized":
-        return lambda image, position: decode.centre_crop(image, data.image_size, data.image_size, data.interpolation)
-
-    def transform(image: bytes, position: int) -> Any:
-        numbers = uniforms(seed, position, (decode.TRIES, 4))
-        return decode.random_resized_crop(image, data.image_size, numbers, data.crop_scale, data.crop_ratio, data.interpolation)
-
-    return transform
+def training_transform(run: Run, step: int) -> decode.Transform:
+    """What makes the pictures of a step, in the size of its epoch."""
+    config = run.config
+    data, size = config.data, config.data.image_size
+    for epoch, side in data.progressive_sizes:
+        if step >= round(epoch * run.steps_per_epoch):
+            size = side
+    if data.crop == "centre":
+        return decode.CentreCrop(size, size, data.interpolation)
+    return decode.RandomResizedCrop(size, config.train.seed, data.crop_scale, data.crop_ratio, data.crop_interpolation)
 
 
 @contextlib.contextmanager
-def feed(run: Run, first: int) -> Iterator[tuple[Iterator[Any], Loader | None]]:
-    """What the step takes: the loader's batches, or the whole dataset again and again where it is on the devices."""
+def feed(run: Run, first: int, say: Callable[[str], None]) -> Iterator[tuple[Iterator[Any], Loader | None]]:
+    """What the step takes: the loader's batches, or the whole dataset again and again where it is on the devices. `say` is told of skipped images."""
     config, data = run.config, run.config.data
-    transform = training_transform(data, config.train.seed)
     if data.resident:
-        yield itertools.repeat(resident(run.train, transform, data.image_size, replicated(run.mesh), run.threads)), None
+        yield itertools.repeat(resident(run.train, training_transform(run, 0), replicated(run.mesh), run.speed.threads)), None
         return
-    rows = training_rows(len(run.train), config.train.batch_size, config.train.seed, first, run.steps)
-    with Loader(run.train, rows, transform, data.image_size, split(run.mesh), run.threads, data.prefetch) as loader:
+
+    transform = functools.partial(training_transform, run)
+    rows = training_rows(len(run.train), config.train.batch_size, config.train.seed, first, run.steps, transform, data.repeats)
+    with Loader(run.train, rows, split(run.mesh), run.speed, data.bad_images, say) as loader:
         yield iter(loader), loader

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from flaxres.training.mesh import replicated
 
-INIT, AUGMENT, DROPOUT = range(3)
+INIT, AUGMENT, DROPOUT, MIX = range(4)
 
 
 def purpose(seed: int, number: int) -> jax.Array:

@@ -6,57 +6,74 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
+from flax.typing import Dtype
 from jax import lax
 from jax.sharding import Mesh
 
-from flaxres.data import augment
-from flaxres.data.order import sample_ids
+from flaxres.data import augment, autoaugment
+from flaxres.data.order import training_ids
+from flaxres.models.network import Network
 from flaxres.training.config import Config
 from flaxres.training.mesh import replicated, split
-from flaxres.training.state import AUGMENT, DROPOUT, State, purpose
+from flaxres.training.state import AUGMENT, DROPOUT, MIX, State, purpose
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
-    """(N, K) logits and (N,) labels -> (N,) losses, at least float32; label smoothing as in Szegedy et al. 2016, section 7."""
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), smoothing)
-    return optax.softmax_cross_entropy(logits, targets)
+def smooth_targets(labels: jax.Array, classes: int, smoothing: float, dtype: Dtype) -> jax.Array:
+    """(N,) labels -> (N, classes) probabilities; label smoothing as in Szegedy et al. 2016, section 7."""
+    return optax.smooth_labels(jax.nn.one_hot(labels, classes, dtype=dtype), smoothing)
 
 
 def pictures(config: Config, batch: Batch) -> jax.Array:
-    """The uint8 batch as the network sees it in training: augmented by keys of its samples' positions, then normalised."""
-    images = batch["image"]
-    keys = augment.sample_keys(purpose(config.train.seed, AUGMENT), batch["position"])
-    if config.data.crop == "shift":
-        images = augment.random_shift(keys, images, config.data.shift)
-    if config.data.flip:
+    """The uint8 batch as training sees it before pictures are mixed: augmented by keys of its samples' positions, and normalised."""
+    data, augment_, dtype = config.data, config.augment, jnp.promote_types(jnp.float32, config.model.dtype)
+    images, keys = batch["image"], augment.sample_keys(purpose(config.train.seed, AUGMENT), batch["position"])
+    images = augment.random_shift(keys, images, augment_.shift)
+    if augment_.flip:
         images = augment.random_flip(keys, images)
-    return augment.normalise(images, config.data.mean, config.data.std, jnp.dtype(config.model.dtype))
+    images = augment.color_jitter(keys, images, augment_.color_jitter)
+    if augment_.auto is not None:
+        policy = autoaugment.policy(augment_.auto)
+        # timm fills with the mean colour, torchvision with black.
+        mean = round(255 * data.mean[0]), round(255 * data.mean[1]), round(255 * data.mean[2])
+        images = augment.auto_augment(keys, images, policy, mean if isinstance(policy, autoaugment.RandAugment) else (0, 0, 0))
+    images = augment.normalise(images, data.mean, data.std, dtype)
+    images = augment.random_erasing(keys, images, augment_.erase, augment_.erase_area, augment_.erase_ratio, augment_.erase_fill)
+    return augment.cutout(keys, images, augment_.cutout)
+
+
+def inputs(config: Config, batch: Batch, step: jax.Array, classes: int) -> tuple[jax.Array, jax.Array]:
+    """What the network and the loss see of a batch in training: (N, S, S, 3) in the model's dtype, and (N, classes) targets."""
+    images = pictures(config, batch)
+    targets = smooth_targets(batch["label"], classes, config.optim.label_smoothing, images.dtype)
+    settings, key = config.augment, purpose(config.train.seed, MIX)
+    keys = jax.random.fold_in(key, step) if settings.mix_per == "batch" else augment.sample_keys(key, batch["position"])
+    images, targets = augment.mix(keys, images, targets, settings.mixup, settings.cutmix, settings.mix_probability, settings.mix_switch)
+    return images.astype(config.model.dtype), targets
 
 
 def train_step(
-    config: Config, model: nn.Module, tx: optax.GradientTransformation, schedule: optax.Schedule
+    config: Config, model: Network, tx: optax.GradientTransformation, schedule: optax.Schedule
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """`(state, batch) -> (state, metrics)`. Metrics: `loss`, `top1` in [0, 1] of the augmented batch, `gradient_norm`, `learning_rate`."""
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        images = pictures(config, batch)
+        images, targets = inputs(config, batch, state.step, model.num_classes)
         dropout = jax.random.fold_in(purpose(config.train.seed, DROPOUT), state.step)
 
         def loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, new = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout})
-            return cross_entropy(logits, batch["label"], config.optim.label_smoothing).mean(), (logits, new["batch_stats"])
+            return optax.softmax_cross_entropy(logits, targets.astype(logits.dtype)).mean(), (logits, new["batch_stats"])
 
         (value, (logits, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": value,
-            "top1": (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32),
+            "top1": (logits.argmax(-1) == targets.argmax(-1)).mean(dtype=jnp.float32),
             "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
@@ -69,16 +86,42 @@ def resident_step(config: Config, step: Callable[[State, Batch], tuple[State, Me
     """`step` fed from a dataset that is on the devices: `(state, dataset) -> (state, metrics)`, the same samples as the loader gives."""
 
     def fed(state: State, dataset: Batch) -> tuple[State, Metrics]:
-        size = dataset["label"].shape[0]
-        first = state.step.astype(jnp.uint32) * jnp.uint32(config.train.batch_size)
-        positions = lax.with_sharding_constraint(first + jnp.arange(config.train.batch_size, dtype=jnp.uint32), split(mesh))
-        ids = sample_ids(positions, size, config.train.seed)
+        size, batch_size = dataset["label"].shape[0], config.train.batch_size
+        first = state.step.astype(jnp.uint32) * jnp.uint32(batch_size)
+        positions = lax.with_sharding_constraint(first + jnp.arange(batch_size, dtype=jnp.uint32), split(mesh))
+        ids = training_ids(positions, size, config.train.seed, batch_size, config.data.repeats)
         return step(state, {"image": dataset["image"][ids], "label": dataset["label"][ids], "position": positions})
 
     return fed
 
 
-def eval_step(config: Config, model: nn.Module) -> Callable[[Any, Batch], Metrics]:
+def repeated(step: Callable[[State, Batch], tuple[State, Metrics]], most: int) -> Callable[..., tuple[State, Metrics]]:
+    """`(state, dataset, count) -> (state, metrics)`: `count <= most` steps in one dispatch; metrics are (most,), of which `count` are filled.
+
+    The count is no constant of the program, so that however a run is cut, by saves or by a kill, each step is the same code and gives the same bits.
+    """
+
+    def steps(state: State, dataset: Batch, count: jax.Array) -> tuple[State, Metrics]:
+        shapes = jax.eval_shape(step, state, dataset)[1]
+        empty = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), shapes)
+
+        def one(i: jax.Array, carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
+            state, values = step(carry[0], dataset)
+            return state, jax.tree.map(lambda all_, value: all_.at[i].set(value), carry[1], values)
+
+        return lax.fori_loop(0, count, one, (state, empty))
+
+    return steps
+
+
+def steps_per_dispatch(config: Config) -> int:
+    """How many steps the device runs by itself. XLA's CPU loops leave convolution gradients to naive code (jax issue 12868): there it is one."""
+    if not config.data.resident:
+        return 1
+    return config.train.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 16)
+
+
+def eval_step(config: Config, model: Network) -> Callable[[Any, Batch], Metrics]:
     """`(variables, batch) -> sums over the batch`, each row times its weight: `loss`, `top1`, `top5` and `examples`."""
 
     def step(variables: Any, batch: Batch) -> Metrics:
@@ -90,7 +133,7 @@ def eval_step(config: Config, model: nn.Module) -> Callable[[Any, Batch], Metric
         others = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
         rank = (~(logits < right) & ~others).sum(-1)
         return {
-            "loss": (weights * cross_entropy(logits, labels, 0.0)).sum(),
+            "loss": (weights * optax.softmax_cross_entropy_with_integer_labels(logits, labels)).sum(),
             "top1": (weights * (rank < 1)).sum(),
             "top5": (weights * (rank < 5)).sum(),
             "examples": weights.sum(),
@@ -99,17 +142,20 @@ def eval_step(config: Config, model: nn.Module) -> Callable[[Any, Batch], Metric
     return step
 
 
-def compiled_train_step(config: Config, model: nn.Module, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh) -> Any:
-    """The jitted step over `mesh` with its state donated; its batch is split over `data`, or is a whole dataset when resident."""
+def compiled_train_step(config: Config, model: Network, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh) -> Any:
+    """The jitted step over `mesh` with its state donated. It takes a batch that is split over `data`; where the data are resident, the whole dataset,
+    and the number of steps too where `steps_per_dispatch` is more than one.
+    """
     step: Callable[..., Any] = train_step(config, model, tx, schedule)
-    if config.data.resident:
-        step, batch = resident_step(config, step, mesh), replicated(mesh)
-    else:
-        batch = split(mesh)
     whole = replicated(mesh)
-    return jax.jit(step, donate_argnums=0, in_shardings=(whole, batch), out_shardings=(whole, whole))
+    feeds: tuple[Any, ...] = (split(mesh),)
+    if config.data.resident:
+        step, feeds = resident_step(config, step, mesh), (whole,)
+        if (most := steps_per_dispatch(config)) > 1:
+            step, feeds = repeated(step, most), (whole, whole)
+    return jax.jit(step, donate_argnums=0, in_shardings=(whole, *feeds), out_shardings=(whole, whole))
 
 
-def compiled_eval_step(config: Config, model: nn.Module, mesh: Mesh) -> Any:
+def compiled_eval_step(config: Config, model: Network, mesh: Mesh) -> Any:
     whole = replicated(mesh)
     return jax.jit(eval_step(config, model), in_shardings=(whole, split(mesh)), out_shardings=whole)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flaxres.data import builders
-from flaxres.data.builders import prepare
+from flaxres.data import builders, prepare as preparing
 from flaxres.data.decode import centre_crop
+from flaxres.data.prepare import prepare
 from flaxres.data.sources import describe, open_source, open_splits
 from flaxres.errors import InputError
 
@@ -56,23 +56,23 @@ def test_files_that_are_no_images_are_skipped_named_and_counted(photographs: Cal
     assert tally.kinds["val"] == {"JPEG": 4, "JPEG CMYK repaired": 1}
     assert dict(tally.refused) == {"train/red/notes.jpg": "this is no JPEG or PNG image", "train/red/empty.png": "the file is empty"}
     assert len(open_source("folder", "train", str(root), data_dir)) == 8
-    assert describe("folder", str(root), data_dir)["splits"] == {"train": 8, "val": 5}
+    assert describe("folder", str(root), data_dir)["splits"]["train"]["examples"] == 8
 
 
 def test_a_preparation_that_was_interrupted_starts_again(
     photographs: Callable[..., pathlib.Path], data_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, real, calls = photographs(40, 2), builders.repair, iter(range(1000))
+    root, real, calls = photographs(40, 2), preparing.repair, iter(range(1000))
 
     def interrupted(data: bytes) -> tuple[str, bytes]:
         if next(calls) == 30:
             raise KeyboardInterrupt
         return real(data)
 
-    monkeypatch.setattr(builders, "repair", interrupted)
+    monkeypatch.setattr(preparing, "repair", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare("folder", str(root), data_dir)
-    config = builders.config_name("folder", str(root))
+    config = preparing.config_name("folder", str(root))
     assert config is not None
     assert not list((pathlib.Path(data_dir) / "folder" / config).glob("*/dataset_info.json"))
     monkeypatch.undo()
@@ -114,7 +114,7 @@ def test_a_split_that_will_not_be_there_is_refused_before_the_work(photographs: 
     root = photographs(3, 3, size=(41, 33))
     with pytest.raises(InputError, match="unknown split of folder 'test': choose from train, val"):
         open_splits("folder", ["train", "test"], str(root), data_dir)
-    config = builders.config_name("folder", str(root))
+    config = preparing.config_name("folder", str(root))
     assert config is not None
     assert not (pathlib.Path(data_dir) / "folder" / config).exists()
 

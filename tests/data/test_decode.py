@@ -14,6 +14,10 @@ from flaxres.data.decode import TRIES, UnreadableError, centre_crop, crop_box, r
 from flaxres.data.order import uniforms
 
 
+def numbers_of(position: int) -> np.ndarray:
+    return uniforms(0, np.asarray([position]), (TRIES, 4))[0]
+
+
 def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
     """A smooth picture, so that two resizings can be compared."""
     y, x = np.mgrid[:height, :width]
@@ -40,7 +44,7 @@ def test_evaluation_is_pillows_resize_and_centre_crop(width: int, height: int) -
 def test_crop_boxes_lie_inside_and_have_the_asked_area_and_ratio() -> None:
     areas, ratios = [], []
     for position in range(2000):
-        top, left, height, width = crop_box(300, 400, uniforms(0, position, (TRIES, 4)), (0.08, 1.0), (3 / 4, 4 / 3))
+        top, left, height, width = crop_box(300, 400, numbers_of(position), (0.08, 1.0), (3 / 4, 4 / 3))
         assert 0 <= top <= 300 - height
         assert 0 <= left <= 400 - width
         areas.append(height * width / 120_000)
@@ -65,7 +69,7 @@ def test_the_training_crop_is_the_box_resized(kind: str) -> None:
     data = encoded(image, kind, **({"quality": 95} if kind == "JPEG" else {}))
     reference = Image.open(io.BytesIO(data)).convert("RGB")
     for position in range(20):
-        numbers = uniforms(0, position, (TRIES, 4))
+        numbers = numbers_of(position)
         top, left, height, width = crop_box(480, 640, numbers, (0.08, 1.0), (3 / 4, 4 / 3))
         expected = np.asarray(reference.resize((64, 64), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height)), int)
         ours = random_resized_crop(data, 64, numbers, (0.08, 1.0), (3 / 4, 4 / 3), "bilinear").astype(int)
@@ -81,7 +85,7 @@ def test_real_photographs_decode(shared: pathlib.Path) -> None:
             file = tar.extractfile(member)
             assert file is not None
             data = file.read()
-            assert random_resized_crop(data, 224, uniforms(0, i, (TRIES, 4)), (0.08, 1), (3 / 4, 4 / 3), "bilinear").std() > 1
+            assert random_resized_crop(data, 224, numbers_of(i), (0.08, 1), (3 / 4, 4 / 3), "bilinear").std() > 1
             assert centre_crop(data, 224, 256, "bilinear").shape == (224, 224, 3)
 
 
@@ -118,7 +122,7 @@ def test_what_preparation_lets_pass_training_can_read() -> None:
         kinds.add(kind)
         simplejpeg.decode_jpeg(kept, "RGB") if kept[:2] == b"\xff\xd8" else None
         for usable in (kept, damaged):
-            assert random_resized_crop(usable, 32, uniforms(0, at, (TRIES, 4)), (0.08, 1), (0.75, 1.33), "bilinear").shape == (32, 32, 3)
+            assert random_resized_crop(usable, 32, numbers_of(at), (0.08, 1), (0.75, 1.33), "bilinear").shape == (32, 32, 3)
     assert "JPEG with damaged parts repaired" in kinds
 
 
@@ -155,4 +159,4 @@ def test_files_that_can_not_be_read_are_refused_with_the_reason(data: bytes, rea
     with pytest.raises(UnreadableError, match=reason):
         repair(data)
     with pytest.raises(UnreadableError):
-        random_resized_crop(data, 64, uniforms(0, 0, (TRIES, 4)), (0.08, 1), (3 / 4, 4 / 3), "bilinear")
+        random_resized_crop(data, 64, numbers_of(0), (0.08, 1), (3 / 4, 4 / 3), "bilinear")

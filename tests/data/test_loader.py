@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flaxres.data.decode import centre_crop
-from flaxres.data.loader import Loader, Rows, evaluation_rows, local_rows, resident, training_rows
+from flaxres.data.decode import CentreCrop, centre_crop
+from flaxres.data.loader import Loader, Rows, Speed, evaluation_rows, local_rows, resident, training_rows
 from flaxres.data.order import sample_ids
 from flaxres.data.sources import Source, open_source
 from flaxres.errors import InputError
@@ -22,36 +22,43 @@ def digits(data_dir: str) -> Source:
     return open_source("digits", "train", data_dir=data_dir)
 
 
-def as_they_are(data: bytes, position: int) -> np.ndarray:
-    return centre_crop(data, 8, 8, "bilinear")
+AS_THEY_ARE = CentreCrop(8, 8)
+
+
+def training(size: int, batch: int, seed: int, start: int, stop: int) -> Iterator[Rows]:
+    return training_rows(size, batch, seed, start, stop, lambda step: AS_THEY_ARE)
+
+
+def evaluation(size: int, batch: int) -> Iterator[Rows]:
+    return evaluation_rows(size, batch, AS_THEY_ARE)
 
 
 def load(source: Source, rows: Iterator[Rows], devices: int = 8, threads: int = 2, prefetch: int = 4) -> list[dict[str, np.ndarray]]:
-    with Loader(source, rows, as_they_are, 8, split(data_mesh(devices)), threads, prefetch) as loader:
+    with Loader(source, rows, split(data_mesh(devices)), Speed(threads, 0, prefetch)) as loader:
         return [{name: np.asarray(array) for name, array in batch.items()} for batch in loader]
 
 
 def test_batches_hold_the_samples_of_their_positions(digits: Source) -> None:
-    batches = load(digits, training_rows(len(digits), 64, seed=3, start=18, stop=24))  # over the end of the first epoch, 1,297 images
+    batches = load(digits, training(len(digits), 64, seed=3, start=18, stop=24))  # over the end of the first epoch, 1,297 images
     positions = np.concatenate([batch["position"] for batch in batches])
     np.testing.assert_array_equal(positions, np.arange(18 * 64, 24 * 64))
     for position, image, label in zip(positions, *(np.concatenate([batch[name] for batch in batches]) for name in ("image", "label")), strict=True):
         data, expected = digits.read(int(sample_ids(np.asarray([position], np.uint32), 1297, 3)[0]))
         assert label == expected
-        np.testing.assert_array_equal(image, as_they_are(data, 0))
+        np.testing.assert_array_equal(image, centre_crop(data, 8, 8, "bilinear"))
 
 
 @pytest.mark.parametrize(("devices", "threads", "prefetch"), [(1, 1, 1), (2, 4, 2), (8, 3, 7)])
 def test_devices_threads_and_prefetching_change_nothing(digits: Source, devices: int, threads: int, prefetch: int) -> None:
-    expected = load(digits, training_rows(1297, 16, 0, 0, 5))
-    for ours, batch in zip(load(digits, training_rows(1297, 16, 0, 0, 5), devices, threads, prefetch), expected, strict=True):
+    expected = load(digits, training(1297, 16, 0, 0, 5))
+    for ours, batch in zip(load(digits, training(1297, 16, 0, 0, 5), devices, threads, prefetch), expected, strict=True):
         for name, array in batch.items():
             np.testing.assert_array_equal(ours[name], array)
 
 
 def test_the_batch_is_split_over_the_devices(digits: Source) -> None:
     sharding = split(data_mesh(8))
-    with Loader(digits, training_rows(1297, 16, 0, 0, 1), as_they_are, 8, sharding, 2, 2) as loader:
+    with Loader(digits, training(1297, 16, 0, 0, 1), sharding, Speed(2)) as loader:
         (batch,) = loader
     assert all(array.sharding == sharding for array in batch.values())
     assert {shard.data.shape for shard in batch["image"].addressable_shards} == {(2, 8, 8, 3)}
@@ -61,27 +68,27 @@ def test_the_batch_is_split_over_the_devices(digits: Source) -> None:
 @pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 63, 64, 65, 70])
 def test_evaluation_visits_every_record_once_whatever_the_batch(size: int) -> None:
     for batch in (1, 8, 64):
-        records = np.concatenate([rows.records for rows in evaluation_rows(size, batch)])
+        records = np.concatenate([rows.records for rows in evaluation(size, batch)])
         assert len(records) % batch == 0
         np.testing.assert_array_equal(records[records >= 0], np.arange(size))
 
 
 def test_padding_is_black_and_weightless(digits: Source) -> None:
     few = dataclasses.replace(digits, records=[digits.records[i] for i in range(5)])
-    (batch,) = load(few, evaluation_rows(5, 8))
+    (batch,) = load(few, evaluation(5, 8))
     assert batch["weight"].tolist() == [1] * 5 + [0] * 3
     assert batch["image"][:5].any()
     assert not batch["image"][5:].any()
 
 
 def test_a_dataset_on_the_device_is_the_same_one(digits: Source) -> None:
-    dataset = resident(digits, as_they_are, 8, replicated(data_mesh(2)), 2)
-    batch = next(iter(load(digits, training_rows(1297, 32, 0, 0, 1))))
+    dataset = resident(digits, AS_THEY_ARE, replicated(data_mesh(2)), 2)
+    batch = next(iter(load(digits, training(1297, 32, 0, 0, 1))))
     ids = sample_ids(batch["position"], 1297, 0)
     np.testing.assert_array_equal(np.asarray(dataset["image"])[ids], batch["image"])
     np.testing.assert_array_equal(np.asarray(dataset["label"])[ids], batch["label"])
     with pytest.raises(InputError, match="set data.resident=False"):
-        resident(digits, as_they_are, 2000, replicated(data_mesh(1)), 1)
+        resident(digits, CentreCrop(2000, 2000), replicated(data_mesh(1)), 1)
 
 
 class Damaged:
@@ -105,9 +112,9 @@ class Damaged:
 def test_what_can_not_be_read_is_named(digits: Source, bad: object, reason: str) -> None:
     damaged = dataclasses.replace(digits, records=Damaged(digits.records, bad))
     with pytest.raises(InputError, match=rf"digits/train record 5.*{reason}"):
-        load(damaged, evaluation_rows(16, 8))
+        load(damaged, evaluation(16, 8))
     with pytest.raises(InputError, match="record 5"):
-        resident(damaged, as_they_are, 8, replicated(data_mesh(1)), 2)
+        resident(damaged, AS_THEY_ARE, replicated(data_mesh(1)), 2)
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3])
@@ -115,7 +122,7 @@ def test_leaving_early_ends_the_threads(digits: Source, taken: int) -> None:
     def ours() -> set[str]:
         return {thread.name for thread in threading.enumerate() if thread.name.startswith("flaxres")}
 
-    with Loader(digits, training_rows(1297, 16, 0, 0, 10_000), as_they_are, 8, split(data_mesh(2)), 2, 3) as loader:
+    with Loader(digits, training(1297, 16, 0, 0, 10_000), split(data_mesh(2)), Speed(2)) as loader:
         for _ in zip(range(taken), loader, strict=False):
             pass
         assert ours()
@@ -126,15 +133,17 @@ def test_leaving_early_ends_the_threads(digits: Source, taken: int) -> None:
 
 
 def test_the_stall_is_the_time_that_the_consumer_waits(digits: Source) -> None:
-    def slow(data: bytes, position: int) -> np.ndarray:
-        time.sleep(0.02)
-        return as_they_are(data, position)
+    class Slow(CentreCrop):
+        def __call__(self, data: bytes, numbers: np.ndarray) -> np.ndarray:
+            time.sleep(0.02)
+            return super().__call__(data, numbers)
 
-    with Loader(digits, training_rows(1297, 8, 0, 0, 5), slow, 8, split(data_mesh(1)), 1, 1) as loader:
+    rows = training_rows(1297, 8, 0, 0, 5, lambda step: Slow(8, 8))
+    with Loader(digits, rows, split(data_mesh(1)), Speed(1, 0, 1)) as loader:
         begun = time.perf_counter()
         list(loader)
         assert 0.5 < loader.stall_seconds / (time.perf_counter() - begun) <= 1
-    with Loader(digits, training_rows(1297, 8, 0, 0, 3), as_they_are, 8, split(data_mesh(1)), 2, 2) as loader:
+    with Loader(digits, training(1297, 8, 0, 0, 3), split(data_mesh(1)), Speed(2)) as loader:
         for _ in loader:
             time.sleep(0.2)
         assert loader.stall_seconds < 0.3

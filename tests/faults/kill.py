@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxres.data.builders import prepare
+from flaxres.data.prepare import prepare
 from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.config import from_json
 from flaxres.training.metrics import read_metrics

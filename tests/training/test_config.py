@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from flaxres.cli import load_config
 from flaxres.errors import InputError
 from flaxres.training.config import FREE, MEASURE, RULES, check, check_devices, differences, flat, from_json, kinds, to_json
@@ -32,14 +32,14 @@ def test_settings_named_in_rules_exist() -> None:
         (Config(optim=OptimConfig(schedule="cosin")), "unknown optim.schedule 'cosin': did you mean cosine"),  # type: ignore[arg-type]
         (Config(optim=OptimConfig(learning_rate="fast")), "optim.learning_rate='fast' is of type str: the rule is a finite float"),  # type: ignore[arg-type]
         (Config(data=DataConfig(crop_scale=(0.5,))), "crop_scale"),  # type: ignore[arg-type]
-        (Config(data=DataConfig(flip=1)), "data.flip=1 is of type int: the rule is True or False"),  # type: ignore[arg-type]
+        (Config(augment=AugmentConfig(flip=1)), "augment.flip=1 is of type int: the rule is True or False"),  # type: ignore[arg-type]
         (Config(train=TrainConfig(eval_every_epochs=float("inf"))), "train.eval_every_epochs=inf is of type float: the rule is a finite float"),
         (Config(optim=OptimConfig(momentum=1.0)), r"optim.momentum=1.0: the rule is in \[0, 1\)"),
         (Config(optim=OptimConfig(schedule="step")), "give the epochs of the steps"),
         (Config(optim=OptimConfig(milestones=(3.0, 2.0))), "the rule is ascending, each once"),
         (Config(train=TrainConfig(batch_size=0)), "train.batch_size=0: the rule is > 0"),
         (Config(model=ModelConfig(bn_group=48)), "model.bn_group=48 must divide train.batch_size=256"),
-        (Config(data=DataConfig(resident=True)), "set data.crop to 'shift' or 'none'"),
+        (Config(data=DataConfig(resident=True)), "set data.crop='centre'"),
         (Config(data=DataConfig(eval_resize=100)), "the crop must fit inside"),
     ],
 )

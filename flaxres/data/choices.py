@@ -1,0 +1,8 @@
+"""The words that settings of the input take; here, apart, since configs name them where nothing that decodes is installed."""
+
+from typing import Literal
+
+Interpolation = Literal["bilinear", "bicubic"]
+CropInterpolation = Literal["area", "bilinear", "bicubic"]
+BadImages = Literal["skip", "error"]
+Fill = Literal["zero", "noise"]
