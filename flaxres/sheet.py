@@ -44,13 +44,13 @@ def load(run: Run, records: np.ndarray, transform: decode.Transform) -> dict[str
 
 
 def spoken(target: np.ndarray, classes: tuple[str, ...]) -> str:
-    """A target in words: `cat`, or `60% cat, 40% dog` where two are mixed."""
+    """A target in words: `cat`, or `60% cat` and `40% dog`, a line each, where two are mixed."""
     first, second = (int(i) for i in np.argsort(-target)[:2]) if len(target) > 1 else (0, 0)
     rest = target[second] - np.sort(target)[0]  # what label smoothing gives to all is no mixture
     if rest < 0.01:
         return classes[first]
     share = target[first] / (target[first] + target[second])
-    return f"{100 * share:.0f}% {classes[first]}, {100 * (1 - share):.0f}% {classes[second]}"
+    return f"{100 * share:.0f}% {classes[first]}\n{100 * (1 - share):.0f}% {classes[second]}"
 
 
 def layout(pictures: list[np.ndarray], names: list[str], target: str) -> None:
@@ -63,7 +63,7 @@ def layout(pictures: list[np.ndarray], names: list[str], target: str) -> None:
     for i, (picture, name) in enumerate(zip(pictures, names, strict=True)):
         cell = axes[i % SAMPLES, i // SAMPLES]
         cell.imshow(picture)
-        cell.set_title(name if len(name) < 26 else name[:24] + "…", fontsize=7)
+        cell.set_title("\n".join(line if len(line) < 26 else line[:24] + "…" for line in name.split("\n")), fontsize=7)
         cell.axis("off")
     figure.suptitle("left: as evaluation sees it; the others: seven draws of training", fontsize=10)
     try:

@@ -3,6 +3,6 @@
 from typing import Literal
 
 Interpolation = Literal["bilinear", "bicubic"]
-CropInterpolation = Literal["area", "bilinear", "bicubic"]
+CropInterpolation = Literal["fast", "bilinear", "bicubic"]
 BadImages = Literal["skip", "error"]
 Fill = Literal["zero", "noise"]

@@ -27,6 +27,7 @@ from flaxres.data.sources import Source
 from flaxres.errors import InputError
 
 ROWS_A_TASK = 8
+IDS_AT_ONCE = 4096
 RESIDENT_LIMIT = 8 << 30
 # So many unreadable images after one another are no accident.
 BAD_LIMIT = 100
@@ -50,9 +51,12 @@ def training_rows(size: int, batch: int, seed: int, start: int, stop: int, trans
 
     `transform`: what makes the pictures of a step.
     """
-    for step in range(start, stop):
-        positions = np.arange(step * batch, (step + 1) * batch, dtype=np.uint32)
-        yield Rows(positions, training_ids(positions, size, seed, batch, repeats).astype(np.int64), transform(step), True)
+    block = max(IDS_AT_ONCE // batch, 1)
+    for first in range(start, stop, block):
+        positions = np.arange(first * batch, min(first + block, stop) * batch, dtype=np.uint32).reshape(-1, batch)
+        records = training_ids(positions, size, seed, batch, repeats).astype(np.int64)
+        for i, step in enumerate(range(first, min(first + block, stop))):
+            yield Rows(positions[i], records[i], transform(step), True)
 
 
 def evaluation_rows(size: int, batch: int, transform: Transform) -> Iterator[Rows]:
@@ -179,11 +183,12 @@ class Loader:
         local = local_rows(self.sharding, len(rows.records))
         size = rows.transform.size
         shape = (len(local), size, size, 3)
+        numbers = rows.transform.numbers(rows.positions[local])
         images, block = (np.zeros(shape, np.uint8), None) if not self.speed.workers else self.shared(shape)
         tasks = []
         for first in range(0, len(local), ROWS_A_TASK):
             part = slice(first, first + ROWS_A_TASK)
-            job = Job(rows.transform, rows.records[local[part]], rows.positions[local[part]], self.bad_images, rows.replace)
+            job = Job(rows.transform, rows.records[local[part]], numbers[part], self.bad_images, rows.replace)
             tasks.append(self.pool.submit(fill, self.source, job, images[part]) if block is None else self.pool.submit(work, job, block.name, first))
         return Pending(rows, local, images, tasks, block)
 
@@ -236,7 +241,7 @@ class Job:
 
     transform: Transform
     records: np.ndarray
-    positions: np.ndarray
+    numbers: np.ndarray
     bad_images: BadImages
     replace: bool
 
@@ -244,13 +249,12 @@ class Job:
 def fill(source: Source, job: Job, images: np.ndarray) -> Loaded:
     """Decodes the rows of `job` into `images`; padding stays as it is."""
     loaded = Loaded([], [])
-    numbers = job.transform.numbers(job.positions)
     for row, record in enumerate(job.records.tolist()):
         label = -1
         for tried in range(BAD_LIMIT if record >= 0 else 0):
             at = (record + tried) % len(source)
             try:
-                images[row], label = load(source, at, job.transform, numbers[row])
+                images[row], label = load(source, at, job.transform, job.numbers[row])
                 break
             except InputError as error:
                 if job.bad_images == "error" or not isinstance(error.__cause__, UnreadableError):
@@ -366,7 +370,7 @@ def resident(source: Source, transform: Transform, sharding: Sharding, threads: 
 
     def part(first: int) -> None:
         records = np.arange(first, min(first + ROWS_A_TASK, count))
-        loaded = fill(source, Job(transform, records, records, "error", False), images[first : first + ROWS_A_TASK])
+        loaded = fill(source, Job(transform, records, transform.numbers(records), "error", False), images[first : first + ROWS_A_TASK])
         labels[first : first + ROWS_A_TASK] = loaded.labels
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:

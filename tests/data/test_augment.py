@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from flaxres.data.augment import normalise, random_flip, random_shift, sample_keys
+from flaxres.data.augment import color_jitter, cutout, mix, normalise, random_erasing, random_flip, random_shift, sample_keys, turn_hue
 from flaxres.training.mesh import data_mesh, split
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (64, 8, 8, 3), np.uint8)
@@ -50,3 +51,118 @@ def test_normalise_is_the_formula() -> None:
     expected = (IMAGES / 255 - np.asarray(mean)) / np.asarray(std)
     np.testing.assert_allclose(normalise(IMAGES, mean, std, jnp.float32), expected, atol=2e-6)
     assert normalise(IMAGES, mean, std, jnp.bfloat16).dtype == jnp.bfloat16
+
+
+SCENES = jnp.asarray(np.random.default_rng(1).integers(0, 256, (64, 24, 20, 3), np.uint8))
+
+
+def jittered(strength: tuple[float, float, float, float]) -> np.ndarray:
+    return np.asarray(color_jitter(KEYS, SCENES, strength)).astype(int)
+
+
+def test_color_jitter_changes_what_it_is_asked_to() -> None:
+    assert color_jitter(KEYS, SCENES, (0, 0, 0, 0)) is SCENES
+    ratios = jittered((0.4, 0, 0, 0)).mean((1, 2, 3)) / np.asarray(SCENES).mean((1, 2, 3))
+    assert ratios.min() < 0.75
+    assert ratios.max() > 1.1
+    assert np.abs(jittered((0, 0.4, 0, 0)).std((1, 2, 3)) / np.asarray(SCENES).std((1, 2, 3)) - 1).max() > 0.2
+    assert np.abs(jittered((0, 0, 1.0, 0)).std(-1).mean((1, 2)) / np.asarray(SCENES).std(-1).mean((1, 2)) - 1).max() > 0.4
+    turned = jittered((0, 0, 0, 0.5))
+    np.testing.assert_allclose(turned.max(-1), np.asarray(SCENES).max(-1))  # a turn of the hue keeps the value
+    assert np.abs(turned - np.asarray(SCENES)).mean() > 20
+
+
+def test_hue_is_pillows() -> None:
+    for share in (-0.5, -0.1, 0.0, 0.07, 0.5):
+        ours = np.asarray(turn_hue(SCENES, jnp.full(len(SCENES), share, jnp.float32))).astype(int)
+        for image, result in zip(np.asarray(SCENES), ours, strict=True):
+            hue, saturation, value = Image.fromarray(image).convert("HSV").split()
+            moved = Image.fromarray((np.asarray(hue).astype(int) + int(share * 255)).astype(np.uint8))
+            expected = np.asarray(Image.merge("HSV", (moved, saturation, value)).convert("RGB")).astype(int)
+            assert (np.abs(result - expected) <= 1).mean() > 0.99
+
+
+def test_jitter_is_torchvisions_for_the_same_factors() -> None:
+    """With one strength at a time the order is no matter: the factor is read off the result and given to Pillow."""
+    from PIL import ImageEnhance
+
+    for strength, enhance in (
+        ((0.5, 0, 0, 0), ImageEnhance.Brightness),
+        ((0, 0.5, 0, 0), ImageEnhance.Contrast),
+        ((0, 0, 0.5, 0), ImageEnhance.Color),
+    ):
+        for image, result in zip(np.asarray(SCENES)[:8], jittered(strength)[:8], strict=True):
+            errors = [np.abs(np.asarray(enhance(Image.fromarray(image)).enhance(factor)) - result).mean() for factor in np.linspace(0.5, 1.5, 201)]
+            assert min(errors) < 1
+
+
+def test_erasing_blanks_one_rectangle_of_the_asked_area_in_the_asked_share() -> None:
+    keys = sample_keys(jax.random.key(5), jnp.arange(800, dtype=jnp.uint32))
+    images = jnp.ones((800, 32, 32, 3))
+    erased = np.asarray(random_erasing(keys, images, 0.25, (0.02, 1 / 3), (0.3, 1 / 0.3), "zero"))[..., 0] == 0
+    assert 150 < erased.any((1, 2)).sum() < 250
+    for hole in erased[erased.any((1, 2))]:
+        rows, columns = np.flatnonzero(hole.any(1)), np.flatnonzero(hole.any(0))
+        height, width = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
+        assert hole.sum() == height * width, "a rectangle"
+        assert 0.01 < hole.mean() < 0.37
+        assert 0.25 < height / width < 4
+    noisy = np.asarray(random_erasing(keys, images, 1.0, (0.1, 0.1), (1, 1), "noise"))
+    changed = noisy != 1
+    assert 0.08 < changed.mean() < 0.12
+    assert abs(noisy[changed].mean()) < 0.05
+    assert 0.9 < noisy[changed].std() < 1.1
+    assert random_erasing(keys, images, 0.0, (0.1, 0.1), (1, 1), "zero") is images
+
+
+def test_cutout_blanks_a_square_that_may_reach_over_the_border() -> None:
+    keys = sample_keys(jax.random.key(6), jnp.arange(500, dtype=jnp.uint32))
+    holes = np.asarray(cutout(keys, jnp.ones((500, 16, 16, 3)), 8))[..., 0] == 0
+    areas = holes.sum((1, 2))
+    assert areas.max() == 64
+    assert areas.min() < 30
+    assert cutout(keys, SCENES, 0) is SCENES
+
+
+def mixing(per_example: bool, mixup: float, cut: float, **options: float) -> tuple[np.ndarray, np.ndarray]:
+    images = jnp.broadcast_to(jnp.arange(64.0)[:, None, None, None], (64, 16, 16, 3))
+    keys = KEYS if per_example else jax.random.fold_in(jax.random.key(7), 3)
+    mixed, targets = mix(keys, images, jnp.eye(64), mixup, cut, **options)
+    return np.asarray(mixed), np.asarray(targets)
+
+
+@pytest.mark.parametrize("per_example", [False, True])
+def test_mixup_is_the_formula_between_neighbours(per_example: bool) -> None:
+    mixed, targets = mixing(per_example, 0.4, 0)
+    np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-6)
+    own = targets[np.arange(64), np.arange(64)]
+    np.testing.assert_allclose(targets[np.arange(64), np.arange(64) ^ 1], 1 - own, atol=1e-6)
+    expected = own * np.arange(64) + (1 - own) * (np.arange(64) ^ 1)
+    np.testing.assert_allclose(mixed, np.broadcast_to(expected[:, None, None, None], mixed.shape), atol=1e-4)
+    assert (len(np.unique(own)) > 30) == per_example
+    assert not per_example or 0.3 < own.mean() < 0.7
+
+
+@pytest.mark.parametrize("per_example", [False, True])
+def test_cutmix_pastes_a_rectangle_and_weighs_by_its_area(per_example: bool) -> None:
+    mixed, targets = mixing(per_example, 0, 1.0)
+    for i, (picture, target) in enumerate(zip(mixed[..., 0], targets, strict=True)):
+        pasted = picture == i ^ 1
+        assert (pasted | (picture == i)).all()
+        assert target[i ^ 1] == pytest.approx(pasted.mean(), abs=1e-6)
+        if pasted.any():
+            rows, columns = np.flatnonzero(pasted.any(1)), np.flatnonzero(pasted.any(0))
+            assert pasted.sum() == (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
+    assert (targets.max(1) < 1).mean() > 0.3
+
+
+def test_mixing_with_a_probability_and_a_switch() -> None:
+    _, targets = mixing(True, 0.0001, 1.0, switch=1.0)  # a beta this narrow is 0 or 1: without cutmix nothing would be in between
+    assert ((targets > 0.05) & (targets < 0.95)).any()
+    untouched, targets = mixing(True, 0.4, 1.0, probability=0.0)
+    np.testing.assert_array_equal(targets, np.eye(64))
+    assert (untouched[:, 0, 0, 0] == np.arange(64)).all()
+    half = mixing(True, 0.4, 1.0, probability=0.5)[1].max(1)
+    assert 0.3 < (half == 1).mean() < 0.75
+    _, both = mixing(True, 0.4, 1.0)
+    assert (both.max(1) < 1).mean() > 0.6

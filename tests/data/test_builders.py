@@ -77,7 +77,7 @@ def test_a_preparation_that_was_interrupted_starts_again(
     assert not list((pathlib.Path(data_dir) / "folder" / config).glob("*/dataset_info.json"))
     monkeypatch.undo()
     assert prepare("folder", str(root), data_dir)[1].kinds["train"] == {"JPEG": 80}
-    assert {path.name for path in (pathlib.Path(data_dir) / "folder" / config).iterdir()} == {"1.0.0", ".lock"}
+    assert {path.name for path in (pathlib.Path(data_dir) / "folder" / config).iterdir()} == {preparing.VERSION, ".lock"}
 
 
 @pytest.mark.parametrize("name", ["nosuch", "digit"])

@@ -3,14 +3,16 @@
 import io
 import pathlib
 import struct
+import tracemalloc
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
 
-from flaxres.data.decode import TRIES, UnreadableError, centre_crop, crop_box, random_resized_crop, repair
+from flaxres.data.decode import TRIES, UnreadableError, centre_crop, crop_box, decode_above, random_resized_crop, repair, resize, shrink_image
 from flaxres.data.order import uniforms
 
 
@@ -160,3 +162,115 @@ def test_files_that_can_not_be_read_are_refused_with_the_reason(data: bytes, rea
         repair(data)
     with pytest.raises(UnreadableError):
         random_resized_crop(data, 64, numbers_of(0), (0.08, 1), (3 / 4, 4 / 3), "bilinear")
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"subsampling": 1}, {"restart_marker_rows": 1}, {"progressive": True}, {"mode": "L"}])
+@pytest.mark.parametrize("size", [16, 60, 200])
+def test_what_is_left_out_of_a_jpeg_changes_no_pixel_above(options: dict[str, object], size: int) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (301, 407, 3), np.uint8)).convert(str(options.get("mode", "RGB")))
+    data = encoded(image, quality=80, **{key: value for key, value in options.items() if key != "mode"})
+    shorter = 0
+    for position in range(40):
+        box = crop_box(301, 407, numbers_of(position), (0.08, 1), (0.75, 1.33))
+        part, factor = decode_above(data, 301, 407, box, size)
+        part = part.copy()
+        whole = simplejpeg.decode_jpeg(data, "RGB", min_factor=factor, min_height=-(-301 // factor), min_width=-(-407 // factor))
+        assert min(box[2:]) >= factor * size or factor == 1
+        needed = -(-(box[0] + box[2]) // factor)
+        np.testing.assert_array_equal(part[:needed], whole[:needed])
+        shorter += len(part) < len(whole)
+    whole_only = {"progressive", "restart_marker_rows"} & set(options)
+    assert bool(shorter) != bool(whole_only)
+
+
+def test_the_fast_resize_is_close_to_pillows(shared: pathlib.Path) -> None:
+    import tarfile
+
+    differences, aliased = [], []
+    with tarfile.open(shared / "imagenet_sample.tar") as tar:
+        for i, member in zip(range(60), (m for m in tar if m.isfile()), strict=False):
+            file = tar.extractfile(member)
+            assert file is not None
+            data = file.read()
+            ours, pillows = (
+                random_resized_crop(data, 224, numbers_of(i), (0.08, 1), (0.75, 1.33), kind).astype(int) for kind in ("fast", "bilinear")
+            )
+            differences.append(np.abs(ours - pillows).mean())
+            picture = simplejpeg.decode_jpeg(data, "RGB")
+            top, left, h, w = crop_box(*picture.shape[:2], numbers_of(i), (0.08, 1), (0.75, 1.33))
+            aliased.append(np.abs(cv2.resize(picture[top : top + h, left : left + w], (224, 224)).astype(int) - pillows).mean())
+    assert np.mean(differences) < 1
+    assert np.mean(differences) < 0.6 * np.mean(aliased), "antialiasing is what makes the difference"
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 300), (300, 64), (40, 50), (1000, 90), (129, 128)])
+def test_every_shape_of_crop_is_resized(shape: tuple[int, int]) -> None:
+    picture = np.asarray(photograph(shape[1], shape[0]))
+    for kind in ("fast", "bilinear", "bicubic"):
+        result = resize(picture, (0, 0, *shape), 1, 64, kind)
+        assert result.shape == (64, 64, 3)
+        assert not np.shares_memory(result, picture)
+        expected = np.asarray(Image.fromarray(picture).resize((64, 64), Image.Resampling.BILINEAR)).astype(int)
+        assert np.abs(result - expected).mean() < 4
+
+
+def test_damage_inside_the_part_that_is_decoded_is_not_let_pass() -> None:
+    """The warning about what was left out must not hide another one; Pillow then reads what it can, as for a whole file."""
+    data = bytearray(encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)), quality=90))
+    start = data.index(b"\xff\xda") + 400
+    data[start : start + 40] = b"\xff\x01" * 20
+    box = (0, 0, 60, 200)
+    with pytest.raises(ValueError, match="orrupt"):
+        decode_above(bytes(data), 256, 256, box, 32)
+
+
+def test_an_image_is_shrunk_once(shared: pathlib.Path) -> None:
+    data = encoded(photograph(900, 600))
+    kind, small = shrink_image(data, 256, 90)
+    assert (kind, Image.open(io.BytesIO(small)).size) == ("shrunk", (384, 256))
+    expected = np.asarray(Image.open(io.BytesIO(data)).resize((384, 256), Image.Resampling.BOX)).astype(int)
+    assert np.abs(np.asarray(Image.open(io.BytesIO(small)).convert("RGB")) - expected).mean() < 3
+    assert shrink_image(small, 256, 90) == ("JPEG kept", small)
+    with pytest.raises(UnreadableError):
+        shrink_image(b"text", 256, 90)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "cmyk", "png", "exif", "gray", "alpha", "deep", "animated", "empty", "pixel", "bomb"])
+def test_odd_images_are_decoded_or_refused_and_never_cost_much_memory(kind: str) -> None:
+    picture, tall = photograph(120, 90), encoded(photograph(300, 900))
+    exif = Image.Exif()
+    exif[0x0112] = 99
+    buffer = io.BytesIO()
+    photograph(64, 64, "P").save(buffer, "GIF", save_all=True, append_images=[photograph(64, 64, "L").convert("P")])
+    deep = io.BytesIO()
+    Image.fromarray(np.linspace(0, 65535, 4096).astype(np.uint16).reshape(64, 64)).save(deep, "PNG")
+    data = {
+        "truncated": tall[: 2 * len(tall) // 3],
+        "cmyk": encoded(photograph(120, 90, "CMYK")),
+        "png": encoded(picture, "PNG"),
+        "exif": encoded(picture, exif=b"Exif\x00\x00broken" + exif.tobytes()[:9]),
+        "gray": encoded(photograph(120, 90, "L")),
+        "alpha": encoded(photograph(120, 90, "RGBA"), "PNG"),
+        "deep": deep.getvalue(),
+        "animated": buffer.getvalue(),
+        "empty": b"",
+        "pixel": encoded(photograph(1, 1)),
+        "bomb": bomb(),
+    }[kind]
+    tracemalloc.start()
+
+    def crop() -> np.ndarray:
+        return random_resized_crop(data, 64, upper, (0.08, 1), (0.75, 1.33), "fast")
+
+    upper = np.tile([0.1, 0.5, 0.0, 0.0], (TRIES, 1))
+    if kind == "truncated":  # what lies above the cut is there, and a crop of that is as good as any
+        np.testing.assert_array_equal(crop(), random_resized_crop(tall, 64, upper, (0.08, 1), (0.75, 1.33), "fast"))
+    for decoded in (crop, lambda: centre_crop(data, 64, 72, "bilinear")):
+        if kind in ("empty", "bomb") or (kind == "truncated" and decoded is not crop):
+            with pytest.raises(UnreadableError):
+                decoded()
+        else:
+            assert decoded().shape == (64, 64, 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300e6
