@@ -1,6 +1,9 @@
 """The loader: order, padding, sharding, errors, and that leaving it ends its threads."""
 
 import dataclasses
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -147,3 +150,120 @@ def test_the_stall_is_the_time_that_the_consumer_waits(digits: Source) -> None:
         for _ in loader:
             time.sleep(0.2)
         assert loader.stall_seconds < 0.3
+
+
+def test_an_image_that_can_not_be_decoded_is_replaced_in_training_and_left_out_in_evaluation(digits: Source) -> None:
+    damaged = dataclasses.replace(digits, records=Damaged(digits.records, b"text"))
+    said: list[str] = []
+
+    def given(rows: Iterator[Rows]) -> list[dict[str, np.ndarray]]:
+        with Loader(damaged, rows, split(data_mesh(1)), Speed(2), "skip", said.append) as loader:
+            batches = [{name: np.asarray(array) for name, array in batch.items()} for batch in loader]
+        assert list(loader.skipped) == [5]
+        return batches
+
+    (first, _) = given(evaluation(16, 8))
+    assert first["weight"].tolist() == [1, 1, 1, 1, 1, 0, 1, 1]
+    assert not first["image"][5].any()
+    everything = given(training(1297, 1297, 0, 0, 2))
+    for batch in everything:
+        assert (batch["weight"] == 1).all()
+        ids = sample_ids(batch["position"], 1297, 0)
+        stand_in, label = digits.read(6)
+        np.testing.assert_array_equal(batch["image"][ids == 5][0], centre_crop(stand_in, 8, 8, "bilinear"))
+        assert batch["label"][ids == 5] == label
+    assert len(said) == 2, "once a loader, however often it comes"
+    assert "digits/train record 5 (" in said[0]
+
+
+def test_a_dataset_of_nothing_but_bad_images_is_refused(digits: Source) -> None:
+    class Bad(Damaged):
+        def __getitem__(self, index: int) -> Any:
+            return self.records[index] | {"image": b"text"}
+
+    damaged = dataclasses.replace(digits, records=Bad(digits.records, None))
+    with pytest.raises(InputError, match="100 images after record .* can't be decoded"):
+        with Loader(damaged, training(1297, 8, 0, 0, 2), split(data_mesh(1)), Speed(2), "skip", lambda line: None) as loader:
+            list(loader)
+
+
+def test_repeated_samples_share_their_batch_and_their_neighbours_differ(digits: Source) -> None:
+    seen = []
+    for rows in training_rows(1297, 24, 0, 0, 200, lambda step: AS_THEY_ARE, repeats=3):
+        records = rows.records.reshape(3, 8)
+        np.testing.assert_array_equal(records[0], records[1])
+        np.testing.assert_array_equal(records[0], records[2])
+        assert (rows.records[::2] != rows.records[1::2]).all()
+        assert len(np.unique(rows.positions)) == 24, "each is augmented by a position of its own"
+        seen += records[0].tolist()
+    assert sorted(seen[:1297]) == list(range(1297))
+    plain = next(training_rows(1297, 8, 0, 0, 1, lambda step: AS_THEY_ARE))
+    np.testing.assert_array_equal(next(training_rows(1297, 24, 0, 0, 1, lambda step: AS_THEY_ARE, 3)).records[:8], plain.records)
+
+
+def test_pictures_may_grow_from_step_to_step(digits: Source) -> None:
+    rows = training_rows(1297, 16, 0, 0, 6, lambda step: CentreCrop(8 if step < 3 else 12, 12))
+    with Loader(digits, rows, split(data_mesh(2)), Speed(2, buffer_bytes=1)) as loader:
+        assert [batch["image"].shape[1] for batch in loader] == [8, 8, 8, 12, 12, 12]
+
+
+def test_bytes_bound_what_is_decoded_ahead(digits: Source) -> None:
+    class Counted(Damaged):
+        read = 0
+
+        def __getitem__(self, index: int) -> Any:
+            Counted.read += 1
+            return self.records[index]
+
+    source = dataclasses.replace(digits, records=Counted(digits.records, None))
+    batch_bytes = 8 * 8 * 8 * 3
+    for most, expected in ((1, 1), (3 * batch_bytes, 3), (10**9, 6)):
+        Counted.read = 0
+        with Loader(source, training(1297, 8, 0, 0, 1000), split(data_mesh(1)), Speed(2, 0, 6, most)) as loader:
+            next(iter(loader))
+            time.sleep(0.3)
+            # One was taken, two are ready, one waits to be put there, and the others are being decoded.
+            assert Counted.read / 8 <= 4 + expected
+            assert Counted.read / 8 >= 3 + expected - 1
+
+
+@pytest.mark.slow
+def test_worker_processes_change_nothing_and_end(digits: Source) -> None:
+    import multiprocessing
+
+    expected = load(digits, training(1297, 16, 0, 0, 5))
+    with Loader(digits, training(1297, 16, 0, 0, 5), split(data_mesh(2)), Speed(1, 2)) as loader:
+        batches = [{name: np.asarray(array) for name, array in batch.items()} for batch in loader]
+    for ours, batch in zip(batches, expected, strict=True):
+        for name, array in batch.items():
+            np.testing.assert_array_equal(ours[name], array)
+    deadline = time.monotonic() + 20
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_an_error_and_not_a_wait(digits: Source) -> None:
+    import multiprocessing
+    import os
+    import signal
+
+    with Loader(digits, training(1297, 16, 0, 0, 100_000), split(data_mesh(1)), Speed(1, 2)) as loader:
+        batches = iter(loader)
+        next(batches)
+        begun = time.monotonic()
+        os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="a loading process .* died"):
+            for _ in batches:
+                pass
+        assert time.monotonic() - begun < 20
+
+
+@pytest.mark.slow
+def test_the_input_is_the_same_whatever_feeds_it() -> None:
+    """Threads, loading processes, hosts and resumes; see `tests/input_digest.py`."""
+    output = subprocess.run([sys.executable, "-m", "tests.input_digest", "--json"], check=True, capture_output=True, text=True).stdout
+    figures = json.loads(output.splitlines()[-1])
+    assert figures["rows"] == 240
+    assert figures["differing"] == 0

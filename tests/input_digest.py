@@ -1,0 +1,142 @@
+"""The same input whatever feeds it: `python -m tests.input_digest [--json]`.
+
+Takes two epochs of a folder of photographs through random resized crops, flips, colour jitter, RandAugment, erasing, mixup and cutmix with repeated
+augmentation, and digests the record, the label and the augmented pixels of every row. Prints how many rows differ from those of one process with one
+thread: for 2 and 4 threads, 1 and 2 loading processes, 2 and 4 host processes joined on loopback (each reads only its own rows, and the rows are
+merged), and for a stop and a new start at every batch.
+"""
+
+import argparse
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import numpy as np
+from PIL import Image
+
+from flaxres import AugmentConfig, Config, DataConfig, OptimConfig, TrainConfig
+from flaxres.data.order import training_ids
+from flaxres.training.mesh import split
+from flaxres.training.run import feed, prepare_run
+from flaxres.training.steps import inputs
+
+BATCH, IMAGES = 24, 120
+
+
+def photographs(root: pathlib.Path) -> None:
+    """Random pictures of many sizes in two classes."""
+    rng = np.random.default_rng(0)
+    for split_name, count in (("train", IMAGES // 2), ("val", 1)):
+        for name in ("first", "second"):
+            folder = root / split_name / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                height, width = rng.integers(40, 200, 2)
+                pixels = np.asarray(Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).resize((int(width), int(height))))
+                Image.fromarray(pixels).save(folder / f"{i}.jpg", quality=90)
+
+
+def config(root: str, data_dir: str, threads: int, workers: int) -> Config:
+    return Config(
+        data=DataConfig(
+            "folder", root, data_dir, eval_split="val", image_size=48, threads=threads, workers=workers, repeats=2, progressive_sizes=((1.0, 64),)
+        ),
+        augment=AugmentConfig(
+            color_jitter=(0.4, 0.4, 0.4, 0.1), auto="rand-m7-mstd0.5-inc1", erase=0.3, mixup=0.2, cutmix=1.0, mix_per="example", cutout=8
+        ),
+        optim=OptimConfig(label_smoothing=0.1),
+        train=TrainConfig(batch_size=BATCH, eval_batch_size=BATCH, epochs=2),
+    )
+
+
+@functools.cache
+def augmenting(mesh: jax.sharding.Mesh, classes: int) -> Any:
+    """What the step does to a batch, compiled once for each size of pictures; how it is loaded is no matter here."""
+    settings = config("", "", 1, 0)
+
+    def augmented(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return inputs(settings, batch, batch["position"][0] // np.uint32(BATCH), classes)
+
+    return jax.jit(augmented, in_shardings=split(mesh), out_shardings=split(mesh))
+
+
+def rows(config: Config, first: int = 0, stop: int | None = None) -> dict[int, str]:
+    """Position -> digest, for the rows that this process holds."""
+    run = prepare_run(config)
+    seen = augmenting(run.mesh, len(run.train.classes))
+    found: dict[int, str] = {}
+    with feed(run, first, print) as (batches, _):
+        for _, batch in zip(range(first, stop or run.steps), batches, strict=False):
+            parts = [[np.asarray(shard.data) for shard in array.addressable_shards] for array in (batch["position"], batch["label"], *seen(batch))]
+            for positions, labels, pictures, targets in zip(*parts, strict=True):
+                ids = training_ids(positions, len(run.train), config.train.seed, BATCH, config.data.repeats)
+                for position, record, label, picture, target in zip(positions, ids, labels, pictures, targets, strict=True):
+                    # Sums of floats may differ in their last bit between programs: grey levels and percents may not.
+                    exact = [np.round(picture * 50).astype(np.int32), np.round(target * 1000).astype(np.int32)]
+                    digest = hashlib.sha256(b"".join(part.tobytes() for part in exact)).hexdigest()
+                    found[int(position)] = f"{record} {label} {digest}"
+    return found
+
+
+def host(arguments: list[str]) -> None:
+    """One of several processes: prints its rows as JSON."""
+    root, data_dir, address, count, rank = arguments
+    jax.distributed.initialize(address, int(count), int(rank))
+    print(json.dumps(rows(config(root, data_dir, 1, 0))))
+
+
+def hosts(root: str, data_dir: str, count: int) -> dict[int, str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    words = [sys.executable, "-m", "tests.input_digest", "--host", root, data_dir, address, str(count)]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    processes = [subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True, env=environment) for rank in range(count)]
+    merged: dict[int, str] = {}
+    for process in processes:
+        output = process.communicate(timeout=300)[0]
+        assert process.returncode == 0
+        part = {int(position): digest for position, digest in json.loads(output.splitlines()[-1]).items()}
+        assert not part.keys() & merged.keys(), "two hosts read the same row"
+        merged |= part
+    return merged
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--host"]:
+        host(sys.argv[2:])
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = str(pathlib.Path(folder) / "photographs")
+        photographs(pathlib.Path(root))
+        expected = rows(config(root, folder, 1, 0))
+        steps = len(expected) // BATCH
+        assert sorted(expected) == list(range(steps * BATCH))
+
+        def differing(found: dict[int, str]) -> int:
+            return sum(found.get(position) != digest for position, digest in expected.items()) + len(found.keys() - expected.keys())
+
+        figures = {f"{threads}_threads": differing(rows(config(root, folder, threads, 0))) for threads in (2, 4)}
+        figures |= {f"{workers}_workers": differing(rows(config(root, folder, 1, workers))) for workers in (1, 2)}
+        figures |= {f"{count}_hosts": differing(hosts(root, folder, count)) for count in (2, 4)}
+        one = config(root, folder, 2, 0)
+        figures["resumed"] = sum(differing(rows(one, 0, at) | rows(one, at)) for at in range(1, steps))
+    figures |= {"rows": len(expected), "differing": sum(figures.values())}
+    print(json.dumps(figures) if chosen.json else "\n".join(f"{name}: {value}" for name, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()
