@@ -54,22 +54,27 @@ def color_jitter(keys: jax.Array, images: jax.Array, strength: Sequence[float]) 
     """
     if not any(strength):
         return images
-    apart = jax.vmap(lambda key: jax.random.split(key, 2))(purpose(keys, JITTER))
-    span = jnp.asarray(strength, jnp.float32)
-    drawn = 2 * uniforms(apart[:, 0], 4) - 1
-    factors = jnp.where(jnp.arange(4) < 3, jnp.maximum(1 + span * drawn, 0), span * drawn)
-    order = jax.vmap(lambda key: jax.random.permutation(key, 4))(apart[:, 1])
-    for turn in range(4):
-        chosen = order[:, turn]
-        factor = jnp.take_along_axis(factors, chosen[:, None], 1)[:, 0]
-        which = chosen[:, None, None, None]
-        luma = autoaugment.gray(images)
-        mean = autoaugment.contrast_mean(images)[:, None, None, None].astype(jnp.uint8)
-        others = jnp.where(which == 0, jnp.uint8(0), jnp.where(which == 1, mean, luma))
-        images = autoaugment.blend(images, jnp.broadcast_to(others, images.shape), jnp.where(chosen < 3, factor, 1.0))
-        if strength[3]:
-            images = jnp.where(which == 3, turn_hue(images, factor), images)
-    return images
+    apart = jax.vmap(lambda key: jax.random.split(key, 3))(purpose(keys, JITTER))
+    drawn = jnp.asarray(strength, jnp.float32) * (2 * uniforms(apart[:, 0], 4) - 1)
+    factors = jnp.maximum(1 + drawn[:, :3], 0)
+    order = jax.vmap(lambda key: jax.random.permutation(key, 3))(apart[:, 1])
+
+    def blended(images: jax.Array, applied: jax.Array) -> jax.Array:
+        """The first three in their order, those of the turns that are `applied`, (N, 3)."""
+        for turn in range(3):
+            chosen = order[:, turn]
+            factor = jnp.where(applied[:, turn], jnp.take_along_axis(factors, chosen[:, None], 1)[:, 0], 1.0)
+            which = chosen[:, None, None, None]
+            mean = autoaugment.contrast_mean(images)[:, None, None, None].astype(jnp.uint8)
+            others = jnp.where(which == 0, jnp.uint8(0), jnp.where(which == 1, mean, autoaugment.gray(images)))
+            images = autoaugment.blend(images, jnp.broadcast_to(others, images.shape), factor)
+        return images
+
+    if not strength[3]:
+        return blended(images, jnp.ones_like(order, bool))
+    # Hue, the dearest of the four, is turned once, between those that come before it and those that come after.
+    before = jnp.arange(3) < jax.vmap(lambda key: jax.random.randint(key, (1,), 0, 4))(apart[:, 2])
+    return blended(turn_hue(blended(images, before), drawn[:, 3]), ~before)
 
 
 def turn_hue(images: jax.Array, share: jax.Array) -> jax.Array:

@@ -177,10 +177,10 @@ def train(run: Run, state: State, checkpoints: Checkpoints, provenance: dict[str
                 raise Preempted(step)
             if last:
                 break
-        times = log.all_times()
+        times, skipped = log.all_times(), len(loader.skipped) if loader else 0
     checkpoints.wait()
     assert report is not None
-    finish(run, report, times, folder, display)
+    finish(run, report, times, folder, display, skipped)
     return state
 
 
@@ -206,14 +206,15 @@ class Stepper:
         return self.compiled[batch["image"].shape](*self.arguments(state, batch, count))
 
 
-def finish(run: Run, report: Report, times: tuple[float, float], folder: pathlib.Path, display: metrics.Display) -> None:
-    """Writes what a run leaves at its end: summary.json and curves.png."""
+def finish(run: Run, report: Report, times: tuple[float, float], folder: pathlib.Path, display: metrics.Display, skipped: int = 0) -> None:
+    """Writes what a run leaves at its end: summary.json and curves.png. `skipped`: training images that could not be decoded."""
     seconds, stalled = times
     if jax.process_index() == 0:
         speed = {
             "seconds": seconds,
             "images_per_second": run.steps * run.config.train.batch_size / seconds,
             "input_stall_percent": 100 * stalled / seconds,
+            **({"images_skipped": skipped} if skipped else {}),
         }
         title = f"{run.config.model.name} on {run.train.name}: top-1 {100 * report.top1:.2f}% of {report.examples:,} evaluation examples"
         metrics.draw_curves(folder, title)

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 
 import flaxres
-from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from flaxres.cli import load_config
+from flaxres.data.sources import Source
 from flaxres.errors import InputError
-from flaxres.training import metrics
+from flaxres.training import metrics, run
 from flaxres.training.config import from_json, to_json
 from flaxres.training.log import Log
+from flaxres.training.loop import Stepper
 from flaxres.training.run import prepare_run
 from tests.faults import kill
 
@@ -86,8 +88,7 @@ def test_a_run_that_never_saved_does_not_hold_its_workdir(data_dir: str, tmp_pat
 
 
 def test_the_clock_counts_each_second_once(data_dir: str, tmp_path: pathlib.Path) -> None:
-    run = prepare_run(digits(data_dir, tensorboard=False))
-    log = Log(run, tmp_path, 0, (10.0, 1.0), metrics.Display(1, 0, False, False), None)
+    log = Log(prepare_run(digits(data_dir, tensorboard=False)), tmp_path, 0, (10.0, 1.0), metrics.Display(1, 0, False, False), None)
     time.sleep(0.3)
     with log.paused(jnp.zeros(())):
         inside = log.all_times()[0]
@@ -106,6 +107,75 @@ def test_the_loader_and_the_device_feed_the_same_run(data_dir: str, tmp_path: pa
         flaxres.fit(config, tmp_path / str(resident))
         losses.append([row["train/loss"] for row in metrics.read_metrics(tmp_path / str(resident)) if "train/loss" in row])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_many_steps_in_a_dispatch_are_the_same_steps_however_they_are_cut(data_dir: str, tmp_path: pathlib.Path) -> None:
+    def trained(name: str, **train: object) -> tuple[object, list[float]]:
+        config = digits(data_dir, tensorboard=False, log_every_steps=1, steps=10, devices=1, **train)
+        state = flaxres.fit(config, tmp_path / name)
+        rows = [row for row in metrics.read_metrics(tmp_path / name) if "train/loss" in row]
+        assert [row["step"] for row in rows] == list(range(1, 11))
+        return state, [row["train/loss"] for row in rows]
+
+    alone, losses = trained("alone", steps_per_dispatch=1)
+    state, together = trained("together", steps_per_dispatch=4, eval_every_epochs=100, checkpoint_every_epochs=100)
+    cut, pieces = trained("cut", steps_per_dispatch=4, eval_every_epochs=0.15, checkpoint_every_epochs=0.1)
+    assert pieces == together, "the same bits, whether 4 steps run together or 2"
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), state, cut))
+    np.testing.assert_allclose(together, losses, rtol=1e-4)  # another program, so other roundings
+    assert int(alone.step) == 10
+
+
+def test_pictures_grow_with_the_epochs_and_each_size_compiles_once(
+    photographs: Callable[..., pathlib.Path], data_dir: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = []
+    prepare = Stepper.prepare
+
+    def counted(self: Stepper, state: object, batch: dict[str, jax.Array]) -> None:
+        prepared.append(batch["image"].shape[1])
+        prepare(self, state, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Stepper, "prepare", counted)
+    config = Config(
+        model=ModelConfig("resnet20"),
+        data=DataConfig(
+            "folder",
+            str(photographs(16, 4)),
+            data_dir,
+            eval_split="val",
+            image_size=8,
+            eval_size=16,
+            eval_resize=16,
+            progressive_sizes=((1.0, 12), (2.0, 8)),
+        ),
+        augment=AugmentConfig(auto="ta_wide", mixup=0.2, cutmix=1.0),
+        train=TrainConfig(batch_size=16, eval_batch_size=8, epochs=3, log_every_steps=1, devices=2, tensorboard=False),
+    )
+    flaxres.fit(config, tmp_path / "run")
+    assert prepared == [8, 12]
+    assert from_json(tmp_path / "run" / "config.json") == config
+
+
+def test_an_image_that_went_bad_is_named_in_the_log_and_counted(data_dir: str, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def spoilt(*arguments: object) -> list[Source]:
+        return [
+            dataclasses.replace(source, records=[*[source.records[i] for i in range(20)], source.records[20] | {"image": b"text"}])
+            for source in real(*arguments)
+        ]
+
+    real = run.open_splits
+    config = digits(data_dir, tensorboard=False, steps=3, batch_size=24, eval_batch_size=24)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, resident=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "open_splits", spoilt)
+        flaxres.fit(config, tmp_path / "run")
+        assert json.loads((tmp_path / "run" / "summary.json").read_text())["images_skipped"] == 1
+        assert json.loads((tmp_path / "run" / "summary.json").read_text())["examples"] == 20
+        assert "skipped digits/train record 20" in capfd.readouterr().err
+        strict = dataclasses.replace(config, data=dataclasses.replace(config.data, bad_images="error"))
+        with pytest.raises(InputError, match=r"digits/train record 20 .*: this is no JPEG or PNG image; .* or set data.bad_images='skip'"):
+            flaxres.fit(strict, tmp_path / "strict")
 
 
 @pytest.mark.parametrize(("dtype", "devices"), [("float32", 1), ("bfloat16", 8)])
