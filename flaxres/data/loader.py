@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import concurrent.futures.process
+import contextlib
 import dataclasses
 import itertools
 import multiprocessing
@@ -128,7 +129,10 @@ class Loader:
         self.stall_seconds = 0.0
         self.skipped: dict[int, str] = {}
         self.blocks: list[multiprocessing.shared_memory.SharedMemory] = []
+        self.unused: list[multiprocessing.shared_memory.SharedMemory] = []
+        others = set(multiprocessing.active_children())
         self.pool = start_workers(speed.workers, source) if speed.workers else concurrent.futures.ThreadPoolExecutor(speed.threads, "flaxres-decode")
+        self.processes = set(multiprocessing.active_children()) - others
         self.ready: queue.Queue[Any] = queue.Queue(2)
         self.stopped = threading.Event()
         self.feeder = threading.Thread(target=self.feed, name="flaxres-feed", daemon=True)
@@ -140,6 +144,8 @@ class Loader:
     def __exit__(self, *_: object) -> None:
         self.stopped.set()
         self.pool.shutdown(wait=False, cancel_futures=True)
+        for process in self.processes:  # by SIGKILL, since they leave the milder signals to us; they hold nothing that could be lost
+            process.kill()
         while self.feeder.is_alive():  # it may be blocked on a full queue
             drain(self.ready)
             self.feeder.join(0.01)
@@ -171,9 +177,11 @@ class Loader:
             if not self.stopped.is_set():
                 self.ready.put(explained(error))
         finally:
+            under_way.clear()
             for block in self.blocks:
-                block.close()
                 block.unlink()
+                with contextlib.suppress(BufferError):  # an array still looks at it; it is freed with that
+                    block.close()
 
     def most(self, pending: Pending) -> int:
         """How many batches may be in decoding at a time."""
@@ -195,11 +203,12 @@ class Loader:
     def shared(self, shape: tuple[int, ...]) -> tuple[np.ndarray, multiprocessing.shared_memory.SharedMemory]:
         """Memory for a batch that the workers write to; those of finished batches are used again."""
         need = int(np.prod(shape))
-        block = next((b for b in self.blocks if b.size >= need), None)
+        block = next((b for b in self.unused if b.size >= need), None)
         if block is None:
             block = share(need)
+            self.blocks.append(block)
         else:
-            self.blocks.remove(block)
+            self.unused.remove(block)
         return np.ndarray(shape, np.uint8, buffer=block.buf), block
 
     def finish(self, pending: Pending) -> dict[str, jax.Array]:
@@ -208,7 +217,7 @@ class Loader:
         images = pending.images
         if pending.block is not None:
             images = images.copy()
-            self.blocks.append(pending.block)
+            self.unused.append(pending.block)
         for record, reason in itertools.chain.from_iterable(part.bad for part in loaded):
             if record not in self.skipped:
                 self.skipped[record] = reason
@@ -335,7 +344,10 @@ def share(need: int) -> multiprocessing.shared_memory.SharedMemory:
 
 def explained(error: BaseException) -> BaseException:
     if isinstance(error, concurrent.futures.process.BrokenProcessPool):
-        return RuntimeError("a loading process (data.workers) died, killed from outside or out of memory; start the same command again to go on")
+        text = "a loading process (data.workers) died, killed from outside or out of memory; start the same command again to go on"
+        replacement = RuntimeError(text)
+        replacement.__cause__ = error
+        return replacement
     return error
 
 

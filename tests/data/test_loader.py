@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import subprocess
 import sys
 import threading
@@ -237,6 +238,9 @@ def test_worker_processes_change_nothing_and_end(digits: Source) -> None:
     for ours, batch in zip(batches, expected, strict=True):
         for name, array in batch.items():
             np.testing.assert_array_equal(ours[name], array)
+    assert loader.blocks
+    for block in loader.blocks:
+        assert not pathlib.Path("/dev/shm", block.name.lstrip("/")).exists()
     deadline = time.monotonic() + 20
     while multiprocessing.active_children() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -258,6 +262,7 @@ def test_a_worker_that_is_killed_is_an_error_and_not_a_wait(digits: Source) -> N
             for _ in batches:
                 pass
         assert time.monotonic() - begun < 20
+    assert not any(pathlib.Path("/dev/shm", block.name.lstrip("/")).exists() for block in loader.blocks)
 
 
 @pytest.mark.slow

@@ -1,0 +1,49 @@
+"""Resident memory of the loader: `python -m benchmarks.loader_memory [--json]`.
+
+Loads 50,000 full-size ImageNet photographs (250, again and again) as random resized crops of 224 pixels in batches of 64, and reads the resident
+memory of this process, all libraries included, on the way: `mib_at_10000`, `mib_at_50000`, `mib_at_most`, and `mib_before` the first batch.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import tempfile
+
+import jax
+
+from benchmarks.input import BATCH, SIZE, photographs
+from flaxres.data.decode import RandomResizedCrop
+from flaxres.data.loader import Loader, Speed, training_rows
+from flaxres.data.sources import open_source
+from flaxres.training.mesh import data_mesh, split
+
+
+def resident_mib() -> float:
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE") / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--images", type=int, default=50_000)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = str(photographs(pathlib.Path(folder)).parents[1])
+        source = open_source("folder", "train", root, folder)
+        crop = RandomResizedCrop(SIZE, seed=0)
+        rows = training_rows(len(source), BATCH, 0, 0, -(-chosen.images // BATCH), lambda step: crop)
+        figures, seen = {"mib_before": resident_mib()}, []
+        with Loader(source, rows, split(data_mesh(1)), Speed(len(os.sched_getaffinity(0)))) as loader:
+            for i, batch in enumerate(loader):
+                jax.block_until_ready(batch["image"])
+                seen.append(resident_mib())
+                if (count := (i + 1) * BATCH) // 10_000 != i * BATCH // 10_000 and not chosen.json:
+                    print(f"{count:,} images: {seen[-1]:,.0f} MiB", flush=True)
+        figures |= {"mib_at_10000": seen[10_000 // BATCH], f"mib_at_{chosen.images}": seen[-1], "mib_at_most": max(seen)}
+    print(json.dumps(figures) if chosen.json else "\n".join(f"{name}: {value:,.0f}" for name, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()
