@@ -137,6 +137,9 @@ def refusing(function: Callable[[], Any]) -> int:
     except InputError as error:
         print(f"flaxres: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_REFUSED
+    except FloatingPointError as error:
+        print(f"flaxres: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -168,6 +171,35 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     report = evaluate(config, workdir) if weights is None else evaluate(config, weights=weights)
     print(json.dumps(finite(dataclasses.asdict(report))))
+
+
+def checkpoints(arguments: Sequence[str]) -> None:
+    """Lists the checkpoints of a run and verifies each."""
+    parser = Parser("flaxres checkpoints", description="List a run's checkpoints, verify every byte of them, and say where they come from.")
+    parser.add_argument("workdir", metavar="WORKDIR")
+    parser.add_argument("--provenance", action="store_true", help="show the code, libraries, data, flags and devices of each")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    chosen = parser.parse_args(arguments)
+    silence()
+    from flaxres.training.checkpoints import REFUSED, read_provenance, survey
+
+    folder = pathlib.Path(chosen.workdir) / "checkpoints"
+    if not folder.is_dir():
+        raise InputError(f"workdir {chosen.workdir!r} has no checkpoints: give the workdir of a run")
+    facts, lines = [], []
+    for found in survey(folder):
+        size = sum(path.stat().st_size for path in found.path.rglob("*") if path.is_file())
+        origin = {} if found.problem else read_provenance(found.path)
+        facts.append({"step": found.step, "bytes": size, "problem": found.problem, "provenance": origin})
+        lines.append(f"step {found.step:>9,}  {size / 2**20:>9,.1f} MiB  {found.problem or 'sound'}")
+        if chosen.provenance:
+            lines += [f"    {key}: {value}" for key, value in origin.items()]
+    aside = sorted(path.name for path in (folder.parent / REFUSED).glob("*"))
+    if aside:
+        lines.append(f"set aside in {folder.parent / REFUSED}: {', '.join(aside)}")
+    show(chosen.json, {"checkpoints": facts, "set_aside": aside}, lines or ["no checkpoint"])
+    if problems := [fact for fact in facts if fact["problem"]]:
+        raise InputError(f"{len(problems)} of {len(facts)} checkpoints do not verify; training goes on from the newest that does")
 
 
 def convert(arguments: Sequence[str]) -> None:
@@ -363,6 +395,7 @@ class Parser(argparse.ArgumentParser):
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": lambda arguments: train(arguments, None, "flaxres train"),
     "evaluate": evaluate,
+    "checkpoints": checkpoints,
     "convert": convert,
     "data": data,
     "models": models,
@@ -370,12 +403,13 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 }
 USAGE = """usage: flaxres COMMAND ...
 
-  train     train a config, or go on with a run        flaxres train --config FILE --workdir DIR
-  evaluate  measure a run's newest checkpoint          flaxres evaluate --workdir DIR
-  convert   weights to torchvision/timm safetensors    flaxres convert IN OUT --model resnet50
-  data      prepare datasets and look at them          flaxres data prepare folder --source DIR
-  models    list the models                            flaxres models 'resnet*'
-  predict   say what is in pictures                    flaxres predict IMAGE... --workdir DIR
+  train        train a config, or go on with a run        flaxres train --config FILE --workdir DIR
+  evaluate     measure a run's newest checkpoint          flaxres evaluate --workdir DIR
+  checkpoints  list and verify a run's checkpoints        flaxres checkpoints DIR
+  convert      weights to torchvision/timm safetensors    flaxres convert IN OUT --model resnet50
+  data         prepare datasets and look at them          flaxres data prepare folder --source DIR
+  models       list the models                            flaxres models 'resnet*'
+  predict      say what is in pictures                    flaxres predict IMAGE... --workdir DIR
 
 flaxres COMMAND --help tells more."""
 

@@ -1,49 +1,231 @@
-"""Checkpoints through Orbax: the whole state, and beside it what it belongs to."""
+"""Checkpoints through Orbax that are verified before they are trusted: the whole state, and beside it what it belongs to.
 
+A step is a folder that Orbax renames into place once everything is in it. Before that, the digest of each of its files is written beside them, so
+that what has no digests was never finished, and what does not agree with them is damaged. Orbax itself restores a flipped byte without a word.
+"""
+
+import dataclasses
+import hashlib
+import json
 import pathlib
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import LatestN
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from flaxres.errors import InputError
 from flaxres.training.state import State
 
+DIGESTS, SEAL = "flaxres_digests.json", "flaxres_seal.json"
+# Orbax writes these once more when it moves the folder: their digests are in the seal, which comes last.
+LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
+REFUSED = "refused"
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A step in a folder of checkpoints, and what is wrong with it, or ''."""
+
+    step: int
+    path: pathlib.Path
+    problem: str
+
+
+def digests(folder: pathlib.Path) -> dict[str, str]:
+    """Relative path -> SHA-256 of every file in `folder` but those that are written after the digests."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (DIGESTS, SEAL))
+    return {str(path.relative_to(folder)): sha256(path) for path in files if str(path.relative_to(folder)) not in LATE}
+
+
+def sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def problem(folder: pathlib.Path) -> str:
+    """What is wrong with the step in `folder`: the first file that is missing, changed or new; '' where it is what was saved."""
+    try:
+        written = json.loads((folder / DIGESTS).read_text())
+        seal = json.loads((folder / SEAL).read_text()) if (folder / SEAL).exists() else {}
+        there = digests(folder)
+        expected = written["files"]
+        if hashlib.sha256(json.dumps(expected, sort_keys=True).encode()).hexdigest() != written["sha256"]:
+            return f"{DIGESTS} has changed since it was saved"
+        json.loads((folder / LATE[0]).read_text())
+        late = {name: sha256(folder / name) for name in (*LATE, DIGESTS) if (folder / name).exists()}
+    except FileNotFoundError as error:
+        return f"{pathlib.Path(error.filename).name} is missing: the save was not finished, or the file was deleted"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"it can't be read ({' '.join(str(error).split())})"
+    for name, digest in (expected | seal).items():
+        found = (there | late).get(name)
+        if found != digest:
+            return f"{name} is missing" if found is None else f"{name} has changed since it was saved"
+    if new := sorted(set(there) - set(expected)):
+        return f"{new[0]} was added since it was saved"
+    return ""
+
+
+def read_provenance(folder: pathlib.Path) -> dict[str, Any]:
+    """What a step says of where it comes from."""
+    return json.loads((folder / "provenance" / "metadata").read_text())
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    """The numbers of the steps in a folder of checkpoints, the newest first, whatever state they are in."""
+    return sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit() and path.is_dir()), reverse=True)
+
+
+def survey(folder: pathlib.Path) -> list[Found]:
+    """Every step in a folder of checkpoints, the newest first, verified."""
+    return [Found(step, folder / str(step), problem(folder / str(step))) for step in steps(folder)]
+
+
+def newest_sound(folder: pathlib.Path) -> tuple[int | None, list[Found]]:
+    """The newest step that verifies, and the newer ones, which don't."""
+    refused: list[Found] = []
+    for step in steps(folder):
+        if not (wrong := problem(folder / str(step))):
+            return step, refused
+        refused.append(Found(step, folder / str(step), wrong))
+    return None, refused
+
+
+def set_aside(found: Found) -> pathlib.Path:
+    """Moves a step that can't be trusted to `refused/` in the workdir, where nothing is deleted, and returns its new place."""
+    target = found.path.parents[1] / REFUSED
+    target.mkdir(exist_ok=True)
+    place = next(p for i in range(10**6) if not (p := target / (str(found.step) if not i else f"{found.step}.{i}")).exists())
+    found.path.rename(place)
+    return place
+
+
+def top1(measured: Any) -> float:
+    return measured["top1"]
+
 
 class Checkpoints:
-    """The folder `checkpoints/` of a workdir. Saves are asynchronous: `close` waits for the last one. A context manager."""
+    """The folder `checkpoints/` of a workdir. Saves are asynchronous: `close` waits for the last one. A context manager.
 
-    def __init__(self, folder: pathlib.Path, keep: int = 3) -> None:
+    `say` is told of each step that is passed over because it does not verify; with `writing` those are set aside.
+
+    Attributes:
+      saving_since: when the save under way was begun, on the monotonic clock; None where there is none.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int = 3, keep_best: int = 0, writing: bool = False, say: Callable[[str], None] = print) -> None:
         self.folder = folder.resolve()
-        options = ocp.CheckpointManagerOptions(preservation_policy=LatestN(keep), enable_async_checkpointing=True)
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        self.step, refused = newest_sound(self.folder)
+        for found in refused if jax.process_index() == 0 else []:
+            kept = f", and is kept in {set_aside(found)}" if writing else ""
+            taken = "none is older" if self.step is None else f"step {self.step} is taken"
+            say(f"checkpoint of step {found.step} is not trusted: {found.problem}{kept}; {taken}")
+        best = BestN(get_metric_fn=top1, n=keep_best, keep_checkpoints_without_metrics=False)
+        policies = [LatestN(keep), *([best] if keep_best else [])]
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(policies),
+            best_fn=top1,
+            enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self.digest),
+            create=writing,
+        )
+        handlers = {"state": ocp.StandardCheckpointHandler(), "provenance": ocp.JsonCheckpointHandler()}
+        self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        self.saving: int | None = None
+        self.saving_since: float | None = None
+        self.sealer: threading.Thread | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.manager.close()
+        if self.sealer:
+            self.sealer.join()
 
-    def latest_step(self) -> int | None:
-        return self.manager.latest_step()
+    def save(self, state: State, step: int, provenance: dict[str, Any], accuracy: float | None = None) -> None:
+        """Starts to save `state`; `provenance` (JSON) holds what a resume is compared with, `accuracy` is what the best are chosen by."""
+        if step == self.step:
+            return
+        self.wait()
+        self.saving, self.saving_since = step, time.monotonic()
+        content = ocp.args.Composite(state=ocp.args.StandardSave(state), provenance=ocp.args.JsonSave(provenance))
+        self.manager.save(step, args=content, metrics=None if accuracy is None else {"top1": accuracy})
+        self.step = step
+        if jax.process_index() == 0:
+            self.sealer = threading.Thread(target=self.seal, args=(step,), name="flaxres-seal", daemon=True)
+            self.sealer.start()
 
-    def save(self, state: State, step: int, provenance: dict[str, Any]) -> None:
-        """Starts to save `state`; `provenance` (JSON) holds what a resume is compared with."""
-        if step != self.manager.latest_step():
-            self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), provenance=ocp.args.JsonSave(provenance)))
+    def digest(self) -> None:
+        """Orbax calls this from its thread when all files of a step are written, before it moves them to their place."""
+        (folder,) = self.folder.glob(f"{self.saving}.orbax-checkpoint-tmp*")
+        files = digests(folder)
+        whole = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+        (folder / DIGESTS).write_text(json.dumps({"sha256": whole, "files": files}, indent=1))
+
+    def seal(self, step: int) -> None:
+        """Runs in a thread of its own until the save of `step` is over."""
+        while self.manager.is_saving_in_progress():
+            time.sleep(0.02)
+        folder = self.folder / str(step)
+        if (folder / DIGESTS).exists():
+            late = {name: sha256(folder / name) for name in (*LATE, DIGESTS) if (folder / name).exists()}
+            part = folder / f"{SEAL}.part"
+            part.write_text(json.dumps(late))
+            part.rename(folder / SEAL)
+        self.saving_since = None
 
     def restore(self, like: State) -> State:
-        """The newest state, in the shapes and shardings of `like` (an `abstract_state`)."""
-        return self.manager.restore(self.required_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
+        """The newest sound state, in the shapes and shardings of `like` (an `abstract_state`); raises InputError where it has others."""
+        step = self.required_step()
+        require_same_structure(self.manager.item_metadata(step)["state"].tree, like, self.folder / str(step))
+        return self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
 
     def provenance(self) -> dict[str, Any]:
-        """What was saved beside the newest state."""
+        """What was saved beside the newest sound state."""
         return self.manager.restore(self.required_step(), args=ocp.args.Composite(provenance=ocp.args.JsonRestore()))["provenance"]
 
     def required_step(self) -> int:
-        if (step := self.manager.latest_step()) is None:
-            raise InputError(f"{str(self.folder)!r} holds no checkpoint: train first, or give another workdir")
-        return step
+        if self.step is None:
+            raise InputError(f"{str(self.folder)!r} holds no checkpoint that verifies: train first, or give another workdir")
+        return self.step
 
     def wait(self) -> None:
         self.manager.wait_until_finished()
+        if self.sealer:
+            self.sealer.join()
+
+    def read_back(self, state: State) -> None:
+        """Makes sure that what was saved last can be read and is `state`, bit for bit; raises RuntimeError where it is not."""
+        self.wait()
+        wrong = problem(self.folder / str(self.step))
+        if not wrong:
+            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+            same = jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), jax.device_get(self.restore(like)), jax.device_get(state))
+            wrong = "" if jax.tree.all(same) else "what was read back is not what was saved"
+        if wrong:
+            raise RuntimeError(f"the last checkpoint, step {self.step} in {self.folder}, does not verify: {wrong}")
+
+
+def require_same_structure(saved: Any, like: State, place: pathlib.Path) -> None:
+    """Refuses a checkpoint whose leaves are not those of the run, naming the first that differs, with both shapes and dtypes."""
+
+    def leaves(tree: Any) -> dict[str, str]:
+        found = {}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: hasattr(node, "shape")):
+            if hasattr(leaf, "shape"):
+                keys = (getattr(key, "name", getattr(key, "key", getattr(key, "idx", key))) for key in path)
+                found["/".join(map(str, keys))] = f"{leaf.dtype}{list(leaf.shape)}"
+        return found
+
+    theirs, ours = leaves(saved), leaves(like)
+    for name in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(name) != ours.get(name):
+            raise InputError(
+                f"checkpoint {str(place)!r} does not fit this run: {name} is {theirs.get(name, 'not there')} in the checkpoint and "
+                f"{ours.get(name, 'not there')} in the run; give the config it was trained with, or another workdir"
+            )

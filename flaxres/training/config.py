@@ -163,7 +163,13 @@ class TrainConfig:
     eval_every_epochs: float = 1.0
     checkpoint_every_epochs: float = 1.0
     keep_checkpoints: int = 3
-    """The newest are kept."""
+    """The newest that are kept."""
+    keep_best: int = 1
+    """The best by top-1 that are kept besides, among those saved at an evaluation."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is no finite number: 'stop' saves the state before it and names the samples, 'skip' leaves the step out."""
+    watchdog_seconds: float = 1800.0
+    """A step, evaluation or save that takes longer ends the process with code 70 and leaves its stacks; 0: never. Compiling counts."""
     log_every_steps: int = 50
     steps_per_dispatch: int | None = None
     """Steps that the device runs by itself from data that are on it (data.resident); None: 16 on accelerators, 1 on CPU, whose loops are slow."""
@@ -179,7 +185,7 @@ class TrainConfig:
 FREE = {
     "data.source", "data.data_dir", "data.threads", "data.workers", "data.prefetch", "data.buffer_mib",
     "train.eval_batch_size", "train.log_every_steps", "train.devices", "train.tensorboard", "train.progress", "train.keep_checkpoints",
-    "train.checkpoint_every_epochs",
+    "train.keep_best", "train.watchdog_seconds", "train.checkpoint_every_epochs",
 }  # fmt: skip
 
 # Those that only say how the model is measured.
@@ -258,6 +264,7 @@ RULES: dict[str, tuple[str, Any]] = {
     },
     **{f"optim.{name}": (">= 0", lambda v: v >= 0) for name in ("learning_rate", "weight_decay", "warmup_epochs", "warmup_scale", "final_scale")},
     **{f"data.{name}": (">= 0", lambda v: v >= 0) for name in ("threads", "workers")},
+    **{f"train.{name}": (">= 0", lambda v: v >= 0) for name in ("keep_best", "watchdog_seconds")},
     **{f"augment.{name}": (">= 0", lambda v: v >= 0) for name in ("shift", "cutout", "mixup", "cutmix")},
     **{f"augment.{name}": ("in [0, 1]", lambda v: 0 <= v <= 1) for name in ("erase", "mix_probability", "mix_switch")},
     "augment.color_jitter": ("four numbers >= 0, the last at most 0.5", lambda v: min(v) >= 0 and v[3] <= 0.5),

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from flaxres.data.loader import Loader
 from flaxres.training import metrics
@@ -31,6 +32,7 @@ class Log:
         self.writer = metrics.Writer(folder, first, run.config.train.tensorboard) if jax.process_index() == 0 else None
         self.pending: collections.deque[tuple[int, int, Any]] = collections.deque()
         self.dispatched = 0
+        self.unchecked: collections.deque[tuple[int, int, int, Any]] = collections.deque()
         self.last_step, self.last_times = first, (0.0, 0.0)
         self.start()
 
@@ -71,6 +73,16 @@ class Log:
             if step % self.run.config.train.log_every_steps == 0 or step == self.run.steps:
                 self.pending.append((self.dispatched, step, jax.tree.map(lambda value, i=i: value[i] if value.ndim else value, values)))
         self.emit(sum(dispatch + FETCH_BEHIND <= self.dispatched for dispatch, _, _ in self.pending))
+
+        self.unchecked.append((self.dispatched, last, count, values["finite"]))
+
+    def non_finite(self, everything: bool) -> list[int]:
+        """The steps whose loss or gradient was not finite and which have not been told before; `everything` waits for those under way."""
+        bad = []
+        while self.unchecked and (everything or self.unchecked[0][0] + FETCH_BEHIND <= self.dispatched):
+            _, last, count, finite = self.unchecked.popleft()
+            bad += [last - count + 1 + i for i in np.flatnonzero(np.atleast_1d(np.asarray(finite))[:count] == 0).tolist()]
+        return bad
 
     def flush(self) -> None:
         self.emit(len(self.pending))

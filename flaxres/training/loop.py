@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import pathlib
 import signal
@@ -14,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxres.data.loader import note
+from flaxres.data.order import training_ids
 from flaxres.errors import InputError
 from flaxres.training import metrics
 from flaxres.training.checkpoints import Checkpoints
@@ -21,9 +24,11 @@ from flaxres.training.config import FREE, MEASURE, Config, check, check_devices,
 from flaxres.training.evaluation import Evaluator, Report
 from flaxres.training.log import Log
 from flaxres.training.mesh import replicated
+from flaxres.training.provenance import provenance
 from flaxres.training.run import Run, feed, prepare_run
 from flaxres.training.state import State, create_state
 from flaxres.training.steps import compiled_train_step, steps_per_dispatch
+from flaxres.training.watchdog import Watchdog
 from flaxres.weights.transfer import load_weights
 
 
@@ -42,7 +47,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
     in the same bits as one that was not.
 
     Raises InputError for input that could not train, before anything is compiled; Preempted (a SystemExit with code 75) after SIGTERM or
-    SIGINT, once the state is saved.
+    SIGINT, once the state is saved; NonFiniteError for a loss or gradient that is no finite number, once the state before it is saved.
     """
     folder = pathlib.Path(workdir)
     check(config)
@@ -54,17 +59,19 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
     folder.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         metrics.replace_file(folder / "config.json", to_json(config))
-    with Checkpoints(folder / "checkpoints", config.train.keep_checkpoints) as checkpoints:
-        state, provenance = begin(run, checkpoints)
+    passed_over: list[str] = []
+    with Checkpoints(folder / "checkpoints", config.train.keep_checkpoints, config.train.keep_best, True, passed_over.append) as checkpoints:
+        state, origin = begin(run, checkpoints)
         first = int(state.step)
         with metrics.Display(run.steps, first, jax.process_index() == 0, config.train.progress) as display:
-            display.say(headline(run, first))
+            for line in [*passed_over, headline(run, first)]:
+                display.say(line)
             if first >= run.steps:
                 display.say(f"step {first:,} was the last one: this run is finished; to train longer, give more epochs and another workdir")
                 if not (folder / metrics.SUMMARY).exists():
-                    finish(run, Evaluator(run, display.say)(state), tuple(provenance["seconds"]), folder, display)
+                    finish(run, Evaluator(run, display.say)(state), tuple(origin["seconds"]), folder, display, {})
                 return state
-            return train(run, state, checkpoints, provenance, display, folder)
+            return train(run, state, checkpoints, origin, display, folder)
 
 
 def require_same_run(config: Config, folder: pathlib.Path, free: set[str] = FREE) -> None:
@@ -76,14 +83,10 @@ def require_same_run(config: Config, folder: pathlib.Path, free: set[str] = FREE
 
 
 def begin(run: Run, checkpoints: Checkpoints) -> tuple[State, dict[str, Any]]:
-    """The newest state in the workdir, or a new one, and the provenance that its checkpoints carry."""
-    import flaxres
-
-    config, size = run.config, run.config.data.image_size
-    versions = {"flaxres": flaxres.__version__, "jax": jax.__version__}
-    provenance = versions | {"data": run.train.digest, "classes": run.train.class_digest, "seconds": (0.0, 0.0)}
-    if checkpoints.latest_step() is None:
-        return create_state(run.model, run.tx, config.train.seed, size, run.mesh), provenance
+    """The newest sound state in the workdir, or a new one, and the provenance that its checkpoints carry."""
+    origin = provenance(run)
+    if checkpoints.step is None:
+        return create_state(run.model, run.tx, run.config.train.seed, run.config.data.image_size, run.mesh), origin
     saved = checkpoints.provenance()
     require_same_classes(run, saved)
     if saved["data"] != run.train.digest:
@@ -91,7 +94,7 @@ def begin(run: Run, checkpoints: Checkpoints) -> tuple[State, dict[str, Any]]:
             f"dataset {run.train.name} has digest {run.train.digest[:12]}, the run's checkpoint was trained on {saved['data'][:12]}: "
             "give the same images, or another workdir"
         )
-    return checkpoints.restore(run.abstract_state()), provenance | {"seconds": saved["seconds"]}
+    return checkpoints.restore(run.abstract_state()), origin | {"seconds": saved["seconds"]}
 
 
 def require_same_classes(run: Run, saved: dict[str, Any]) -> None:
@@ -134,42 +137,58 @@ def stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def train(run: Run, state: State, checkpoints: Checkpoints, provenance: dict[str, Any], display: metrics.Display, folder: pathlib.Path) -> State:
+def train(run: Run, state: State, checkpoints: Checkpoints, origin: dict[str, Any], display: metrics.Display, folder: pathlib.Path) -> State:
     config, first = run.config, int(state.step)
-    evaluator = Evaluator(run, display.say)
     eval_every, save_every = run.every(config.train.eval_every_epochs), run.every(config.train.checkpoint_every_epochs)
     report: Report | None = None
+    left_out = 0
 
     with (
         stop_signals() as asked,
+        Watchdog(folder, config.train.watchdog_seconds, lambda: checkpoints.saving_since) as watchdog,
         feed(run, first, display.say) as (batches, loader),
-        contextlib.closing(Log(run, folder, first, tuple(provenance["seconds"]), display, loader)) as log,
+        contextlib.closing(Log(run, folder, first, tuple(origin["seconds"]), display, loader)) as log,
     ):
+        watchdog.at("compiling")
+        evaluator = Evaluator(run, display.say)
         stepper, ahead = Stepper(run), next(batches)
         stepper.prepare(state, ahead)
         log.start()
 
         def save(step: int) -> None:
             with log.paused(state):
-                checkpoints.save(state, step, provenance | {"seconds": log.all_times()})
+                accuracy = report.top1 if report is not None and report.step == step else None
+                checkpoints.save(state, step, origin | {"seconds": log.all_times()}, accuracy)
 
         step = first
         for batch in itertools.chain([ahead], batches):
             if not stepper.prepared(batch):
+                watchdog.at("compiling")
                 with log.paused(state):
                     stepper.prepare(state, batch)
+            watchdog.at(f"step {step + 1}")
             ends = [(step // every + 1) * every for every in (eval_every, save_every)]
             count = min(stepper.most, run.steps - step, *(end - step for end in ends))
             state, values = stepper(state, batch, count)
             step += count
-            last = step == run.steps
+            last, stop = step == run.steps, asked.is_set() and step < run.steps
             log.add(step, count, values)
-            if step % eval_every == 0 or last:
+            evaluates, saves = step % eval_every == 0 or last, step % save_every == 0 or last or stop
+            if bad := log.non_finite(evaluates or saves):
+                if config.train.non_finite == "stop":
+                    watchdog.at("a save")
+                    save(int(state.step))
+                    checkpoints.wait()
+                    raise NonFiniteError(bad[0], run, folder)
+                left_out += len(bad)
+                display.say(f"left out {len(bad)} steps whose loss or gradient is not finite: {', '.join(map(str, bad[:20]))}")
+            if evaluates:
+                watchdog.at(f"the evaluation after step {step}")
                 with log.paused(state):
                     report = evaluator(state)
                     log.report(report)
-            stop = asked.is_set() and not last
-            if step % save_every == 0 or last or stop:
+            if saves:
+                watchdog.at(f"the save of step {step}")
                 save(step)
             if stop:
                 checkpoints.wait()
@@ -177,11 +196,30 @@ def train(run: Run, state: State, checkpoints: Checkpoints, provenance: dict[str
                 raise Preempted(step)
             if last:
                 break
-        times, skipped = log.all_times(), len(loader.skipped) if loader else 0
-    checkpoints.wait()
+            watchdog.at(f"loading the batch of step {step + 1}")
+        times = log.all_times()
+        extra = {"images_skipped": len(loader.skipped) if loader else 0, "steps_left_out": left_out}
+        watchdog.at("reading the last checkpoint back")
+        checkpoints.read_back(state)
     assert report is not None
-    finish(run, report, times, folder, display, skipped)
+    finish(run, report, times, folder, display, extra)
     return state
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss or gradient is no finite number; the state before that step is saved."""
+
+    def __init__(self, step: int, run: Run, folder: pathlib.Path) -> None:
+        train = run.config.train
+        positions = np.arange((step - 1) * train.batch_size, step * train.batch_size, dtype=np.uint32)
+        records = training_ids(positions, len(run.train), train.seed, train.batch_size, run.config.data.repeats).tolist()
+        if jax.process_index() == 0:
+            metrics.replace_file(folder / "non_finite.json", json.dumps({"step": step, "split": run.train.name, "records": records}) + "\n")
+        super().__init__(
+            f"step {step}: loss or gradient is not finite; step {step - 1} is saved. Its samples are the records {records[:8]}... of "
+            f"{run.train.name}, all of them in {folder / 'non_finite.json'}. Lower optim.learning_rate, or leave such steps out with "
+            "train.non_finite='skip', in another workdir"
+        )
 
 
 class Stepper:
@@ -206,15 +244,15 @@ class Stepper:
         return self.compiled[batch["image"].shape](*self.arguments(state, batch, count))
 
 
-def finish(run: Run, report: Report, times: tuple[float, float], folder: pathlib.Path, display: metrics.Display, skipped: int = 0) -> None:
-    """Writes what a run leaves at its end: summary.json and curves.png. `skipped`: training images that could not be decoded."""
+def finish(run: Run, report: Report, times: tuple[float, float], folder: pathlib.Path, display: metrics.Display, extra: dict[str, int]) -> None:
+    """Writes what a run leaves at its end: summary.json, with those of the counts in `extra` that are not 0, and curves.png."""
     seconds, stalled = times
     if jax.process_index() == 0:
         speed = {
             "seconds": seconds,
             "images_per_second": run.steps * run.config.train.batch_size / seconds,
             "input_stall_percent": 100 * stalled / seconds,
-            **({"images_skipped": skipped} if skipped else {}),
+            **{name: count for name, count in extra.items() if count},
         }
         title = f"{run.config.model.name} on {run.train.name}: top-1 {100 * report.top1:.2f}% of {report.examples:,} evaluation examples"
         metrics.draw_curves(folder, title)
@@ -245,6 +283,6 @@ def trained(config: Config, folder: pathlib.Path) -> tuple[Run, State]:
     if not (folder / "checkpoints").is_dir():
         raise InputError(f"workdir {str(folder)!r} has no checkpoints: train first, or give another --workdir")
     run = prepare_run(config)
-    with Checkpoints(folder / "checkpoints", config.train.keep_checkpoints) as checkpoints:
+    with Checkpoints(folder / "checkpoints", say=note) as checkpoints:
         require_same_classes(run, checkpoints.provenance())
         return run, checkpoints.restore(run.abstract_state())

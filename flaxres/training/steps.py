@@ -57,7 +57,11 @@ def inputs(config: Config, batch: Batch, step: jax.Array, classes: int) -> tuple
 def train_step(
     config: Config, model: Network, tx: optax.GradientTransformation, schedule: optax.Schedule
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """`(state, batch) -> (state, metrics)`. Metrics: `loss`, `top1` in [0, 1] of the augmented batch, `gradient_norm`, `learning_rate`."""
+    """`(state, batch) -> (state, metrics)`. Metrics: `loss`, `top1` in [0, 1] of the augmented batch, `gradient_norm`, `learning_rate`, `finite`.
+
+    A step whose loss or gradient is not finite changes neither parameters, statistics nor optimizer. With `train.non_finite="stop"` it does not count
+    either: the state then waits for its batch again, and later ones, which are not its own, leave it alone.
+    """
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         images, targets = inputs(config, batch, state.step, model.num_classes)
@@ -66,18 +70,28 @@ def train_step(
         def loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, new = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout})
-            return optax.softmax_cross_entropy(logits, targets.astype(logits.dtype)).mean(), (logits, new["batch_stats"])
+            losses = optax.softmax_cross_entropy(logits, targets.astype(logits.dtype))
+            if config.train.non_finite == "stop":
+                awaited = state.step.astype(jnp.uint32) * jnp.uint32(len(losses)) + jnp.arange(len(losses), dtype=jnp.uint32)
+                losses = jnp.where(batch["position"] == awaited, losses, jnp.nan)
+            return losses.mean(), (logits, new["batch_stats"])
 
         (value, (logits, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        kept = (state.params, state.batch_stats, state.opt_state)
+        params, batch_stats, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, batch_stats, opt_state), kept)
+        counted = finite if config.train.non_finite == "stop" else True
         metrics = {
             "loss": value,
             "top1": (logits.argmax(-1) == targets.argmax(-1)).mean(dtype=jnp.float32),
-            "gradient_norm": optax.tree.norm(gradients),
+            "gradient_norm": norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "finite": finite.astype(jnp.float32),
         }
-        return State(state.step + 1, params, batch_stats, opt_state), metrics
+        return State(state.step + jnp.asarray(counted, jnp.int32), params, batch_stats, opt_state), metrics
 
     return step
 

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.config import from_json
 from flaxres.training.metrics import read_metrics
 from flaxres.training.run import prepare_run
+from tests.faults.killed import POINTS
 
 ROOT = pathlib.Path(__file__).parents[2]
 TIMES = ("images_per_second", "input_stall_percent")
@@ -72,13 +74,42 @@ def log(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if not key.endswith(TIMES)} for row in read_metrics(workdir)]
 
 
+def killed(words: list[str], point: str, count: int) -> bool:
+    """Runs a command that kills itself the `count`-th time it reaches `point`; whether it came to that."""
+    program = [sys.executable, "-m", "tests.faults.killed", point, str(count), *words[2:]]
+    process = subprocess.Popen(program, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | {"XLA_FLAGS": ""})
+    _, errors = process.communicate()
+    if process.returncode not in (0, -signal.SIGKILL):
+        raise RuntimeError(f"exit code {process.returncode} on the way to {point}: {errors[-2000:]}")
+    return process.returncode != 0
+
+
+def interrupted(words: list[str], rng: random.Random, whole: float, points: list[str]) -> bool:
+    """One kill: at a point where one is given, in the middle of an epoch for "mid-epoch", else at a random time. Whether it came before the end."""
+    point = points.pop() if points else "random"
+    if point in POINTS:
+        return killed(words, point, rng.choice((1, 1, 2, 3)))
+    process = start(words)
+    if point == "mid-epoch":
+        wait_for_step(pathlib.Path(words[words.index("--workdir") + 1]), 15, process)
+    else:
+        time.sleep(rng.uniform(0, whole))
+    process.kill()
+    process.communicate()
+    return process.returncode != 0
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--kills-per-run", type=int, default=1, help="the same run is killed so often before it may finish")
+    parser.add_argument("--points", action="store_true", help="kill at the points of tests/faults/killed.py too, in turn with random times")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    rng, mismatches, losses, lost = random.Random(chosen.seed), 0, 0, 0.0
+    rng, kills, runs, mismatches, losses, lost = random.Random(chosen.seed), 0, 0, 0, 0, 0.0
+    points = [] if not chosen.points else rng.sample([*POINTS, *["random"] * (len(POINTS) // 2)] * (chosen.kills // 20 + 1), chosen.kills)
+    points.append("mid-epoch")  # taken from the end: the first kill is always in the middle of an epoch
     with tempfile.TemporaryDirectory() as folder:
         base, data_dir = pathlib.Path(folder), pathlib.Path(folder) / "data"
         prepare("digits", None, str(data_dir))
@@ -86,17 +117,13 @@ def main() -> None:
         finish(command(base / "reference", data_dir))
         whole = time.perf_counter() - begun
         expected, lines = digest(base / "reference", data_dir), log(base / "reference")
-        for kill in range(chosen.kills):
-            workdir, begun = base / f"killed{kill}", time.perf_counter()
-            process = start(command(workdir, data_dir))
-            if kill == 0:  # in the middle of an epoch, always
-                wait_for_step(workdir, 15, process)
-            else:
-                time.sleep(rng.uniform(0, whole))
-            process.kill()
-            process.communicate()
+        while kills < chosen.kills:
+            workdir, begun, runs = base / f"killed{runs}", time.perf_counter(), runs + 1
+            words = command(workdir, data_dir)
             try:
-                finish(command(workdir, data_dir))
+                for _ in range(min(chosen.kills_per_run, chosen.kills - kills)):
+                    kills += interrupted(words, rng, whole, points)
+                finish(words)
             except RuntimeError as error:
                 losses += 1
                 print(error, file=sys.stderr)
@@ -104,9 +131,9 @@ def main() -> None:
             lost += time.perf_counter() - begun - whole
             mismatches += digest(workdir, data_dir) != expected or log(workdir) != lines
             if not chosen.json:
-                print(f"kill {kill + 1}: {mismatches} mismatches, {losses} losses")
-    if chosen.json:
-        print(json.dumps({"kills": chosen.kills, "mismatches": mismatches, "losses": losses, "seconds_lost_per_kill": lost / max(chosen.kills, 1)}))
+                print(f"{kills} kills in {runs} runs: {mismatches} mismatches, {losses} losses", flush=True)
+    figures = {"kills": kills, "runs": runs, "mismatches": mismatches, "losses": losses, "seconds_lost_per_kill": lost / max(kills, 1)}
+    print(json.dumps(figures) if chosen.json else "\n".join(f"{name}: {value}" for name, value in figures.items()))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,52 @@
+"""Where a checkpoint comes from: the code, the libraries, the data and the machine, kept beside it."""
+
+import functools
+import hashlib
+import importlib.metadata
+import pathlib
+import platform
+import sys
+from typing import Any
+
+import jax
+
+from flaxres.training.run import Run
+
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "array-record"),
+    *("numpy", "pillow", "simplejpeg", "opencv-python-headless"),
+)
+
+
+@functools.cache
+def code_digest() -> str:
+    """SHA-256 over the Python files of this package."""
+    root, digest = pathlib.Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def provenance(run: Run) -> dict[str, Any]:
+    """What a checkpoint of `run` carries; JSON. `data` and `classes` are compared on a resume, the rest is there to be read."""
+    import flaxres
+
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "?"
+    return {
+        "flaxres": flaxres.__version__,
+        "code": code_digest(),
+        "python": platform.python_version(),
+        "packages": versions,
+        "command": sys.argv,
+        "devices": f"{run.mesh.size} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+        "data": run.train.digest,
+        "classes": run.train.class_digest,
+        "seconds": (0.0, 0.0),
+    }
