@@ -10,6 +10,7 @@ import numpy as np
 
 from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError
+from flaxres.figures import save
 from flaxres.models.network import Network
 from flaxres.models.registry import create_model, small_images
 
@@ -109,9 +110,4 @@ def draw(images: Sequence[str], predictions: list[list[tuple[str, float]]], pred
                 ha="right" if right else "left",
                 color="white" if right else "black",
             )
-    try:
-        figure.savefig(target, dpi=110)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--plot {target!r} can't be written ({error}): give a .png file") from error
-    finally:
-        plt.close(figure)
+    save(figure, target, "--plot")

@@ -8,7 +8,7 @@ from flaxres.data import decode
 from flaxres.data.loader import Loader, Rows
 from flaxres.data.order import sample_ids
 from flaxres.data.sources import open_splits
-from flaxres.errors import InputError
+from flaxres.figures import save
 from flaxres.training.config import Config, check
 from flaxres.training.mesh import data_mesh, split
 from flaxres.training.run import Run, training_transform
@@ -66,9 +66,4 @@ def layout(pictures: list[np.ndarray], names: list[str], target: str) -> None:
         cell.set_title("\n".join(line if len(line) < 26 else line[:24] + "…" for line in name.split("\n")), fontsize=7)
         cell.axis("off")
     figure.suptitle("left: as evaluation sees it; the others: seven draws of training", fontsize=10)
-    try:
-        figure.savefig(target, dpi=110)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--sheet {target!r} can't be written ({error}): give a .png file") from error
-    finally:
-        plt.close(figure)
+    save(figure, target, "--sheet")

@@ -26,7 +26,7 @@ from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.config import from_json
 from flaxres.training.metrics import read_metrics
 from flaxres.training.run import prepare_run
-from tests.faults.killed import POINTS
+from tests.faults.killed import MOST, POINTS, RESUMING
 
 ROOT = pathlib.Path(__file__).parents[2]
 TIMES = ("images_per_second", "input_stall_percent")
@@ -86,9 +86,11 @@ def killed(words: list[str], point: str, count: int) -> bool:
 
 def interrupted(words: list[str], rng: random.Random, whole: float, points: list[str]) -> bool:
     """One kill: at a point where one is given, in the middle of an epoch for "mid-epoch", else at a random time. Whether it came before the end."""
-    point = points.pop() if points else "random"
+    saved = any((pathlib.Path(words[words.index("--workdir") + 1]) / "checkpoints").glob("[0-9]*"))
+    fitting = [i for i, point in enumerate(points) if saved or point not in RESUMING]
+    point = points.pop(fitting[-1]) if fitting else "random"
     if point in POINTS:
-        return killed(words, point, rng.choice((1, 1, 2, 3)))
+        return killed(words, point, rng.randint(1, MOST.get(point, 1)))
     process = start(words)
     if point == "mid-epoch":
         wait_for_step(pathlib.Path(words[words.index("--workdir") + 1]), 15, process)
@@ -122,7 +124,9 @@ def main() -> None:
             words = command(workdir, data_dir)
             try:
                 for _ in range(min(chosen.kills_per_run, chosen.kills - kills)):
-                    kills += interrupted(words, rng, whole, points)
+                    if not interrupted(words, rng, whole, points):
+                        break  # it came to its end first
+                    kills += 1
                 finish(words)
             except RuntimeError as error:
                 losses += 1

@@ -38,6 +38,22 @@ POINTS: dict[str, tuple[Any, str, str]] = {
     "curves": (metrics, "draw_curves", "-"),
 }
 
+# Points that only a run with a checkpoint comes to, and how often a short run comes to those that it passes more than once.
+RESUMING = ("restore", "restored")
+MOST = {
+    "step": 9,
+    "stepped": 9,
+    "log": 9,
+    "evaluation": 2,
+    "evaluated": 2,
+    "save": 2,
+    "saving": 2,
+    "digest": 2,
+    "digested": 2,
+    "seal": 2,
+    "sealed": 2,
+}
+
 
 def arm(point: str, count: int) -> None:
     owner, name, when = POINTS[point]
