@@ -349,7 +349,9 @@ def data_shrink(chosen: argparse.Namespace) -> None:
     name, place, tally = shrink(sources, chosen.short_side, chosen.quality, chosen.data_dir)
     kinds_found = {split: dict(counts) for split, counts in tally.kinds.items()}
     facts = {"name": name, "path": str(place), "images": kinds_found}
-    show(chosen.json, facts, [*tally.lines(), f"written to {place}", f"train on it with: --data.name {name}"])
+    show(
+        chosen.json, facts, [*tally.lines(), f"{'written to' if tally.kinds else 'already there:'} {place}", f"train on it with: --data.name {name}"]
+    )
 
 
 def models(arguments: Sequence[str]) -> None:

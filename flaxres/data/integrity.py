@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flaxres.data.sources import Source
 
 FILE = "flaxres_digests.json"
+AT_ONCE = 1024
 
 
 def add(digest: Any, name: str, data: bytes, label: str) -> None:
@@ -26,7 +27,7 @@ def add(digest: Any, name: str, data: bytes, label: str) -> None:
 
 def write(folder: pathlib.Path, contents: dict[str, str]) -> None:
     """Writes the digests of a dataset's files, and of the examples of each split, beside them."""
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.glob("*.array_record*"))}
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir()) if path.name != FILE}
     (folder / FILE).write_text(json.dumps({"contents": contents, "files": files}, indent=2) + "\n")
 
 
@@ -78,11 +79,13 @@ def verify(folder: pathlib.Path, sources: list["Source"], decode: bool) -> Verdi
         for source in sources:
             task = progress.add_task(source.name, total=len(source))
             kinds: Counter[str] = Counter()
-            for kind, problem in pool.map(lambda i, source=source: check(source, i, decode), range(len(source))):
-                kinds[kind] += 1
-                if problem:
-                    verdict.problems.append(problem)
-                progress.advance(task)
+            for first in range(0, len(source), AT_ONCE):
+                block = range(first, min(first + AT_ONCE, len(source)))
+                for kind, problem in pool.map(lambda i, source=source: check(source, i, decode), block):
+                    kinds[kind] += 1
+                    if problem:
+                        verdict.problems.append(problem)
+                progress.advance(task, len(block))
             verdict.records[source.name] = len(source)
             verdict.kinds[source.name] = dict(sorted(kinds.items()))
     return verdict

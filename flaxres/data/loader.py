@@ -127,6 +127,7 @@ class Loader:
     ) -> None:
         self.source, self.rows, self.sharding, self.speed, self.bad_images, self.say = source, rows, sharding, speed, bad_images, say
         self.stall_seconds = 0.0
+        self.over = False
         self.skipped: dict[int, str] = {}
         self.blocks: list[multiprocessing.shared_memory.SharedMemory] = []
         self.unused: list[multiprocessing.shared_memory.SharedMemory] = []
@@ -151,15 +152,15 @@ class Loader:
             self.feeder.join(0.01)
 
     def __iter__(self) -> Iterator[dict[str, jax.Array]]:
-        while True:
+        while not self.over:
             start = time.perf_counter()
             item = self.ready.get()
             self.stall_seconds += time.perf_counter() - start
-            if item is None:
-                return
+            self.over = item is None or isinstance(item, BaseException)
             if isinstance(item, BaseException):
                 raise item
-            yield item
+            if not self.over:
+                yield item
 
     def feed(self) -> None:
         """Runs in its own thread: keeps some batches in decoding and hands over the oldest, transferred."""
@@ -178,10 +179,8 @@ class Loader:
                 self.ready.put(explained(error))
         finally:
             under_way.clear()
-            for block in self.blocks:
-                block.unlink()
-                with contextlib.suppress(BufferError):  # an array still looks at it; it is freed with that
-                    block.close()
+            for block in [*self.blocks]:
+                self.free(block)
 
     def most(self, pending: Pending) -> int:
         """How many batches may be in decoding at a time."""
@@ -205,11 +204,20 @@ class Loader:
         need = int(np.prod(shape))
         block = next((b for b in self.unused if b.size >= need), None)
         if block is None:
+            for small in self.unused:  # pictures have grown
+                self.free(small)
+            self.unused.clear()
             block = share(need)
             self.blocks.append(block)
         else:
             self.unused.remove(block)
         return np.ndarray(shape, np.uint8, buffer=block.buf), block
+
+    def free(self, block: multiprocessing.shared_memory.SharedMemory) -> None:
+        self.blocks.remove(block)
+        block.unlink()
+        with contextlib.suppress(BufferError):  # an array still looks at it; it is freed with that
+            block.close()
 
     def finish(self, pending: Pending) -> dict[str, jax.Array]:
         """The batch on the devices, once all its rows are decoded."""
@@ -319,6 +327,8 @@ def begin_work(source: Source, parent: int) -> None:
 def work(job: Job, block: str, first: int) -> Loaded:
     """`fill` in a worker process, into rows `first` and on of a block of shared memory."""
     if block not in worker_blocks:
+        for name in [name for name in worker_blocks if not os.path.exists(f"/dev/shm/{name}")]:  # noqa: PTH110 (given back by the parent)
+            worker_blocks.pop(name).close()
         worker_blocks[block] = multiprocessing.shared_memory.SharedMemory(block)
     size = job.transform.size
     shape = (len(job.records), size, size, 3)
@@ -344,7 +354,10 @@ def share(need: int) -> multiprocessing.shared_memory.SharedMemory:
 
 def explained(error: BaseException) -> BaseException:
     if isinstance(error, concurrent.futures.process.BrokenProcessPool):
-        text = "a loading process (data.workers) died, killed from outside or out of memory; start the same command again to go on"
+        text = (
+            "a loading process (data.workers) died: killed from outside, out of memory, or, in a script of your own, started without "
+            "`if __name__ == '__main__':`; mend that and start again to go on"
+        )
         replacement = RuntimeError(text)
         replacement.__cause__ = error
         return replacement

@@ -122,7 +122,9 @@ def prepare(
 
 
 def shrink(sources: "Mapping[str, Source]", short_side: int, quality: int, data_dir: str | None) -> tuple[str, pathlib.Path, Tally]:
-    """Writes all splits of a prepared dataset again with smaller images; returns the name to train on, `name/[config_]256px_q90`, and where it is.
+    """Writes all splits of a prepared dataset again with smaller images.
+
+    Returns the name to train on, `name/[config_]DIGEST_256px_q90`, and where it is.
 
     Images whose short side is above `short_side` pixels are resized to it and become JPEGs of that quality; the others are kept to the byte.
     """
@@ -132,12 +134,15 @@ def shrink(sources: "Mapping[str, Source]", short_side: int, quality: int, data_
     def examples(source: "Source") -> Iterator[Example]:
         for record in range(len(source)):
             data, label = source.read(record)
+            if label < 0:
+                raise InputError(f"{source.describe(record)} has no label: only labelled splits can be shrunk")
             yield source.file_name(record), data, source.classes[label]
 
     first = next(iter(sources.values()))
     dataset, *config = first.dataset.partition(":")[0].split("/")
     contents = Contents(first.classes, {split: (len(source), functools.partial(examples, source)) for split, source in sources.items()})
-    name = "_".join([*config, f"{short_side}px_q{quality}"])
+    # The digest keeps what was shrunk from another state of the source from being taken for this one.
+    name = "_".join([*config, first.digest[:8], f"{short_side}px_q{quality}"])
     change = functools.partial(shrink_image, short_side=short_side, quality=quality)
     return f"{dataset}/{name}", *write(Plan(dataset, name, contents, change), data_dir)
 

@@ -20,7 +20,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from flaxres.errors import InputError
 from flaxres.training.state import State
 
-DIGESTS, SEAL = "flaxres_digests.json", "flaxres_seal.json"
+DIGESTS, SEAL, PART = "flaxres_digests.json", "flaxres_seal.json", "flaxres_seal.json.part"
 # Orbax writes these once more when it moves the folder: their digests are in the seal, which comes last.
 LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
 REFUSED = "refused"
@@ -37,7 +37,7 @@ class Found:
 
 def digests(folder: pathlib.Path) -> dict[str, str]:
     """Relative path -> SHA-256 of every file in `folder` but those that are written after the digests."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (DIGESTS, SEAL))
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (DIGESTS, SEAL, PART))
     return {str(path.relative_to(folder)): sha256(path) for path in files if str(path.relative_to(folder)) not in LATE}
 
 
@@ -47,7 +47,7 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def problem(folder: pathlib.Path) -> str:
-    """What is wrong with the step in `folder`: the first file that is missing, changed or new; '' where it is what was saved."""
+    """What is wrong with the step in `folder`, the first thing found: missing, changed or new files; '' where it is what was saved."""
     try:
         written = json.loads((folder / DIGESTS).read_text())
         seal = json.loads((folder / SEAL).read_text()) if (folder / SEAL).exists() else {}
@@ -55,6 +55,8 @@ def problem(folder: pathlib.Path) -> str:
         expected = written["files"]
         if hashlib.sha256(json.dumps(expected, sort_keys=True).encode()).hexdigest() != written["sha256"]:
             return f"{DIGESTS} has changed since it was saved"
+        if str(written["step"]) != folder.name:
+            return f"it is a copy of step {written['step']}"
         json.loads((folder / LATE[0]).read_text())
         late = {name: sha256(folder / name) for name in (*LATE, DIGESTS) if (folder / name).exists()}
     except FileNotFoundError as error:
@@ -138,6 +140,7 @@ class Checkpoints:
         self.saving: int | None = None
         self.saving_since: float | None = None
         self.sealer: threading.Thread | None = None
+        self.seal_error: OSError | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -154,7 +157,11 @@ class Checkpoints:
         self.wait()
         self.saving, self.saving_since = step, time.monotonic()
         content = ocp.args.Composite(state=ocp.args.StandardSave(state), provenance=ocp.args.JsonSave(provenance))
-        self.manager.save(step, args=content, metrics=None if accuracy is None else {"top1": accuracy})
+        if not self.manager.save(step, args=content, metrics=None if accuracy is None else {"top1": accuracy}):
+            self.saving_since = None
+            raise RuntimeError(
+                f"step {step} was not saved: {self.folder} has a step {self.manager.latest_step()}, which is not of this run; move it away"
+            )
         self.step = step
         if jax.process_index() == 0:
             self.sealer = threading.Thread(target=self.seal, args=(step,), name="flaxres-seal", daemon=True)
@@ -162,22 +169,25 @@ class Checkpoints:
 
     def digest(self) -> None:
         """Orbax calls this from its thread when all files of a step are written, before it moves them to their place."""
-        (folder,) = self.folder.glob(f"{self.saving}.orbax-checkpoint-tmp*")
+        folder = max(self.folder.glob(f"{self.saving}.orbax-checkpoint-tmp*"), key=lambda path: path.stat().st_mtime_ns)
         files = digests(folder)
         whole = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-        (folder / DIGESTS).write_text(json.dumps({"sha256": whole, "files": files}, indent=1))
+        (folder / DIGESTS).write_text(json.dumps({"step": self.saving, "sha256": whole, "files": files}, indent=1))
 
     def seal(self, step: int) -> None:
         """Runs in a thread of its own until the save of `step` is over."""
-        while self.manager.is_saving_in_progress():
-            time.sleep(0.02)
-        folder = self.folder / str(step)
-        if (folder / DIGESTS).exists():
-            late = {name: sha256(folder / name) for name in (*LATE, DIGESTS) if (folder / name).exists()}
-            part = folder / f"{SEAL}.part"
-            part.write_text(json.dumps(late))
-            part.rename(folder / SEAL)
-        self.saving_since = None
+        try:
+            while self.manager.is_saving_in_progress():
+                time.sleep(0.02)
+            folder = self.folder / str(step)
+            if (folder / DIGESTS).exists():
+                late = {name: sha256(folder / name) for name in (*LATE, DIGESTS) if (folder / name).exists()}
+                (folder / PART).write_text(json.dumps(late))
+                (folder / PART).rename(folder / SEAL)
+        except OSError as error:  # a step without its seal is sound, but what kept it from being written is not
+            self.seal_error = error
+        finally:
+            self.saving_since = None
 
     def restore(self, like: State) -> State:
         """The newest sound state, in the shapes and shardings of `like` (an `abstract_state`); raises InputError where it has others."""
@@ -198,6 +208,8 @@ class Checkpoints:
         self.manager.wait_until_finished()
         if self.sealer:
             self.sealer.join()
+        if self.seal_error:
+            raise RuntimeError(f"step {self.step} in {self.folder} is saved, but not its seal: {self.seal_error}") from self.seal_error
 
     def read_back(self, state: State) -> None:
         """Makes sure that what was saved last can be read and is `state`, bit for bit; raises RuntimeError where it is not."""

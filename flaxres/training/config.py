@@ -277,7 +277,8 @@ RULES: dict[str, tuple[str, Any]] = {
     "model.bn_momentum": ("in [0, 1)", lambda v: 0 <= v < 1),
     "optim.momentum": ("in [0, 1)", lambda v: 0 <= v < 1),
     "optim.label_smoothing": ("in [0, 1)", lambda v: 0 <= v < 1),
-    "optim.milestones": ("ascending, each once", lambda v: list(v) == sorted(set(v))),
+    "optim.milestones": ("> 0, ascending, each once", lambda v: list(v) == sorted(set(v)) and min((*v, 1)) > 0),
+    "optim.gamma": ("> 0", lambda v: v > 0),
     "data.crop_scale": ("0 < low <= high <= 1", lambda v: 0 < v[0] <= v[1] <= 1),
     "data.crop_ratio": ("0 < low <= high", lambda v: 0 < v[0] <= v[1]),
     "data.std": ("> 0", lambda v: min(v) > 0),
@@ -307,8 +308,12 @@ def check(config: Config) -> None:
         raise InputError(f"model.bn_group={group} must divide train.batch_size={batch}: choose a divisor, or None for the whole batch")
     if batch % config.data.repeats:
         raise InputError(f"data.repeats={config.data.repeats} must divide train.batch_size={batch}: choose a divisor")
+    if config.optim.nesterov and not config.optim.momentum:
+        raise InputError("optim.nesterov=True with optim.momentum=0: Nesterov's step needs momentum, e.g. 0.9")
     if config.augment.auto is not None:
         policy(config.augment.auto)
+    if (config.augment.mixup or config.augment.cutmix) and config.data.repeats == batch > 1:
+        raise InputError(f"data.repeats={batch} fills the batch with one image, which mixup would mix with itself: lower it")
     if (config.augment.mixup or config.augment.cutmix) and batch % 2:
         raise InputError(f"augment.mixup and augment.cutmix mix pairs: train.batch_size={batch} must be even")
     if config.data.resident and config.data.crop == "random_resized":

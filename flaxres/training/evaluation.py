@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from flaxres.data import decode
 from flaxres.data.loader import Loader, evaluation_rows, note
+from flaxres.errors import InputError
 from flaxres.training.mesh import split
 from flaxres.training.run import Run
 from flaxres.training.state import State
@@ -55,7 +56,8 @@ class Evaluator:
             part = self.compiled(state.variables, batch)
             sums = {key: sums[key] + value for key, value in part.items()} if sums else part
         totals = {key: float(value) for key, value in sums.items()}
-        examples = round(totals["examples"])
+        if not (examples := round(totals["examples"])):
+            raise InputError(f"no image of {self.run.evaluation.name} could be decoded: prepare the dataset again")
         top5 = totals["top5"] / examples if len(self.run.evaluation.classes) > 5 else None
         return Report(totals["top1"] / examples, top5, totals["loss"] / examples, examples, int(state.step))
 

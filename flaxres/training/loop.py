@@ -69,7 +69,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
             if first >= run.steps:
                 display.say(f"step {first:,} was the last one: this run is finished; to train longer, give more epochs and another workdir")
                 if not (folder / metrics.SUMMARY).exists():
-                    finish(run, Evaluator(run, display.say)(state), tuple(origin["seconds"]), folder, display, {})
+                    finish(run, Evaluator(run, display.say)(state), tuple(origin["seconds"]), folder, display, left_behind(origin))
                 return state
             return train(run, state, checkpoints, origin, display, folder)
 
@@ -94,7 +94,7 @@ def begin(run: Run, checkpoints: Checkpoints) -> tuple[State, dict[str, Any]]:
             f"dataset {run.train.name} has digest {run.train.digest[:12]}, the run's checkpoint was trained on {saved['data'][:12]}: "
             "give the same images, or another workdir"
         )
-    return checkpoints.restore(run.abstract_state()), origin | {"seconds": saved["seconds"]}
+    return checkpoints.restore(run.abstract_state()), origin | {name: saved[name] for name in ("seconds", "left_out", "skipped")}
 
 
 def require_same_classes(run: Run, saved: dict[str, Any]) -> None:
@@ -141,7 +141,7 @@ def train(run: Run, state: State, checkpoints: Checkpoints, origin: dict[str, An
     config, first = run.config, int(state.step)
     eval_every, save_every = run.every(config.train.eval_every_epochs), run.every(config.train.checkpoint_every_epochs)
     report: Report | None = None
-    left_out = 0
+    left_out, skipped_before = origin["left_out"], origin["skipped"]
 
     with (
         stop_signals() as asked,
@@ -155,10 +155,15 @@ def train(run: Run, state: State, checkpoints: Checkpoints, origin: dict[str, An
         stepper.prepare(state, ahead)
         log.start()
 
+        def skipped() -> list[int]:
+            """Records that this run could not decode, in any of its processes so far."""
+            return sorted({*skipped_before, *(loader.skipped if loader else ())})
+
         def save(step: int) -> None:
             with log.paused(state):
                 accuracy = report.top1 if report is not None and report.step == step else None
-                checkpoints.save(state, step, origin | {"seconds": log.all_times()}, accuracy)
+                counts = {"left_out": left_out, "skipped": skipped()}
+                checkpoints.save(state, step, origin | counts | {"seconds": log.all_times()}, accuracy)
 
         step = first
         for batch in itertools.chain([ahead], batches):
@@ -198,7 +203,7 @@ def train(run: Run, state: State, checkpoints: Checkpoints, origin: dict[str, An
                 break
             watchdog.at(f"loading the batch of step {step + 1}")
         times = log.all_times()
-        extra = {"images_skipped": len(loader.skipped) if loader else 0, "steps_left_out": left_out}
+        extra = left_behind({"skipped": skipped(), "left_out": left_out})
         watchdog.at("reading the last checkpoint back")
         checkpoints.read_back(state)
     assert report is not None
@@ -242,6 +247,11 @@ class Stepper:
     def __call__(self, state: State, batch: Any, count: int) -> tuple[State, Any]:
         """The state `count` steps on, and metrics: of the step, or in arrays of those steps where there may be several."""
         return self.compiled[batch["image"].shape](*self.arguments(state, batch, count))
+
+
+def left_behind(counts: dict[str, Any]) -> dict[str, int]:
+    """For the summary: training images that could not be decoded, and steps that were not finite."""
+    return {"images_skipped": len(counts["skipped"]), "steps_left_out": counts["left_out"]}
 
 
 def finish(run: Run, report: Report, times: tuple[float, float], folder: pathlib.Path, display: metrics.Display, extra: dict[str, int]) -> None:

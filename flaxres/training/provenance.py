@@ -29,7 +29,12 @@ def code_digest() -> str:
 
 
 def provenance(run: Run) -> dict[str, Any]:
-    """What a checkpoint of `run` carries; JSON. `data` and `classes` are compared on a resume, the rest is there to be read."""
+    """What a checkpoint of `run` carries, as JSON.
+
+    `data` and `classes` are compared on a resume, the rest is there to be read.
+
+    `seconds` (trained, of these stalled), `left_out` (steps that were not finite) and `skipped` (records that could not be decoded) grow.
+    """
     import flaxres
 
     versions = {}
@@ -49,4 +54,6 @@ def provenance(run: Run) -> dict[str, Any]:
         "data": run.train.digest,
         "classes": run.train.class_digest,
         "seconds": (0.0, 0.0),
+        "left_out": 0,
+        "skipped": [],
     }

@@ -95,6 +95,7 @@ def prepare_run(config: Config) -> Run:
     run = Run(config, train, evaluation)
     if data.resident:
         require_resident(train, data.image_size)
+        require_resident(evaluation, data.eval_size)
     if (last := run.steps * config.train.batch_size) >= 2**32:
         raise InputError(f"{last:,} samples in all: positions are 32 bits wide; lower train.epochs or train.steps")
     return run

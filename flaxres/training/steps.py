@@ -81,9 +81,15 @@ def train_step(
         params = optax.apply_updates(state.params, updates)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        stops = config.train.non_finite == "stop"
         kept = (state.params, state.batch_stats, state.opt_state)
-        params, batch_stats, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, batch_stats, opt_state), kept)
-        counted = finite if config.train.non_finite == "stop" else True
+
+        def chosen(new: jax.Array, old: jax.Array) -> jax.Array:
+            # The optimizer's own counts of steps, which its schedule reads, go on with the run: integers, where all else is floats.
+            return new if not stops and jnp.issubdtype(new.dtype, jnp.integer) else jnp.where(finite, new, old)
+
+        params, batch_stats, opt_state = jax.tree.map(chosen, (params, batch_stats, opt_state), kept)
+        counted = finite if stops else True
         metrics = {
             "loss": value,
             "top1": (logits.argmax(-1) == targets.argmax(-1)).mean(dtype=jnp.float32),

@@ -12,7 +12,18 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from flaxres.data.decode import TRIES, UnreadableError, centre_crop, crop_box, decode_above, random_resized_crop, repair, resize, shrink_image
+from flaxres.data.decode import (
+    TRIES,
+    UnreadableError,
+    centre_crop,
+    crop_box,
+    decode_above,
+    height_offset,
+    random_resized_crop,
+    repair,
+    resize,
+    shrink_image,
+)
 from flaxres.data.order import uniforms
 
 
@@ -181,6 +192,15 @@ def test_what_is_left_out_of_a_jpeg_changes_no_pixel_above(options: dict[str, ob
         shorter += len(part) < len(whole)
     whole_only = {"progressive", "restart_marker_rows"} & set(options)
     assert bool(shorter) != bool(whole_only)
+
+
+def test_a_jpeg_of_several_scans_keeps_its_height() -> None:
+    data = encoded(photograph(64, 64))
+    at = data.index(b"\xff\xda")
+    assert height_offset(data) == data.index(b"\xff\xc0") + 5
+    assert height_offset(data[: at + 4] + b"\x01" + data[at + 5 :]) is None, "its first scan has one of three components"
+    assert height_offset(data[:at]) is None
+    assert height_offset(b"\xff\xd8" + b"\xff") is None
 
 
 def test_the_fast_resize_is_close_to_pillows(shared: pathlib.Path) -> None:

@@ -116,7 +116,7 @@ def test_shrinking_keeps_order_labels_and_names(dataset: tuple[str, pathlib.Path
     sources = {split: open_source("folder", split, root, data_dir) for split in ("train", "val")}
     name, place, tally = shrink(sources, 45, 85, data_dir)
     assert name.startswith("folder/")
-    assert name.endswith("_45px_q85")
+    assert name.endswith(f"_{sources['train'].digest[:8]}_45px_q85")
     assert place.name == VERSION
     assert tally.kinds["train"] == {"shrunk": 60}
     small = {source.name.rpartition("/")[2]: source for source in open_splits(name, (), None, data_dir)}
@@ -143,7 +143,7 @@ def test_the_data_commands(
         assert main(words) == 0, capfd.readouterr().err
         return capfd.readouterr().out
 
-    assert "files: 2 of 2 agree" in run("data", "verify", "folder", "--decode", *place_options)
+    assert "files: 5 of 5 agree" in run("data", "verify", "folder", "--decode", *place_options)
     shrunk = json.loads(run("data", "shrink", "folder", "--short-side", "40", "--json", *place_options))
     assert json.loads(run("data", "info", shrunk["name"], "--data-dir", data_dir, "--json"))["splits"]["train"]["examples"] == 60
     sheet = tmp_path / "sheet.png"

@@ -36,7 +36,7 @@ def test_settings_named_in_rules_exist() -> None:
         (Config(train=TrainConfig(eval_every_epochs=float("inf"))), "train.eval_every_epochs=inf is of type float: the rule is a finite float"),
         (Config(optim=OptimConfig(momentum=1.0)), r"optim.momentum=1.0: the rule is in \[0, 1\)"),
         (Config(optim=OptimConfig(schedule="step")), "give the epochs of the steps"),
-        (Config(optim=OptimConfig(milestones=(3.0, 2.0))), "the rule is ascending, each once"),
+        (Config(optim=OptimConfig(milestones=(3.0, 2.0))), "the rule is > 0, ascending, each once"),
         (Config(train=TrainConfig(batch_size=0)), "train.batch_size=0: the rule is > 0"),
         (Config(model=ModelConfig(bn_group=48)), "model.bn_group=48 must divide train.batch_size=256"),
         (Config(data=DataConfig(resident=True)), "set data.crop='centre'"),
