@@ -31,6 +31,7 @@ def refusal(capfd: pytest.CaptureFixture[str], *words: str) -> str:
         ("--optim.learning-rate abc", "--optim.learning-rate='abc': the rule is a finite float"),
         ("--optim.learning-rate --augment.flip True", "--optim.learning-rate='': the rule is a finite float"),
         ("--optim.schedule=cosin", "unknown value of --optim.schedule 'cosin': did you mean cosine?"),
+        ("--data.progressive-sizes 3", "--data.progressive-sizes='3': the rule is any number of: 2 values, a finite float, int"),
         ("--augment.flip maybe", "--augment.flip='maybe': the rule is True or False"),
         ("--model.name resnet5O", "unknown model.name 'resnet5O': did you mean"),
         ("--model.bn-group 3", "model.bn_group=3 must divide train.batch_size=128"),

@@ -250,6 +250,11 @@ def described(kind: Any) -> str:
         return "True or False"
     if kind is float:
         return "a finite float"
+    if typing.get_origin(kind) is tuple:
+        first, *others = typing.get_args(kind)
+        if others == [...]:
+            return f"any number of: {described(first)}"
+        return f"{1 + len(others)} values, {', '.join(map(described, (first, *others)))}"
     return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
 
 
