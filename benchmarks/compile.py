@@ -22,6 +22,11 @@ def training_step(name: str, size: int, **attributes: Any) -> tuple[Any, tuple[A
     model, tx = flaxres.create_model(name, **attributes), optax.sgd(0.01, 0.9)
     images, labels = jax.random.normal(jax.random.key(0), (2, size, size, 3)), jnp.arange(2)
     variables = jax.jit(model.init)(jax.random.key(1), images)
+    return plain_step(model, tx), (variables, tx.init(variables["params"]), images, labels)
+
+
+def plain_step(model: Any, tx: optax.GradientTransformation) -> Any:
+    """A training step as a user would write it: `(variables, opt_state, images, labels) -> (variables, opt_state, loss)`."""
 
     def step(variables: Any, opt_state: Any, images: jax.Array, labels: jax.Array) -> Any:
         def loss(params: Any) -> Any:
@@ -32,7 +37,7 @@ def training_step(name: str, size: int, **attributes: Any) -> tuple[Any, tuple[A
         updates, opt_state = tx.update(gradients, opt_state, variables["params"])
         return {"params": optax.apply_updates(variables["params"], updates), **new}, opt_state, value
 
-    return step, (variables, tx.init(variables["params"]), images, labels)
+    return step
 
 
 def seconds(step: Any, arguments: tuple[Any, ...]) -> float:

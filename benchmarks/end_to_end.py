@@ -10,7 +10,6 @@ where the step never waits.
 
 import argparse
 import json
-import os
 import pathlib
 import statistics
 import tempfile
@@ -93,7 +92,7 @@ def main() -> None:
         (small,) = open_splits(name, ["train"], None, folder)
         config = Config(
             ModelConfig("resnet18"),
-            DataConfig("folder", root, folder, image_size=SIZE, eval_size=SIZE, eval_resize=SIZE, threads=len(os.sched_getaffinity(0))),
+            DataConfig("folder", root, folder, image_size=SIZE, eval_size=SIZE, eval_resize=SIZE),
             optim=OptimConfig(learning_rate=0.01),
             train=TrainConfig(BATCH, BATCH, steps=100_000, devices=1),
         )

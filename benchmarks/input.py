@@ -12,7 +12,6 @@ meanwhile.
 import argparse
 import contextlib
 import json
-import os
 import pathlib
 import statistics
 import subprocess
@@ -25,7 +24,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
 from flaxres.data import augment
 from flaxres.data.builders import cache_folder
@@ -167,7 +165,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--workers", type=int, default=0, help="loading processes of ours in place of threads")
     chosen = parser.parse_args()
-    speed = Speed(len(os.sched_getaffinity(0)), chosen.workers)
+    speed = Speed(workers=chosen.workers)
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
@@ -189,7 +187,7 @@ def main() -> None:
     for first, second in (("full", "tfdata"), ("full", "torch"), ("shrunk", "tfdata")):
         figures[f"{first}_vs_{second}"] = statistics.median(a / b for a, b in zip(rates[first], rates[second], strict=True))
     figures["images_per_second"] = statistics.median(rates["full"])
-    figures |= {f"{key}_images_per_second": float(np.median(rates[key])) for key in ("shrunk", "tfdata", "torch")}
+    figures |= {f"{key}_images_per_second": statistics.median(rates[key]) for key in ("shrunk", "tfdata", "torch")}
     print(json.dumps(figures) if chosen.json else "\n".join(f"{key}: {value:,.2f}" for key, value in figures.items()))
 
 

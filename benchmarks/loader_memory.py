@@ -35,7 +35,7 @@ def main() -> None:
         crop = RandomResizedCrop(SIZE, seed=0)
         rows = training_rows(len(source), BATCH, 0, 0, -(-chosen.images // BATCH), lambda step: crop)
         figures, seen = {"mib_before": resident_mib()}, []
-        with Loader(source, rows, split(data_mesh(1)), Speed(len(os.sched_getaffinity(0)))) as loader:
+        with Loader(source, rows, split(data_mesh(1)), Speed()) as loader:
             for i, batch in enumerate(loader):
                 jax.block_until_ready(batch["image"])
                 seen.append(resident_mib())

@@ -271,15 +271,18 @@ def data(arguments: Sequence[str]) -> None:
     """Prepares datasets as ArrayRecord, tells about them, checks them, and makes their images smaller."""
     parser = Parser("flaxres data", description="Prepare datasets as ArrayRecord, and look at what is there.")
     texts = {
-        "prepare": "write a dataset as ArrayRecord, once",
-        "info": "splits, classes, sizes and digests of a prepared dataset; with --sheet a picture of what the network sees of it",
-        "verify": "compare a prepared dataset with the digests of its files, and read every record",
-        "shrink": "write a prepared dataset again with smaller images, which train faster",
+        data_prepare: "write a dataset as ArrayRecord, once",
+        data_info: "splits, classes, sizes and digests of a prepared dataset; with --sheet a picture of what the network sees of it",
+        data_verify: "compare a prepared dataset with the digests of its files, and read every record",
+        data_shrink: "write a prepared dataset again with smaller images, which train faster",
     }
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(texts) + "}")
+    names = {function: function.__name__.removeprefix("data_") for function in texts}
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(names.values()) + "}")
     parsers = {}
-    for name, text in texts.items():
+    for function, text in texts.items():
+        name = names[function]
         command = parsers[name] = commands.add_parser(name, help=text.partition(";")[0], description=text)
+        command.set_defaults(function=function)
         command.add_argument("name", help="digits, folder, cifar10, imagenet2012" + (", or any that TFDS has prepared" if name != "prepare" else ""))
         command.add_argument("--source", help="the folder of <split>/<class>/*.jpg, ImageNet's tars, or CIFAR-10's archive")
         command.add_argument("--data-dir", help="where prepared datasets are (TFDS's own folder)")
@@ -294,7 +297,7 @@ def data(arguments: Sequence[str]) -> None:
     parsers["shrink"].add_argument("--quality", type=int, default=90, help="of their JPEGs, 1 to 100 (90)")
     chosen = parser.parse_args(arguments)
     silence()
-    globals()[f"data_{chosen.command}"](chosen)
+    chosen.function(chosen)
 
 
 def data_prepare(chosen: argparse.Namespace) -> None:

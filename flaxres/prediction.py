@@ -42,13 +42,14 @@ def from_tag(tag: str) -> Predictor:
 def from_weights(path: str, name: str, size: int | None, names: str | None) -> Predictor:
     """A file of weights of the model `name`; pictures of `size` pixels, by default the model's own."""
     from flaxres.weights.files import read
-    from flaxres.weights.transfer import classes, load_weights
+    from flaxres.weights.transfer import classes, fitted
 
     create_model(name)
-    model = create_model(name, num_classes=classes(read(pathlib.Path(path))[0]))
+    content = read(pathlib.Path(path))
+    model = create_model(name, num_classes=classes(content[0]))
     size = size or (32 if small_images(name) else 224)
     preprocess = Preprocess(size, size if small_images(name) else round(size * 256 / 224))
-    return Predictor(model, load_weights(path, model), preprocess, class_names(names, model.num_classes, small_images(name)))
+    return Predictor(model, fitted(content, path, model, adapt=False), preprocess, class_names(names, model.num_classes, small_images(name)))
 
 
 def from_workdir(workdir: str) -> Predictor:

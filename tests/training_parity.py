@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import flaxres
+from benchmarks.compile import plain_step
 from benchmarks.peers import torch_and_timm
 from flaxres import OptimConfig
 from flaxres.training.optimizers import learning_rate, optimizer
@@ -77,16 +77,7 @@ def torch_run(torch: Any, network: Any, images: np.ndarray, labels: np.ndarray) 
 def our_run(model: Any, variables: Any, images: np.ndarray, labels: np.ndarray) -> tuple[list[float], Any]:
     tx = optimizer(OPTIM, learning_rate(OPTIM, STEPS, 1))
 
-    @jax.jit
-    def step(variables: Any, opt_state: Any, images: jax.Array, labels: jax.Array) -> Any:
-        def loss(params: Any) -> Any:
-            logits, new = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new
-
-        (value, new), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-        updates, opt_state = tx.update(gradients, opt_state, variables["params"])
-        return {"params": jax.tree.map(jnp.add, variables["params"], updates), **new}, opt_state, value
-
+    step = jax.jit(plain_step(model, tx))
     opt_state, losses = tx.init(variables["params"]), []
     for batch, target in zip(images, labels, strict=True):
         variables, opt_state, value = step(variables, opt_state, batch, target)

@@ -9,6 +9,7 @@ from flax.typing import Dtype
 from jax import lax
 
 from flaxres.data import autoaugment
+from flaxres.data.autoaugment import uniforms
 from flaxres.data.choices import Fill
 
 # Of the channels in [0, 1], over ImageNet's training images.
@@ -25,11 +26,6 @@ def sample_keys(key: jax.Array, positions: jax.Array) -> jax.Array:
 
 def purpose(keys: jax.Array, number: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-
-
-def uniforms(keys: jax.Array, *shape: int) -> jax.Array:
-    """(N, *shape) float32 in [0, 1)."""
-    return jax.vmap(lambda key: jax.random.uniform(key, shape, jnp.float32))(keys)
 
 
 def random_flip(keys: jax.Array, images: jax.Array) -> jax.Array:

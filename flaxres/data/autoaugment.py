@@ -1,6 +1,6 @@
 """RandAugment and TrivialAugmentWide on the device: batches of uint8 pictures, each with an operation and a level of its own.
 
-No branch per picture is compiled: fourteen of the operations are one of four passes (a table of 256 values a channel, a blend with gray, a blend
+No branch per picture is compiled: every operation is one of four passes (a table of 256 values a channel, a blend with gray, a blend
 with a smoothed picture, an affine warp) whose parameters say "nothing" for the pictures that drew another. Rounding is Pillow's.
 """
 
@@ -47,7 +47,7 @@ class RandAugment:
         """(N,) magnitudes and signs -> (N, 15) levels, in the units of each of `RAND_OPERATIONS`."""
         share, height, width = magnitude / TOP, *size
         signed, none = sign * share, jnp.zeros_like(share)
-        bits, threshold = jnp.floor(4 * share), jnp.minimum(jnp.floor(256 * share), 256)
+        bits, threshold = jnp.floor(4 * share), jnp.floor(256 * share)
         factor = 1.8 * share + 0.1
         if self.increasing:
             bits, threshold, factor = 4 - bits, 256 - threshold, jnp.maximum(1 + 0.9 * signed, 0.1)
@@ -55,7 +55,7 @@ class RandAugment:
             "rotate": 30 * signed,
             "posterize": bits,
             "solarize": threshold,
-            "solarize_add": jnp.minimum(jnp.floor(110 * share), 128),
+            "solarize_add": jnp.floor(110 * share),
             **dict.fromkeys(("color", "contrast", "brightness", "sharpness"), factor),
             **dict.fromkeys(("shear_x", "shear_y"), 0.3 * signed),
             "translate_x": 0.45 * width * signed,
@@ -69,9 +69,9 @@ class RandAugment:
         for layer in range(self.layers):
             apart = jax.vmap(lambda key, layer=layer: jax.random.split(jax.random.fold_in(key, layer), 4))(keys)
             choice = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(RAND_OPERATIONS), jnp.int32))(apart[:, 0])
-            applied, sign = uniform(apart[:, 1]) < self.probability, jnp.where(uniform(apart[:, 2]) < 0.5, -1.0, 1.0)
+            applied, sign = uniforms(apart[:, 1]) < self.probability, jnp.where(uniforms(apart[:, 2]) < 0.5, -1.0, 1.0)
             if math.isinf(self.deviation):
-                magnitude = self.magnitude * uniform(apart[:, 3])
+                magnitude = self.magnitude * uniforms(apart[:, 3])
             else:
                 magnitude = self.magnitude + self.deviation * jax.vmap(lambda key: jax.random.normal(key, (), jnp.float32))(apart[:, 3])
             levels = self.levels(jnp.clip(magnitude, 0, TOP), sign, size)
@@ -90,7 +90,7 @@ class TrivialAugmentWide:
         apart = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
         choice = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(TRIVIAL_OPERATIONS), jnp.int32))(apart[:, 0])
         share = jax.vmap(lambda key: jax.random.randint(key, (), 0, TRIVIAL_BINS, jnp.int32))(apart[:, 1]) / jnp.float32(TRIVIAL_BINS - 1)
-        signed, none = jnp.where(uniform(apart[:, 2]) < 0.5, -share, share), jnp.zeros_like(share)
+        signed, none = jnp.where(uniforms(apart[:, 2]) < 0.5, -share, share), jnp.zeros_like(share)
         by_name = {
             "rotate": 135 * signed,
             "posterize": 8 - jnp.round(6 * share),
@@ -129,9 +129,9 @@ def policy(text: str) -> Policy:
     return built
 
 
-def uniform(keys: jax.Array) -> jax.Array:
-    """One float32 in [0, 1) for each key."""
-    return jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(keys)
+def uniforms(keys: jax.Array, *shape: int) -> jax.Array:
+    """(N, *shape) float32 in [0, 1)."""
+    return jax.vmap(lambda key: jax.random.uniform(key, shape, jnp.float32))(keys)
 
 
 def numbered(names: Sequence[str]) -> jax.Array:
@@ -213,8 +213,7 @@ def equalising(images: jax.Array) -> jax.Array:
     """(N, 256, 3): the tables that make each channel's histogram flat, by Pillow's integers."""
 
     def counted(image: jax.Array) -> jax.Array:
-        place = image.reshape(-1, 3).astype(jnp.int32) * 3 + jnp.arange(3, dtype=jnp.int32)
-        return jnp.zeros(768, jnp.int32).at[place.reshape(-1)].add(1).reshape(256, 3)
+        return jnp.zeros(768, jnp.int32).at[places(image).reshape(-1)].add(1).reshape(256, 3)
 
     count = jax.vmap(counted)(images)
     last = jnp.take_along_axis(count, images.max((1, 2)).astype(jnp.int32)[:, None], 1)
@@ -224,9 +223,13 @@ def equalising(images: jax.Array) -> jax.Array:
     return jnp.where(step > 0, table, jnp.arange(256, dtype=jnp.int32)[None, :, None]).astype(jnp.float32)
 
 
+def places(images: jax.Array) -> jax.Array:
+    """Where the value of each pixel and channel, (..., 3), lies in a (256, 3) table that is laid out flat."""
+    return images.astype(jnp.int32) * 3 + jnp.arange(3, dtype=jnp.int32)
+
+
 def look_up(images: jax.Array, tables: jax.Array) -> jax.Array:
-    place = images.astype(jnp.int32) * 3 + jnp.arange(3, dtype=jnp.int32)
-    return jax.vmap(lambda table, at: table.reshape(-1)[at])(tables, place)
+    return jax.vmap(lambda table, at: table.reshape(-1)[at])(tables, places(images))
 
 
 def matrices(operation: jax.Array, level: jax.Array, height: int, width: int) -> jax.Array:

@@ -5,7 +5,6 @@ Each is its classes, and for each split an iterator over `(name, bytes, class)`;
 
 import dataclasses
 import functools
-import hashlib
 import io
 import os
 import pathlib
@@ -18,6 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from flaxres.data import digests
 from flaxres.errors import InputError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png"}
@@ -109,7 +109,7 @@ def cifar10(source: pathlib.Path | None) -> Contents:
         archive = download(CIFAR10_URL, CIFAR10_SHA256)
     elif not archive.is_file():
         raise InputError(f"data.source={str(archive)!r} does not exist: give cifar-10-binary.tar.gz, or leave data.source out to download it")
-    elif (digest := sha256(archive)) != CIFAR10_SHA256:
+    elif (digest := digests.of_file(archive)) != CIFAR10_SHA256:
         raise InputError(f"{str(archive)!r} has SHA-256 {digest}: the official cifar-10-binary.tar.gz has {CIFAR10_SHA256}; fetch it again")
 
     def examples(members: tuple[str, ...]) -> Iterator[Example]:
@@ -185,15 +185,10 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def download(url: str, digest: str) -> pathlib.Path:
     """The file at `url`, kept in the user's cache once its SHA-256 is `digest`; raises InputError where it can't be had."""
     target = cache_folder() / "downloads" / url.rsplit("/", 1)[-1]
-    if target.is_file() and sha256(target) == digest:
+    if target.is_file() and digests.of_file(target) == digest:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part")
@@ -205,7 +200,7 @@ def download(url: str, digest: str) -> pathlib.Path:
                 progress.advance(task, len(block) // 1024)
     except (urllib.error.URLError, OSError) as error:
         raise InputError(f"{url} can't be downloaded ({error}): fetch it elsewhere and give its path as data.source") from error
-    if (found := sha256(part)) != digest:
+    if (found := digests.of_file(part)) != digest:
         part.unlink()
         raise InputError(f"{url} came with SHA-256 {found}: the rule is {digest}; try again, or give a local copy as data.source")
     part.rename(target)

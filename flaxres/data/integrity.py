@@ -2,12 +2,12 @@
 
 import concurrent.futures
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from flaxres.data import digests
 from flaxres.data.builders import bar
 from flaxres.data.decode import UnreadableError, repair
 from flaxres.errors import InputError
@@ -27,7 +27,7 @@ def add(digest: Any, name: str, data: bytes, label: str) -> None:
 
 def write(folder: pathlib.Path, contents: dict[str, str]) -> None:
     """Writes the digests of a dataset's files, and of the examples of each split, beside them."""
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir()) if path.name != FILE}
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": digests.of_file(path)} for path in sorted(folder.iterdir()) if path.name != FILE}
     (folder / FILE).write_text(json.dumps({"contents": contents, "files": files}, indent=2) + "\n")
 
 
@@ -39,11 +39,6 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
         return {"contents": {}, "files": {}}
     except (OSError, ValueError) as error:
         raise InputError(f"{str(folder / FILE)!r} can't be read ({error}): prepare the dataset again") from error
-
-
-def sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_whole(folder: pathlib.Path, files: dict[str, Any]) -> None:
@@ -72,7 +67,7 @@ def verify(folder: pathlib.Path, sources: list["Source"], decode: bool) -> Verdi
         task = progress.add_task("files", total=len(known))
         for name, facts in known.items():
             path = folder / name
-            verdict.files[name] = "missing" if not path.exists() else "sound" if sha256(path) == facts["sha256"] else "changed"
+            verdict.files[name] = "missing" if not path.exists() else "sound" if digests.of_file(path) == facts["sha256"] else "changed"
             if verdict.files[name] != "sound":
                 verdict.problems.append(f"file {name}: {verdict.files[name]} since it was written")
             progress.advance(task)

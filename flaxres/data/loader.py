@@ -72,13 +72,13 @@ class Speed:
     """How a loader works; nothing here changes what it gives.
 
     Attributes:
-      threads: that decode in this process; used where `workers` is 0.
+      threads: that decode in this process, by default one a core; used where `workers` is 0.
       workers: processes that decode, each with its own interpreter: for machines whose many cores one interpreter can't keep busy.
       prefetch: most batches in decoding at a time.
       buffer_bytes: most bytes of pictures in decoding at a time; one batch is always allowed.
     """
 
-    threads: int = 1
+    threads: int = dataclasses.field(default_factory=lambda: len(os.sched_getaffinity(0)))
     workers: int = 0
     prefetch: int = 4
     buffer_bytes: int = 512 << 20
@@ -237,15 +237,16 @@ class Loader:
             "position": pending.rows.positions[pending.local],
             "weight": (labels >= 0).astype(np.float32),
         }
-        return self.transfer(arrays, len(pending.rows.records))
+        return self.transfer(arrays, pending.local, len(pending.rows.records))
 
-    def transfer(self, arrays: dict[str, np.ndarray], total: int) -> dict[str, jax.Array]:
-        offset = {int(row): i for i, row in enumerate(local_rows(self.sharding, total))}
+    def transfer(self, arrays: dict[str, np.ndarray], local: np.ndarray, total: int) -> dict[str, jax.Array]:
+        """`arrays` hold the `local` rows of a batch of `total`."""
 
         def shard(array: np.ndarray) -> jax.Array:
             def part(index: Any) -> np.ndarray:
                 first, last, _ = index[0].indices(total)
-                return array[offset[first] : offset[first] + last - first]
+                start = np.searchsorted(local, first)
+                return array[start : start + last - first]
 
             return jax.make_array_from_callback((total, *array.shape[1:]), self.sharding, part)
 

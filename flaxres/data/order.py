@@ -47,6 +47,12 @@ def uniforms(seed: int, positions: np.ndarray, shape: tuple[int, ...]) -> np.nda
     return (np.concatenate([first, second], 1)[:, :count] / 2.0**32).reshape(len(words), *shape)
 
 
+def step_positions(step: Any, batch: int) -> Any:
+    """(batch,) uint32: the positions of the samples of a step; NumPy for an int, JAX for an array."""
+    numbers: Any = jnp if isinstance(step, jax.Array) else np
+    return numbers.asarray(step, np.uint32) * np.uint32(batch) + numbers.arange(batch, dtype=np.uint32)
+
+
 def training_ids(positions: Any, size: int, seed: int, batch: int, repeats: int = 1) -> Any:
     """Record numbers for uint32 `positions`, where each record comes `repeats` times in its batch (Hoffer et al. 2020, section 3).
 

@@ -73,25 +73,22 @@ class Plan:
         kinds = tally.kinds.setdefault(split, collections.Counter())
         digest = tally.contents[split] = hashlib.sha256()
 
-        def check(example: Example) -> tuple[str, Example | None, str]:
-            name, data, label = example
+        def changed(example: Example) -> tuple[str, bytes | None, str]:
             try:
-                kind, data = self.change(data)
-                return kind, (name, data, label), ""
+                return *self.change(example[1]), ""
             except UnreadableError as error:
-                return "refused", None, f"{name}\0{error}"
+                return "refused", None, str(error)
 
         iterator = readable(examples())
         with concurrent.futures.ThreadPoolExecutor() as pool:
             while block := list(itertools.islice(iterator, 256)):
-                for kind, example, reason in pool.map(check, block):
+                for (name, _, label), (kind, data, why) in zip(block, pool.map(changed, block), strict=True):
                     kinds[kind] += 1
                     progress.advance(task)
-                    if example is not None:
-                        integrity.add(digest, *example)
-                        yield example
+                    if data is not None:
+                        integrity.add(digest, name, data, label)
+                        yield name, data, label
                         continue
-                    name, _, why = reason.partition("\0")
                     if self.bad_images == "error":
                         raise InputError(f"{split}: {name}: {why}; mend or remove it, or let bad images be skipped (data.bad_images='skip')")
                     tally.refused.append((name, why))

@@ -2,13 +2,12 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from flaxres.data import builders, integrity, prepare
+from flaxres.data import builders, digests, integrity, prepare
 from flaxres.data.choices import BadImages
 from flaxres.errors import InputError, unknown
 
@@ -37,7 +36,7 @@ class Source:
     @property
     def class_digest(self) -> str:
         """SHA-256 over the names of the classes, in their order."""
-        return sha256(self.classes)
+        return digests.of_words(self.classes)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -118,23 +117,29 @@ def open_splits(
     source: str | None = None,
     data_dir: str | None = None,
     bad_images: BadImages = "skip",
-    whole: bool = True,
 ) -> list[Source]:
-    """Splits (TFDS's slicing works: `train[:90%]`) of the dataset `name`; without `splits` all of them. `whole` checks that no file is cut.
+    """Splits (TFDS's slicing works: `train[:90%]`) of the dataset `name`; without `splits` all of them.
 
     Raises InputError for a dataset, split or feature that isn't there, one that isn't in ArrayRecord, or one of whose files a part is missing.
     """
+    builder = find(name, source, data_dir, [split.partition("[")[0] for split in splits], bad_images)
+    folder = pathlib.Path(builder.data_path)
+    integrity.require_whole(folder, integrity.read(folder)["files"])
+    return sources(builder, name, splits)
+
+
+def sources(builder: Any, name: str, splits: Sequence[str] = ()) -> list[Source]:
+    """Splits of a prepared dataset, whatever state its files are in; without `splits` all of them."""
     import tensorflow_datasets as tfds
 
-    builder = find(name, source, data_dir, [split.partition("[")[0] for split in splits], bad_images)
     info, folder = builder.info, pathlib.Path(builder.data_path)
     known = integrity.read(folder)
-    if whole:
-        integrity.require_whole(folder, known["files"])
     label_key, image_key = feature(info, tfds.features.ClassLabel), feature(info, tfds.features.Image)
     classes = tuple(info.features[label_key].names)
     sizes = (f"{key}={value.num_examples},{value.num_bytes}" for key, value in sorted(info.splits.items()))
-    digest = sha256([name, str(info.version), *classes, *sizes, *(f"{split}={value}" for split, value in sorted(known["contents"].items()))])
+    digest = digests.of_words(
+        [name, str(info.version), *classes, *sizes, *(f"{split}={value}" for split, value in sorted(known["contents"].items()))]
+    )
 
     def opened(split: str) -> Source:
         prepare.require_split(name, split, info.splits)
@@ -159,10 +164,6 @@ def open_source(name: str, split: str, source: str | None = None, data_dir: str 
     return open_splits(name, [split], source, data_dir)[0]
 
 
-def sha256(words: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()
-
-
 def feature(info: Any, kind: type) -> str:
     """The key of the only feature of a kind."""
     keys = [key for key, value in info.features.items() if isinstance(value, kind)]
@@ -175,7 +176,7 @@ def verify(name: str, source: str | None = None, data_dir: str | None = None, de
     """Checks all splits of a prepared dataset; see `integrity.verify`. A file that is cut or gone is a problem found, not an error."""
     builder = find(name, source, data_dir)
     folder = pathlib.Path(builder.data_path)
-    return integrity.verify(folder, open_splits(name, (), source, data_dir, whole=False), decode)
+    return integrity.verify(folder, sources(builder, name), decode)
 
 
 def describe(name: str, source: str | None = None, data_dir: str | None = None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from flaxres.data.digests import of_file
 from flaxres.errors import InputError
 from flaxres.training.state import State
 
@@ -38,12 +39,17 @@ class Found:
 def digests(folder: pathlib.Path) -> dict[str, str]:
     """Relative path -> SHA-256 of every file in `folder` but those that are written after the digests."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (DIGESTS, SEAL, PART))
-    return {str(path.relative_to(folder)): sha256(path) for path in files if str(path.relative_to(folder)) not in LATE}
+    return {str(path.relative_to(folder)): of_file(path) for path in files if str(path.relative_to(folder)) not in LATE}
 
 
-def sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def late_digests(folder: pathlib.Path) -> dict[str, str]:
+    """File name -> SHA-256 of the files that the seal speaks for."""
+    return {name: of_file(folder / name) for name in (*LATE, DIGESTS) if (folder / name).exists()}
+
+
+def whole(files: dict[str, str]) -> str:
+    """SHA-256 over the digests themselves."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def problem(folder: pathlib.Path) -> str:
@@ -53,12 +59,12 @@ def problem(folder: pathlib.Path) -> str:
         seal = json.loads((folder / SEAL).read_text()) if (folder / SEAL).exists() else {}
         there = digests(folder)
         expected = written["files"]
-        if hashlib.sha256(json.dumps(expected, sort_keys=True).encode()).hexdigest() != written["sha256"]:
+        if whole(expected) != written["sha256"]:
             return f"{DIGESTS} has changed since it was saved"
         if str(written["step"]) != folder.name:
             return f"it is a copy of step {written['step']}"
         json.loads((folder / LATE[0]).read_text())
-        late = {name: sha256(folder / name) for name in (*LATE, DIGESTS) if (folder / name).exists()}
+        late = late_digests(folder)
     except FileNotFoundError as error:
         return f"{pathlib.Path(error.filename).name} is missing: the save was not finished, or the file was deleted"
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -171,8 +177,7 @@ class Checkpoints:
         """Orbax calls this from its thread when all files of a step are written, before it moves them to their place."""
         folder = max(self.folder.glob(f"{self.saving}.orbax-checkpoint-tmp*"), key=lambda path: path.stat().st_mtime_ns)
         files = digests(folder)
-        whole = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-        (folder / DIGESTS).write_text(json.dumps({"step": self.saving, "sha256": whole, "files": files}, indent=1))
+        (folder / DIGESTS).write_text(json.dumps({"step": self.saving, "sha256": whole(files), "files": files}, indent=1))
 
     def seal(self, step: int) -> None:
         """Runs in a thread of its own until the save of `step` is over."""
@@ -181,8 +186,7 @@ class Checkpoints:
                 time.sleep(0.02)
             folder = self.folder / str(step)
             if (folder / DIGESTS).exists():
-                late = {name: sha256(folder / name) for name in (*LATE, DIGESTS) if (folder / name).exists()}
-                (folder / PART).write_text(json.dumps(late))
+                (folder / PART).write_text(json.dumps(late_digests(folder)))
                 (folder / PART).rename(folder / SEAL)
         except OSError as error:  # a step without its seal is sound, but what kept it from being written is not
             self.seal_error = error

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxres.data.loader import note
-from flaxres.data.order import training_ids
+from flaxres.data.order import step_positions, training_ids
 from flaxres.errors import InputError
 from flaxres.training import metrics
 from flaxres.training.checkpoints import Checkpoints
@@ -69,7 +69,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
             if first >= run.steps:
                 display.say(f"step {first:,} was the last one: this run is finished; to train longer, give more epochs and another workdir")
                 if not (folder / metrics.SUMMARY).exists():
-                    finish(run, Evaluator(run, display.say)(state), tuple(origin["seconds"]), folder, display, left_behind(origin))
+                    finish(run, Evaluator(run, display.say)(state), tuple(origin["seconds"]), folder, display, origin)
                 return state
             return train(run, state, checkpoints, origin, display, folder)
 
@@ -141,7 +141,7 @@ def train(run: Run, state: State, checkpoints: Checkpoints, origin: dict[str, An
     config, first = run.config, int(state.step)
     eval_every, save_every = run.every(config.train.eval_every_epochs), run.every(config.train.checkpoint_every_epochs)
     report: Report | None = None
-    left_out, skipped_before = origin["left_out"], origin["skipped"]
+    left_out = origin["left_out"]
 
     with (
         stop_signals() as asked,
@@ -155,15 +155,14 @@ def train(run: Run, state: State, checkpoints: Checkpoints, origin: dict[str, An
         stepper.prepare(state, ahead)
         log.start()
 
-        def skipped() -> list[int]:
-            """Records that this run could not decode, in any of its processes so far."""
-            return sorted({*skipped_before, *(loader.skipped if loader else ())})
+        def counts() -> dict[str, Any]:
+            """Steps that this run left out, and records that it could not decode, in all of its processes so far."""
+            return {"left_out": left_out, "skipped": sorted({*origin["skipped"], *(loader.skipped if loader else ())})}
 
         def save(step: int) -> None:
             with log.paused(state):
                 accuracy = report.top1 if report is not None and report.step == step else None
-                counts = {"left_out": left_out, "skipped": skipped()}
-                checkpoints.save(state, step, origin | counts | {"seconds": log.all_times()}, accuracy)
+                checkpoints.save(state, step, origin | counts() | {"seconds": log.all_times()}, accuracy)
 
         step = first
         for batch in itertools.chain([ahead], batches):
@@ -203,11 +202,10 @@ def train(run: Run, state: State, checkpoints: Checkpoints, origin: dict[str, An
                 break
             watchdog.at(f"loading the batch of step {step + 1}")
         times = log.all_times()
-        extra = left_behind({"skipped": skipped(), "left_out": left_out})
         watchdog.at("reading the last checkpoint back")
         checkpoints.read_back(state)
     assert report is not None
-    finish(run, report, times, folder, display, extra)
+    finish(run, report, times, folder, display, counts())
     return state
 
 
@@ -216,7 +214,7 @@ class NonFiniteError(FloatingPointError):
 
     def __init__(self, step: int, run: Run, folder: pathlib.Path) -> None:
         train = run.config.train
-        positions = np.arange((step - 1) * train.batch_size, step * train.batch_size, dtype=np.uint32)
+        positions = step_positions(step - 1, train.batch_size)
         records = training_ids(positions, len(run.train), train.seed, train.batch_size, run.config.data.repeats).tolist()
         if jax.process_index() == 0:
             metrics.replace_file(folder / "non_finite.json", json.dumps({"step": step, "split": run.train.name, "records": records}) + "\n")
@@ -249,20 +247,16 @@ class Stepper:
         return self.compiled[batch["image"].shape](*self.arguments(state, batch, count))
 
 
-def left_behind(counts: dict[str, Any]) -> dict[str, int]:
-    """For the summary: training images that could not be decoded, and steps that were not finite."""
-    return {"images_skipped": len(counts["skipped"]), "steps_left_out": counts["left_out"]}
-
-
-def finish(run: Run, report: Report, times: tuple[float, float], folder: pathlib.Path, display: metrics.Display, extra: dict[str, int]) -> None:
-    """Writes what a run leaves at its end: summary.json, with those of the counts in `extra` that are not 0, and curves.png."""
+def finish(run: Run, report: Report, times: tuple[float, float], folder: pathlib.Path, display: metrics.Display, counts: dict[str, Any]) -> None:
+    """Writes what a run leaves at its end: curves.png, and summary.json, which tells of images `skipped` and steps `left_out` if any were."""
     seconds, stalled = times
+    gone = {"images_skipped": len(counts["skipped"]), "steps_left_out": counts["left_out"]}
     if jax.process_index() == 0:
         speed = {
             "seconds": seconds,
             "images_per_second": run.steps * run.config.train.batch_size / seconds,
             "input_stall_percent": 100 * stalled / seconds,
-            **{name: count for name, count in extra.items() if count},
+            **{name: count for name, count in gone.items() if count},
         }
         title = f"{run.config.model.name} on {run.train.name}: top-1 {100 * report.top1:.2f}% of {report.examples:,} evaluation examples"
         metrics.draw_curves(folder, title)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -73,7 +72,8 @@ class Run:
     @property
     def speed(self) -> Speed:
         data = self.config.data
-        return Speed(data.threads or len(os.sched_getaffinity(0)), data.workers, data.prefetch, data.buffer_mib << 20)
+        speed = Speed(workers=data.workers, prefetch=data.prefetch, buffer_bytes=data.buffer_mib << 20)
+        return dataclasses.replace(speed, threads=data.threads) if data.threads else speed
 
     def every(self, epochs: float) -> int:
         return max(round(epochs * self.steps_per_epoch), 1)

@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from flaxres.data import augment, autoaugment
-from flaxres.data.order import training_ids
+from flaxres.data.order import step_positions, training_ids
 from flaxres.models.network import Network
 from flaxres.training.config import Config
 from flaxres.training.mesh import replicated, split
@@ -72,8 +72,7 @@ def train_step(
             logits, new = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout})
             losses = optax.softmax_cross_entropy(logits, targets.astype(logits.dtype))
             if config.train.non_finite == "stop":
-                awaited = state.step.astype(jnp.uint32) * jnp.uint32(len(losses)) + jnp.arange(len(losses), dtype=jnp.uint32)
-                losses = jnp.where(batch["position"] == awaited, losses, jnp.nan)
+                losses = jnp.where(batch["position"] == step_positions(state.step, len(losses)), losses, jnp.nan)
             return losses.mean(), (logits, new["batch_stats"])
 
         (value, (logits, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
@@ -107,8 +106,7 @@ def resident_step(config: Config, step: Callable[[State, Batch], tuple[State, Me
 
     def fed(state: State, dataset: Batch) -> tuple[State, Metrics]:
         size, batch_size = dataset["label"].shape[0], config.train.batch_size
-        first = state.step.astype(jnp.uint32) * jnp.uint32(batch_size)
-        positions = lax.with_sharding_constraint(first + jnp.arange(batch_size, dtype=jnp.uint32), split(mesh))
+        positions = lax.with_sharding_constraint(step_positions(state.step, batch_size), split(mesh))
         ids = training_ids(positions, size, config.train.seed, batch_size, config.data.repeats)
         return step(state, {"image": dataset["image"][ids], "label": dataset["label"][ids], "position": positions})
 

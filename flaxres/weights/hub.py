@@ -1,12 +1,12 @@
 """Pretrained weights by timm's tags, from the Hugging Face hub: `resnet50.a1_in1k` is the repository `timm/resnet50.a1_in1k`."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import pathlib
 from typing import Any
 
+from flaxres.data import digests
 from flaxres.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError, unknown
@@ -59,10 +59,13 @@ def load_pretrained(
     if num_classes == 0:
         weights = {key: value for key, value in weights.items() if not key.startswith(("fc.", "head.", "classifier."))}
     variables = variables_from_torch(weights, model, adapt=True, source=f"weights of {repository!r}")
-    with weights_path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     names = tuple(settings.get("label_names") or pretrained.get("label_names") or ())
-    origin: dict[str, Any] = {"repository": repository, "revision": weights_path.parent.name, "sha256": digest, "classes": names}
+    origin: dict[str, Any] = {
+        "repository": repository,
+        "revision": weights_path.parent.name,
+        "sha256": digests.of_file(weights_path),
+        "classes": names,
+    }
     return model, variables, PretrainedPreprocess(**dataclasses.asdict(preset), **origin)
 
 

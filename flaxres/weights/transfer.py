@@ -69,8 +69,9 @@ def variables_from_torch(weights: Mapping[str, np.ndarray], model: Network, adap
 
 def classes(weights: Mapping[str, np.ndarray]) -> int:
     """How many classes the head of a state dictionary has; 0 where it has no head."""
-    names = [name for name in cleaned(weights) if name.split(".")[0] in HEADS and name.endswith(".weight")]
-    return cleaned(weights)[names[0]].shape[0] if names else 0
+    weights = cleaned(weights)
+    names = [name for name in weights if name.split(".")[0] in HEADS and name.endswith(".weight")]
+    return weights[names[0]].shape[0] if names else 0
 
 
 def adapted(path: tuple[str, ...], array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -103,7 +104,12 @@ def load_weights(path: str | os.PathLike[str], model: Network, adapt: bool = Fal
 
     Raises InputError for a file that can't be read, and WeightsError, with every leaf, for one that doesn't fit.
     """
-    weights, metadata = files.read(pathlib.Path(path), ema)
+    return fitted(files.read(pathlib.Path(path), ema), path, model, adapt)
+
+
+def fitted(content: tuple[Mapping[str, np.ndarray], Mapping[str, str]], path: str | os.PathLike[str], model: Network, adapt: bool) -> dict[str, Any]:
+    """`load_weights` of what `files.read` gave of the file at `path`."""
+    weights, metadata = content
     stated, v1 = metadata.get("flaxres.v1"), str(getattr(model, "v1", False))
     if stated is not None and stated != v1:
         raise InputError(f"weights {str(path)!r} are of a network with v1={stated}, the model has v1={v1}: create it with v1={stated}")

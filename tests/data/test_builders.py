@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flaxres.data import builders, prepare as preparing
+from flaxres.data import builders, digests, prepare as preparing
 from flaxres.data.decode import centre_crop
 from flaxres.data.prepare import prepare
 from flaxres.data.sources import describe, open_source, open_splits
@@ -144,7 +144,7 @@ def test_cifar10_is_read_from_its_archive(tmp_path: pathlib.Path, data_dir: str,
         prepare("cifar10", str(archive), data_dir)
     with pytest.raises(InputError, match="does not exist"):
         prepare("cifar10", str(tmp_path / "nothing"), data_dir)
-    monkeypatch.setattr(builders, "CIFAR10_SHA256", builders.sha256(archive))
+    monkeypatch.setattr(builders, "CIFAR10_SHA256", digests.of_file(archive))
     prepare("cifar10", str(tmp_path), data_dir)
     for split, expected in (("train", rows[:5].reshape(-1, 3073)), ("test", rows[5])):
         source = open_source("cifar10", split, data_dir=data_dir)
