@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 import flaxres
+from benchmarks.textbook import plain_step
 
 
 def training_step(name: str, size: int, **attributes: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -23,21 +24,6 @@ def training_step(name: str, size: int, **attributes: Any) -> tuple[Any, tuple[A
     images, labels = jax.random.normal(jax.random.key(0), (2, size, size, 3)), jnp.arange(2)
     variables = jax.jit(model.init)(jax.random.key(1), images)
     return plain_step(model, tx), (variables, tx.init(variables["params"]), images, labels)
-
-
-def plain_step(model: Any, tx: optax.GradientTransformation) -> Any:
-    """A training step as a user would write it: `(variables, opt_state, images, labels) -> (variables, opt_state, loss)`."""
-
-    def step(variables: Any, opt_state: Any, images: jax.Array, labels: jax.Array) -> Any:
-        def loss(params: Any) -> Any:
-            logits, new = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new
-
-        (value, new), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-        updates, opt_state = tx.update(gradients, opt_state, variables["params"])
-        return {"params": optax.apply_updates(variables["params"], updates), **new}, opt_state, value
-
-    return step
 
 
 def seconds(step: Any, arguments: tuple[Any, ...]) -> float:

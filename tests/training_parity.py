@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import flaxres
-from benchmarks.compile import plain_step
 from benchmarks.peers import torch_and_timm
+from benchmarks.textbook import plain_step
 from flaxres import OptimConfig
 from flaxres.training.optimizers import learning_rate, optimizer
 from flaxres.weights.names import leaves, to_torch, torch_name

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxres.models.layers import average_pool, blur_pool, shrink_average, zero_pad_shortcut
+from flaxres.models.layers import average_pool, blur_pool, relu, shrink_average, zero_pad_shortcut
 
 Row = tuple[int, int, int, int, int]  # features, kernel size, stride, groups, dilation
 EXPANSION = {"basic": 1, "bottleneck": 4}
@@ -100,7 +100,7 @@ class ResidualBlock(nn.Module):
             y = self.conv(features, kernel_size=size, stride=1 if aliased else stride, groups=groups, dilation=dilation, name=f"conv{i}")(y)
             init: dict[str, Any] = {"scale_init": nn.initializers.zeros_init()} if last else {}
             y = self.norm(name=f"bn{i}", **init)(y, use_running_average=not train)
-            y = y if last else nn.relu(y)
+            y = y if last else relu(y, rows[i][1])
             if aliased:
                 y = blur_pool(y) if self.anti_alias == "blur" else average_pool(y, 2, 2)
         if self.attention is not None:
@@ -114,7 +114,7 @@ class ResidualBlock(nn.Module):
             else:
                 averaged = self.shortcut == "average"
                 x = Projection(features, self.stride, self.dilation[1], averaged, self.conv, self.norm, name="downsample")(x, train)
-        return nn.relu(y + x)
+        return relu(y + x, rows[0][1])
 
 
 class Downsample(nn.Module):
@@ -151,13 +151,13 @@ class PreActivationBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, drop_rate: Any = 0.0) -> jax.Array:
-        y = nn.relu(self.norm(name="norm1")(x, use_running_average=not train))
+        rows = branch(self.kind, self.features // EXPANSION[self.kind], self.stride, False, 1, 64, (1, 1))
+        y = relu(self.norm(name="norm1")(x, use_running_average=not train), rows[0][1])
         if self.project:
             x = Downsample(self.features, self.stride, self.averaged, self.conv, name="downsample")(y)
-        rows = branch(self.kind, self.features // EXPANSION[self.kind], self.stride, False, 1, 64, (1, 1))
         for i, (features, size, stride, groups, dilation) in enumerate(rows, 1):
             if i > 1:
-                y = nn.relu(self.norm(name=f"norm{i}")(y, use_running_average=not train))
+                y = relu(self.norm(name=f"norm{i}")(y, use_running_average=not train), size)
             y = self.conv(features, kernel_size=size, stride=stride, groups=groups, dilation=dilation, name=f"conv{i}")(y)
         if self.stochastic:
             y = drop_path(self, y, drop_rate, train)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxres.models.layers import average_pool, max_pool
+from flaxres.models.layers import average_pool, max_pool, relu
 from flaxres.models.network import Network
 
 kaiming_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -23,7 +23,7 @@ class DenseLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i, (features, size) in enumerate(((4 * self.growth, 1), (self.growth, 3)), 1):
-            x = nn.relu(self.norm(name=f"norm{i}")(x, use_running_average=not train))
+            x = relu(self.norm(name=f"norm{i}")(x, use_running_average=not train), size)
             x = self.conv(features, kernel_size=size, name=f"conv{i}")(x)
         return x
 
@@ -53,7 +53,7 @@ class Transition(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y = nn.relu(self.norm(name="norm")(x, use_running_average=not train))
+        y = relu(self.norm(name="norm")(x, use_running_average=not train), 1)
         return average_pool(self.conv(x.shape[-1] // 2, kernel_size=1, name="conv")(y), 2, 2)
 
 
@@ -70,7 +70,7 @@ class Features(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
         x = self.conv(self.stem_width, kernel_size=7, stride=2, name="conv0")(x)
-        x = nn.relu(self.norm(name="norm0")(x, use_running_average=not train))
+        x = relu(self.norm(name="norm0")(x, use_running_average=not train))
         maps = {"stem": x}
         x = max_pool(x)
         for i, layers in enumerate(self.depths, 1):
@@ -78,7 +78,7 @@ class Features(nn.Module):
             maps[f"stage{i}"] = x
             if i < len(self.depths):
                 x = Transition(self.conv, self.norm, name=f"transition{i}")(x, train)
-        return maps | {"last": nn.relu(self.norm(name=f"norm{len(self.depths) + 1}")(x, use_running_average=not train))}
+        return maps | {"last": relu(self.norm(name=f"norm{len(self.depths) + 1}")(x, use_running_average=not train))}
 
 
 class DenseNet(Network):

@@ -14,11 +14,17 @@ from flax.typing import Dtype, Initializer
 from jax import lax
 
 from flaxres.errors import InputError
+from flaxres.models.kept import keep
 
 # He et al. 2015, "Delving deep into rectifiers", eq. 14: the backward form, which ResNets use.
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # Goyal et al. 2017, section 5.1: the classifier starts near zero.
 head_init = nn.initializers.normal(0.01)
+
+
+def relu(x: jax.Array, before: int = 3) -> jax.Array:
+    """`max(x, 0)`; `before`: kernel size of the convolution that reads it."""
+    return keep(nn.relu(x), before)
 
 
 class Conv(nn.Module):
@@ -54,7 +60,7 @@ class Conv(nn.Module):
             kernel = (kernel - mean) * lax.rsqrt(var + self.standardise)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if size == 1 and self.groups == 1:
-            y = lax.dot_general(x[:, :: self.stride, :: self.stride], kernel[0, 0], (((3,), (0,)), ((), ())))
+            y = keep(lax.dot_general(x[:, :: self.stride, :: self.stride], kernel[0, 0], (((3,), (0,)), ((), ()))), 1)
         else:
             pad = self.dilation * (size // 2)
             y = lax.conv_general_dilated(

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from flaxres.errors import InputError
 from flaxres.models.blocks import EXPANSION, ResidualBlock, Stage
-from flaxres.models.layers import EfficientChannelAttention, SqueezeExcite, average_pool, blur_pool, max_pool
+from flaxres.models.layers import EfficientChannelAttention, SqueezeExcite, average_pool, blur_pool, max_pool, relu
 from flaxres.models.network import Network
 
 STEMS = ("standard", "small", "deep", "deep_tiered")
@@ -35,7 +35,7 @@ class DeepStem(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i, width in enumerate(self.widths):
             if i:
-                x = nn.relu(self.norm(name=str(3 * i - 2))(x, use_running_average=not train))
+                x = relu(self.norm(name=str(3 * i - 2))(x, use_running_average=not train))
             x = self.conv(width, kernel_size=3, stride=1 if i else 2, name=str(3 * i))(x)
         return x
 
@@ -49,7 +49,7 @@ class PoolingConvolution(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = self.conv(x.shape[-1], kernel_size=3, stride=2, name="0")(x)
-        return nn.relu(self.norm(name="1")(x, use_running_average=not train))
+        return relu(self.norm(name="1")(x, use_running_average=not train))
 
 
 class ResNet(Network):
@@ -138,7 +138,7 @@ class ResNet(Network):
         else:
             first = self.stem_width // 4 * 3 if self.stem == "deep_tiered" else self.stem_width
             x = DeepStem((first, self.stem_width, 2 * self.stem_width), conv, norm, name="conv1")(x, train)
-        return nn.relu(norm(name="bn1")(x, use_running_average=not train))
+        return relu(norm(name="bn1")(x, use_running_average=not train))
 
     def stem_pooling(self, x: jax.Array, train: bool, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module]) -> jax.Array:
         if self.stem_convolution:
