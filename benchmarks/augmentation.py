@@ -42,7 +42,7 @@ def resident_steps(augmentation: AugmentConfig, steps: int) -> Callable[[], floa
     tx = optimizer(config.optim, schedule)
     step = compiled_train_step(config, model, tx, schedule, mesh)
     dataset = {"image": jax.random.randint(jax.random.key(0), (5000, 32, 32, 3), 0, 256).astype(jnp.uint8), "label": jnp.arange(5000) % 10}
-    state: Any = create_state(model, tx, 0, 32, mesh)
+    state: Any = create_state(model, tx, config, mesh)
     state, _ = step(state, dataset)
 
     def run() -> float:

@@ -23,8 +23,6 @@ from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from flaxres.data.prepare import shrink
 from flaxres.data.sources import open_source, open_splits
 from flaxres.training.run import Run, feed
-from flaxres.training.state import create_state
-from flaxres.training.steps import compiled_train_step
 
 BATCH, SIZE = 64, 64
 
@@ -33,8 +31,8 @@ class Trainer:
     """A compiled step with its state; `measure` runs it on some batches."""
 
     def __init__(self, run: Run, batch: Any) -> None:
-        self.state: Any = create_state(run.model, run.tx, 0, SIZE, run.mesh)
-        self.step = compiled_train_step(run.config, run.model, run.tx, run.schedule, run.mesh).lower(self.state, batch).compile()
+        self.state: Any = run.first_state()
+        self.step = run.train_step().lower(self.state, batch).compile()
 
     def measure(self, batches: Any, steps: int) -> float:
         """Steps a second, after two that are not counted."""

@@ -2,7 +2,8 @@
 
 Images/s of our network over those of the peers, float32, SGD with momentum, a batch that stays where it is: ResNet-50 (224 px, batch 16) against the
 textbook Flax network, dm-haiku's and torchvision's; ResNet-20 (32 px, batch 128) against the textbook and PyTorch. A ratio above 1 means
-that ours is faster. All run with the settings of malloc that `train.py` makes on CPU. The programs take turns in one process, and the ratio is the median of the pairs. Needs the extra `parity`, and dm-haiku.
+that ours is faster. All run with the settings of malloc that `train.py` makes on CPU, take turns in one process, and the ratio is the median
+of the pairs. Needs the extra `parity`, and dm-haiku.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from benchmarks.textbook import TEXTBOOK, plain_step
 from flaxres.cli import keep_memory
 
 Advance = Callable[[], Any]
+Peer = Callable[[np.ndarray, np.ndarray], Advance]
 
 
 def flax_steps(model: Any, images: np.ndarray, labels: np.ndarray) -> Advance:
@@ -92,9 +94,9 @@ def torch_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
 
 def torch_cifar(torch: Any, blocks: int) -> Any:
     """The CIFAR network of He et al. 2016, section 4.2, with option A shortcuts, in PyTorch."""
-    nn = torch.nn
+    nn: Any = torch.nn
 
-    class Block(nn.Module):  # type: ignore[misc]
+    class Block(nn.Module):
         def __init__(self, before: int, width: int, stride: int) -> None:
             super().__init__()
             self.conv1, self.bn1 = nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
@@ -154,14 +156,17 @@ def main() -> None:
     keep_memory()
     figures: dict[str, float] = {}
     if chosen.only != "resnet20":
-        peers = {
+        peers: dict[str, Peer] = {
             "textbook": functools.partial(flax_steps, TEXTBOOK["resnet50"]()),
             "haiku": haiku_steps,
             "torch": functools.partial(torch_steps, "resnet50"),
         }
         figures |= compare("resnet50", 224, 16, chosen.pairs, 2, peers)
     if chosen.only != "resnet50":
-        small = {"textbook": functools.partial(flax_steps, TEXTBOOK["resnet20"]()), "torch": functools.partial(torch_steps, "resnet20")}
+        small: dict[str, Peer] = {
+            "textbook": functools.partial(flax_steps, TEXTBOOK["resnet20"]()),
+            "torch": functools.partial(torch_steps, "resnet20"),
+        }
         figures |= compare("resnet20", 32, 128, chosen.pairs, 5, small)
     print(json.dumps(figures) if chosen.json else "\n".join(f"{name}: {value:.3f}" for name, value in figures.items()))
 

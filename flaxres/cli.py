@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -137,16 +138,35 @@ def refusing(function: Callable[[], Any]) -> int:
         os._exit(130)  # the compiler's threads may still run, and an orderly exit would crash over them
     except InputError as error:
         print(f"flaxres: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_REFUSED
+        return ended(EXIT_REFUSED)
     except FloatingPointError as error:
         print(f"flaxres: {error}", file=sys.stderr)
-        return 1
+        return ended(1)
+    except Exception:
+        if several():
+            traceback.print_exc()
+            return ended(1)
+        raise
     return 0
 
 
+def several() -> bool:
+    import jax
+
+    return jax.distributed.is_initialized()
+
+
+def ended(code: int) -> int:
+    """The exit code; one of several processes leaves at once, since an orderly exit would wait for the others, who wait for it."""
+    if several():
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
 def keep_memory() -> None:
-    """Has glibc keep what XLA's CPU client frees. It takes all temporaries of a step anew, and without this the kernel takes such large blocks back and
-    zeroes each page again: a third of a CIFAR step. Only where JAX has no accelerator to run on, and only before JAX's threads start.
+    """Has glibc keep what XLA's CPU client frees. It allocates the temporaries of each step anew, and the kernel would otherwise take such large
+    blocks back and zero each page again: a third of a CIFAR step. Only where JAX has no accelerator, and before JAX's threads start.
     """
     import ctypes
 
@@ -166,11 +186,29 @@ def silence() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
+def joined(arguments: Sequence[str]) -> list[str]:
+    """Joins the processes that `--coordinator HOST:PORT --processes N --process I` or a cluster's environment name; returns the other arguments."""
+    values: list[str | None] = []
+    rest = list(arguments)
+    for name in ("--coordinator", "--processes", "--process"):
+        value, rest = value_of(rest, name)
+        if value is not None and name != "--coordinator" and not value.isdigit():
+            raise InputError(f"{name}={value!r}: the rule is a whole number, >= 0")
+        values.append(value)
+    keep_memory()
+    if not {"-h", "--help"} & set(rest):
+        from flaxres.training.hosts import join
+
+        coordinator, processes, process = values
+        join(coordinator, None if processes is None else int(processes), None if process is None else int(process))
+    return rest
+
+
 def train(arguments: Sequence[str], default: str | None, program: str) -> None:
     """Trains a config; see `flaxres.fit`."""
+    arguments = joined(arguments)
     config, workdir = parse_run(arguments, default, program, "Train a residual network, or go on from the workdir's newest checkpoint.")
     silence()
-    keep_memory()
     from flaxres.training.loop import fit
 
     fit(config, workdir)
@@ -178,16 +216,18 @@ def train(arguments: Sequence[str], default: str | None, program: str) -> None:
 
 def evaluate(arguments: Sequence[str]) -> None:
     """Evaluates the newest checkpoint of a run; see `flaxres.evaluate`."""
-    weights, rest = value_of(arguments, "--weights")
+    weights, rest = value_of(joined(arguments), "--weights")
     description = "Evaluate the newest checkpoint of a run, every example once; or, with --config FILE --weights FILE, a file of weights."
     config, workdir = parse_run(rest, None, "flaxres evaluate", description)
     silence()
-    keep_memory()
+    import jax
+
     from flaxres.training.loop import evaluate
     from flaxres.training.metrics import finite
 
     report = evaluate(config, workdir) if weights is None else evaluate(config, weights=weights)
-    print(json.dumps(finite(dataclasses.asdict(report))))
+    if jax.process_index() == 0:
+        print(json.dumps(finite(dataclasses.asdict(report))))
 
 
 def checkpoints(arguments: Sequence[str]) -> None:

@@ -61,7 +61,7 @@ def from_workdir(workdir: str) -> Predictor:
     run, state = trained(from_json(folder / "config.json"), folder)
     data = run.config.data
     preprocess = Preprocess(data.eval_size, data.eval_resize, data.interpolation, data.mean, data.std)
-    return Predictor(run.model, jax.device_get(state.variables), preprocess, run.train.classes)
+    return Predictor(run.model, jax.device_get(state.answer), preprocess, run.train.classes)
 
 
 def class_names(path: str | None, count: int, small: bool) -> tuple[str, ...]:

@@ -23,8 +23,7 @@ from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig,
 from flaxres.data.order import training_ids
 from flaxres.training.mesh import split
 from flaxres.training.run import feed, prepare_run
-from flaxres.training.state import create_state
-from flaxres.training.steps import compiled_train_step, pictures
+from flaxres.training.steps import pictures
 
 BATCH = 64
 
@@ -32,8 +31,7 @@ BATCH = 64
 def run(config: Config) -> tuple[list[str], Any]:
     """The ledger, one line a step, and the final parameters and statistics."""
     run = prepare_run(config)
-    state = create_state(run.model, run.tx, config.train.seed, config.data.image_size, run.mesh)
-    step = compiled_train_step(config, run.model, run.tx, run.schedule, run.mesh)
+    state, step = run.first_state(), run.train_step()
     seen = jax.jit(lambda batch: pictures(config, batch), in_shardings=split(run.mesh), out_shardings=split(run.mesh))
     ledger = []
     with feed(run, 0, print) as (batches, _):

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.typing import Dtype
+from flax.typing import Dtype, Initializer
 
 from flaxres.errors import InputError, unknown
 from flaxres.models.layers import BatchNorm, Conv, GroupNorm, head_init
@@ -21,7 +21,8 @@ class Network(nn.Module):
       in_channels: of the images.
       dtype: of the computation; param_dtype: of the parameters. Logits are never narrower than float32.
       bn_group, axis_name, bn_momentum: see `flaxres.models.layers.BatchNorm`; bn_frozen trains with fixed statistics.
-      dropout: rate before the head; stochastic_depth: rate of the last block, growing linearly from 0 at the first (Huang et al. 2016).
+      dropout: rate before the head; head_bias: what the head's biases start from.
+      stochastic_depth: rate of the last block, growing linearly from 0 at the first (Huang et al. 2016).
       remat: recompute activations in the backward pass, block by block: less memory, a third more time.
       scan_blocks: run the equal blocks of a stage under `nn.scan`, so that compile time does not grow with depth.
     """
@@ -35,6 +36,7 @@ class Network(nn.Module):
     bn_momentum: float = 0.9
     bn_frozen: bool = False
     dropout: float = 0.0
+    head_bias: float = 0.0
     stochastic_depth: float = 0.0
     remat: bool = False
     scan_blocks: bool = False
@@ -60,12 +62,18 @@ class Network(nn.Module):
         """Global average pooling, at least float32."""
         return x.mean((1, 2), dtype=jnp.promote_types(jnp.float32, self.dtype))
 
+    @property
+    def head_bias_init(self) -> Initializer:
+        return nn.initializers.constant(self.head_bias)
+
     def head(self, x: jax.Array, train: bool, name: str) -> jax.Array:
         """Pooled features -> logits."""
         if not self.num_classes:
             return x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, dtype=x.dtype, param_dtype=self.param_dtype, kernel_init=head_init, name=name)(x)
+        return nn.Dense(
+            self.num_classes, dtype=x.dtype, param_dtype=self.param_dtype, kernel_init=head_init, bias_init=self.head_bias_init, name=name
+        )(x)
 
     def check(self, images: jax.Array, **choices: tuple[Any, Iterable[Any]]) -> None:
         """Raises InputError for an attribute that is not among its choices, and for images of a wrong rank, layout or dtype."""

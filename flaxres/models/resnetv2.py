@@ -107,5 +107,7 @@ class ResNetV2(Network):
         if not self.num_classes:
             return x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        fc = functools.partial(self.conv(), self.num_classes, kernel_size=1, use_bias=True, kernel_init=head_init, dtype=x.dtype)
+        fc = functools.partial(
+            self.conv(), self.num_classes, kernel_size=1, use_bias=True, kernel_init=head_init, bias_init=self.head_bias_init, dtype=x.dtype
+        )
         return Nested(fc, "fc", name=name)(x[:, None, None])[:, 0, 0]

@@ -19,6 +19,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from flaxres.data.digests import of_file
 from flaxres.errors import InputError
+from flaxres.training import hosts
 from flaxres.training.state import State
 
 DIGESTS, SEAL, PART = "flaxres_digests.json", "flaxres_seal.json", "flaxres_seal.json.part"
@@ -127,11 +128,7 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path, keep: int = 3, keep_best: int = 0, writing: bool = False, say: Callable[[str], None] = print) -> None:
         self.folder = folder.resolve()
-        self.step, refused = newest_sound(self.folder)
-        for found in refused if jax.process_index() == 0 else []:
-            kept = f", and is kept in {set_aside(found)}" if writing else ""
-            taken = "none is older" if self.step is None else f"step {self.step} is taken"
-            say(f"checkpoint of step {found.step} is not trusted: {found.problem}{kept}; {taken}")
+        self.step = self.chosen(writing, say)
         best = BestN(get_metric_fn=top1, n=keep_best, keep_checkpoints_without_metrics=False)
         policies = [LatestN(keep), *([best] if keep_best else [])]
         options = ocp.CheckpointManagerOptions(
@@ -147,6 +144,17 @@ class Checkpoints:
         self.saving_since: float | None = None
         self.sealer: threading.Thread | None = None
         self.seal_error: OSError | None = None
+
+    def chosen(self, writing: bool, say: Callable[[str], None]) -> int | None:
+        """The newest step that verifies, read by the first process and told to the others."""
+        step: int | None = None
+        if hosts.leader():
+            step, refused = newest_sound(self.folder)
+            for found in refused:
+                kept = f", and is kept in {set_aside(found)}" if writing else ""
+                taken = "none is older" if step is None else f"step {step} is taken"
+                say(f"checkpoint of step {found.step} is not trusted: {found.problem}{kept}; {taken}")
+        return hosts.gather(step)[0]
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -169,9 +177,8 @@ class Checkpoints:
                 f"step {step} was not saved: {self.folder} has a step {self.manager.latest_step()}, which is not of this run; move it away"
             )
         self.step = step
-        if jax.process_index() == 0:
-            self.sealer = threading.Thread(target=self.seal, args=(step,), name="flaxres-seal", daemon=True)
-            self.sealer.start()
+        self.sealer = threading.Thread(target=self.seal, args=(step,), name="flaxres-seal", daemon=True)
+        self.sealer.start()
 
     def digest(self) -> None:
         """Orbax calls this from its thread when all files of a step are written, before it moves them to their place."""
@@ -185,7 +192,7 @@ class Checkpoints:
             while self.manager.is_saving_in_progress():
                 time.sleep(0.02)
             folder = self.folder / str(step)
-            if (folder / DIGESTS).exists():
+            if hosts.leader() and (folder / DIGESTS).exists():
                 (folder / PART).write_text(json.dumps(late_digests(folder)))
                 (folder / PART).rename(folder / SEAL)
         except OSError as error:  # a step without its seal is sound, but what kept it from being written is not
@@ -218,7 +225,7 @@ class Checkpoints:
     def read_back(self, state: State) -> None:
         """Makes sure that what was saved last can be read and is `state`, bit for bit; raises RuntimeError where it is not."""
         self.wait()
-        wrong = problem(self.folder / str(self.step))
+        wrong = hosts.gather(problem(self.folder / str(self.step)) if hosts.leader() else "")[0]
         if not wrong:
             like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
             same = jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), jax.device_get(self.restore(like)), jax.device_get(state))

@@ -8,6 +8,8 @@ import types
 import typing
 from typing import Any, Literal
 
+import jax
+
 from flaxres.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from flaxres.data.autoaugment import policy
 from flaxres.data.choices import BadImages, CropInterpolation, Fill, Interpolation
@@ -23,8 +25,8 @@ class ModelConfig:
     """A name of flaxres.list_models()."""
     stem: Literal["standard", "small"] | None = None
     """None keeps the model's own: 'small' is a 3x3 convolution without pooling, for small images."""
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Of the computation. float64 needs JAX_ENABLE_X64=1."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
+    """Of the computation; None: bfloat16 on accelerators, float32 on CPU. float16 scales its loss, float64 needs JAX_ENABLE_X64=1."""
     param_dtype: Literal["float32", "float64"] = "float32"
     """Of the parameters, the optimizer's state and the updates."""
     bn_group: int | None = None
@@ -39,6 +41,16 @@ class ModelConfig:
     """Compile the equal blocks of a stage once, under a scan: for very deep networks."""
     remat: bool = False
     """Recompute activations in the backward pass, block by block: less memory, more time."""
+    anti_alias: Literal["blur", "average"] | None = None
+    """None keeps the model's own: 'blur' is BlurPool (Zhang 2019) in place of strides."""
+    head_bias: float = 0.0
+    """The head's bias at the start; minus the logarithm of the number of classes suits `optim.loss='binary'`."""
+    weights: str | None = None
+    """A file of weights to start from (torchvision's or timm's names, or flaxres's own); a head of another size is born anew."""
+
+    @property
+    def compute_dtype(self) -> str:
+        return self.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +84,8 @@ class DataConfig:
     """Random resized crop: 'fast' is bilinear with antialiasing by OpenCV; 'bilinear' and 'bicubic' are Pillow's, exactly."""
     interpolation: Interpolation = "bilinear"
     """Of the central crop: Pillow's."""
+    eval_flip: bool = False
+    """Average the logits of an image and its mirror image when evaluating."""
     repeats: int = 1
     """Repeated augmentation: how often an image comes in its batch, each time augmented anew (Hoffer et al. 2020)."""
     bad_images: BadImages = "skip"
@@ -127,27 +141,62 @@ class AugmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """SGD with momentum and the schedule of its learning rate."""
+    """The optimizer, the schedule of its learning rate, and the loss."""
 
+    name: Literal["sgd", "sgdw", "lars", "lamb", "adamw"] = "sgd"
+    """'sgdw' is SGD whose weight decay is decoupled and follows the schedule: (rate / peak) * decay * weight a step."""
     learning_rate: float = 0.1
     """At its peak, for this batch size; nothing rescales it."""
     momentum: float = 0.9
+    """Of SGD and LARS; the first beta of LAMB and AdamW."""
     nesterov: bool = False
+    beta2: float = 0.999
+    """LAMB and AdamW: of the squared gradients."""
+    epsilon: float = 1e-6
+    """LAMB and AdamW: added to the root."""
+    trust_coefficient: float = 0.001
+    """LARS: of the ratio between the norms of weights and gradients."""
     weight_decay: float = 1e-4
-    """Coupled, as in PyTorch's SGD: added to the gradient."""
+    """SGD and LARS: added to the gradient, as PyTorch's SGD does; LAMB and AdamW: added to the update."""
     decay_norm_and_bias: bool = False
-    """Whether weight decay also acts on norms and biases."""
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """After the warmup: half a cosine to `final_scale`, steps at `milestones`, or nothing."""
+    """Whether weight decay (and the trust ratio of LARS and LAMB) also acts on norms and biases."""
+    clip_norm: float = 0.0
+    """Most that the norm of the whole gradient may be; 0: any."""
+    layer_decay: float = 1.0
+    """Learning rate of each stage, as a share of the next one's; the head's is the full one."""
+    sam_rho: float = 0.0
+    """Sharpness-aware minimisation (Foret et al. 2021): length of the step uphill; 0: none."""
+    sam_every: int = 1
+    """SAM in every so many steps."""
+    schedule: Literal["cosine", "step", "linear", "polynomial", "constant"] = "cosine"
+    """After the warmup: half a cosine, a line or a polynomial of `power` to `final_scale`, steps at `milestones`, or nothing."""
     warmup_epochs: float = 0.0
     """Linear, from `warmup_scale` times the peak."""
+    warmup_steps: int | None = None
+    """Replaces warmup_epochs where it is given."""
     warmup_scale: float = 0.0
     final_scale: float = 0.0
-    """Cosine: learning rate at the end, as a share of the peak."""
+    """Cosine, linear, polynomial: learning rate at the end, as a share of the peak."""
+    power: float = 2.0
+    """Polynomial: (1 - progress) to this power."""
     milestones: tuple[float, ...] = ()
     """Step: epochs at which the learning rate is multiplied by `gamma`."""
+    milestone_steps: tuple[int, ...] = ()
+    """Replaces milestones where it is given."""
     gamma: float = 0.1
     label_smoothing: float = 0.0
+    loss: Literal["cross_entropy", "binary", "binary_sum"] = "cross_entropy"
+    """'binary': binary cross entropy of each class (Wightman et al. 2021), averaged over classes, as timm's; 'binary_sum': summed."""
+    binary_threshold: float | None = None
+    """Binary losses: targets above it count as 1, others as 0."""
+    distill_model: str | None = None
+    """A network of flaxres.list_models() to learn from, with `distill_weights`; it sees the same pictures."""
+    distill_weights: str | None = None
+    """File of the teacher's weights."""
+    distill_alpha: float = 0.5
+    """Share of the teacher in the loss."""
+    distill_temperature: float = 1.0
+    """Of both distributions in the divergence (Hinton et al. 2015), whose gradient is scaled by its square."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +219,14 @@ class TrainConfig:
     """A loss or gradient that is no finite number: 'stop' saves the state before it and names the samples, 'skip' leaves the step out."""
     watchdog_seconds: float = 1800.0
     """A step, evaluation or save that takes longer ends the process with code 70 and leaves its stacks; 0: never. Compiling counts."""
+    accumulate: int = 1
+    """Parts of a batch that are computed one after another, for memory; with model.bn_group, which must divide the part, nothing else changes."""
+    ema_decay: float = 0.0
+    """Of the moving average of parameters and statistics, which evaluation then uses; 0: none."""
+    ema_every: int = 1
+    """Steps between its updates."""
+    ema_start_epochs: float = 0.0
+    """Until then the average is what it averages."""
     log_every_steps: int = 50
     steps_per_dispatch: int | None = None
     """Steps that the device runs by itself from data that are on it (data.resident); None: 16 on accelerators, 1 on CPU, whose loops are slow."""
@@ -177,6 +234,10 @@ class TrainConfig:
     devices: int | None = None
     """How many of the devices to use; None: all."""
     tensorboard: bool = True
+    wandb: str | None = None
+    """Project of Weights & Biases to log to besides, where that package is installed."""
+    profile_steps: tuple[int, int] | None = None
+    """First and last step of a trace by JAX's profiler, written to `profile` in the workdir."""
     progress: bool = True
     """A live bar on a terminal; plain lines elsewhere."""
 
@@ -184,12 +245,13 @@ class TrainConfig:
 # Settings that don't change the result, and which a resumed run may therefore change.
 FREE = {
     "data.source", "data.data_dir", "data.threads", "data.workers", "data.prefetch", "data.buffer_mib",
-    "train.eval_batch_size", "train.log_every_steps", "train.devices", "train.tensorboard", "train.progress", "train.keep_checkpoints",
+    "train.eval_batch_size", "train.log_every_steps", "train.devices", "train.tensorboard", "train.wandb", "train.profile_steps", "train.progress",
+    "train.keep_checkpoints",
     "train.keep_best", "train.watchdog_seconds", "train.checkpoint_every_epochs",
 }  # fmt: skip
 
 # Those that only say how the model is measured.
-MEASURE = {"data.eval_split", "data.eval_size", "data.eval_resize", "data.interpolation"}
+MEASURE = {"data.eval_split", "data.eval_size", "data.eval_resize", "data.interpolation", "data.eval_flip"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,6 +329,20 @@ RULES: dict[str, tuple[str, Any]] = {
         f"{name}": ("> 0 or None", lambda v: v is None or v > 0)
         for name in ("train.steps", "train.devices", "train.steps_per_dispatch", "model.bn_group")
     },
+    **{f"train.{name}": ("> 0", lambda v: v > 0) for name in ("accumulate", "ema_every")},
+    "optim.sam_every": ("> 0", lambda v: v > 0),
+    "optim.power": ("> 0", lambda v: v > 0),
+    "optim.epsilon": ("> 0", lambda v: v > 0),
+    "optim.layer_decay": ("in (0, 1]", lambda v: 0 < v <= 1),
+    "optim.warmup_steps": (">= 0 or None", lambda v: v is None or v >= 0),
+    "optim.milestone_steps": ("> 0, ascending, each once", lambda v: list(v) == sorted(set(v)) and min((*v, 1)) > 0),
+    "optim.binary_threshold": ("in [0, 1) or None", lambda v: v is None or 0 <= v < 1),
+    "optim.distill_alpha": ("in [0, 1]", lambda v: 0 <= v <= 1),
+    "optim.distill_temperature": ("> 0", lambda v: v > 0),
+    "train.profile_steps": ("two steps, 0 < first <= last, or None", lambda v: v is None or 0 < v[0] <= v[1]),
+    **{f"optim.{name}": (">= 0", lambda v: v >= 0) for name in ("clip_norm", "sam_rho", "trust_coefficient")},
+    **{f"{name}": ("in [0, 1)", lambda v: 0 <= v < 1) for name in ("optim.beta2", "train.ema_decay")},
+    "train.ema_start_epochs": (">= 0", lambda v: v >= 0),
     **{f"optim.{name}": (">= 0", lambda v: v >= 0) for name in ("learning_rate", "weight_decay", "warmup_epochs", "warmup_scale", "final_scale")},
     **{f"data.{name}": (">= 0", lambda v: v >= 0) for name in ("threads", "workers")},
     **{f"train.{name}": (">= 0", lambda v: v >= 0) for name in ("keep_best", "watchdog_seconds")},
@@ -313,6 +389,20 @@ def check(config: Config) -> None:
         raise InputError(f"model.bn_group={group} must divide train.batch_size={batch}: choose a divisor, or None for the whole batch")
     if batch % config.data.repeats:
         raise InputError(f"data.repeats={config.data.repeats} must divide train.batch_size={batch}: choose a divisor")
+    if batch % config.train.accumulate:
+        raise InputError(f"train.accumulate={config.train.accumulate} must divide train.batch_size={batch}: choose a divisor")
+    part = batch // config.train.accumulate
+    if config.train.accumulate > 1 and (not group or part % group):
+        raise InputError(
+            f"train.accumulate={config.train.accumulate} needs a model.bn_group (={group}) that divides the {part} images of a part, "
+            "so that the statistics are those of the whole batch: set one"
+        )
+    if (config.optim.distill_model is None) != (config.optim.distill_weights is None):
+        raise InputError("optim.distill_model and optim.distill_weights go together: give both")
+    if config.optim.distill_model is not None and config.optim.distill_model not in MODELS:
+        raise unknown("optim.distill_model", config.optim.distill_model, MODELS)
+    if config.optim.nesterov and config.optim.name not in ("sgd", "sgdw", "lars"):
+        raise InputError(f"optim.nesterov=True with optim.name={config.optim.name!r}: it is SGD's and LARS's; leave it out")
     if config.optim.nesterov and not config.optim.momentum:
         raise InputError("optim.nesterov=True with optim.momentum=0: Nesterov's step needs momentum, e.g. 0.9")
     if config.augment.auto is not None:
@@ -329,13 +419,15 @@ def check(config: Config) -> None:
         raise InputError("train.steps_per_dispatch > 1 needs data that are on the device: set data.resident=True, or leave it out")
     if config.data.eval_resize < config.data.eval_size:
         raise InputError(f"data.eval_resize={config.data.eval_resize} is less than data.eval_size={config.data.eval_size}: the crop must fit inside")
-    if config.optim.schedule == "step" and not config.optim.milestones:
+    if config.optim.schedule == "step" and not (config.optim.milestones or config.optim.milestone_steps):
         raise InputError("optim.schedule='step' with optim.milestones=(): give the epochs of the steps, e.g. 30 60 80")
 
 
 def check_devices(config: Config, available: int) -> int:
     """The number of devices that the run uses; raises InputError where they aren't there or don't divide the batches."""
     count = config.train.devices or available
+    if config.train.devices and jax.process_count() > 1:
+        raise InputError(f"train.devices={config.train.devices} with {jax.process_count()} processes: these use all devices; leave it out")
     if count > available:
         raise InputError(f"train.devices={count}: there are {available}; leave it out to use all")
     for name in ("batch_size", "eval_batch_size"):
@@ -343,6 +435,12 @@ def check_devices(config: Config, available: int) -> int:
             near = max(batch // count, 1) * count
             raise InputError(f"train.{name}={batch} is not divisible by the {count} devices: try {near} or {near + count}, or set train.devices")
     return count
+
+
+def resolved(config: Config) -> Config:
+    """The config with what depends on the machine written out, as it is saved and compared."""
+    dtype: Any = config.model.compute_dtype
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
 
 
 def to_json(config: Config) -> str:

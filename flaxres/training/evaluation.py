@@ -34,7 +34,7 @@ class Evaluator:
         self.run, self.say = run, say
         self.kept: list[Any] | None = None
         step = compiled_eval_step(run.config, run.model, run.mesh)
-        self.compiled = step.lower(run.abstract_state().variables, abstract_batch(run)).compile()
+        self.compiled = step.lower(run.abstract_state().answer, abstract_batch(run)).compile()
 
     def batches(self) -> Iterator[Any]:
         data, run = self.run.config.data, self.run
@@ -53,7 +53,7 @@ class Evaluator:
     def __call__(self, state: State) -> Report:
         sums: dict[str, Any] = {}
         for batch in self.batches():
-            part = self.compiled(state.variables, batch)
+            part = self.compiled(state.answer, batch)
             sums = {key: sums[key] + value for key, value in part.items()} if sums else part
         totals = {key: float(value) for key, value in sums.items()}
         if not (examples := round(totals["examples"])):

@@ -18,16 +18,15 @@ import numpy as np
 from flaxres.data.loader import note
 from flaxres.data.order import step_positions, training_ids
 from flaxres.errors import InputError
-from flaxres.training import metrics
+from flaxres.training import hosts, metrics
 from flaxres.training.checkpoints import Checkpoints
-from flaxres.training.config import FREE, MEASURE, Config, check, check_devices, differences, from_json, to_json
+from flaxres.training.config import FREE, MEASURE, Config, check, check_devices, differences, from_json, resolved, to_json
 from flaxres.training.evaluation import Evaluator, Report
 from flaxres.training.log import Log
-from flaxres.training.mesh import replicated
 from flaxres.training.provenance import provenance
 from flaxres.training.run import Run, feed, prepare_run
-from flaxres.training.state import State, create_state
-from flaxres.training.steps import compiled_train_step, steps_per_dispatch
+from flaxres.training.state import State
+from flaxres.training.steps import steps_per_dispatch
 from flaxres.training.watchdog import Watchdog
 from flaxres.weights.transfer import load_weights
 
@@ -51,19 +50,16 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
     """
     folder = pathlib.Path(workdir)
     check(config)
-    check_devices(config, jax.device_count())
-    if jax.process_index() == 0:
-        metrics.require_writable(folder)
-    require_same_run(config, folder)
-    run = prepare_run(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
+    config = resolved(config)
+    run = hosts.together(lambda: ready(config, folder))
+    hosts.require_same(hosts.facts(config, provenance(run)))
+    if hosts.leader():
         metrics.replace_file(folder / "config.json", to_json(config))
     passed_over: list[str] = []
     with Checkpoints(folder / "checkpoints", config.train.keep_checkpoints, config.train.keep_best, True, passed_over.append) as checkpoints:
         state, origin = begin(run, checkpoints)
         first = int(state.step)
-        with metrics.Display(run.steps, first, jax.process_index() == 0, config.train.progress) as display:
+        with metrics.Display(run.steps, first, hosts.leader(), config.train.progress) as display:
             for line in [*passed_over, headline(run, first)]:
                 display.say(line)
             if first >= run.steps:
@@ -72,6 +68,17 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
                     finish(run, Evaluator(run, display.say)(state), tuple(origin["seconds"]), folder, display, origin)
                 return state
             return train(run, state, checkpoints, origin, display, folder)
+
+
+def ready(config: Config, folder: pathlib.Path) -> Run:
+    """The run, with nothing compiled yet, and a workdir that can be written to; raises InputError for what could not train."""
+    check_devices(config, jax.device_count())
+    if hosts.leader():
+        metrics.require_writable(folder)
+    require_same_run(config, folder)
+    run = prepare_run(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    return run
 
 
 def require_same_run(config: Config, folder: pathlib.Path, free: set[str] = FREE) -> None:
@@ -86,7 +93,7 @@ def begin(run: Run, checkpoints: Checkpoints) -> tuple[State, dict[str, Any]]:
     """The newest sound state in the workdir, or a new one, and the provenance that its checkpoints carry."""
     origin = provenance(run)
     if checkpoints.step is None:
-        return create_state(run.model, run.tx, run.config.train.seed, run.config.data.image_size, run.mesh), origin
+        return run.first_state(), origin
     saved = checkpoints.provenance()
     require_same_classes(run, saved)
     if saved["data"] != run.train.digest:
@@ -109,7 +116,7 @@ def require_same_classes(run: Run, saved: dict[str, Any]) -> None:
 def headline(run: Run, first: int) -> str:
     device = jax.devices()[0]
     return (
-        f"{run.config.model.name}, {len(run.train.classes)} classes, {run.config.model.dtype}, on {run.mesh.size} x {device.device_kind}; "
+        f"{run.config.model.name}, {len(run.train.classes)} classes, {run.config.model.compute_dtype}, on {run.mesh.size} x {device.device_kind}; "
         f"{run.train.name}: {len(run.train):,} images, {run.evaluation.name}: {len(run.evaluation):,}; "
         f"{run.steps:,} steps of {run.config.train.batch_size}{f', going on at {first:,}' if first else ''}"
     )
@@ -151,7 +158,7 @@ def train(run: Run, state: State, checkpoints: Checkpoints, origin: dict[str, An
     ):
         watchdog.at("compiling")
         evaluator = Evaluator(run, display.say)
-        stepper, ahead = Stepper(run), next(batches)
+        stepper, votes, ahead = Stepper(run), hosts.Votes(run.mesh), next(batches)
         stepper.prepare(state, ahead)
         log.start()
 
@@ -175,7 +182,8 @@ def train(run: Run, state: State, checkpoints: Checkpoints, origin: dict[str, An
             count = min(stepper.most, run.steps - step, *(end - step for end in ends))
             state, values = stepper(state, batch, count)
             step += count
-            last, stop = step == run.steps, asked.is_set() and step < run.steps
+            last = step == run.steps
+            stop = votes(asked.is_set()) and not last
             log.add(step, count, values)
             evaluates, saves = step % eval_every == 0 or last, step % save_every == 0 or last or stop
             if bad := log.non_finite(evaluates or saves):
@@ -216,7 +224,7 @@ class NonFiniteError(FloatingPointError):
         train = run.config.train
         positions = step_positions(step - 1, train.batch_size)
         records = training_ids(positions, len(run.train), train.seed, train.batch_size, run.config.data.repeats).tolist()
-        if jax.process_index() == 0:
+        if hosts.leader():
             metrics.replace_file(folder / "non_finite.json", json.dumps({"step": step, "split": run.train.name, "records": records}) + "\n")
         super().__init__(
             f"step {step}: loss or gradient is not finite; step {step - 1} is saved. Its samples are the records {records[:8]}... of "
@@ -229,8 +237,8 @@ class Stepper:
     """The training step, compiled once for each size of pictures."""
 
     def __init__(self, run: Run) -> None:
-        self.most = steps_per_dispatch(run.config)
-        self.step = compiled_train_step(run.config, run.model, run.tx, run.schedule, run.mesh)
+        self.most, self.taught = steps_per_dispatch(run.config), run.taught
+        self.step = run.train_step()
         self.compiled: dict[tuple[int, ...], Any] = {}
 
     def prepared(self, batch: Any) -> bool:
@@ -240,7 +248,7 @@ class Stepper:
         self.compiled[batch["image"].shape] = self.step.lower(*self.arguments(state, batch, 1)).compile()
 
     def arguments(self, state: State, batch: Any, count: int) -> tuple[Any, ...]:
-        return (state, batch) if self.most == 1 else (state, batch, np.int32(count))
+        return (state, batch, *(() if self.most == 1 else (np.int32(count),)), *self.taught)
 
     def __call__(self, state: State, batch: Any, count: int) -> tuple[State, Any]:
         """The state `count` steps on, and metrics: of the step, or in arrays of those steps where there may be several."""
@@ -251,7 +259,7 @@ def finish(run: Run, report: Report, times: tuple[float, float], folder: pathlib
     """Writes what a run leaves at its end: curves.png, and summary.json, which tells of images `skipped` and steps `left_out` if any were."""
     seconds, stalled = times
     gone = {"images_skipped": len(counts["skipped"]), "steps_left_out": counts["left_out"]}
-    if jax.process_index() == 0:
+    if hosts.leader():
         speed = {
             "seconds": seconds,
             "images_per_second": run.steps * run.config.train.batch_size / seconds,
@@ -275,7 +283,7 @@ def evaluate(config: Config, workdir: str | os.PathLike[str] | None = None, *, w
         raise InputError("evaluate needs a workdir or weights: give one of them")
     if weights is not None:
         run = prepare_run(config)
-        variables = jax.device_put(load_weights(weights, run.model), replicated(run.mesh))
+        variables = run.placed(load_weights(weights, run.model))
         return Evaluator(run)(State(jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], ()))
     run, state = trained(config, pathlib.Path(workdir or ""))
     return Evaluator(run)(state)
@@ -283,6 +291,7 @@ def evaluate(config: Config, workdir: str | os.PathLike[str] | None = None, *, w
 
 def trained(config: Config, folder: pathlib.Path) -> tuple[Run, State]:
     """The newest state in a workdir, and its run; raises InputError where there is none or the config or its classes are others."""
+    config = resolved(config)
     require_same_run(config, folder, FREE | MEASURE)
     if not (folder / "checkpoints").is_dir():
         raise InputError(f"workdir {str(folder)!r} has no checkpoints: train first, or give another --workdir")

@@ -11,6 +11,11 @@ def data_mesh(devices: int | None = None) -> Mesh:
     return Mesh(np.array(ordered), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
+def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array that every process holds whole, as one global array."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 

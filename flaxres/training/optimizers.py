@@ -1,5 +1,6 @@
-"""Learning rate schedules and the optimizer, composed from optax in the order of the formula."""
+"""Learning rate schedules and optimizers, composed from optax in the order of their formulas."""
 
+import re
 from typing import Any
 
 import jax
@@ -9,18 +10,25 @@ import optax
 from flaxres.training.config import OptimConfig
 
 
-def learning_rate(config: OptimConfig, steps: int, steps_per_epoch: float) -> optax.Schedule:
-    """Step -> learning rate: a linear warmup, then the cosine (Loshchilov & Hutter 2017), steps, or nothing.
+def warmup_steps(config: OptimConfig, steps_per_epoch: float) -> int:
+    return round(config.warmup_epochs * steps_per_epoch) if config.warmup_steps is None else config.warmup_steps
 
-    `steps_per_epoch` may be fractional. The cosine spans what the warmup leaves and reaches its end at `steps`.
+
+def learning_rate(config: OptimConfig, steps: int, steps_per_epoch: float) -> optax.Schedule:
+    """Step -> learning rate: a linear warmup, then the cosine (Loshchilov & Hutter 2017), a line, a polynomial, steps, or nothing.
+
+    `steps_per_epoch` may be fractional. What falls spans what the warmup leaves and reaches its end at `steps`.
     """
-    peak, warmup = config.learning_rate, round(config.warmup_epochs * steps_per_epoch)
+    peak, warmup = config.learning_rate, warmup_steps(config, steps_per_epoch)
+    left = max(steps - warmup, 1)
     after: optax.Schedule
     if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1), config.final_scale)
+        after = optax.cosine_decay_schedule(peak, left, config.final_scale)
+    elif config.schedule in ("linear", "polynomial"):
+        after = optax.polynomial_schedule(peak, peak * config.final_scale, 1.0 if config.schedule == "linear" else config.power, left)
     elif config.schedule == "step":
-        boundaries = {round(epoch * steps_per_epoch) - warmup: config.gamma for epoch in config.milestones}
-        after = optax.piecewise_constant_schedule(peak, boundaries)
+        at = config.milestone_steps or [round(epoch * steps_per_epoch) for epoch in config.milestones]
+        after = optax.piecewise_constant_schedule(peak, {step - warmup: config.gamma for step in at})
     else:
         after = optax.constant_schedule(peak)
     return optax.join_schedules([optax.linear_schedule(peak * config.warmup_scale, peak, warmup), after], [warmup]) if warmup else after
@@ -32,8 +40,85 @@ def decayed(params: Any) -> Any:
 
 
 def optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """PyTorch's SGD: `g + decay * w`, then momentum, then the learning rate outside the buffer (Goyal et al. 2017, section 3, remark 2)."""
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, None if config.decay_norm_and_bias else decayed),
-        optax.sgd(schedule, config.momentum or None, config.nesterov),
-    )
+    """The optimizer that a config names, its gradient clipped before and its updates scaled by depth after.
+
+    sgd: PyTorch's: `g + decay * w`, then momentum, then the learning rate outside the buffer (Goyal et al. 2017, section 3, remark 2).
+    sgdw: the same without decay, then `(rate / peak) * decay * w` (Loshchilov & Hutter 2019, algorithm 1).
+    lars: You et al. 2017, algorithm 1, with the learning rate outside the buffer, as timm has it. lamb: You et al. 2020, algorithm 2, as timm has it.
+    adamw: Loshchilov & Hutter 2019, algorithm 2.
+    """
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    parts += PARTS[config.name](config, schedule)
+    return optax.chain(*parts, by_depth(config.layer_decay)) if config.layer_decay < 1 else optax.chain(*parts)
+
+
+def mask(config: OptimConfig) -> Any:
+    return None if config.decay_norm_and_bias else decayed
+
+
+def masked(config: OptimConfig, part: optax.GradientTransformation) -> optax.GradientTransformation:
+    return part if config.decay_norm_and_bias else optax.masked(part, decayed)
+
+
+def sgd(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
+    return [optax.add_decayed_weights(config.weight_decay, mask(config)), optax.sgd(schedule, config.momentum or None, config.nesterov)]
+
+
+def sgdw(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
+    moving = optax.trace(config.momentum, config.nesterov) if config.momentum else optax.identity()
+    shares = config.weight_decay / config.learning_rate if config.learning_rate else 0.0
+    return [moving, optax.add_decayed_weights(shares, mask(config)), optax.scale_by_learning_rate(schedule)]
+
+
+def lars(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
+    local = masked(config, layer_rates(config.weight_decay, config.trust_coefficient))
+    return [local, optax.trace(config.momentum, config.nesterov), optax.scale_by_learning_rate(schedule)]
+
+
+def layer_rates(decay: float, coefficient: float) -> optax.GradientTransformation:
+    """`(g + decay * w) * coefficient * |w| / (|g| + decay * |w|)` of each array (You et al. 2017, eq. 6).
+
+    optax's trust ratio divides by `|g + decay * w|` instead, which is another optimizer.
+    """
+
+    def rated(gradient: jax.Array, weight: jax.Array) -> jax.Array:
+        g, w = optax.safe_norm(gradient, 0.0), optax.safe_norm(weight, 0.0)
+        ratio = coefficient * w / jnp.where(g > 0, g + decay * w, 1.0)
+        return (gradient + decay * weight) * jnp.where((g > 0) & (w > 0), ratio, 1.0)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(rated, updates, params))
+
+
+def lamb(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
+    return [
+        optax.scale_by_adam(config.momentum, config.beta2, config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, mask(config)),
+        masked(config, optax.scale_by_trust_ratio()),
+        optax.scale_by_learning_rate(schedule),
+    ]
+
+
+def adamw(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
+    return [optax.adamw(schedule, config.momentum, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=mask(config))]
+
+
+PARTS = {"sgd": sgd, "sgdw": sgdw, "lars": lars, "lamb": lamb, "adamw": adamw}
+HEADS = {"fc", "linear", "head", "classifier"}
+
+
+def depth(name: str) -> int:
+    """Stage of a parameter by its name, e.g. `layer3/0/conv1/kernel`: 0 the stem, 1 to 4 the stages, 5 the head."""
+    if set(name.split("/")) & HEADS:
+        return 5
+    if found := re.search(r"(?:layer|denseblock|transition)(\d)|stages/(\d)", name):
+        return int(found[1]) if found[1] else int(found[2]) + 1
+    return 4 if re.search(r"(^|/)norm5?/", name) else 0
+
+
+def by_depth(decay: float) -> optax.GradientTransformation:
+    """Updates times `decay` to the power of the stages that lie between a parameter and the head."""
+
+    def scaled(path: Any, update: jax.Array) -> jax.Array:
+        return update * decay ** (5 - depth("/".join(str(key.key) for key in path)))
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scaled, updates))

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from flaxres.data import decode
@@ -18,9 +19,11 @@ from flaxres.errors import InputError
 from flaxres.models.network import Network
 from flaxres.models.registry import create_model
 from flaxres.training.config import Config, check, check_devices
-from flaxres.training.mesh import data_mesh, replicated, split
+from flaxres.training.mesh import data_mesh, place, replicated, split
 from flaxres.training.optimizers import learning_rate, optimizer
-from flaxres.training.state import State, abstract_state
+from flaxres.training.state import State, abstract_state, create_state
+from flaxres.training.steps import compiled_train_step
+from flaxres.weights.transfer import load_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +41,11 @@ class Run:
     @functools.cached_property
     def model(self) -> Network:
         model = self.config.model
-        attributes: dict[str, Any] = {} if model.stem is None else {"stem": model.stem}
+        attributes = {name: value for name in ("stem", "anti_alias") if (value := getattr(model, name)) is not None}
         return create_model(
             model.name,
             num_classes=len(self.train.classes),
-            dtype=jnp.dtype(model.dtype),
+            dtype=jnp.dtype(model.compute_dtype),
             param_dtype=jnp.dtype(model.param_dtype),
             bn_group=model.bn_group,
             bn_momentum=model.bn_momentum,
@@ -50,8 +53,33 @@ class Run:
             stochastic_depth=model.stochastic_depth,
             scan_blocks=model.scan_blocks,
             remat=model.remat,
+            head_bias=model.head_bias,
             **attributes,
         )
+
+    @functools.cached_property
+    def teacher(self) -> Network | None:
+        """The network that is learned from."""
+        name = self.config.optim.distill_model
+        return create_model(name, num_classes=len(self.train.classes), dtype=jnp.dtype(self.config.model.compute_dtype)) if name else None
+
+    @functools.cached_property
+    def taught(self) -> tuple[Any, ...]:
+        """The variables of the teacher, on the devices: the step's last argument where there is one."""
+        return (self.placed(load_weights(str(self.config.optim.distill_weights), self.teacher)),) if self.teacher else ()
+
+    def placed(self, variables: Any) -> Any:
+        return jax.tree.map(lambda leaf: place(np.asarray(leaf), replicated(self.mesh)), variables)
+
+    def first_state(self) -> State:
+        """The state at step 0: random, or from a file of weights."""
+        path = self.config.model.weights
+        variables = self.placed(load_weights(path, self.model, adapt=True)) if path else None
+        return create_state(self.model, self.tx, self.config, self.mesh, variables)
+
+    def train_step(self) -> Any:
+        """See `compiled_train_step`."""
+        return compiled_train_step(self.config, self.model, self.tx, self.schedule, self.mesh, self.steps_per_epoch, self.teacher)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -79,14 +107,14 @@ class Run:
         return max(round(epochs * self.steps_per_epoch), 1)
 
     def abstract_state(self) -> State:
-        return abstract_state(self.model, self.tx, self.config.data.image_size, self.mesh)
+        return abstract_state(self.model, self.tx, self.config, self.mesh)
 
 
 def prepare_run(config: Config) -> Run:
     """Refuses, before anything is compiled, whatever could not train: raises InputError."""
     check(config)
     check_devices(config, jax.device_count())
-    if "float64" in (config.model.dtype, config.model.param_dtype) and not jax.config.read("jax_enable_x64"):
+    if "float64" in (config.model.compute_dtype, config.model.param_dtype) and not jax.config.read("jax_enable_x64"):
         raise InputError("float64 in model.dtype or model.param_dtype: set JAX_ENABLE_X64=1 in the environment, or use float32")
     data = config.data
     train, evaluation = open_splits(data.name, (data.train_split, data.eval_split), data.source, data.data_dir, data.bad_images)

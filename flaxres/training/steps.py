@@ -1,5 +1,6 @@
 """The training step and the evaluation step: pure functions of a state and a batch, compiled once each for a mesh."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from flaxres.training.state import AUGMENT, DROPOUT, MIX, State, purpose
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+SCALE_GROWS_AFTER = 2000
 
 
 def smooth_targets(labels: jax.Array, classes: int, smoothing: float, dtype: Dtype) -> jax.Array:
@@ -28,7 +30,7 @@ def smooth_targets(labels: jax.Array, classes: int, smoothing: float, dtype: Dty
 
 def pictures(config: Config, batch: Batch) -> jax.Array:
     """The uint8 batch as training sees it before pictures are mixed: augmented by keys of its samples' positions, and normalised."""
-    data, augment_, dtype = config.data, config.augment, jnp.promote_types(jnp.float32, config.model.dtype)
+    data, augment_, dtype = config.data, config.augment, jnp.promote_types(jnp.float32, config.model.compute_dtype)
     images, keys = batch["image"], augment.sample_keys(purpose(config.train.seed, AUGMENT), batch["position"])
     images = augment.random_shift(keys, images, augment_.shift)
     if augment_.flip:
@@ -51,80 +53,209 @@ def inputs(config: Config, batch: Batch, step: jax.Array, classes: int) -> tuple
     settings, key = config.augment, purpose(config.train.seed, MIX)
     keys = jax.random.fold_in(key, step) if settings.mix_per == "batch" else augment.sample_keys(key, batch["position"])
     images, targets = augment.mix(keys, images, targets, settings.mixup, settings.cutmix, settings.mix_probability, settings.mix_switch)
-    return images.astype(config.model.dtype), targets
+    return images.astype(config.model.compute_dtype), targets
+
+
+def losses(config: Config, logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """The loss of each example, `(N,)`, in nats."""
+    optim = config.optim
+    if optim.loss == "cross_entropy":
+        return optax.softmax_cross_entropy(logits, targets)
+    if optim.binary_threshold is not None:
+        targets = (targets > optim.binary_threshold).astype(logits.dtype)
+    each = optax.sigmoid_binary_cross_entropy(logits, targets)
+    return each.mean(-1) if optim.loss == "binary" else each.sum(-1)
+
+
+def distillation(config: Config, logits: jax.Array, teacher: jax.Array) -> jax.Array:
+    """`T^2 KL(teacher || student)` of each example at temperature T (Hinton et al. 2015, section 2), `(N,)`."""
+    hot = config.optim.distill_temperature
+    return hot**2 * optax.kl_divergence(jax.nn.log_softmax(logits / hot), jax.nn.softmax(teacher / hot))
+
+
+Gradients = tuple[jax.Array, jax.Array, Any, Any]  # loss, logits, new statistics, gradients
+
+
+def gradients(
+    config: Config, model: Network, teacher: Network | None, params: Any, state: State, part: Batch, taught: Any, key: jax.Array
+) -> Gradients:
+    """Of a batch or a part of it: `image` and `target` as `inputs` gives them, `position`, and `index`, that of the part."""
+
+    def loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, new = model.apply(variables, part["image"], train=True, mutable=["batch_stats"], rngs={"dropout": key})
+        each = losses(config, logits, part["target"].astype(logits.dtype))
+        if teacher is not None:
+            lesson: Any = teacher.apply(taught, part["image"])
+            share = config.optim.distill_alpha
+            each = (1 - share) * each + share * distillation(config, logits, lax.stop_gradient(lesson).astype(logits.dtype))
+        if config.train.non_finite == "stop":
+            each = jnp.where(part["position"] == part["expected"], each, jnp.nan)
+        value = each.mean()
+        return value * state.loss_scale.get("scale", 1), (value, logits, new.get("batch_stats", {}))
+
+    found, (value, logits, batch_stats) = jax.grad(loss, has_aux=True)(params)
+    if state.loss_scale:
+        found = jax.tree.map(lambda g: g / state.loss_scale["scale"], found)
+    return value, logits, batch_stats, found
+
+
+def accumulated(config: Config, one: Callable[[Batch, jax.Array], Gradients], batch: Batch, key: jax.Array, momentum: float) -> Gradients:
+    """`one` over `train.accumulate` parts of the batch, one after another, combined into what the whole batch gives.
+
+    A part takes every `accumulate`-th statistics group, so that the rows of a device stay on it.
+    """
+    count, group = config.train.accumulate, config.model.bn_group or 1
+    if count == 1:
+        return one(batch, key)
+    parts = {name: array.reshape(-1, count, group, *array.shape[1:]).swapaxes(0, 1) for name, array in batch.items()}
+    parts = {name: array.reshape(count, -1, *array.shape[3:]) for name, array in parts.items()}
+    parts["index"] = jnp.arange(count)
+
+    def add(total: Any, part: Batch) -> tuple[Any, Any]:
+        value, logits, batch_stats, found = one(part, jax.random.fold_in(key, part["index"]))
+        return jax.tree.map(jnp.add, total, found), (value, logits, batch_stats)
+
+    shapes = jax.eval_shape(one, jax.tree.map(lambda array: array[0], parts), key)[3]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    # XLA's CPU compiler leaves convolutions inside loops to naive code (jax issue 12868).
+    total, (values, logits, batch_stats) = lax.scan(add, zeros, parts, unroll=jax.default_backend() == "cpu")
+    rows = logits.reshape(count, -1, group, logits.shape[-1]).swapaxes(0, 1).reshape(-1, logits.shape[-1])
+    return values.mean(), rows, together(batch_stats, momentum), jax.tree.map(lambda g: g / count, total)
+
+
+def together(parts: Any, momentum: float) -> Any:
+    """The running statistics after the whole batch, from those after each of its parts, stacked. The variance between the parts' means counts too."""
+
+    def pair(found: Any) -> Any:
+        if not (isinstance(found, dict) and found.keys() == {"mean", "var"}):
+            return {name: pair(value) for name, value in found.items()}
+        between = found["mean"].var(0) / (1 - momentum)
+        return {"mean": found["mean"].mean(0), "var": found["var"].mean(0) + between}
+
+    return pair(parts)
+
+
+def averaged(config: Config, ema: Any, variables: Any, step: jax.Array, steps_per_epoch: float) -> Any:
+    """The moving average after step number `step`: a copy until `ema_start_epochs`, then updated in every `ema_every`-th step."""
+    train = config.train
+    begun, due = step > round(train.ema_start_epochs * steps_per_epoch), step % train.ema_every == 0
+    decay = jnp.where(begun, jnp.where(due, train.ema_decay, 1.0), 0.0)
+    return jax.tree.map(lambda old, new: old * decay.astype(old.dtype) + new * (1 - decay).astype(old.dtype), ema, variables)
+
+
+def rescaled(loss_scale: dict[str, jax.Array], finite: jax.Array) -> dict[str, jax.Array]:
+    """Half the scale after an overflow, twice as much after 2,000 steps without one (Micikevicius et al. 2018, section 3.2)."""
+    if not loss_scale:
+        return loss_scale
+    scale, good = loss_scale["scale"], jnp.where(finite, loss_scale["good"] + 1, 0)
+    grows = good >= SCALE_GROWS_AFTER
+    scale = jnp.where(finite, jnp.where(grows, 2 * scale, scale), jnp.maximum(scale / 2, 1))
+    return {"scale": scale, "good": jnp.where(grows, 0, good)}
 
 
 def train_step(
-    config: Config, model: Network, tx: optax.GradientTransformation, schedule: optax.Schedule
-) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """`(state, batch) -> (state, metrics)`. Metrics: `loss`, `top1` in [0, 1] of the augmented batch, `gradient_norm`, `learning_rate`, `finite`.
+    config: Config,
+    model: Network,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    steps_per_epoch: float = math.inf,
+    teacher: Network | None = None,
+) -> Callable[..., tuple[State, Metrics]]:
+    """`(state, batch) -> (state, metrics)`, and with a teacher `(state, batch, its variables)`.
 
-    A step whose loss or gradient is not finite changes neither parameters, statistics nor optimizer. With `train.non_finite="stop"` it does not count
-    either: the state then waits for its batch again, and later ones, which are not its own, leave it alone.
+    Metrics: `loss`, `top1` in [0, 1] of the augmented batch, `gradient_norm`, `learning_rate`, `finite`, and in float16 `loss_scale`.
+
+    A step whose loss or gradient is not finite changes neither parameters, statistics, averages nor optimizer. With `train.non_finite="stop"` it
+    does not count either: the state then waits for its batch again, and later ones, which are not its own, leave it alone. In float16 it is an
+    overflow: it counts, and the loss scale is halved; only at a scale of 1 is it what it is elsewhere.
     """
 
-    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    def step(state: State, batch: Batch, *taught: Any) -> tuple[State, Metrics]:
         images, targets = inputs(config, batch, state.step, model.num_classes)
-        dropout = jax.random.fold_in(purpose(config.train.seed, DROPOUT), state.step)
+        key = jax.random.fold_in(purpose(config.train.seed, DROPOUT), state.step)
+        expected = step_positions(state.step, len(images))
+        seen = {"image": images, "target": targets, "position": batch["position"], "expected": expected}
 
-        def loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, new = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout})
-            losses = optax.softmax_cross_entropy(logits, targets.astype(logits.dtype))
-            if config.train.non_finite == "stop":
-                losses = jnp.where(batch["position"] == step_positions(state.step, len(losses)), losses, jnp.nan)
-            return losses.mean(), (logits, new["batch_stats"])
+        lesson = taught[0] if taught else None
 
-        (value, (logits, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-        updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+        def at(params: Any) -> Gradients:
+            def one(part: Batch, key: jax.Array) -> Gradients:
+                return gradients(config, model, teacher, params, state, part, lesson, key)
+
+            return accumulated(config, one, seen, key, model.bn_momentum)
+
+        value, logits, batch_stats, found = sharpness_aware(config, at, state) if config.optim.sam_rho else at(state.params)
+        updates, opt_state = tx.update(found, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        norm = optax.tree.norm(gradients)
+        norm = optax.tree.norm(found)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        stops = config.train.non_finite == "stop"
-        kept = (state.params, state.batch_stats, state.opt_state)
+        own = (seen["position"] == expected).all() if state.loss_scale else True
+        overflow = own & ~finite & (state.loss_scale["scale"] > 1) if state.loss_scale else False
+        counted = finite | overflow if config.train.non_finite == "stop" else jnp.asarray(True)
 
-        def chosen(new: jax.Array, old: jax.Array) -> jax.Array:
-            # The optimizer's own counts of steps, which its schedule reads, go on with the run: integers, where all else is floats.
-            return new if not stops and jnp.issubdtype(new.dtype, jnp.integer) else jnp.where(finite, new, old)
+        def chosen(new: Any, old: Any) -> Any:
+            # The count that the schedule reads is the run's, not the optimizer's.
+            went = counted if isinstance(new, optax.ScaleByScheduleState) else finite
+            return jax.tree.map(lambda a, b: jnp.where(went, a, b), new, old)
 
-        params, batch_stats, opt_state = jax.tree.map(chosen, (params, batch_stats, opt_state), kept)
-        counted = finite if stops else True
+        number = state.step + jnp.asarray(counted, jnp.int32)
+        ema = averaged(config, state.ema, {"params": params, "batch_stats": batch_stats}, number, steps_per_epoch) if state.ema else {}
+        loss_scale = jax.tree.map(lambda a, b: jnp.where(counted, a, b), rescaled(state.loss_scale, finite), state.loss_scale)
+        new, old = (params, batch_stats, opt_state, ema), (state.params, state.batch_stats, state.opt_state, state.ema)
+        params, batch_stats, opt_state, ema = jax.tree.map(chosen, new, old, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState))
         metrics = {
             "loss": value,
             "top1": (logits.argmax(-1) == targets.argmax(-1)).mean(dtype=jnp.float32),
             "gradient_norm": norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-            "finite": finite.astype(jnp.float32),
+            "finite": (finite | overflow).astype(jnp.float32),
         }
-        return State(state.step + jnp.asarray(counted, jnp.int32), params, batch_stats, opt_state), metrics
+        if state.loss_scale:
+            metrics["loss_scale"] = state.loss_scale["scale"]
+        return State(number, params, batch_stats, opt_state, ema, loss_scale), metrics
 
     return step
 
 
-def resident_step(config: Config, step: Callable[[State, Batch], tuple[State, Metrics]], mesh: Mesh) -> Callable[..., tuple[State, Metrics]]:
+def sharpness_aware(config: Config, at: Callable[[Any], Gradients], state: State) -> Gradients:
+    """The gradient where the loss is about highest within `sam_rho` (Foret et al. 2021, eq. 2), in every `sam_every`-th step."""
+
+    def uphill(here: Gradients) -> Gradients:
+        value, logits, batch_stats, found = here
+        stride = config.optim.sam_rho / (optax.tree.norm(found) + 1e-12)
+        return value, logits, batch_stats, at(jax.tree.map(lambda w, g: w + stride * g, state.params, found))[3]
+
+    here = at(state.params)
+    if config.optim.sam_every == 1:
+        return uphill(here)
+    return lax.cond(state.step % config.optim.sam_every == 0, uphill, lambda here: here, here)
+
+
+def resident_step(config: Config, step: Callable[..., tuple[State, Metrics]], mesh: Mesh) -> Callable[..., tuple[State, Metrics]]:
     """`step` fed from a dataset that is on the devices: `(state, dataset) -> (state, metrics)`, the same samples as the loader gives."""
 
-    def fed(state: State, dataset: Batch) -> tuple[State, Metrics]:
+    def fed(state: State, dataset: Batch, *taught: Any) -> tuple[State, Metrics]:
         size, batch_size = dataset["label"].shape[0], config.train.batch_size
         positions = lax.with_sharding_constraint(step_positions(state.step, batch_size), split(mesh))
         ids = training_ids(positions, size, config.train.seed, batch_size, config.data.repeats)
-        return step(state, {"image": dataset["image"][ids], "label": dataset["label"][ids], "position": positions})
+        return step(state, {"image": dataset["image"][ids], "label": dataset["label"][ids], "position": positions}, *taught)
 
     return fed
 
 
-def repeated(step: Callable[[State, Batch], tuple[State, Metrics]], most: int) -> Callable[..., tuple[State, Metrics]]:
+def repeated(step: Callable[..., tuple[State, Metrics]], most: int) -> Callable[..., tuple[State, Metrics]]:
     """`(state, dataset, count) -> (state, metrics)`: `count <= most` steps in one dispatch; metrics are (most,), of which `count` are filled.
 
     The count is no constant of the program, so that however a run is cut, by saves or by a kill, each step is the same code and gives the same bits.
     """
 
-    def steps(state: State, dataset: Batch, count: jax.Array) -> tuple[State, Metrics]:
-        shapes = jax.eval_shape(step, state, dataset)[1]
+    def steps(state: State, dataset: Batch, count: jax.Array, *taught: Any) -> tuple[State, Metrics]:
+        shapes = jax.eval_shape(step, state, dataset, *taught)[1]
         empty = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), shapes)
 
         def one(i: jax.Array, carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
-            state, values = step(carry[0], dataset)
+            state, values = step(carry[0], dataset, *taught)
             return state, jax.tree.map(lambda all_, value: all_.at[i].set(value), carry[1], values)
 
         return lax.fori_loop(0, count, one, (state, empty))
@@ -143,8 +274,10 @@ def eval_step(config: Config, model: Network) -> Callable[[Any, Batch], Metrics]
     """`(variables, batch) -> sums over the batch`, each row times its weight: `loss`, `top1`, `top5` and `examples`."""
 
     def step(variables: Any, batch: Batch) -> Metrics:
-        images = augment.normalise(batch["image"], config.data.mean, config.data.std, jnp.dtype(config.model.dtype))
+        images = augment.normalise(batch["image"], config.data.mean, config.data.std, jnp.dtype(config.model.compute_dtype))
         logits: Any = model.apply(variables, images)
+        if config.data.eval_flip:
+            logits = (logits + model.apply(variables, images[:, :, ::-1])) / 2
         labels, weights = batch["label"], batch["weight"]
         # The rank counts a tie against the label, so that a network of equal or NaN logits is not called right.
         right = jnp.take_along_axis(logits, labels[:, None], 1)
@@ -160,17 +293,27 @@ def eval_step(config: Config, model: Network) -> Callable[[Any, Batch], Metrics]
     return step
 
 
-def compiled_train_step(config: Config, model: Network, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh) -> Any:
+def compiled_train_step(
+    config: Config,
+    model: Network,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    steps_per_epoch: float = math.inf,
+    teacher: Network | None = None,
+) -> Any:
     """The jitted step over `mesh` with its state donated. It takes a batch that is split over `data`; where the data are resident, the whole dataset,
-    and the number of steps too where `steps_per_dispatch` is more than one.
+    and the number of steps too where `steps_per_dispatch` is more than one; and last the teacher's variables, if there is one.
     """
-    step: Callable[..., Any] = train_step(config, model, tx, schedule)
+    step: Callable[..., Any] = train_step(config, model, tx, schedule, steps_per_epoch, teacher)
     whole = replicated(mesh)
     feeds: tuple[Any, ...] = (split(mesh),)
     if config.data.resident:
         step, feeds = resident_step(config, step, mesh), (whole,)
         if (most := steps_per_dispatch(config)) > 1:
             step, feeds = repeated(step, most), (whole, whole)
+    if teacher is not None:
+        feeds += (whole,)
     return jax.jit(step, donate_argnums=0, in_shardings=(whole, *feeds), out_shardings=(whole, whole))
 
 

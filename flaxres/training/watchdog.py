@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import jax
+
 EXIT_STUCK = 70
 
 
@@ -43,7 +45,7 @@ class Watchdog:
                 self.end(self.what, now - self.since)
 
     def end(self, what: str, seconds: float) -> None:
-        path = self.folder / "stacks.txt"
+        path = self.folder / ("stacks.txt" if jax.process_count() == 1 else f"stacks-{jax.process_index()}.txt")
         try:
             with path.open("w") as file:
                 faulthandler.dump_traceback(file, all_threads=True)

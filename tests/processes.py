@@ -1,0 +1,167 @@
+"""One run on several real processes, joined on loopback: `python -m tests.processes {losses,resume,evaluation} [--processes 2,4] [--json]`.
+
+losses      trains ResNet-20 on the digits by train.py, on one process and on several, in float64 for 20 steps and in float32 for one, and
+            prints the largest relative difference between their losses.
+resume      trains on one process, stops it by SIGTERM, goes on with two, of which only one is told to stop, and ends on one; then the same with
+            1, 4 and 2 devices; prints the largest relative difference between the losses of all steps and those of an uninterrupted run.
+evaluation  evaluates the first 1 to 70 digits on 1, 2, 3 and 4 processes, and prints how often the count or a sum was not that of one process.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[1]
+DIGITS = (*("--config", "configs/digits.py", "--train.progress", "False", "--train.tensorboard", "False", "--train.log-every-steps", "1"),)
+EVALUATED, EVAL_BATCH = range(1, 71), 24
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start(command: list[str], processes: int, devices: int = 1, x64: bool = False) -> list[subprocess.Popen[str]]:
+    """`command` as so many processes of one run, each with so many devices."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(int(x64)), "PYTHONPATH": str(ROOT)}
+    environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    coordinator = f"127.0.0.1:{free_port()}"
+    joined = [[] if processes == 1 else ["--coordinator", coordinator, "--processes", str(processes), "--process", str(i)] for i in range(processes)]
+    options: dict[str, Any] = {"cwd": ROOT, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return [subprocess.Popen([sys.executable, *command, *flags], **options) for flags in joined]
+
+
+def finish(started: list[subprocess.Popen[str]], code: int = 0) -> list[str]:
+    """Waits for all; raises where one did not exit with `code`."""
+    texts = [process.communicate(timeout=900)[0] for process in started]
+    for process, text in zip(started, texts, strict=True):
+        if process.returncode != code:
+            raise RuntimeError(f"exit code {process.returncode} in place of {code}:\n{text}")
+    return texts
+
+
+def training(workdir: pathlib.Path, precision: str, steps: int, group: int | None = None) -> list[str]:
+    shape = ["--model.dtype", precision, "--model.param-dtype", precision, "--model.bn-group", str(group), "--train.steps", str(steps)]
+    return ["train.py", *DIGITS, "--data.data-dir", str(workdir.parent / "data"), *shape, "--workdir", str(workdir)]
+
+
+def rows(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {row["step"]: row for row in map(json.loads, lines) if "train/loss" in row}
+
+
+def difference(ours: pathlib.Path, theirs: pathlib.Path, steps: int) -> float:
+    """The largest relative difference between the losses of two runs."""
+    a, b = rows(ours), rows(theirs)
+    assert set(a) == set(b) == set(range(1, steps + 1)), (sorted(a), sorted(b))
+    return max(abs(a[step]["train/loss"] / b[step]["train/loss"] - 1) for step in b)
+
+
+def losses(folder: pathlib.Path, processes: list[int]) -> dict[str, float]:
+    figures = {}
+    for precision, steps in (("float32", 1), ("float64", 20)):
+        for group in (None, 16):
+            alone = folder / f"{precision}-{group}-1"
+            finish(start(training(alone, precision, steps, group), 1, x64=precision == "float64"))
+            for count in processes:
+                workdir = folder / f"{precision}-{group}-{count}"
+                finish(start(training(workdir, precision, steps, group), count, x64=precision == "float64"))
+                figures[f"{precision}_{steps}_steps_group_{group}_{count}_processes"] = difference(workdir, alone, steps)
+    return figures
+
+
+def stop_at(started: list[subprocess.Popen[str]], workdir: pathlib.Path, step: int) -> None:
+    """Waits until `step` is logged, and tells the last process to stop."""
+    while max(rows(workdir), default=0) < step and all(process.poll() is None for process in started):
+        time.sleep(0.05)
+    started[-1].send_signal(signal.SIGTERM)
+
+
+def resume(folder: pathlib.Path) -> dict[str, float]:
+    figures, steps = {}, 400
+    alone = folder / "alone"
+    finish(start(training(alone, "float64", steps), 1, x64=True))
+    for name, stages in (("processes_1_2_1", [(1, 1), (2, 1), (1, 1)]), ("devices_1_4_2", [(1, 1), (1, 4), (1, 2)])):
+        workdir, slowest = folder / name, 0.0
+        for number, (processes, devices) in enumerate(stages):
+            started = start(training(workdir, "float64", steps), processes, devices, x64=True)
+            if number < len(stages) - 1:
+                stop_at(started, workdir, 30 + max(rows(workdir), default=0))
+                begun = time.monotonic()
+                finish(started, 75)
+                slowest = max(slowest, time.monotonic() - begun)
+            else:
+                finish(started)
+        figures |= {name: difference(workdir, alone, steps), f"{name}_seconds_to_stop": slowest}
+    return figures
+
+
+def evaluation(folder: pathlib.Path, processes: list[int]) -> dict[str, float]:
+    """Sums of one process against those of several."""
+    found = {}
+    for count in sorted({1, *processes}):
+        command = ["-m", "tests.processes", "worker", "--folder", str(folder / "data")]
+        found[count] = json.loads(finish(start(command, count))[0].splitlines()[-1])
+    wrong = sum(
+        ours["examples"] != examples or ours["top1"] != alone["top1"] or abs(ours["loss"] - alone["loss"]) > 1e-5 * alone["loss"]
+        for several in found.values()
+        for examples, ours, alone in zip(EVALUATED, several, found[1], strict=True)
+    )
+    return {"evaluations": len(found) * len(EVALUATED), "wrong": wrong}
+
+
+def worker(folder: str) -> None:
+    """One process of an evaluation: prints a report for each number of examples."""
+    from flaxres.data.sources import open_splits
+    from flaxres.training import hosts
+    from flaxres.training.config import Config, DataConfig, ModelConfig, TrainConfig
+    from flaxres.training.evaluation import Evaluator
+    from flaxres.training.run import prepare_run
+
+    data = DataConfig("digits", data_dir=folder, image_size=8, eval_size=8, eval_resize=8, crop="centre")
+    config = Config(ModelConfig("resnet20"), data, train=TrainConfig(48, eval_batch_size=EVAL_BATCH))
+    run = hosts.together(lambda: prepare_run(config))
+    evaluator, state, reports = Evaluator(run), run.first_state(), []
+    for count in EVALUATED:
+        evaluator.run = dataclasses.replace(run, evaluation=open_splits("digits", [f"test[:{count}]"], None, folder)[0])
+        reports.append(dataclasses.asdict(evaluator(state)))
+    print(json.dumps(reports))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("losses", "resume", "evaluation", "worker"))
+    parser.add_argument("--processes", help="2,4 (losses) or 2,3,4 (evaluation); with --process: of this run")
+    parser.add_argument("--folder")
+    parser.add_argument("--coordinator")
+    parser.add_argument("--process", type=int)
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args()
+    if chosen.what == "worker":
+        from flaxres.training.hosts import join
+
+        join(chosen.coordinator, chosen.processes and int(chosen.processes), chosen.process)
+        worker(chosen.folder)
+        return
+    counts = [int(count) for count in (chosen.processes or ("2,4" if chosen.what == "losses" else "2,3,4")).split(",")]
+    with tempfile.TemporaryDirectory() as folder:
+        place = pathlib.Path(folder)
+        figures = {"losses": lambda: losses(place, counts), "resume": lambda: resume(place), "evaluation": lambda: evaluation(place, counts)}[
+            chosen.what
+        ]()
+    print(json.dumps(figures) if chosen.json else "\n".join(f"{name}: {value:.3g}" for name, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()
