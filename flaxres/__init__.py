@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         ModelConfig as ModelConfig,
         OptimConfig as OptimConfig,
         TrainConfig as TrainConfig,
+        variant as variant,
     )
     from flaxres.training.evaluation import Report as Report
     from flaxres.training.loop import evaluate as evaluate, fit as fit
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 LAZY = {
-    **dict.fromkeys(("Config", "ModelConfig", "DataConfig", "AugmentConfig", "OptimConfig", "TrainConfig"), "flaxres.training.config"),
+    **dict.fromkeys(("Config", "ModelConfig", "DataConfig", "AugmentConfig", "OptimConfig", "TrainConfig", "variant"), "flaxres.training.config"),
     **dict.fromkeys(("fit", "evaluate"), "flaxres.training.loop"),
     "Report": "flaxres.training.evaluation",
     "load_pretrained": "flaxres.weights.hub",

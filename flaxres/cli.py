@@ -15,31 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from flaxres.errors import InputError, unknown
-from flaxres.training.config import Config, described, from_json, kinds, options
+from flaxres.training.config import Config, described, from_json, kinds, load_config, options
 
 EXIT_REFUSED = 2
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
-
-
-def load_config(path: str) -> Config:
-    """The `config` that a Python file binds; raises InputError for a file that binds none."""
-    file = pathlib.Path(path)
-    if not os.path.isfile(file):  # noqa: PTH113 (false where it can't be read)
-        raise unknown("config file", path, [str(p) for p in pathlib.Path("configs").rglob("*.py")] or ["a Python file that binds `config`"])
-    if file.suffix != ".py":
-        raise InputError(f"config file {path!r} is no .py file: give one that binds `config = flaxres.Config(...)`")
-    spec = importlib.util.spec_from_file_location(f"flaxres_config_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise InputError(f"config file {path!r} can't be read: {type(error).__name__}: {' '.join(str(error).split())}") from error
-    config = getattr(module, "config", None)
-    if not isinstance(config, Config):
-        raise InputError(f"config file {path!r} binds no `config = flaxres.Config(...)`")
-    return config
 
 
 def flag(field: str) -> str:
@@ -178,6 +157,22 @@ def keep_memory() -> None:
             mallopt(setting, value)
 
 
+def keep_compiled() -> None:
+    """Keeps compiled programs in the user's cache folder, which only the user may enter, since what lies there is run."""
+    import jax
+
+    if jax.config.read("jax_compilation_cache_dir"):
+        return
+    folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flaxres" / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        print(f"flaxres: compiled programs are not kept: {error}", file=sys.stderr)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
 def silence() -> None:
     """Keeps the libraries' chatter off the terminal; warnings and errors stay."""
     import logging
@@ -196,6 +191,7 @@ def joined(arguments: Sequence[str]) -> list[str]:
             raise InputError(f"{name}={value!r}: the rule is a whole number, >= 0")
         values.append(value)
     keep_memory()
+    keep_compiled()
     if not {"-h", "--help"} & set(rest):
         from flaxres.training.hosts import join
 
@@ -414,6 +410,77 @@ def data_shrink(chosen: argparse.Namespace) -> None:
     )
 
 
+def bench(arguments: Sequence[str]) -> None:
+    """Measures a config before it is trained: its schedule, its input and step, and its memory on accelerators that are not here."""
+    word, rest = (arguments[0], list(arguments[1:])) if arguments else ("--help", [])
+    if word in ("-h", "--help"):
+        print(BENCH)
+        return
+    if word not in BENCHES:
+        raise unknown("flaxres bench command", word, BENCHES)
+    BENCHES[word](rest)
+
+
+def bench_schedule(arguments: list[str]) -> None:
+    from flaxres.bench import schedule
+
+    target, rest = value_of(arguments, "--out")
+    config, _ = parse_run(rest, None, "flaxres bench schedule", "Draw the learning rate and the size of pictures by epoch (--out FILE.png).")
+    target = target or "schedule.png"
+    facts = schedule(config, target)
+    print("\n".join([*(f"{name}: {value}" for name, value in facts.items()), f"drew {target}"]))
+
+
+def bench_rates(arguments: list[str]) -> None:
+    steps, rest = value_of(arguments, "--steps")
+    if steps is not None and not (steps.isdigit() and int(steps)):
+        raise InputError(f"--steps={steps!r}: the rule is a whole number > 0")
+    config, _ = parse_run(
+        joined(rest), None, "flaxres bench rates", "Images a second of the step, of the input, and of both (--steps N a measurement)."
+    )
+    silence()
+    from flaxres.bench import rates
+
+    for name, value in rates(config, int(steps or 20)).items():
+        print(f"{name}: {value:,.3f}")
+
+
+def bench_plan(arguments: list[str]) -> None:
+    import jax
+
+    from flaxres.compiled import ENVIRONMENT, platform_of
+
+    topology, rest = value_of(arguments, "--topology")
+    asks = {"-h", "--help"} & set(rest)
+    if topology is None and not asks:
+        raise InputError("flaxres bench plan needs --topology, e.g. v5e:2x4, v5p:4x4x4, v6e:8x8 or h200:8")
+    config, _ = parse_run(
+        rest, None, "flaxres bench plan", "What a config's step moves and holds on accelerators that are not here (--topology v5e:16x16)."
+    )
+    os.environ.update(ENVIRONMENT[platform_of(str(topology))])
+    jax.config.update("jax_platforms", "cpu")
+    silence()
+    from flaxres.bench import plan
+
+    figures, kinds, kernels = plan(config, str(topology))
+    for name, value in figures.items():
+        print(f"{name}: {value:,.2f}")
+    print("collectives by kind: " + (", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"))
+    for kind, size, count in kernels:
+        print(f"{size:10.1f} MB/image in {count:4d} x {kind}")
+    print("it fits" if figures["fits"] else "it does not fit: lower train.batch_size, or set train.accumulate or model.remat")
+
+
+BENCHES = {"schedule": bench_schedule, "rates": bench_rates, "plan": bench_plan}
+BENCH = """usage: flaxres bench COMMAND --config FILE [--section.field VALUE ...]
+
+  schedule  draw learning rate and picture size by epoch          --out schedule.png
+  rates     images a second of the step, of the input, of both   --steps 20
+  plan      memory and traffic on accelerators not here           --topology v5e:16x16, h200:8
+
+Measures a config before it is trained."""
+
+
 def models(arguments: Sequence[str]) -> None:
     """Lists the models with their costs, counted."""
     from flaxres.models.count import multiply_accumulates, parameters
@@ -457,6 +524,7 @@ class Parser(argparse.ArgumentParser):
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": lambda arguments: train(arguments, None, "flaxres train"),
     "evaluate": evaluate,
+    "bench": bench,
     "checkpoints": checkpoints,
     "convert": convert,
     "data": data,
@@ -468,6 +536,7 @@ USAGE = """usage: flaxres COMMAND ...
   train        train a config, or go on with a run        flaxres train --config FILE --workdir DIR
   evaluate     measure a run's newest checkpoint          flaxres evaluate --workdir DIR
   checkpoints  list and verify a run's checkpoints        flaxres checkpoints DIR
+  bench        measure a config before it is trained      flaxres bench schedule --config FILE
   convert      weights to torchvision/timm safetensors    flaxres convert IN OUT --model resnet50
   data         prepare datasets and look at them          flaxres data prepare folder --source DIR
   models       list the models                            flaxres models 'resnet*'

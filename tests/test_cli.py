@@ -124,3 +124,21 @@ def test_mistakes_of_the_flaxres_command_are_one_line(words: str, message: str, 
     assert not out
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["bench", "schedul"], "did you mean schedule"),
+        (["bench", "plan", "--config", "configs/digits.py"], "needs --topology"),
+        (["bench", "plan", "--topology", "v5f:2x4", "--config", "configs/digits.py"], "v5e:2x4"),
+        (["bench", "plan", "--topology", "v5e:8", "--config", "configs/digits.py"], "16x16"),
+        (["train", "--config", "configs/digits.py", "--coordinator", "host:1"], "go together"),
+        (["train", "--config", "configs/digits.py", "--coordinator", "h:1", "--processes", "two", "--process", "0"], "--processes='two'"),
+    ],
+)
+def test_bench_and_hosts_refuse_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

@@ -1,8 +1,10 @@
 """The one place where a setting has its name, its default and its rule."""
 
 import dataclasses
+import importlib.util
 import json
 import math
+import os
 import pathlib
 import types
 import typing
@@ -441,6 +443,38 @@ def resolved(config: Config) -> Config:
     """The config with what depends on the machine written out, as it is saved and compared."""
     dtype: Any = config.model.compute_dtype
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+
+
+def load_config(path: str) -> Config:
+    """The `config` that a Python file binds; raises InputError for a file that binds none."""
+    file = pathlib.Path(path)
+    if not os.path.isfile(file):  # noqa: PTH113 (false where it can't be read)
+        raise unknown("config file", path, [str(p) for p in pathlib.Path("configs").rglob("*.py")] or ["a Python file that binds `config`"])
+    if file.suffix != ".py":
+        raise InputError(f"config file {path!r} is no .py file: give one that binds `config = flaxres.Config(...)`")
+    spec = importlib.util.spec_from_file_location(f"flaxres_config_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"config file {path!r} can't be read: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    config = getattr(module, "config", None)
+    if not isinstance(config, Config):
+        raise InputError(f"config file {path!r} binds no `config = flaxres.Config(...)`")
+    return config
+
+
+def variant(file: str, base: str, changes: dict[str, Any]) -> Config:
+    """The config of the file `base` beside `file`, with some settings changed, `{"model.name": "resnet101"}`: for a recipe's other depths."""
+    config = load_config(str(pathlib.Path(file).with_name(base)))
+    for name, value in changes.items():
+        section, _, field = name.partition(".")
+        if name not in flat(config):
+            raise unknown("setting", name, flat(config))
+        config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{field: value})})
+    return config
 
 
 def to_json(config: Config) -> str:

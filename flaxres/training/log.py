@@ -29,7 +29,7 @@ class Log:
         self, run: Run, folder: pathlib.Path, first: int, before: tuple[float, float], display: metrics.Display, loader: Loader | None
     ) -> None:
         self.run, self.display, self.loader, self.before = run, display, loader, before
-        self.writer = metrics.Writer(folder, first, run.config.train.tensorboard) if jax.process_index() == 0 else None
+        self.writer = metrics.Writer(folder, first, run.config.train.tensorboard, run.config.train.wandb) if jax.process_index() == 0 else None
         self.pending: collections.deque[tuple[int, int, Any]] = collections.deque()
         self.dispatched = 0
         self.unchecked: collections.deque[tuple[int, int, int, Any]] = collections.deque()

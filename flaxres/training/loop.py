@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import os
 import pathlib
 import signal
@@ -154,6 +155,7 @@ def train(run: Run, state: State, checkpoints: Checkpoints, origin: dict[str, An
         stop_signals() as asked,
         Watchdog(folder, config.train.watchdog_seconds, lambda: checkpoints.saving_since) as watchdog,
         feed(run, first, display.say) as (batches, loader),
+        Profile(config.train.profile_steps, folder / "profile") as profile,
         contextlib.closing(Log(run, folder, first, tuple(origin["seconds"]), display, loader)) as log,
     ):
         watchdog.at("compiling")
@@ -180,8 +182,10 @@ def train(run: Run, state: State, checkpoints: Checkpoints, origin: dict[str, An
             watchdog.at(f"step {step + 1}")
             ends = [(step // every + 1) * every for every in (eval_every, save_every)]
             count = min(stepper.most, run.steps - step, *(end - step for end in ends))
+            profile.before(step, count)
             state, values = stepper(state, batch, count)
             step += count
+            profile.after(step, state)
             last = step == run.steps
             stop = votes(asked.is_set()) and not last
             log.add(step, count, values)
@@ -215,6 +219,33 @@ def train(run: Run, state: State, checkpoints: Checkpoints, origin: dict[str, An
     assert report is not None
     finish(run, report, times, folder, display, counts())
     return state
+
+
+class Profile:
+    """A trace of `train.profile_steps` by JAX's profiler in `profile/` of the workdir, for TensorBoard or Perfetto. A context manager."""
+
+    def __init__(self, steps: tuple[int, int] | None, folder: pathlib.Path) -> None:
+        self.first, self.last = map(float, steps or (math.inf, math.inf))
+        self.folder, self.runs = folder, False
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.runs:
+            jax.profiler.stop_trace()
+
+    def before(self, step: int, count: int) -> None:
+        """Called before the `count` steps after `step`."""
+        if not self.runs and step < self.first <= step + count:
+            jax.profiler.start_trace(self.folder)
+            self.runs = True
+
+    def after(self, step: int, state: State) -> None:
+        if self.runs and step >= self.last:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            self.runs = False
 
 
 class NonFiniteError(FloatingPointError):
@@ -282,7 +313,7 @@ def evaluate(config: Config, workdir: str | os.PathLike[str] | None = None, *, w
     if (workdir is None) == (weights is None):
         raise InputError("evaluate needs a workdir or weights: give one of them")
     if weights is not None:
-        run = prepare_run(config)
+        run = hosts.together(lambda: prepare_run(config))
         variables = run.placed(load_weights(weights, run.model))
         return Evaluator(run)(State(jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], ()))
     run, state = trained(config, pathlib.Path(workdir or ""))
@@ -295,7 +326,7 @@ def trained(config: Config, folder: pathlib.Path) -> tuple[Run, State]:
     require_same_run(config, folder, FREE | MEASURE)
     if not (folder / "checkpoints").is_dir():
         raise InputError(f"workdir {str(folder)!r} has no checkpoints: train first, or give another --workdir")
-    run = prepare_run(config)
+    run = hosts.together(lambda: prepare_run(config))
     with Checkpoints(folder / "checkpoints", say=note) as checkpoints:
         require_same_classes(run, checkpoints.provenance())
         return run, checkpoints.restore(run.abstract_state())

@@ -1,5 +1,7 @@
 """What a run writes for people and programs: JSON lines, TensorBoard events, a summary, curves, and what the terminal shows."""
 
+import hashlib
+import importlib
 import json
 import math
 import os
@@ -38,7 +40,7 @@ def replace_file(path: pathlib.Path, text: str) -> None:
 class Writer:
     """Writes metrics of a run that starts or goes on at `step`: lines of later steps, left by a killed run, are dropped."""
 
-    def __init__(self, workdir: pathlib.Path, step: int, tensorboard: bool) -> None:
+    def __init__(self, workdir: pathlib.Path, step: int, tensorboard: bool, wandb: str | None = None) -> None:
         self.workdir = workdir
         kept = [row for row in read_metrics(workdir) if row["step"] <= step]
         replace_file(workdir / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
@@ -48,6 +50,11 @@ class Writer:
             import tensorboardX
 
             self.events = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1)
+        self.wandb = None
+        if wandb:
+            # A run that goes on keeps its id, so that its curves stay one.
+            number = hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:16]
+            self.wandb = importlib.import_module("wandb").init(project=wandb, id=number, name=workdir.name, dir=str(workdir), resume="allow")
 
     def write(self, step: int, epoch: float, values: dict[str, float]) -> None:
         row = {"step": step, "epoch": round(epoch, 4), **values}
@@ -55,6 +62,8 @@ class Writer:
         if self.events:
             for name, value in values.items():
                 self.events.add_scalar(name, value, step)
+        if self.wandb:
+            self.wandb.log(values, step=step)
 
     def flush(self) -> None:
         """Before a save: what TensorBoard shows then reaches as far as the checkpoint."""
@@ -65,6 +74,8 @@ class Writer:
         self.file.close()
         if self.events:
             self.events.close()
+        if self.wandb:
+            self.wandb.finish()
 
 
 def finite(row: dict[str, Any]) -> dict[str, Any]:

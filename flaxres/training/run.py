@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,9 +34,13 @@ class Run:
     config: Config
     train: Source
     evaluation: Source
+    elsewhere: jax.sharding.Mesh | None = None
+    """Devices to compile for, where they are not this machine's."""
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
+        if self.elsewhere is not None:
+            return self.elsewhere
         return data_mesh(check_devices(self.config, jax.device_count()))
 
     @functools.cached_property
@@ -120,6 +125,8 @@ def prepare_run(config: Config) -> Run:
     train, evaluation = open_splits(data.name, (data.train_split, data.eval_split), data.source, data.data_dir, data.bad_images)
     if train.classes != evaluation.classes:
         raise InputError(f"{train.name} and {evaluation.name} have other classes: they must be splits of one dataset")
+    if config.train.wandb and importlib.util.find_spec("wandb") is None:
+        raise InputError(f"train.wandb={config.train.wandb!r} needs the package wandb: pip install wandb, or leave it out")
     run = Run(config, train, evaluation)
     if data.resident:
         require_resident(train, data.image_size)

@@ -1,16 +1,21 @@
 """Schedules equal their formulas at every step; SGD is PyTorch's."""
 
+import importlib.util
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import flaxres
+from benchmarks.peers import torch_and_timm
 from flaxres import OptimConfig
-from flaxres.training.optimizers import decayed, learning_rate, optimizer
+from flaxres.training.optimizers import by_depth, decayed, depth, learning_rate, optimizer
 
 STEPS, EPOCH = 200, 12.5
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs the extra `parity`")
 
 
 def cosine(step: int) -> float:
@@ -28,6 +33,12 @@ def steps(step: int) -> float:
         (OptimConfig(learning_rate=0.4, schedule="step", milestones=(4, 8)), steps),
         (OptimConfig(learning_rate=0.4, schedule="step", milestones=(4, 8), warmup_epochs=2), lambda s: 0.4 * s / 25 if s < 25 else steps(s)),
         (OptimConfig(learning_rate=0.4, schedule="constant"), lambda step: 0.4),
+        (OptimConfig(learning_rate=0.4, schedule="linear", final_scale=0.1), lambda step: 0.4 * (1 - 0.9 * step / STEPS)),
+        (
+            OptimConfig(learning_rate=0.4, schedule="polynomial", power=2.0, warmup_steps=40, final_scale=0.01),
+            lambda step: 0.4 * step / 40 if step < 40 else 0.4 * (0.01 + 0.99 * (1 - (step - 40) / 160) ** 2),
+        ),
+        (OptimConfig(learning_rate=0.4, schedule="step", milestone_steps=(50, 100)), steps),
     ],
 )
 def test_schedules_equal_their_formulas(config: OptimConfig, formula: object) -> None:
@@ -59,3 +70,90 @@ def test_sgd_is_pytorchs(nesterov: bool, everything: bool) -> None:
 def test_the_mask_spares_norms_and_biases() -> None:
     params = {"conv": {"kernel": jnp.ones((3, 3, 1, 1))}, "bn": {"scale": jnp.ones(3), "bias": jnp.ones(3)}}
     assert decayed(params) == {"conv": {"kernel": True}, "bn": {"scale": False, "bias": False}}
+
+
+def trajectories(config: OptimConfig, make: Any, decay: bool = True, steps: int = 20) -> None:
+    """Ours and a PyTorch optimizer's on the same gradients; `make(groups)` builds the latter from groups with and without decay."""
+    torch, _ = torch_and_timm()
+    shapes = {"kernel": (4, 3), "scale": (3,)}
+    params = {name: jax.random.normal(jax.random.key(9), shape) + 1 for name, shape in shapes.items()}
+    theirs = {name: torch.nn.Parameter(torch.from_numpy(np.array(leaf))) for name, leaf in params.items()}
+    groups = [{"params": [theirs["kernel"]], "weight_decay": config.weight_decay}, {"params": [theirs["scale"]], "weight_decay": 0.0}]
+    optimiser, tx = make(groups), optimizer(config, learning_rate(config, STEPS, EPOCH))
+    opt_state, schedule = tx.init(params), learning_rate(config, STEPS, EPOCH)
+    for step in range(steps):
+        gradients = {name: jax.random.normal(jax.random.fold_in(jax.random.key(step), i), shapes[name]) for i, name in enumerate(shapes)}
+        updates, opt_state = tx.update(gradients, opt_state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        for name, weight in theirs.items():
+            weight.grad = torch.from_numpy(np.array(gradients[name]))
+        for group in optimiser.param_groups:
+            group["lr"] = float(schedule(step))
+        optimiser.step()
+    for name, weight in theirs.items():
+        np.testing.assert_allclose(params[name], weight.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@needs_torch
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_twenty_steps_are_pytorchs_sgd(nesterov: bool) -> None:
+    torch, _ = torch_and_timm()
+    config = OptimConfig(learning_rate=0.1, nesterov=nesterov, weight_decay=0.01, warmup_epochs=1, warmup_scale=0.1)
+    trajectories(config, lambda groups: torch.optim.SGD(groups, 0.1, 0.9, nesterov=nesterov))
+
+
+@needs_torch
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_twenty_steps_are_timms_lamb(clip: float) -> None:
+    _, timm = torch_and_timm()
+    config = OptimConfig("lamb", 0.05, weight_decay=0.02, clip_norm=clip)
+    trajectories(config, lambda groups: timm.optim.Lamb(groups, 0.05, eps=1e-6, max_grad_norm=clip or None))
+
+
+@needs_torch
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_twenty_steps_are_timms_lars(nesterov: bool) -> None:
+    _, timm = torch_and_timm()
+    config = OptimConfig("lars", 2.0, nesterov=nesterov, weight_decay=0.05, trust_coefficient=0.01)
+    trajectories(config, lambda groups: timm.optim.Lars(groups, 2.0, momentum=0.9, nesterov=nesterov, trust_coeff=0.01))
+
+
+@needs_torch
+def test_twenty_steps_are_pytorchs_adamw() -> None:
+    torch, _ = torch_and_timm()
+    config = OptimConfig("adamw", 0.01, weight_decay=0.1, epsilon=1e-8)
+    trajectories(config, lambda groups: torch.optim.AdamW(groups, 0.01, (0.9, 0.999), 1e-8))
+
+
+def test_decoupled_decay_is_its_formula() -> None:
+    config = OptimConfig("sgdw", 0.4, momentum=0.0, weight_decay=0.1, warmup_epochs=2, schedule="constant")
+    schedule = learning_rate(config, STEPS, EPOCH)
+    tx = optimizer(config, schedule)
+    params = {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(2)}
+    opt_state = tx.init(params)
+    for _ in range(3):  # the third step, on a 25th of the way up
+        updates, opt_state = tx.update(jax.tree.map(jnp.ones_like, params), opt_state, params)
+    rate = float(schedule(2))
+    np.testing.assert_allclose(updates["kernel"], -rate - rate / 0.4 * 0.1, rtol=1e-6)
+    np.testing.assert_allclose(updates["scale"], -rate, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet50", "resnetv2_50", "densenet121"])
+def test_depth_orders_the_stages(name: str) -> None:
+    size = 32 if name == "resnet20" else 64
+    shapes = jax.eval_shape(lambda: flaxres.create_model(name).init(jax.random.key(0), jnp.zeros((1, size, size, 3))))["params"]
+    tx = by_depth(0.5)
+    updates, _ = jax.eval_shape(lambda p: tx.update(p, tx.init(p)), shapes)
+    assert jax.tree.structure(updates) == jax.tree.structure(shapes)
+    names = ["/".join(str(key.key) for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+    found = {depth(path) for path in names}
+    assert found == set(range(6 if name != "resnet20" else 4)) | {5}
+    heads = [path for path in names if depth(path) == 5]
+    assert len(heads) == 2
+    ones = {"conv1": {"kernel": jnp.ones(2)}, "layer3": {"0": {"conv1": {"kernel": jnp.ones(2)}}}, "fc": {"kernel": jnp.ones(2)}}
+    scaled, _ = tx.update(ones, tx.init(ones))
+    assert [float(leaf[0]) for leaf in (scaled["conv1"]["kernel"], scaled["layer3"]["0"]["conv1"]["kernel"], scaled["fc"]["kernel"])] == [
+        1 / 32,
+        1 / 4,
+        1,
+    ]

@@ -1,0 +1,148 @@
+"""What a training step of ResNet-50 moves on accelerators that are not here: `python -m benchmarks.aot [--json] [--topology NAME ...]`.
+
+The compilers of TPUs and of CUDA need no such device: they compile our step, the one that `flaxres train` runs, augmentation and checks included, and
+the textbook's for a description of one. bfloat16, 224 pixels, 128 images a device; our batch statistics are of each device's 128 images. Printed for
+each program: megabytes an image by kind of kernel, arithmetic, memory, collectives and the seconds of compiling. In the figures:
+
+`*_bytes_vs_textbook`: megabytes an image, ours over the textbook's; below 1 is less traffic. They are operands and results of all kernels, for CUDA
+counted in the optimised program, for TPUs by the compiler's cost model. `*_collectives`: communications in a step. `*_memory_gigabytes`: arguments,
+temporaries and results of one device, which `*_fits` compares with what it has.
+
+Each platform's compiler lives in an environment of its own, which this program makes when it is first used: 0.5 GB for TPUs, 4.5 GB for CUDA.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import venv
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+import flaxres
+from benchmarks.textbook import TEXTBOOK, plain_step
+from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from flaxres.compiled import ENVIRONMENT, MEMORY, absent_devices, compile_facts, platform_of
+from flaxres.data.builders import cache_folder
+from flaxres.training.mesh import replicated, split
+from flaxres.training.optimizers import learning_rate, optimizer
+from flaxres.training.state import abstract_state
+from flaxres.training.steps import compiled_train_step
+
+IMAGES, SIZE, EPOCH = 128, 224, 1_281_167
+
+
+# Name in the figures -> topology, and whether the textbook's step is compiled too.
+TARGETS = {
+    "h200": ("h200:1", True),
+    "h200x8": ("h200:8", True),
+    "v5e": ("v5e:2x4", True),
+    "v5e_16x16": ("v5e:16x16", False),
+    "v5p_4x4x4": ("v5p:4x4x4", False),
+    "v6e_8x8": ("v6e:8x8", False),
+}
+COMPILERS = {"tpu": "jax[tpu]", "cuda": "jax[cuda13]"}
+
+
+def our_step(mesh: Mesh) -> Any:
+    """Our training step, lowered."""
+    batch = IMAGES * mesh.size
+    config = Config(
+        ModelConfig(dtype="bfloat16", bn_group=IMAGES), DataConfig(image_size=SIZE), optim=OptimConfig(nesterov=True), train=TrainConfig(batch)
+    )
+    model = flaxres.create_model(config.model.name, dtype=jnp.bfloat16, bn_group=config.model.bn_group)
+    schedule = learning_rate(config.optim, round(config.train.epochs * EPOCH / batch), EPOCH / batch)
+    tx = optimizer(config.optim, schedule)
+    kinds = {"image": ((SIZE, SIZE, 3), jnp.uint8), "label": ((), jnp.int32), "position": ((), jnp.uint32), "weight": ((), jnp.float32)}
+    rows = {name: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=split(mesh)) for name, (shape, dtype) in kinds.items()}
+    return compiled_train_step(config, model, tx, schedule, mesh).lower(abstract_state(model, tx, config, mesh), rows)
+
+
+def textbook_step(mesh: Mesh) -> Any:
+    """The textbook's, lowered. Its pictures come normalised, and its batch statistics are of the global batch."""
+    model, tx, batch = TEXTBOOK["resnet50"](dtype=jnp.bfloat16), optax.sgd(0.1, 0.9, nesterov=True), IMAGES * mesh.size
+    images = jax.ShapeDtypeStruct((batch, SIZE, SIZE, 3), jnp.bfloat16, sharding=split(mesh))
+    labels = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=split(mesh))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)), train=False))
+    state = variables, jax.eval_shape(tx.init, variables["params"])
+    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), state)
+    return jax.jit(plain_step(model, tx), donate_argnums=(0, 1)).lower(*state, images, labels)
+
+
+def measure(lowered: Any, title: str, gigabytes: float) -> dict[str, float]:
+    """Compiles a step, prints what it moves and holds, and returns the figures."""
+    figures, kinds, kernels = compile_facts(lowered, IMAGES, gigabytes)
+    print(f"{title}\n  " + ", ".join(f"{name} {value:,.2f}" for name, value in figures.items()) + f"; {kinds}")
+    for kind, size, count in kernels:
+        print(f"  {size:8.1f} MB/image in {count:4d} x {kind}", flush=True)
+    return figures
+
+
+def work(name: str) -> None:
+    """One target, in the environment of its platform; the last line is for the parent."""
+    topology, compared = TARGETS[name]
+    mesh, gigabytes = absent_devices(topology), MEMORY[topology.partition(":")[0]]
+    figures = measure(our_step(mesh), f"{name}, {mesh.size} devices, ours", gigabytes)
+    if compared:
+        textbook = measure(textbook_step(mesh), f"{name}, {mesh.size} devices, textbook", gigabytes)
+        figures["bytes_vs_textbook"] = figures["megabytes_per_image"] / textbook["megabytes_per_image"]
+        figures |= {f"textbook_{key}": value for key, value in textbook.items()}
+    print(json.dumps({f"{name}_{key}": value for key, value in figures.items()}))
+
+
+def compiler_python(platform: str) -> str:
+    """A Python that has the platform's compiler and the versions of jax, flax and optax that run here, in an environment under the user's cache."""
+    folder = cache_folder() / "benchmarks" / f"aot_{platform}_{jax.__version__}"
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        wanted = [f"{COMPILERS[platform]}=={jax.__version__}", *(f"{name}=={importlib.metadata.version(name)}" for name in ("flax", "optax"))]
+        print(f"making an environment with {', '.join(wanted)} in {folder}", file=sys.stderr)
+        venv.create(folder, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *wanted], check=True, stdout=sys.stderr)
+        (folder / "ready").touch()
+    return str(python)
+
+
+def compile_for(name: str, quiet: bool) -> dict[str, float]:
+    """Runs `work` in its environment and returns its figures."""
+    platform = platform_of(TARGETS[name][0])
+    words = [compiler_python(platform), "-m", "benchmarks.aot", "--worker", name]
+    root = pathlib.Path(__file__).parents[1]
+    environment = os.environ | ENVIRONMENT[platform] | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    result = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(f"{' '.join(words)} ended with code {result.returncode}:\n{result.stderr}")
+    *lines, last = result.stdout.splitlines()
+    if not quiet:
+        print("\n".join(lines), flush=True)
+    figures: dict[str, float] = json.loads(last)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--platform", choices=(*COMPILERS, "all"), default="all")
+    parser.add_argument("--topology", nargs="+", choices=TARGETS, metavar="NAME", help=f"of {', '.join(TARGETS)}; default: those with the textbook")
+    parser.add_argument("--worker", choices=TARGETS, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.worker:
+        work(chosen.worker)
+        return
+    names = chosen.topology or [name for name, (_, compared) in TARGETS.items() if compared]
+    figures: dict[str, float] = {}
+    for name in names:
+        if chosen.platform in (platform_of(TARGETS[name][0]), "all"):
+            figures |= compile_for(name, chosen.json)
+    print(json.dumps(figures) if chosen.json else "\n".join(f"{name}: {value:,.3f}" for name, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Weak scaling on this machine: `python -m benchmarks.scaling [--json] [--processes 1,2]`.
+
+Each process has a core of its own and 64 images a step (ResNet-20, batch statistics of each process's 64), and all are joined on loopback: the
+training step that `flaxres train` runs, on data that stay where they are. `efficiency_N` is images/s of N processes over N times those of one, the
+median of alternating pairs. Loopback is a slow network, and the cores share caches and memory, so this bounds what the step itself loses.
+"""
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+IMAGES, SIZE, STEPS = 64, 32, 15
+
+
+def worker(coordinator: str, processes: int, process: int) -> None:
+    """One process: prints its images/s, of all processes together."""
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[process]})
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import flaxres
+    from flaxres import Config, DataConfig, ModelConfig, TrainConfig
+    from flaxres.training import hosts
+    from flaxres.training.mesh import data_mesh, place, split
+    from flaxres.training.optimizers import learning_rate, optimizer
+    from flaxres.training.state import create_state
+    from flaxres.training.steps import compiled_train_step
+
+    hosts.join(coordinator, processes, process)
+    batch, mesh = IMAGES * processes, data_mesh()
+    config = Config(ModelConfig("resnet20", bn_group=IMAGES), DataConfig(image_size=SIZE), train=TrainConfig(batch))
+    model = flaxres.create_model("resnet20", dtype=jnp.float32, bn_group=IMAGES)
+    schedule = learning_rate(config.optim, 10_000, 100.0)
+    tx = optimizer(config.optim, schedule)
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {"image": rng.integers(0, 256, (batch, SIZE, SIZE, 3), np.uint8), "label": rng.integers(0, 10, batch).astype(np.int32)}
+    step, state = compiled_train_step(config, model, tx, schedule, mesh), create_state(model, tx, config, mesh)
+    start = 0.0
+    for i in range(STEPS + 3):
+        positions = np.arange(i * batch, (i + 1) * batch, dtype=np.uint32)
+        state, metrics = step(state, {name: place(array, split(mesh)) for name, array in (arrays | {"position": positions}).items()})
+        jax.block_until_ready(metrics)
+        if i == 2:
+            start = time.perf_counter()
+    print(json.dumps(STEPS * batch / (time.perf_counter() - start)))
+
+
+def rate(processes: int) -> float:
+    """Images/s of so many processes."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{listener.getsockname()[1]}"
+    command = [sys.executable, "-m", "benchmarks.scaling", "--coordinator", coordinator, "--processes", str(processes), "--process"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    started = [subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, text=True, env=environment) for i in range(processes)]
+    texts = [process.communicate(timeout=300)[0] for process in started]
+    if any(process.returncode for process in started):
+        raise SystemExit("a process failed; its message is above")
+    return float(json.loads(texts[0].splitlines()[-1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--processes", default="1,2", help="numbers of processes, each at most the number of cores")
+    parser.add_argument("--coordinator", help=argparse.SUPPRESS)
+    parser.add_argument("--process", type=int, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.coordinator:
+        worker(chosen.coordinator, int(chosen.processes), chosen.process)
+        return
+    counts = [int(count) for count in chosen.processes.split(",") if int(count) > 1]
+    ratios: dict[int, list[float]] = {count: [] for count in counts}
+    alone: list[float] = []
+    for _ in range(chosen.pairs):
+        for count in counts:
+            alone.append(rate(1))
+            ratios[count].append(rate(count) / count / alone[-1])
+    figures = {"images_per_second_1": statistics.median(alone)} | {f"efficiency_{count}": statistics.median(found) for count, found in ratios.items()}
+    print(json.dumps(figures) if chosen.json else "\n".join(f"{name}: {value:.3f}" for name, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()

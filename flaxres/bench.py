@@ -1,0 +1,123 @@
+"""Measurements that users make of their own configs: the schedule as a picture, and what the input and the step can do, alone and together."""
+
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from flaxres import figures
+from flaxres.compiled import MEMORY, absent_devices, compile_facts
+from flaxres.training.config import Config, check_devices, resolved
+from flaxres.training.described import described_run, lowered
+from flaxres.training.loop import Stepper
+from flaxres.training.run import Run, feed, prepare_run, training_transform
+
+
+def schedule(config: Config, target: str) -> dict[str, Any]:
+    """Draws learning rate and picture size by epoch into the file `target`, and returns what is worth telling of them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    run = described_run(config)
+    steps = np.unique(np.linspace(0, run.steps - 1, min(run.steps, 2000)).astype(int))
+    rates = np.asarray(jax.vmap(run.schedule)(steps), np.float64)
+    sizes = np.asarray([training_transform(run, int(step)).size for step in steps])
+    epochs = steps / run.steps_per_epoch
+    figure, rate = plt.subplots(figsize=(8, 4), layout="constrained")
+    rate.plot(epochs, rates, color="#0072b2", label="learning rate")
+    rate.set(xlabel="epoch", ylabel="learning rate", xlim=(0, epochs[-1]), ylim=(0, None))
+    rate.set_title(f"{config.model.name} on {config.data.name}: {config.optim.name}, {run.steps:,} steps of {config.train.batch_size:,}")
+    rate.grid(alpha=0.3)
+    if len(set(sizes)) > 1:
+        size = rate.twinx()
+        size.step(epochs, sizes, where="post", color="#d55e00", linestyle="--", label="pixels")
+        size.set(ylabel="side of the pictures, pixels", ylim=(0, 1.1 * sizes.max()))
+        figure.legend(loc="outside lower center", ncols=2)
+    figures.save(figure, target, "--out")
+    return {
+        "steps": run.steps,
+        "steps_per_epoch": run.steps_per_epoch,
+        "first_rate": rates[0],
+        "peak_rate": rates.max(),
+        "last_rate": rates[-1],
+        "sizes": sorted(set(sizes.tolist())),
+    }
+
+
+def plan(config: Config, topology: str) -> tuple[dict[str, float], dict[str, int], list[tuple[str, float, int]]]:
+    """What the training step moves and holds on devices that are not here, `v5e:16x16` or `h200:8`; see `flaxres.compiled.compile_facts`.
+
+    Raises InputError where the compiler for them is not installed, or where they don't divide the batch.
+    """
+    mesh = absent_devices(topology)
+    chosen = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=config.model.dtype or "bfloat16"))
+    check_devices(dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, devices=None)), mesh.size)
+    run = dataclasses.replace(described_run(chosen), elsewhere=mesh)
+    return compile_facts(lowered(run), chosen.train.batch_size // mesh.size, MEMORY[topology.partition(":")[0]])
+
+
+class Trainer:
+    """A compiled step with its state; `measure` runs it on some batches."""
+
+    def __init__(self, run: Run, batch: Any) -> None:
+        self.stepper, self.state = Stepper(run), run.first_state()
+        self.stepper.prepare(self.state, batch)
+
+    def measure(self, batches: Any, steps: int) -> float:
+        """Steps a second, after two that are not counted."""
+        start = 0.0
+        for i, batch in zip(range(steps + 2), batches, strict=False):
+            self.state, values = self.stepper(self.state, batch, 1)
+            jax.block_until_ready(values)  # as the log does, now and then; here after each, so that both sides wait alike
+            if i == 1:
+                start = time.perf_counter()
+        return steps / (time.perf_counter() - start)
+
+
+def rates(config: Config, steps: int = 20, pairs: int = 3) -> dict[str, float]:
+    """Images a second of the step on one batch that stays, of the input alone, and of both together; see `rates_of`."""
+    config = resolved(config)
+    never_ends = dataclasses.replace(config.train, steps=1_000_000, epochs=1.0)
+    return rates_of(prepare_run(dataclasses.replace(config, train=never_ends)), pairs, steps)
+
+
+def rates_of(run: Run, pairs: int, steps: int) -> dict[str, float]:
+    """Medians of `pairs` measurements, in turn: `fraction_of_step_rate` of both together over the step alone, `input_stall_percent`, and images/s of
+    the step (`step_images_per_second`) and of the input (`loader_images_per_second`; infinite where the data are on the device).
+    """
+    images = run.config.train.batch_size
+    with feed(run, 0, print) as (batches, _):
+        first = next(batches)
+    trainer = Trainer(run, first)
+    found: dict[str, list[float]] = {}
+    for _ in range(pairs):
+        synthetic = trainer.measure(iter([first] * (steps + 2)), steps)
+        with feed(run, 0, print) as (batches, loader):
+            for _ in range(2):
+                next(batches)
+            stalled, start = loader.stall_seconds if loader else 0.0, time.perf_counter()
+            real = trainer.measure(batches, steps)
+            stalled = (loader.stall_seconds if loader else 0.0) - stalled
+        stall = 100 * stalled / (time.perf_counter() - start)
+        alone = loader_rate(run, 4 * steps) if loader else float("inf")
+        figures_ = (real / synthetic, stall, synthetic * images, real * images, alone)
+        names = ("fraction_of_step_rate", "input_stall_percent", "step_images_per_second", "images_per_second", "loader_images_per_second")
+        for name, value in zip(names, figures_, strict=True):
+            found.setdefault(name, []).append(value)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def loader_rate(run: Run, batches: int) -> float:
+    """Images a second of the input alone, after eight batches that are not counted."""
+    with feed(run, 0, print) as (ready, _):
+        for _ in range(8):
+            next(ready)
+        start = time.perf_counter()
+        for _ in range(batches):
+            jax.block_until_ready(next(ready)["image"])
+        return batches * run.config.train.batch_size / (time.perf_counter() - start)

@@ -1,0 +1,134 @@
+"""What a compiled step moves and holds, and meshes of devices that are not here: the compilers of TPUs and of CUDA need none."""
+
+import collections
+import math
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+from flaxres.errors import InputError, unknown
+
+# Gigabytes of one device.
+MEMORY = {"h200": 141, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
+ENVIRONMENT = {
+    "tpu": {"TPU_SKIP_MDS_QUERY": "1"},
+    # Without a device nothing can be timed: the choice of kernels by trial is off, and so are Triton's products, which exist only by trial.
+    "cuda": {"CUDA_VISIBLE_DEVICES": "-1", "XLA_FLAGS": "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"},
+}
+# What the compiler would ask a present H200.
+H200 = {
+    "core_count": 132, "fpus_per_core": 128, "clock_rate_ghz": 1.98,
+    "device_memory_size": 150_000_000_000, "memory_bandwidth": 4_800_000_000_000, "l2_cache_size": 60 << 20,
+    "shared_memory_per_block": 48 << 10, "shared_memory_per_block_optin": 227 << 10, "shared_memory_per_core": 228 << 10,
+    "registers_per_core_limit": 1 << 16, "registers_per_block_limit": 1 << 16,
+    "threads_per_warp": 32, "threads_per_block_limit": 1024, "threads_per_core_limit": 2048,
+    "block_dim_limit_x": 2**31 - 1, "block_dim_limit_y": 2**16 - 1, "block_dim_limit_z": 2**16 - 1,
+}  # fmt: skip
+HOPPER = 'cuda_compute_capability { major: 9 } } platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } runtime_version { major: 13 }'
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+STILL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}  # instructions that move nothing
+FUSED = {"conv": "convolution", "reduce": "reduction", "transpose": "copy", "copy": "copy"}  # part of a fusion's name -> kind
+
+
+def platform_of(topology: str) -> str:
+    """'cuda' or 'tpu' for `h200:8`, `v5e:16x16` and the like; raises InputError for a name that is none."""
+    kind, _, size = topology.partition(":")
+    if kind not in MEMORY:
+        raise unknown("topology", topology, [f"{name}:{'8' if name == 'h200' else '2x4'}" for name in MEMORY])
+    if not re.fullmatch(r"\d+" if kind == "h200" else r"\d+(x\d+)+", size):
+        raise InputError(f"topology {topology!r}: the rule is a number of devices after h200:, and a shape such as 16x16 or 4x4x4 after a TPU's name")
+    return "cuda" if kind == "h200" else "tpu"
+
+
+def absent_devices(topology: str) -> Mesh:
+    """A mesh of devices that only the compiler knows. Before JAX starts, `ENVIRONMENT` must be set.
+
+    Raises InputError where the compiler is not there, or does not know the topology.
+    """
+    platform = platform_of(topology)
+    try:
+        if platform == "tpu":
+            found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        else:
+            facts = " ".join(f"{name}: {value}" for name, value in H200.items())
+            config = f'gpu_device_info {{ {facts} {HOPPER} device_description_str: "NVIDIA H200"'
+            found = topologies.get_topology_desc(platform="cuda", target_config=config, topology=f"1x1x{topology.partition(':')[2]}")
+    except Exception as error:
+        extra = {"cuda": "jax[cuda13]", "tpu": "jax[tpu]"}[platform]
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"no compiler for {topology!r} ({reason}): pip install '{extra}=={jax.__version__}', or correct the shape") from error
+    return Mesh(np.array(found.devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def array_bytes(kind: str, outside: bool = True) -> int:
+    """Bytes of an HLO type, `bf16[128,56,56,64]{3,2,1,0}` or a tuple of such. `outside`: without those whose layout says S(1), inside a TPU."""
+    found = re.findall(r"([a-z]+)(\d*)\w*\[([\d,]*)\](\{[^}]*\})?", kind)
+    return sum(
+        math.prod(map(int, filter(None, shape.split(",")))) * max(int(bits or 8) // 8, 1)
+        for _, bits, shape, layout in found
+        if not (outside and "S(1)" in layout)
+    )
+
+
+def kind_of_kernel(name: str, operation: str, line: str) -> str:
+    if operation == "custom-call" and (called := re.search(r'custom_call_target="([^"]+)"', line)):
+        return called[1]
+    if operation == "fusion":
+        return "fusion: " + next((kind for part, kind in FUSED.items() if part in name), "elementwise")
+    return operation.removesuffix("-done")
+
+
+def traffic(program: str) -> tuple[collections.Counter[str], collections.Counter[str]]:
+    """Bytes that the kernels of an optimised program read and write, as if nothing stayed in a cache, and the number of kernels, by kind."""
+    entry = program[program.index("\nENTRY") :]
+    sizes: dict[str, int] = {}
+    moved, count = collections.Counter[str](), collections.Counter[str]()
+    for line in entry[: entry.index("\n}")].splitlines():
+        found = re.match(r"\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)", line)
+        if found is None:
+            continue
+        name, kind, operation, operands = found.groups()
+        sizes[name] = array_bytes(kind)
+        if operation in STILL or operation.endswith("-start"):
+            continue
+        label = kind_of_kernel(name, operation, line)
+        if operation.endswith("-done"):  # an asynchronous copy, to or from the inside: its length once
+            moved[label] += array_bytes(kind, outside=False)
+        else:
+            moved[label] += sizes[name] + sum(sizes.get(operand, 0) for operand in re.findall(r"%([\w.-]+)", operands.split("), ")[0]))
+        count[label] += 1
+    return moved, count
+
+
+def collectives(program: str) -> dict[str, int]:
+    """How often each kind of communication stands in a program."""
+    counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", program)) for kind in COLLECTIVES}
+    return {kind: count for kind, count in counts.items() if count}
+
+
+def compile_facts(lowered: Any, images: int, gigabytes: float) -> tuple[dict[str, float], dict[str, int], list[tuple[str, float, int]]]:
+    """Compiles a step of `images` a device: figures, collectives by kind, and (kind of kernel, megabytes an image, how many), the largest first."""
+    start = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - start
+    program, memory, cost = compiled.as_text(), compiled.memory_analysis(), compiled.cost_analysis()
+    moved, count = traffic(program)
+    cost_model = {"megabytes_per_image": cost["bytes accessed"] / images / 1e6, "gigaflop_per_image": cost["flops"] / images / 1e9} if cost else {}
+    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    kinds = collectives(program)
+    figures = {
+        "megabytes_per_image": sum(moved.values()) / images / 1e6,
+        **cost_model,
+        "temporary_gigabytes": memory.temp_size_in_bytes / 1e9,
+        "memory_gigabytes": held / 1e9,
+        "fits": float(held < gigabytes * 1e9),
+        "collectives": sum(kinds.values()),
+        "compile_seconds": seconds,
+    }
+    return figures, kinds, [(kind, size / images / 1e6, count[kind]) for kind, size in moved.most_common(10)]

@@ -1,0 +1,59 @@
+"""Every recipe loads, is sound, and its step can be lowered for eight devices at its real batch."""
+
+import pathlib
+
+import pytest
+
+from flaxres.bench import schedule
+from flaxres.training.config import check_devices, flat, load_config
+from flaxres.training.described import described_run, lowered
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.py"))
+ANYONES = {"configs/folder.py"}  # whose dataset nobody knows
+
+
+def docstring(name: str) -> str:
+    return (ROOT / name).read_text().split('"""')[1]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_loads_and_says_what_it_costs_and_gives(name: str) -> None:
+    config, text = load_config(str(ROOT / name)), docstring(name)
+    assert f"--config {name}" in text or name == "configs/digits.py"
+    assert "xpected" in text
+    if name.startswith("configs/imagenet"):
+        assert "Cost:" in text
+    check_devices(config, 8)
+    if name in ANYONES:
+        return
+    run = described_run(config)
+    steps = range(0, run.steps, max(run.steps // 50, 1))
+    rates = [float(run.schedule(step)) for step in steps]
+    assert max(rates) == pytest.approx(config.optim.learning_rate, rel=0.05)
+    assert min(rates) >= 0
+
+
+def test_no_two_recipes_are_the_same() -> None:
+    seen: dict[str, str] = {}
+    for name in CONFIGS:
+        settings = repr(sorted(flat(load_config(str(ROOT / name))).items()))
+        assert settings not in seen, f"{name} is {seen.get(settings)}"
+        seen[settings] = name
+
+
+def test_the_schedule_is_drawn(tmp_path: pathlib.Path) -> None:
+    facts = schedule(load_config(str(ROOT / "configs/imagenet/composer_mild_resnet50.py")), str(tmp_path / "s.png"))
+    assert (tmp_path / "s.png").stat().st_size > 10_000
+    assert facts["peak_rate"] == pytest.approx(2.048, rel=1e-3)
+    assert facts["sizes"][-1] == 176
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ANYONES])
+def test_a_step_lowers_for_eight_devices_at_its_real_batch(name: str) -> None:
+    run = described_run(load_config(str(ROOT / name)))
+    assert run.mesh.size == 8
+    text = lowered(run).as_text()
+    assert f"{run.config.train.batch_size}x" in text.replace("tensor<", "")
+    assert "num_partitions = 8" in text

@@ -1,0 +1,111 @@
+"""Several processes: refusals, and (slow) one result, resumes across numbers of processes, and exact evaluation."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from flaxres import Config, InputError, OptimConfig
+from flaxres.training import hosts
+from tests.processes import DIGITS, ROOT, finish, rows, start
+
+
+def figures(what: str) -> dict[str, float]:
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    done = subprocess.run([sys.executable, "-m", "tests.processes", what, "--json"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("127.0.0.1:1", 2, None), "go together"),
+        (("127.0.0.1", 2, 0), "HOST:PORT"),
+        (("127.0.0.1:1", 2, 2), "0 <= process < 2"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        hosts.join(*arguments)
+
+
+def test_what_differs_between_processes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    origin = {"packages": {"jax": "1"}, "flaxres": "1", "code": "a", "python": "3", "data": "d", "classes": "c"}
+    ours = hosts.facts(Config(), origin)
+    theirs = hosts.facts(Config(optim=OptimConfig(learning_rate=0.2)), origin | {"packages": {"jax": "2"}})
+    monkeypatch.setattr(hosts, "gather", lambda value: [value, theirs])
+    with pytest.raises(InputError, match=r"optim.learning_rate: '0.1' in process 0, '0.2' in process 1; jax: '1' in process 0, '2' in process 1"):
+        hosts.require_same(ours)
+
+
+def test_one_process_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in hosts.CLUSTERS:
+        monkeypatch.delenv(name, raising=False)
+    hosts.join()
+    hosts.join("127.0.0.1:1", 1, 0)
+    assert hosts.gather({"a": 1}) == [{"a": 1}]
+    assert hosts.leader()
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_losses_of_one() -> None:
+    for name, difference in figures("losses").items():
+        assert difference < (1e-5 if name.startswith("float32") else 1e-8), name
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_numbers_of_processes_and_devices() -> None:
+    found = figures("resume")
+    assert found["processes_1_2_1"] < 1e-8
+    assert found["devices_1_4_2"] < 1e-8
+
+
+@pytest.mark.slow
+def test_evaluation_is_exact_on_any_number_of_processes() -> None:
+    assert figures("evaluation") == {"evaluations": 280, "wrong": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", [("--train.seed", "7"), ("--optim.learning-rate", "0.3")])
+def test_a_process_with_another_command_is_refused_before_step_1(tmp_path: pathlib.Path, flag: tuple[str, str]) -> None:
+    command = ["train.py", *DIGITS, "--data.data-dir", str(tmp_path / "data"), "--workdir", str(tmp_path / "run")]
+    started = start(command, 2)
+    started[1].kill()
+    started[1].communicate()
+    port = started[0].args[started[0].args.index("--coordinator") + 1]  # type: ignore[union-attr, index, arg-type]
+    started[1] = subprocess.Popen(
+        [sys.executable, *command, *flag, "--coordinator", str(port), "--processes", "2", "--process", "1"],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    field = flag[0][2:].replace("-", "_")
+    for text in finish(started, 2):
+        assert f"{field}: " in text
+    assert not rows(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_takes_the_others_down(tmp_path: pathlib.Path) -> None:
+    import time
+
+    command = ["train.py", *DIGITS, "--data.data-dir", str(tmp_path / "data"), "--workdir", str(tmp_path / "run"), "--train.epochs", "4000"]
+    for victim in (1, 0):
+        started = start(command, 2)
+        while max(rows(tmp_path / "run"), default=0) < 5:
+            assert all(process.poll() is None for process in started)
+            time.sleep(0.1)
+        started[victim].kill()
+        begun = time.monotonic()
+        started[1 - victim].communicate(timeout=60)
+        assert started[1 - victim].returncode != 0
+        assert time.monotonic() - begun < 30
+        started[victim].communicate()
+        (tmp_path / "run" / "metrics.jsonl").unlink()
