@@ -17,4 +17,36 @@ def torch_and_timm() -> tuple[Any, Any]:
     return torch, importlib.import_module("timm")
 
 
+def torch_resnet20(torch: Any, classes: int) -> Any:
+    """The CIFAR network of He et al. 2016, section 4.2, in PyTorch, with option A shortcuts."""
+    nn: Any = torch.nn
+
+    class Block(nn.Module):
+        def __init__(self, before: int, width: int, stride: int) -> None:
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+            self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+            self.stride, self.extra = stride, width - before
+
+        def forward(self, x: Any) -> Any:
+            y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+            shortcut = nn.functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra // 2))
+            return torch.relu(y + shortcut)
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+            self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(3)))
+            self.layer2 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1))
+            self.layer3 = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1))
+            self.linear = nn.Linear(64, classes)
+
+        def forward(self, x: Any) -> Any:
+            x = torch.relu(self.bn1(self.conv1(x)))
+            return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
+
+    return Network()
+
+
 library: Any = None

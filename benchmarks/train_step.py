@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 import flaxres
-from benchmarks.peers import torch_and_timm
+from benchmarks.peers import torch_and_timm, torch_resnet20
 from benchmarks.textbook import TEXTBOOK, plain_step
 from flaxres.cli import keep_memory
 
@@ -76,7 +76,7 @@ def haiku_steps(images: np.ndarray, labels: np.ndarray) -> Advance:
 def torch_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
     """The same of PyTorch: torchvision's network, or for CIFAR the textbook's, in channels_last, which is the faster layout here."""
     torch, _ = torch_and_timm()
-    model = torch_cifar(torch, 3) if name == "resnet20" else getattr(importlib.import_module("torchvision.models"), name)()
+    model = torch_resnet20(torch, 10) if name == "resnet20" else getattr(importlib.import_module("torchvision.models"), name)()
     model = model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9)
     batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(memory_format=torch.channels_last)
@@ -90,31 +90,6 @@ def torch_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
         loss.item()
 
     return advance
-
-
-def torch_cifar(torch: Any, blocks: int) -> Any:
-    """The CIFAR network of He et al. 2016, section 4.2, with option A shortcuts, in PyTorch."""
-    nn: Any = torch.nn
-
-    class Block(nn.Module):
-        def __init__(self, before: int, width: int, stride: int) -> None:
-            super().__init__()
-            self.conv1, self.bn1 = nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
-            self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
-            self.stride, self.extra = stride, width - before
-
-        def forward(self, x: Any) -> Any:
-            y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-            if self.extra or self.stride > 1:
-                x = nn.functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
-            return torch.relu(x + y)
-
-    layers, before = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()], 16
-    for stage, width in enumerate((16, 32, 64)):
-        for block in range(blocks):
-            layers.append(Block(before, width, 2 if stage and not block else 1))
-            before = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10))
 
 
 def seconds(advance: Advance, steps: int) -> float:

@@ -161,7 +161,7 @@ def keep_compiled() -> None:
     """Keeps compiled programs in the user's cache folder, which only the user may enter, since what lies there is run."""
     import jax
 
-    if jax.config.read("jax_compilation_cache_dir"):
+    if getattr(jax.config, "jax_compilation_cache_dir", None):
         return
     folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flaxres" / "compiled"
     try:

@@ -115,5 +115,5 @@ def test_every_name_in_the_readme_exists() -> None:
     text = (ROOT / "README.md").read_text()
     for name in set(re.findall(r"flaxres\.([A-Za-z_]\w*)", text)) - {"git"}:
         assert hasattr(flaxres, name) or (ROOT / "flaxres" / name).exists(), f"README names flaxres.{name}"
-    for path in set(re.findall(r"\b(?:configs|benchmarks|docs)/[\w/.]+\w", text)):
+    for path in set(re.findall(r"\b(?:configs|benchmarks|docs)/[\w/.-]+\w", text)):
         assert (ROOT / path).exists(), f"README names {path}"

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import flaxres
-from benchmarks.peers import torch_and_timm
+from benchmarks.peers import torch_and_timm, torch_resnet20
 from benchmarks.textbook import plain_step
 from flaxres import OptimConfig
 from flaxres.training.optimizers import learning_rate, optimizer
@@ -23,38 +23,6 @@ from flaxres.weights.transfer import variables_from_torch
 
 STEPS, BATCH, CLASSES, MOMENTUM = 5, 8, 10, 0.9
 OPTIM = OptimConfig(learning_rate=0.02, momentum=0.9, nesterov=True, weight_decay=1e-3, decay_norm_and_bias=True, schedule="constant")
-
-
-def torch_resnet20(torch: Any) -> Any:
-    """The CIFAR network of He et al. 2016, section 4.2, in PyTorch, with option A shortcuts."""
-    nn, functional = torch.nn, torch.nn.functional
-
-    class Block(nn.Module):  # type: ignore[misc, name-defined]
-        def __init__(self, before: int, width: int, stride: int) -> None:
-            super().__init__()
-            self.conv1, self.bn1 = nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
-            self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
-            self.stride, self.extra = stride, width - before
-
-        def forward(self, x: Any) -> Any:
-            y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-            shortcut = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra // 2))
-            return torch.relu(y + shortcut)
-
-    class Network(nn.Module):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-            self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(3)))
-            self.layer2 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1))
-            self.layer3 = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1))
-            self.linear = nn.Linear(64, CLASSES)
-
-        def forward(self, x: Any) -> Any:
-            x = torch.relu(self.bn1(self.conv1(x)))
-            return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
-
-    return Network()
 
 
 def torch_run(torch: Any, network: Any, images: np.ndarray, labels: np.ndarray) -> tuple[list[float], dict[str, int]]:
@@ -88,7 +56,7 @@ def our_run(model: Any, variables: Any, images: np.ndarray, labels: np.ndarray) 
 def compare(name: str) -> dict[str, float]:
     torch, timm = torch_and_timm()
     torch.manual_seed(0)
-    network = torch_resnet20(torch) if name == "resnet20" else timm.create_model(name, num_classes=CLASSES)
+    network = torch_resnet20(torch, CLASSES) if name == "resnet20" else timm.create_model(name, num_classes=CLASSES)
     network = network.double().train()
     model: Any = flaxres.create_model(name, num_classes=CLASSES, dtype=jnp.float64, param_dtype=jnp.float64)
     variables = variables_from_torch({key: value.numpy() for key, value in network.state_dict().items()}, model)

@@ -12,22 +12,17 @@ Cost: 6 A100-hours, by arithmetic: 135 epochs x 1,281,167 images x 1.29 GMACs (1
 NVIDIA reports for ResNet-50 on one A100.
 """
 
-import math
+from flaxres import variant
 
-from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-
-config = Config(
-    model=ModelConfig(name="resnet50", dtype="bfloat16", bn_group=256, anti_alias="blur", head_bias=-math.log(1000)),
-    data=DataConfig(
-        name="imagenet2012",
-        eval_split="validation",
-        image_size=88,
-        progressive_sizes=((63.8, 104), (73.6, 120), (83.5, 136), (93.3, 152), (103.1, 168), (108.0, 176)),
-        eval_resize=232,
-    ),
-    augment=AugmentConfig(mixup=0.2),
-    optim=OptimConfig(
-        "sgdw", 2.048, 0.875, weight_decay=5e-4, schedule="cosine", warmup_epochs=8, loss="binary_sum", label_smoothing=0.1, sam_rho=0.5, sam_every=10
-    ),
-    train=TrainConfig(batch_size=2048, eval_batch_size=1024, epochs=135, ema_decay=0.5**0.2, ema_every=20),
+config = variant(
+    __file__,
+    "composer_mild_resnet50.py",
+    {
+        "train.epochs": 135,
+        "data.progressive_sizes": ((63.8, 104), (73.6, 120), (83.5, 136), (93.3, 152), (103.1, 168), (108.0, 176)),
+        "augment.mixup": 0.2,
+        "optim.label_smoothing": 0.1,
+        "optim.sam_rho": 0.5,
+        "optim.sam_every": 10,
+    },
 )

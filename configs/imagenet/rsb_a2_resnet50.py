@@ -12,23 +12,16 @@ Cost: 43 A100-hours, by arithmetic: 300 epochs x 1,281,167 images x 4.11 GMACs, 
 ResNet-50 on one A100.
 """
 
-from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from flaxres import variant
 
-config = Config(
-    model=ModelConfig(name="resnet50", dtype="bfloat16", bn_group=258, stochastic_depth=0.05),
-    data=DataConfig(name="imagenet2012", eval_split="validation", eval_resize=236, crop_interpolation="bicubic", interpolation="bicubic", repeats=3),
-    augment=AugmentConfig(auto="rand-m7-mstd0.5-inc1", mixup=0.1, cutmix=1.0),
-    optim=OptimConfig(
-        name="lamb",
-        learning_rate=5e-3,
-        weight_decay=0.02,
-        clip_norm=1.0,
-        schedule="cosine",
-        warmup_epochs=5,
-        warmup_scale=1e-4 / 5e-3,
-        final_scale=1e-6 / 5e-3,
-        loss="binary",
-        binary_threshold=0.2,
-    ),
-    train=TrainConfig(batch_size=2064, eval_batch_size=1024, epochs=300),
+config = variant(
+    __file__,
+    "rsb_a1_resnet50.py",
+    {
+        "train.epochs": 300,
+        "augment.mixup": 0.1,
+        "optim.weight_decay": 0.02,
+        "optim.label_smoothing": 0.0,
+        "optim.binary_threshold": 0.2,
+    },
 )

@@ -32,6 +32,9 @@ def in_jaxpr(jaxpr: Any) -> int:
         elif equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             total += outputs * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+        elif equation.primitive.name == "cond":  # forms of one computation, for different devices
+            total += max(in_jaxpr(branch.jaxpr) for branch in equation.params["branches"])
+            continue
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")):
             if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
                 total += in_jaxpr(getattr(inner, "jaxpr", inner)) * equation.params.get("length", 1)

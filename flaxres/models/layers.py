@@ -137,7 +137,8 @@ class BatchNorm(nn.Module):
         grouped = x.reshape(images // group, group, *x.shape[1:])
         mean, var = self.statistics(grouped, wide)
         if not self.is_initializing():
-            total = mean.mean(0), var.mean(0) + mean.var(0)
+            first, second = mean.mean(0), (var + jnp.square(mean)).mean(0)
+            total = first, jnp.maximum(second - jnp.square(first), 0)
             for running, batch in zip((running_mean, running_var), total, strict=True):
                 running.value = self.momentum * running.value + (1 - self.momentum) * batch
         spread = (slice(None), None, None, None)

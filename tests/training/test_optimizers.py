@@ -1,5 +1,6 @@
 """Schedules equal their formulas at every step; SGD is PyTorch's."""
 
+import importlib
 import importlib.util
 import math
 from typing import Any
@@ -105,17 +106,19 @@ def test_twenty_steps_are_pytorchs_sgd(nesterov: bool) -> None:
 @needs_torch
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_twenty_steps_are_timms_lamb(clip: float) -> None:
-    _, timm = torch_and_timm()
+    torch_and_timm()
+    optim = importlib.import_module("timm.optim")
     config = OptimConfig("lamb", 0.05, weight_decay=0.02, clip_norm=clip)
-    trajectories(config, lambda groups: timm.optim.Lamb(groups, 0.05, eps=1e-6, max_grad_norm=clip or None))
+    trajectories(config, lambda groups: optim.Lamb(groups, 0.05, eps=1e-6, max_grad_norm=clip or None))
 
 
 @needs_torch
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_twenty_steps_are_timms_lars(nesterov: bool) -> None:
-    _, timm = torch_and_timm()
+    torch_and_timm()
+    optim = importlib.import_module("timm.optim")
     config = OptimConfig("lars", 2.0, nesterov=nesterov, weight_decay=0.05, trust_coefficient=0.01)
-    trajectories(config, lambda groups: timm.optim.Lars(groups, 2.0, momentum=0.9, nesterov=nesterov, trust_coeff=0.01))
+    trajectories(config, lambda groups: optim.Lars(groups, 2.0, momentum=0.9, nesterov=nesterov, trust_coeff=0.01))
 
 
 @needs_torch

@@ -43,6 +43,7 @@ def steps(settings: Config, count: int = 1, devices: int = 1, teacher: Any = Non
     tx = optimizer(settings.optim, schedule)
     step = compiled_train_step(settings, network, tx, schedule, mesh, 10.0, teacher and teacher[0])
     state: Any = create_state(network, tx, settings, mesh)
+    metrics: Any = {}
     for i in range(count):
         state = spoil(state, i) if spoil else state
         state, metrics = step(state, batch(settings.train.batch_size, i * settings.train.batch_size), *(teacher[1:] if teacher else ()))
