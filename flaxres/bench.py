@@ -82,7 +82,7 @@ class Trainer:
 def rates(config: Config, steps: int = 20, pairs: int = 3) -> dict[str, float]:
     """Images a second of the step on one batch that stays, of the input alone, and of both together; see `rates_of`."""
     config = resolved(config)
-    never_ends = dataclasses.replace(config.train, steps=1_000_000, epochs=1.0)
+    never_ends = dataclasses.replace(config.train, steps=min(1_000_000, (2**32 - 1) // config.train.batch_size), epochs=1.0)
     return rates_of(prepare_run(dataclasses.replace(config, train=never_ends)), pairs, steps)
 
 
@@ -102,8 +102,7 @@ def rates_of(run: Run, pairs: int, steps: int) -> dict[str, float]:
                 next(batches)
             stalled, start = loader.stall_seconds if loader else 0.0, time.perf_counter()
             real = trainer.measure(batches, steps)
-            stalled = (loader.stall_seconds if loader else 0.0) - stalled
-        stall = 100 * stalled / (time.perf_counter() - start)
+            stall = 100 * ((loader.stall_seconds if loader else 0.0) - stalled) / (time.perf_counter() - start)
         alone = loader_rate(run, 4 * steps) if loader else float("inf")
         figures_ = (real / synthetic, stall, synthetic * images, real * images, alone)
         names = ("fraction_of_step_rate", "input_stall_percent", "step_images_per_second", "images_per_second", "loader_images_per_second")

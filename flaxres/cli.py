@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import sys
+import time
 import traceback
 import typing
 from collections.abc import Callable, Sequence
@@ -138,7 +139,11 @@ def several() -> bool:
 def ended(code: int) -> int:
     """The exit code; one of several processes leaves at once, since an orderly exit would wait for the others, who wait for it."""
     if several():
+        import jax
+
+        sys.stdout.flush()
         sys.stderr.flush()
+        time.sleep(2 if jax.process_index() == 0 else 0)  # the others' connection to the first process ends with it
         os._exit(code)
     return code
 
@@ -163,11 +168,11 @@ def keep_compiled() -> None:
 
     if getattr(jax.config, "jax_compilation_cache_dir", None):
         return
-    folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flaxres" / "compiled"
     try:
+        folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flaxres" / "compiled"
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # not writable; no home
         print(f"flaxres: compiled programs are not kept: {error}", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -191,12 +196,13 @@ def joined(arguments: Sequence[str]) -> list[str]:
             raise InputError(f"{name}={value!r}: the rule is a whole number, >= 0")
         values.append(value)
     keep_memory()
-    keep_compiled()
     if not {"-h", "--help"} & set(rest):
         from flaxres.training.hosts import join
 
         coordinator, processes, process = values
         join(coordinator, None if processes is None else int(processes), None if process is None else int(process))
+        if not several():  # each process would have kept another part
+            keep_compiled()
     return rest
 
 
@@ -457,7 +463,8 @@ def bench_plan(arguments: list[str]) -> None:
     config, _ = parse_run(
         rest, None, "flaxres bench plan", "What a config's step moves and holds on accelerators that are not here (--topology v5e:16x16)."
     )
-    os.environ.update(ENVIRONMENT[platform_of(str(topology))])
+    for variable, text in ENVIRONMENT[platform_of(str(topology))].items():
+        os.environ[variable] = f"{os.environ.get(variable, '')} {text}".strip() if variable == "XLA_FLAGS" else text
     jax.config.update("jax_platforms", "cpu")
     silence()
     from flaxres.bench import plan

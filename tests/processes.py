@@ -115,10 +115,10 @@ def evaluation(folder: pathlib.Path, processes: list[int]) -> dict[str, float]:
         found[count] = json.loads(finish(start(command, count))[0].splitlines()[-1])
     wrong = sum(
         ours["examples"] != examples or ours["top1"] != alone["top1"] or abs(ours["loss"] - alone["loss"]) > 1e-5 * alone["loss"]
-        for several in found.values()
+        for several in (found[count] for count in processes)
         for examples, ours, alone in zip(EVALUATED, several, found[1], strict=True)
     )
-    return {"evaluations": len(found) * len(EVALUATED), "wrong": wrong}
+    return {"evaluations": len(processes) * len(EVALUATED), "wrong": wrong}
 
 
 def worker(folder: str) -> None:

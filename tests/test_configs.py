@@ -54,6 +54,7 @@ def test_the_schedule_is_drawn(tmp_path: pathlib.Path) -> None:
 def test_a_step_lowers_for_eight_devices_at_its_real_batch(name: str) -> None:
     run = described_run(load_config(str(ROOT / name)))
     assert run.mesh.size == 8
-    text = lowered(run).as_text()
-    assert f"{run.config.train.batch_size}x" in text.replace("tensor<", "")
+    text, side = lowered(run).as_text(), run.config.data.image_size
+    count = len(run.train) if run.config.data.resident else run.config.train.batch_size
+    assert f"tensor<{count}x{side}x{side}x3xui8>" in text
     assert "num_partitions = 8" in text

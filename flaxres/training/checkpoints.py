@@ -154,6 +154,7 @@ class Checkpoints:
                 kept = f", and is kept in {set_aside(found)}" if writing else ""
                 taken = "none is older" if step is None else f"step {step} is taken"
                 say(f"checkpoint of step {found.step} is not trusted: {found.problem}{kept}; {taken}")
+        hosts.wait_for_all("newest step is known")
         return hosts.gather(step)[0]
 
     def __enter__(self) -> "Checkpoints":
@@ -225,7 +226,9 @@ class Checkpoints:
     def read_back(self, state: State) -> None:
         """Makes sure that what was saved last can be read and is `state`, bit for bit; raises RuntimeError where it is not."""
         self.wait()
-        wrong = hosts.gather(problem(self.folder / str(self.step)) if hosts.leader() else "")[0]
+        wrong = problem(self.folder / str(self.step)) if hosts.leader() else ""
+        hosts.wait_for_all("last step is verified")
+        wrong = hosts.gather(wrong)[0]
         if not wrong:
             like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
             same = jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), jax.device_get(self.restore(like)), jax.device_get(state))

@@ -222,7 +222,8 @@ class TrainConfig:
     watchdog_seconds: float = 1800.0
     """A step, evaluation or save that takes longer ends the process with code 70 and leaves its stacks; 0: never. Compiling counts."""
     accumulate: int = 1
-    """Parts of a batch that are computed one after another, for memory; with model.bn_group, which must divide the part, nothing else changes."""
+    """Parts of a batch that are computed one after another, for memory; with model.bn_group, which must divide the part, the result is the same
+    but for the masks of dropout and stochastic depth."""
     ema_decay: float = 0.0
     """Of the moving average of parameters and statistics, which evaluation then uses; 0: none."""
     ema_every: int = 1

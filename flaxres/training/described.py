@@ -32,7 +32,7 @@ def described_run(config: Config) -> Run:
     """The run of a config, with known datasets described and others opened; raises InputError for a config that could not train."""
     check(config)
     data: Any = config.data
-    if data.name not in KNOWN:
+    if data.name not in KNOWN or "[" in data.train_split + data.eval_split:
         opened = open_splits(data.name, (data.train_split, data.eval_split), data.source, data.data_dir)
         return Run(config, opened[0], opened[1])
     train, evaluation, classes = KNOWN[data.name]
@@ -49,11 +49,17 @@ def abstract_inputs(run: Run) -> tuple[Any, ...]:
     def array(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
+    lesson: tuple[Any, ...] = ()
+    if run.teacher is not None:
+        image = jnp.zeros((1, data.image_size, data.image_size, 3))
+        shapes = jax.eval_shape(run.teacher.init, jax.random.key(0), image)
+        lesson = (jax.tree.map(lambda leaf: array(leaf.shape, leaf.dtype, replicated(run.mesh)), shapes),)
     count, sharding = (len(run.train), replicated(run.mesh)) if data.resident else (batch, split(run.mesh))
     feed = {"image": array((count, data.image_size, data.image_size, 3), jnp.uint8, sharding), "label": array((count,), jnp.int32, sharding)}
     if data.resident:
-        return (feed, array((), jnp.int32, replicated(run.mesh))) if steps_per_dispatch(run.config) > 1 else (feed,)
-    return (feed | {"position": array((batch,), jnp.uint32, sharding), "weight": array((batch,), jnp.float32, sharding)},)
+        several = steps_per_dispatch(run.config) > 1
+        return (feed, *((array((), jnp.int32, replicated(run.mesh)),) if several else ()), *lesson)
+    return (feed | {"position": array((batch,), jnp.uint32, sharding), "weight": array((batch,), jnp.float32, sharding)}, *lesson)
 
 
 def lowered(run: Run) -> Any:

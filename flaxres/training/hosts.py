@@ -5,6 +5,7 @@ All of it does nothing where there is one process.
 
 import collections
 import functools
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -27,7 +28,6 @@ PREPARE_SECONDS = 7 * 24 * 3600
 CLUSTERS: Mapping[str, Callable[[str], bool]] = {
     "SLURM_STEP_NUM_TASKS": lambda value: int(value) > 1,
     "OMPI_COMM_WORLD_SIZE": lambda value: int(value) > 1,
-    "JAX_NUM_PROCESSES": lambda value: int(value) > 1,
     "TPU_WORKER_HOSTNAMES": lambda value: "," in value,
     "MEGASCALE_COORDINATOR_ADDRESS": bool,
 }
@@ -37,14 +37,19 @@ LOCAL = {
     *("train.progress", "train.tensorboard", "train.wandb"),
 }
 VOTES_BEHIND = 2
+# All processes pass the same barriers in the same order, so that a number tells them apart.
+barriers = itertools.count()
 
 
-def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None, local_devices: int | None = None) -> None:
+def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
     """Joins the other processes of the run: by `coordinator` ("host:port" of process 0), their number and this one's, or as a cluster says.
 
     Slurm, Open MPI, Cloud TPU and Kubernetes (with `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`) are understood. Must come before
     anything is computed. Raises InputError for flags that don't fit together, or where the others can't be reached.
     """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    processes = number("JAX_NUM_PROCESSES") if processes is None else processes
+    process = number("JAX_PROCESS_ID") if process is None else process
     given = (coordinator, processes, process)
     if any(value is not None for value in given):
         if coordinator is None or processes is None or process is None:
@@ -60,14 +65,26 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
         options: dict[str, Any] = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
         # Without this the coordinator would listen on every address of its machine.
         options["coordinator_bind_address"] = coordinator if process == 0 else None
+        # Otherwise, within Slurm or Open MPI, each process would take one device only.
+        options["cluster_detection_method"] = "deactivate"
     elif any(name in os.environ and several(os.environ[name]) for name, several in CLUSTERS.items()):
         options = {}
     else:
         return
+    # JAX's own answer to SIGTERM would swallow it before training listens.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**options, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT)
+        jax.distributed.initialize(**options, heartbeat_timeout_seconds=HEARTBEAT)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the other processes can't be joined: {' '.join(str(error).split())}") from error
+
+
+def number(name: str) -> int | None:
+    """A whole number of the environment, None where it is not there."""
+    value = os.environ.get(name)
+    if value is not None and not value.isdigit():
+        raise InputError(f"${name}={value!r}: the rule is a whole number, >= 0")
+    return None if value is None else int(value)
 
 
 def leader() -> bool:
@@ -76,9 +93,12 @@ def leader() -> bool:
 
 
 def wait_for_all(name: str, seconds: int = PREPARE_SECONDS) -> None:
+    """Waits for the coordinator's word, not by a collective, which would give up within a minute."""
+    if jax.process_count() == 1:
+        return
     import orbax.checkpoint as ocp
 
-    ocp.multihost.sync_global_processes(f"flaxres {name}", timeout=seconds)
+    ocp.multihost.get_barrier_sync_fn()(key=f"flaxres {next(barriers)}: {name}", timeout_ms=1000 * seconds)
 
 
 def gather(value: Any) -> list[Any]:
@@ -129,7 +149,7 @@ def require_same(facts: Mapping[str, Any]) -> None:
 def facts(config: Config, origin: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same in all processes: settings, versions, code and data. `origin`: the provenance of the run."""
     settings = {name: repr(value) for name, value in flat(config).items() if name not in LOCAL}
-    return settings | dict(origin["packages"]) | {name: origin[name] for name in ("flaxres", "code", "python", "data", "classes")}
+    return settings | dict(origin["packages"]) | {name: origin[name] for name in ("flaxres", "code", "python", "data", "evaluation", "classes")}
 
 
 class Votes:

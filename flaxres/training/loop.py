@@ -56,6 +56,9 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
     hosts.require_same(hosts.facts(config, provenance(run)))
     if hosts.leader():
         metrics.replace_file(folder / "config.json", to_json(config))
+    hosts.wait_for_all("workdir is written to")
+    if not all(hosts.gather((folder / "config.json").exists())):
+        raise InputError(f"workdir {str(folder)!r} is not the same folder for all processes: it must be on a file system that all of them see")
     passed_over: list[str] = []
     with Checkpoints(folder / "checkpoints", config.train.keep_checkpoints, config.train.keep_best, True, passed_over.append) as checkpoints:
         state, origin = begin(run, checkpoints)
@@ -65,7 +68,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
                 display.say(line)
             if first >= run.steps:
                 display.say(f"step {first:,} was the last one: this run is finished; to train longer, give more epochs and another workdir")
-                if not (folder / metrics.SUMMARY).exists():
+                if not hosts.gather((folder / metrics.SUMMARY).exists())[0]:
                     finish(run, Evaluator(run, display.say)(state), tuple(origin["seconds"]), folder, display, origin)
                 return state
             return train(run, state, checkpoints, origin, display, folder)
@@ -166,7 +169,8 @@ def train(run: Run, state: State, checkpoints: Checkpoints, origin: dict[str, An
 
         def counts() -> dict[str, Any]:
             """Steps that this run left out, and records that it could not decode, in all of its processes so far."""
-            return {"left_out": left_out, "skipped": sorted({*origin["skipped"], *(loader.skipped if loader else ())})}
+            skipped = itertools.chain(*hosts.gather(sorted(loader.skipped) if loader else []))
+            return {"left_out": left_out, "skipped": sorted({*origin["skipped"], *skipped})}
 
         def save(step: int) -> None:
             with log.paused(state):
@@ -301,6 +305,7 @@ def finish(run: Run, report: Report, times: tuple[float, float], folder: pathlib
         metrics.draw_curves(folder, title)
         # Last, since its presence says that the run is complete.
         metrics.write_summary(folder, {key: value for key, value in dataclasses.asdict(report).items() if value is not None} | speed)
+    hosts.wait_for_all("run is finished")
     display.say(f"finished: top-1 {100 * report.top1:.2f}% of {report.examples:,} examples; everything is in {folder}")
 
 

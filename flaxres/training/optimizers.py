@@ -116,9 +116,14 @@ def depth(name: str) -> int:
 
 
 def by_depth(decay: float) -> optax.GradientTransformation:
-    """Updates times `decay` to the power of the stages that lie between a parameter and the head."""
+    """Updates times `decay` to the power of the number of the network's stages that lie behind a parameter's, the head's included."""
 
-    def scaled(path: Any, update: jax.Array) -> jax.Array:
-        return update * decay ** (5 - depth("/".join(str(key.key) for key in path)))
+    def depth_of(path: Any) -> int:
+        return depth("/".join(str(key.key) for key in path))
 
-    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scaled, updates))
+    def update(updates: Any, _: Any) -> Any:
+        depths = sorted({depth_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(updates)})
+        behind = {found: len(depths) - 1 - i for i, found in enumerate(depths)}
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf * decay ** behind[depth_of(path)], updates)
+
+    return optax.stateless(update)

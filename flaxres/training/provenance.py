@@ -52,6 +52,7 @@ def provenance(run: Run) -> dict[str, Any]:
         "devices": f"{run.mesh.size} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
         "data": run.train.digest,
+        "evaluation": f"{run.evaluation.name} {len(run.evaluation)} {run.evaluation.digest}",
         "classes": run.train.class_digest,
         "seconds": (0.0, 0.0),
         "left_out": 0,

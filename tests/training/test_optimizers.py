@@ -156,7 +156,7 @@ def test_depth_orders_the_stages(name: str) -> None:
     ones = {"conv1": {"kernel": jnp.ones(2)}, "layer3": {"0": {"conv1": {"kernel": jnp.ones(2)}}}, "fc": {"kernel": jnp.ones(2)}}
     scaled, _ = tx.update(ones, tx.init(ones))
     assert [float(leaf[0]) for leaf in (scaled["conv1"]["kernel"], scaled["layer3"]["0"]["conv1"]["kernel"], scaled["fc"]["kernel"])] == [
-        1 / 32,
         1 / 4,
+        1 / 2,
         1,
     ]

@@ -69,7 +69,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_devices() -> None:
 
 @pytest.mark.slow
 def test_evaluation_is_exact_on_any_number_of_processes() -> None:
-    assert figures("evaluation", "4") == {"evaluations": 140, "wrong": 0}
+    assert figures("evaluation", "4") == {"evaluations": 70, "wrong": 0}
 
 
 @pytest.mark.slow
