@@ -20,7 +20,7 @@ from flaxres.cli import load_config
 from flaxres.data.sources import Source
 from flaxres.errors import InputError
 from flaxres.training import metrics, run
-from flaxres.training.config import from_json, to_json
+from flaxres.training.config import from_json, resolved, to_json
 from flaxres.training.log import Log
 from flaxres.training.loop import Stepper
 from flaxres.training.run import prepare_run
@@ -84,7 +84,7 @@ def test_a_run_that_never_saved_does_not_hold_its_workdir(data_dir: str, tmp_pat
     config = digits(data_dir, steps=2, tensorboard=False)
     (tmp_path / "config.json").write_text(to_json(dataclasses.replace(config, model=ModelConfig("resnet32"))))
     flaxres.fit(config, tmp_path)
-    assert from_json(tmp_path / "config.json") == config
+    assert from_json(tmp_path / "config.json") == resolved(config)
 
 
 def test_the_clock_counts_each_second_once(data_dir: str, tmp_path: pathlib.Path) -> None:
@@ -154,7 +154,7 @@ def test_pictures_grow_with_the_epochs_and_each_size_compiles_once(
     )
     flaxres.fit(config, tmp_path / "run")
     assert prepared == [8, 12]
-    assert from_json(tmp_path / "run" / "config.json") == config
+    assert from_json(tmp_path / "run" / "config.json") == resolved(config)
 
 
 def test_an_image_that_went_bad_is_named_in_the_log_and_counted(data_dir: str, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
