@@ -71,7 +71,8 @@ def plain_step(model: Any, tx: optax.GradientTransformation) -> Any:
     def step(variables: Any, opt_state: Any, images: jax.Array, labels: jax.Array) -> Any:
         def loss(params: Any) -> Any:
             logits, new = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
-            return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels).mean(), new
+            wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+            return optax.softmax_cross_entropy_with_integer_labels(wide, labels).mean(), new
 
         (value, new), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
         updates, opt_state = tx.update(gradients, opt_state, variables["params"])
