@@ -22,41 +22,39 @@ def worker(coordinator: str, processes: int, process: int) -> None:
     """One process: prints its images/s, of all processes together."""
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[process]})
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
-    import flaxres
     from flaxres import Config, DataConfig, ModelConfig, TrainConfig
     from flaxres.training import hosts
-    from flaxres.training.mesh import data_mesh, place, split
-    from flaxres.training.optimizers import learning_rate, optimizer
-    from flaxres.training.state import create_state
-    from flaxres.training.steps import compiled_train_step
+    from flaxres.training.described import described_run
+    from flaxres.training.mesh import place, split
 
     hosts.join(coordinator, processes, process)
-    batch, mesh = IMAGES * processes, data_mesh()
-    config = Config(ModelConfig("resnet20", bn_group=IMAGES), DataConfig(image_size=SIZE), train=TrainConfig(batch))
-    model = flaxres.create_model("resnet20", dtype=jnp.float32, bn_group=IMAGES)
-    schedule = learning_rate(config.optim, 10_000, 100.0)
-    tx = optimizer(config.optim, schedule)
+    batch = IMAGES * processes
+    run = described_run(Config(ModelConfig("resnet20", bn_group=IMAGES), DataConfig("cifar10", image_size=SIZE), train=TrainConfig(batch)))
     rng = np.random.default_rng(0)
     arrays: dict[str, Any] = {"image": rng.integers(0, 256, (batch, SIZE, SIZE, 3), np.uint8), "label": rng.integers(0, 10, batch).astype(np.int32)}
-    step, state = compiled_train_step(config, model, tx, schedule, mesh), create_state(model, tx, config, mesh)
+    step, state = run.train_step(), run.first_state()
     start = 0.0
     for i in range(STEPS + 3):
         positions = np.arange(i * batch, (i + 1) * batch, dtype=np.uint32)
-        state, metrics = step(state, {name: place(array, split(mesh)) for name, array in (arrays | {"position": positions}).items()})
+        state, metrics = step(state, {name: place(array, split(run.mesh)) for name, array in (arrays | {"position": positions}).items()})
         jax.block_until_ready(metrics)
         if i == 2:
             start = time.perf_counter()
     print(json.dumps(STEPS * batch / (time.perf_counter() - start)))
 
 
-def rate(processes: int) -> float:
-    """Images/s of so many processes."""
+def loopback() -> str:
+    """An address of this machine whose port nobody has."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{listener.getsockname()[1]}"
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def rate(processes: int) -> float:
+    """Images/s of so many processes."""
+    coordinator = loopback()
     command = [sys.executable, "-m", "benchmarks.scaling", "--coordinator", coordinator, "--processes", str(processes), "--process"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     started = [subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, text=True, env=environment) for i in range(processes)]

@@ -99,9 +99,7 @@ def seconds(advance: Advance, steps: int) -> float:
     return (time.perf_counter() - start) / steps
 
 
-def compare(
-    name: str, size: int, batch: int, pairs: int, steps: int, peers: dict[str, Callable[[np.ndarray, np.ndarray], Advance]]
-) -> dict[str, float]:
+def compare(name: str, size: int, batch: int, pairs: int, steps: int, peers: dict[str, Peer]) -> dict[str, float]:
     """Ratios of images/s, ours over each peer's, and images/s of all."""
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch, size, size, 3), np.float32)

@@ -18,11 +18,7 @@ from flaxres.training.run import Run, feed, prepare_run, training_transform
 
 def schedule(config: Config, target: str) -> dict[str, Any]:
     """Draws learning rate and picture size by epoch into the file `target`, and returns what is worth telling of them."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = figures.pyplot()
     run = described_run(config)
     steps = np.unique(np.linspace(0, run.steps - 1, min(run.steps, 2000)).astype(int))
     rates = np.asarray(jax.vmap(run.schedule)(steps), np.float64)

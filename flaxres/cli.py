@@ -139,11 +139,11 @@ def several() -> bool:
 def ended(code: int) -> int:
     """The exit code; one of several processes leaves at once, since an orderly exit would wait for the others, who wait for it."""
     if several():
-        import jax
+        from flaxres.training.hosts import leader
 
         sys.stdout.flush()
         sys.stderr.flush()
-        time.sleep(2 if jax.process_index() == 0 else 0)  # the others' connection to the first process ends with it
+        time.sleep(2 if leader() else 0)  # the others' connection to the first process ends with it
         os._exit(code)
     return code
 
@@ -222,13 +222,12 @@ def evaluate(arguments: Sequence[str]) -> None:
     description = "Evaluate the newest checkpoint of a run, every example once; or, with --config FILE --weights FILE, a file of weights."
     config, workdir = parse_run(rest, None, "flaxres evaluate", description)
     silence()
-    import jax
-
+    from flaxres.training.hosts import leader
     from flaxres.training.loop import evaluate
     from flaxres.training.metrics import finite
 
     report = evaluate(config, workdir) if weights is None else evaluate(config, weights=weights)
-    if jax.process_index() == 0:
+    if leader():
         print(json.dumps(finite(dataclasses.asdict(report))))
 
 

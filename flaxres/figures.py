@@ -5,6 +5,16 @@ from typing import Any
 from flaxres.errors import InputError
 
 
+def pyplot() -> Any:
+    """matplotlib.pyplot, which draws into files and needs no display."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
 def save(figure: Any, target: str, option: str) -> None:
     """Writes a matplotlib figure and closes it; raises InputError that names the `option` where it can't be written."""
     import matplotlib.pyplot as plt

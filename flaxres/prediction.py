@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from flaxres import figures
 from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError
-from flaxres.figures import save
 from flaxres.models.network import Network
 from flaxres.models.registry import create_model, small_images
 
@@ -87,11 +87,7 @@ def class_names(path: str | None, count: int, small: bool) -> tuple[str, ...]:
 
 def draw(images: Sequence[str], predictions: list[list[tuple[str, float]]], predictor: Predictor, target: str) -> None:
     """A picture: each image as the network sees it, and its likeliest classes as bars."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = figures.pyplot()
     figure, rows = plt.subplots(len(images), 2, figsize=(8, 2.2 * len(images)), layout="constrained", squeeze=False, width_ratios=(1, 3))
     for (picture, bars), image, best in zip(rows, images, predictions, strict=True):
         picture.imshow(predictor.preprocess.crop(image))
@@ -111,4 +107,4 @@ def draw(images: Sequence[str], predictions: list[list[tuple[str, float]]], pred
                 ha="right" if right else "left",
                 color="white" if right else "black",
             )
-    save(figure, target, "--plot")
+    figures.save(figure, target, "--plot")

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxres import figures
 from flaxres.data import decode
 from flaxres.data.loader import Loader, Rows
 from flaxres.data.order import sample_ids
 from flaxres.data.sources import open_splits
-from flaxres.figures import save
 from flaxres.training.config import Config, check
 from flaxres.training.mesh import data_mesh, split
 from flaxres.training.run import Run, training_transform
@@ -54,11 +54,7 @@ def spoken(target: np.ndarray, classes: tuple[str, ...]) -> str:
 
 
 def layout(pictures: list[np.ndarray], names: list[str], target: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = figures.pyplot()
     figure, axes = plt.subplots(SAMPLES, 1 + DRAWS, figsize=(1.7 * (1 + DRAWS), 1.85 * SAMPLES), layout="constrained")
     for i, (picture, name) in enumerate(zip(pictures, names, strict=True)):
         cell = axes[i % SAMPLES, i // SAMPLES]
@@ -66,4 +62,4 @@ def layout(pictures: list[np.ndarray], names: list[str], target: str) -> None:
         cell.set_title("\n".join(line if len(line) < 26 else line[:24] + "…" for line in name.split("\n")), fontsize=7)
         cell.axis("off")
     figure.suptitle("left: as evaluation sees it; the others: seven draws of training", fontsize=10)
-    save(figure, target, "--sheet")
+    figures.save(figure, target, "--sheet")

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from benchmarks.scaling import loopback
 from flaxres import AugmentConfig, Config, DataConfig, OptimConfig, TrainConfig
 from flaxres.data.order import training_ids
 from flaxres.training.mesh import split
@@ -96,10 +96,7 @@ def host(arguments: list[str]) -> None:
 
 
 def hosts(root: str, data_dir: str, count: int) -> dict[int, str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    words = [sys.executable, "-m", "tests.input_digest", "--host", root, data_dir, address, str(count)]
+    words = [sys.executable, "-m", "tests.input_digest", "--host", root, data_dir, loopback(), str(count)]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     processes = [subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True, env=environment) for rank in range(count)]
     merged: dict[int, str] = {}

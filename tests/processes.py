@@ -13,29 +13,24 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from typing import Any
 
+from benchmarks.scaling import loopback
+
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = (*("--config", "configs/digits.py", "--train.progress", "False", "--train.tensorboard", "False", "--train.log-every-steps", "1"),)
 EVALUATED, EVAL_BATCH = range(1, 71), 24
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def start(command: list[str], processes: int, devices: int = 1, x64: bool = False) -> list[subprocess.Popen[str]]:
     """`command` as so many processes of one run, each with so many devices."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(int(x64)), "PYTHONPATH": str(ROOT)}
     environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-    coordinator = f"127.0.0.1:{free_port()}"
+    coordinator = loopback()
     joined = [[] if processes == 1 else ["--coordinator", coordinator, "--processes", str(processes), "--process", str(i)] for i in range(processes)]
     options: dict[str, Any] = {"cwd": ROOT, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return [subprocess.Popen([sys.executable, *command, *flags], **options) for flags in joined]

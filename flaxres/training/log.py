@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from flaxres.data.loader import Loader
-from flaxres.training import metrics
+from flaxres.training import hosts, metrics
 from flaxres.training.evaluation import Report
 from flaxres.training.run import Run
 
@@ -29,7 +29,7 @@ class Log:
         self, run: Run, folder: pathlib.Path, first: int, before: tuple[float, float], display: metrics.Display, loader: Loader | None
     ) -> None:
         self.run, self.display, self.loader, self.before = run, display, loader, before
-        self.writer = metrics.Writer(folder, first, run.config.train.tensorboard, run.config.train.wandb) if jax.process_index() == 0 else None
+        self.writer = metrics.Writer(folder, first, run.config.train.tensorboard, run.config.train.wandb) if hosts.leader() else None
         self.pending: collections.deque[tuple[int, int, Any]] = collections.deque()
         self.dispatched = 0
         self.unchecked: collections.deque[tuple[int, int, int, Any]] = collections.deque()

@@ -53,7 +53,8 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
     check(config)
     config = resolved(config)
     run = hosts.together(lambda: ready(config, folder))
-    hosts.require_same(hosts.facts(config, provenance(run)))
+    origin = provenance(run)
+    hosts.require_same(hosts.facts(config, origin))
     if hosts.leader():
         metrics.replace_file(folder / "config.json", to_json(config))
     hosts.wait_for_all("workdir is written to")
@@ -61,7 +62,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
         raise InputError(f"workdir {str(folder)!r} is not the same folder for all processes: it must be on a file system that all of them see")
     passed_over: list[str] = []
     with Checkpoints(folder / "checkpoints", config.train.keep_checkpoints, config.train.keep_best, True, passed_over.append) as checkpoints:
-        state, origin = begin(run, checkpoints)
+        state, origin = begin(run, checkpoints, origin)
         first = int(state.step)
         with metrics.Display(run.steps, first, hosts.leader(), config.train.progress) as display:
             for line in [*passed_over, headline(run, first)]:
@@ -93,9 +94,8 @@ def require_same_run(config: Config, folder: pathlib.Path, free: set[str] = FREE
         raise InputError(f"workdir {str(folder)!r} has a run with another config ({'; '.join(changed)}): use another --workdir, or that config")
 
 
-def begin(run: Run, checkpoints: Checkpoints) -> tuple[State, dict[str, Any]]:
-    """The newest sound state in the workdir, or a new one, and the provenance that its checkpoints carry."""
-    origin = provenance(run)
+def begin(run: Run, checkpoints: Checkpoints, origin: dict[str, Any]) -> tuple[State, dict[str, Any]]:
+    """The newest sound state in the workdir, or a new one, and the provenance that its checkpoints carry: `origin`, with what grows."""
     if checkpoints.step is None:
         return run.first_state(), origin
     saved = checkpoints.provenance()

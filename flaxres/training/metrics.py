@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from flaxres import figures
 from flaxres.errors import InputError
 
 METRICS, SUMMARY, CURVES = "metrics.jsonl", "summary.json", "curves.png"
@@ -89,11 +90,7 @@ def write_summary(workdir: pathlib.Path, summary: dict[str, Any]) -> None:
 
 def draw_curves(workdir: pathlib.Path, title: str) -> None:
     """`curves.png`: loss, top-1 error and learning rate by epoch, from `metrics.jsonl`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = figures.pyplot()
     rows = read_metrics(workdir)
 
     def curve(name: str) -> tuple[list[float], list[float]]:

@@ -78,7 +78,7 @@ Gradients = tuple[jax.Array, jax.Array, Any, Any]  # loss, logits, new statistic
 def gradients(
     config: Config, model: Network, teacher: Network | None, params: Any, state: State, part: Batch, taught: Any, key: jax.Array
 ) -> Gradients:
-    """Of a batch or a part of it: `image` and `target` as `inputs` gives them, `position`, and `index`, that of the part."""
+    """Of a batch or a part of it: `image` and `target` as `inputs` gives them, `position`, and the position that is `expected`."""
 
     def loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
@@ -107,8 +107,9 @@ def accumulated(config: Config, one: Callable[[Batch, jax.Array], Gradients], ba
     count, group = config.train.accumulate, config.model.bn_group or 1
     if count == 1:
         return one(batch, key)
-    parts = {name: array.reshape(-1, count, group, *array.shape[1:]).swapaxes(0, 1) for name, array in batch.items()}
-    parts = {name: array.reshape(count, -1, *array.shape[3:]) for name, array in parts.items()}
+    parts = {
+        name: array.reshape(-1, count, group, *array.shape[1:]).swapaxes(0, 1).reshape(count, -1, *array.shape[1:]) for name, array in batch.items()
+    }
     parts["index"] = jnp.arange(count)
 
     def add(total: Any, part: Batch) -> tuple[Any, Any]:
