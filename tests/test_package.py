@@ -17,7 +17,7 @@ ROOMS = {
     "models": {"errors", "models"},
     "data": {"errors", "data"},
     "weights": {"errors", "models", "data", "weights"},
-    "training": {"errors", "models", "data", "weights", "training"},
+    "training": {"errors", "figures", "models", "data", "weights", "training"},
 }
 COMPUTE = [
     *(

@@ -37,7 +37,7 @@ def test_flags_that_do_not_fit_are_refused(arguments: tuple[Any, ...], message: 
 
 
 def test_what_differs_between_processes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    origin = {"packages": {"jax": "1"}, "flaxres": "1", "code": "a", "python": "3", "data": "d", "classes": "c"}
+    origin = {"packages": {"jax": "1"}, "flaxres": "1", "code": "a", "python": "3", "data": "d", "evaluation": "e", "classes": "c"}
     ours = hosts.facts(Config(), origin)
     theirs = hosts.facts(Config(optim=OptimConfig(learning_rate=0.2)), origin | {"packages": {"jax": "2"}})
     monkeypatch.setattr(hosts, "gather", lambda value: [value, theirs])
