@@ -15,6 +15,7 @@ from flax.typing import Dtype, Initializer
 from jax import lax
 
 from flaxres.errors import InputError
+from flaxres.models.convolution import convolution
 from flaxres.models.kept import keep
 
 # He et al. 2015, "Delving deep into rectifiers", eq. 14: the backward form, which ResNets use.
@@ -71,11 +72,13 @@ class Conv(nn.Module):
             kernel = (kernel - mean) * lax.rsqrt(var + self.standardise)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if size == 1 and self.groups == 1:
-            product, convolution = (
+            product, whole = (
                 functools.partial(pointwise_product, stride=self.stride),
                 functools.partial(pointwise_convolution, stride=self.stride),
             )
-            y = lax.platform_dependent(x, kernel, cpu=product, default=convolution)
+            y = lax.platform_dependent(x, kernel, cpu=product, default=whole)
+        elif size == 3 and self.stride <= 2 and self.dilation == self.groups == 1:
+            y = convolution(x, kernel, self.stride)
         else:
             pad = self.dilation * (size // 2)
             y = lax.conv_general_dilated(

@@ -27,6 +27,12 @@ class ModelConfig:
     """A name of flaxres.list_models()."""
     stem: Literal["standard", "small"] | None = None
     """None keeps the model's own: 'small' is a 3x3 convolution without pooling, for small images."""
+    depths: tuple[int, ...] | None = None
+    """Blocks of each stage; None keeps the model's own, as for the next two."""
+    widths: tuple[int, ...] | None = None
+    """Width of each stage."""
+    stem_width: int | None = None
+    """Width of what the first convolution gives."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
     """Of the computation; None: bfloat16 on accelerators, float32 on CPU. float16 scales its loss, float64 needs JAX_ENABLE_X64=1."""
     param_dtype: Literal["float32", "float64"] = "float32"
@@ -354,6 +360,8 @@ RULES: dict[str, tuple[str, Any]] = {
     "augment.color_jitter": ("four numbers >= 0, the last at most 0.5", lambda v: min(v) >= 0 and v[3] <= 0.5),
     "augment.erase_area": ("0 < low <= high < 1", lambda v: 0 < v[0] <= v[1] < 1),
     "augment.erase_ratio": ("0 < low <= high", lambda v: 0 < v[0] <= v[1]),
+    **{f"model.{name}": ("all > 0, at least one, or None", lambda v: v is None or min(v, default=0) > 0) for name in ("depths", "widths")},
+    "model.stem_width": ("> 0 or None", lambda v: v is None or v > 0),
     "data.progressive_sizes": ("epochs >= 0, ascending, each once, and sides > 0", lambda v: ascending(v)),
     "train.seed": ("in [0, 2**31)", lambda v: 0 <= v < 2**31),
     "model.dropout": ("in [0, 1)", lambda v: 0 <= v < 1),
