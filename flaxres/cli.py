@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import errno
 import importlib.util
 import io
 import json
@@ -15,10 +16,11 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from flaxres.errors import InputError, unknown
+from flaxres.errors import InputError, WriteError, unknown
 from flaxres.training.config import Config, described, from_json, kinds, load_config, options
 
-EXIT_REFUSED = 2
+EXIT_REFUSED, EXIT_UNWRITTEN = 2, 74
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
 
 
@@ -110,7 +112,7 @@ def try_each(arguments: Sequence[str], names: dict[str, Any], start: Config) -> 
 
 
 def refusing(function: Callable[[], Any]) -> int:
-    """Runs `function`; an InputError becomes one line on stderr and exit code 2, an early Ctrl-C one line and exit code 130."""
+    """Runs `function`; an InputError becomes one line on stderr and exit code 2, what can't be written one and 74, an early Ctrl-C one and 130."""
     try:
         function()
     except KeyboardInterrupt:
@@ -122,12 +124,23 @@ def refusing(function: Callable[[], Any]) -> int:
     except FloatingPointError as error:
         print(f"flaxres: {error}", file=sys.stderr)
         return ended(1)
+    except OSError as error:
+        if not isinstance(error, WriteError) and error.errno not in FULL:
+            return crashed()
+        fix = "" if isinstance(error, WriteError) else "; what was saved is intact: make room and start the same command again"
+        print(f"flaxres: {error}{fix}", file=sys.stderr, flush=True)
+        os._exit(EXIT_UNWRITTEN)  # threads that write would complain about the end of the interpreter
     except Exception:
-        if several():
-            traceback.print_exc()
-            return ended(1)
-        raise
+        return crashed()
     return 0
+
+
+def crashed() -> int:
+    """Called while an exception is handled: raises it again, or where others wait for this process, prints it and leaves."""
+    if not several():
+        raise
+    traceback.print_exc()
+    return ended(1)
 
 
 def several() -> bool:

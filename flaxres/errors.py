@@ -1,4 +1,4 @@
-"""The one error for refused input, and the wording that every refusal shares."""
+"""The errors that end a run in one line, and the wording that every refusal shares."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,6 +8,13 @@ class InputError(ValueError):
     """Input that can't be used: the message is one line with the value, the rule and the fix.
 
     `train.py` and the `flaxres` command print the message and exit with code 2.
+    """
+
+
+class WriteError(OSError):
+    """Something that a run must keep could not be written: the message is one line with the place, the reason and the fix.
+
+    `train.py` and the `flaxres` command print the message and exit with code 74. What was saved before is intact.
     """
 
 

@@ -26,9 +26,9 @@ DIGITS = (*("--config", "configs/digits.py", "--train.progress", "False", "--tra
 EVALUATED, EVAL_BATCH = range(1, 71), 24
 
 
-def start(command: list[str], processes: int, devices: int = 1, x64: bool = False) -> list[subprocess.Popen[str]]:
-    """`command` as so many processes of one run, each with so many devices."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(int(x64)), "PYTHONPATH": str(ROOT)}
+def start(command: list[str], processes: int, devices: int = 1, x64: bool = False, **more: str) -> list[subprocess.Popen[str]]:
+    """`command` as so many processes of one run, each with so many devices; `more` goes to their environment."""
+    environment = os.environ | more | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(int(x64)), "PYTHONPATH": str(ROOT)}
     environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     coordinator = loopback()
     joined = [[] if processes == 1 else ["--coordinator", coordinator, "--processes", str(processes), "--process", str(i)] for i in range(processes)]

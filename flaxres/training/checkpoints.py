@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from flaxres.data.digests import of_file
-from flaxres.errors import InputError
+from flaxres.errors import InputError, WriteError
 from flaxres.training import hosts
 from flaxres.training.state import State
 
@@ -160,8 +160,12 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.manager.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self.manager.close()
+        except Exception as error:
+            if kind is None:
+                raise self.unwritten(error) from error
         if self.sealer:
             self.sealer.join()
 
@@ -174,7 +178,7 @@ class Checkpoints:
         content = ocp.args.Composite(state=ocp.args.StandardSave(state), provenance=ocp.args.JsonSave(provenance))
         if not self.manager.save(step, args=content, metrics=None if accuracy is None else {"top1": accuracy}):
             self.saving_since = None
-            raise RuntimeError(
+            raise WriteError(
                 f"step {step} was not saved: {self.folder} has a step {self.manager.latest_step()}, which is not of this run; move it away"
             )
         self.step = step
@@ -216,15 +220,35 @@ class Checkpoints:
             raise InputError(f"{str(self.folder)!r} holds no checkpoint that verifies: train first, or give another workdir")
         return self.step
 
+    def check(self) -> None:
+        """Raises WriteError where a save that runs beside has failed; doesn't wait for it."""
+        try:
+            self.manager.check_for_errors()
+        except Exception as error:
+            raise self.unwritten(error) from error
+        if self.seal_error:
+            raise WriteError(f"step {self.step} in {self.folder} is saved, but not its seal: {self.seal_error}") from self.seal_error
+
     def wait(self) -> None:
-        self.manager.wait_until_finished()
+        """Until the save under way is over; raises WriteError where it failed."""
+        try:
+            self.manager.wait_until_finished()
+        except Exception as error:
+            raise self.unwritten(error) from error
         if self.sealer:
             self.sealer.join()
-        if self.seal_error:
-            raise RuntimeError(f"step {self.step} in {self.folder} is saved, but not its seal: {self.seal_error}") from self.seal_error
+        self.check()
+
+    def unwritten(self, error: Exception) -> WriteError:
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) < 300 else f"... {reason[-280:]}"
+        return WriteError(
+            f"step {self.saving} could not be saved in {self.folder}: {reason}; the steps before are intact: make room, or mend the disk, "
+            "and start the same command again"
+        )
 
     def read_back(self, state: State) -> None:
-        """Makes sure that what was saved last can be read and is `state`, bit for bit; raises RuntimeError where it is not."""
+        """Makes sure that what was saved last can be read and is `state`, bit for bit; raises WriteError where it is not."""
         self.wait()
         wrong = problem(self.folder / str(self.step)) if hosts.leader() else ""
         hosts.wait_for_all("last step is verified")
@@ -234,7 +258,7 @@ class Checkpoints:
             same = jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), jax.device_get(self.restore(like)), jax.device_get(state))
             wrong = "" if jax.tree.all(same) else "what was read back is not what was saved"
         if wrong:
-            raise RuntimeError(f"the last checkpoint, step {self.step} in {self.folder}, does not verify: {wrong}")
+            raise WriteError(f"the last checkpoint, step {self.step} in {self.folder}, does not verify: {wrong}")
 
 
 def require_same_structure(saved: Any, like: State, place: pathlib.Path) -> None:

@@ -225,6 +225,10 @@ class TrainConfig:
     """The best by top-1 that are kept besides, among those saved at an evaluation."""
     non_finite: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is no finite number: 'stop' saves the state before it and names the samples, 'skip' leaves the step out."""
+    loss_limit: float = 0.0
+    """A loss above it counts as one that is no finite number, against sudden spikes; 0: none does."""
+    deterministic: bool = False
+    """Only kernels that give the same bits in every run, and no choice of kernels by their speed; GPUs are slower so, and CPUs are so anyway."""
     watchdog_seconds: float = 1800.0
     """A step, evaluation or save that takes longer ends the process with code 70 and leaves its stacks; 0: never. Compiling counts."""
     accumulate: int = 1
@@ -354,7 +358,7 @@ RULES: dict[str, tuple[str, Any]] = {
     "train.ema_start_epochs": (">= 0", lambda v: v >= 0),
     **{f"optim.{name}": (">= 0", lambda v: v >= 0) for name in ("learning_rate", "weight_decay", "warmup_epochs", "warmup_scale", "final_scale")},
     **{f"data.{name}": (">= 0", lambda v: v >= 0) for name in ("threads", "workers")},
-    **{f"train.{name}": (">= 0", lambda v: v >= 0) for name in ("keep_best", "watchdog_seconds")},
+    **{f"train.{name}": (">= 0", lambda v: v >= 0) for name in ("keep_best", "watchdog_seconds", "loss_limit")},
     **{f"augment.{name}": (">= 0", lambda v: v >= 0) for name in ("shift", "cutout", "mixup", "cutmix")},
     **{f"augment.{name}": ("in [0, 1]", lambda v: 0 <= v <= 1) for name in ("erase", "mix_probability", "mix_switch")},
     "augment.color_jitter": ("four numbers >= 0, the last at most 0.5", lambda v: min(v) >= 0 and v[3] <= 0.5),

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from flaxres.data.loader import Loader
-from flaxres.training import hosts, metrics
+from flaxres.training import hosts, metrics, pace
 from flaxres.training.evaluation import Report
 from flaxres.training.run import Run
 
@@ -34,6 +34,7 @@ class Log:
         self.dispatched = 0
         self.unchecked: collections.deque[tuple[int, int, int, Any]] = collections.deque()
         self.last_step, self.last_times = first, (0.0, 0.0)
+        self.compared = (0.0, 0.0)
         self.start()
 
     def start(self) -> None:
@@ -102,6 +103,16 @@ class Log:
             row["train/input_stall_percent"] = 100 * stalled / max(seconds, 1e-9)
             self.write(step, row)
             self.display.step(step, step / self.run.steps_per_epoch, row)
+
+    def name_stragglers(self) -> None:
+        """Says which of several processes hold the others up. Called in a pause, when the devices are idle."""
+        if jax.process_count() == 1:
+            return
+        (trained, stalled), (trained_before, stalled_before) = self.times(), self.compared
+        self.compared = trained, stalled
+        own = pace.pace((stalled - stalled_before) / max(trained - trained_before, 1e-9))
+        for line in pace.stragglers([pace.Pace(**values) for values in hosts.gather(dataclasses.asdict(own))]):
+            self.display.say(line)
 
     def report(self, report: Report) -> None:
         values = {key: float(value) for key, value in dataclasses.asdict(report).items() if value is not None and key != "step"}

@@ -61,7 +61,10 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
     if not all(hosts.gather((folder / "config.json").exists())):
         raise InputError(f"workdir {str(folder)!r} is not the same folder for all processes: it must be on a file system that all of them see")
     passed_over: list[str] = []
-    with Checkpoints(folder / "checkpoints", config.train.keep_checkpoints, config.train.keep_best, True, passed_over.append) as checkpoints:
+    with (
+        stop_signals() as asked,
+        Checkpoints(folder / "checkpoints", config.train.keep_checkpoints, config.train.keep_best, True, passed_over.append) as checkpoints,
+    ):
         state, origin = begin(run, checkpoints, origin)
         first = int(state.step)
         with metrics.Display(run.steps, first, hosts.leader(), config.train.progress) as display:
@@ -72,7 +75,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
                 if not hosts.gather((folder / metrics.SUMMARY).exists())[0]:
                     finish(run, Evaluator(run, display.say)(state), tuple(origin["seconds"]), folder, display, origin)
                 return state
-            return train(run, state, checkpoints, origin, display, folder)
+            return train(run, state, checkpoints, origin, display, folder, asked)
 
 
 def ready(config: Config, folder: pathlib.Path) -> Run:
@@ -148,14 +151,22 @@ def stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def train(run: Run, state: State, checkpoints: Checkpoints, origin: dict[str, Any], display: metrics.Display, folder: pathlib.Path) -> State:
+def train(
+    run: Run,
+    state: State,
+    checkpoints: Checkpoints,
+    origin: dict[str, Any],
+    display: metrics.Display,
+    folder: pathlib.Path,
+    asked: threading.Event,
+) -> State:
+    """From `state` to the last step, with everything that is written on the way; `asked` is set when a signal asks to stop."""
     config, first = run.config, int(state.step)
     eval_every, save_every = run.every(config.train.eval_every_epochs), run.every(config.train.checkpoint_every_epochs)
     report: Report | None = None
     left_out = origin["left_out"]
 
     with (
-        stop_signals() as asked,
         Watchdog(folder, config.train.watchdog_seconds, lambda: checkpoints.saving_since) as watchdog,
         feed(run, first, display.say) as (batches, loader),
         Profile(config.train.profile_steps, folder / "profile") as profile,
@@ -191,6 +202,7 @@ def train(run: Run, state: State, checkpoints: Checkpoints, origin: dict[str, An
             step += count
             profile.after(step, state)
             last = step == run.steps
+            checkpoints.check()
             stop = votes(asked.is_set()) and not last
             log.add(step, count, values)
             evaluates, saves = step % eval_every == 0 or last, step % save_every == 0 or last or stop
@@ -201,10 +213,11 @@ def train(run: Run, state: State, checkpoints: Checkpoints, origin: dict[str, An
                     checkpoints.wait()
                     raise NonFiniteError(bad[0], run, folder)
                 left_out += len(bad)
-                display.say(f"left out {len(bad)} steps whose loss or gradient is not finite: {', '.join(map(str, bad[:20]))}")
+                display.say(f"left out {len(bad)} steps whose loss or gradient is not finite or above the limit: {', '.join(map(str, bad[:20]))}")
             if evaluates:
                 watchdog.at(f"the evaluation after step {step}")
                 with log.paused(state):
+                    log.name_stragglers()
                     report = evaluator(state)
                     log.report(report)
             if saves:
@@ -261,8 +274,9 @@ class NonFiniteError(FloatingPointError):
         records = training_ids(positions, len(run.train), train.seed, train.batch_size, run.config.data.repeats).tolist()
         if hosts.leader():
             metrics.replace_file(folder / "non_finite.json", json.dumps({"step": step, "split": run.train.name, "records": records}) + "\n")
+        limit = f", or the loss is above train.loss_limit={train.loss_limit:g}" if train.loss_limit else ""
         super().__init__(
-            f"step {step}: loss or gradient is not finite; step {step - 1} is saved. Its samples are the records {records[:8]}... of "
+            f"step {step}: loss or gradient is not finite{limit}; step {step - 1} is saved. Its samples are the records {records[:8]}... of "
             f"{run.train.name}, all of them in {folder / 'non_finite.json'}. Lower optim.learning_rate, or leave such steps out with "
             "train.non_finite='skip', in another workdir"
         )

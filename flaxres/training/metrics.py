@@ -1,5 +1,6 @@
 """What a run writes for people and programs: JSON lines, TensorBoard events, a summary, curves, and what the terminal shows."""
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -8,13 +9,14 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from flaxres import figures
-from flaxres.errors import InputError
+from flaxres.errors import InputError, WriteError
 
 METRICS, SUMMARY, CURVES = "metrics.jsonl", "summary.json", "curves.png"
 
@@ -34,8 +36,19 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
 def replace_file(path: pathlib.Path, text: str) -> None:
     """Writes `text` so that a reader, or a kill, finds the old file or the new one and nothing between."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
+    with naming(path):
+        part.write_text(text)
+        part.replace(path)
+
+
+@contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+    """Raises WriteError, with the path, where the system says no more than that a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise WriteError(f"{path} can't be written ({reason}); what was saved is intact: make room and start the same command again") from error
 
 
 class Writer:
@@ -59,7 +72,8 @@ class Writer:
 
     def write(self, step: int, epoch: float, values: dict[str, float]) -> None:
         row = {"step": step, "epoch": round(epoch, 4), **values}
-        self.file.write(json.dumps(finite(row)) + "\n")
+        with naming(self.workdir / METRICS):
+            self.file.write(json.dumps(finite(row)) + "\n")
         if self.events:
             for name, value in values.items():
                 self.events.add_scalar(name, value, step)
@@ -72,7 +86,8 @@ class Writer:
             self.events.flush()
 
     def close(self) -> None:
-        self.file.close()
+        with naming(self.workdir / METRICS):
+            self.file.close()
         if self.events:
             self.events.close()
         if self.wandb:

@@ -166,7 +166,8 @@ def train_step(
 
     Metrics: `loss`, `top1` in [0, 1] of the augmented batch, `gradient_norm`, `learning_rate`, `finite`, and in float16 `loss_scale`.
 
-    A step whose loss or gradient is not finite changes neither parameters, statistics, averages nor optimizer. With `train.non_finite="stop"` it
+    A step whose loss or gradient is not finite, or whose loss is above `train.loss_limit`, changes neither parameters, statistics, averages nor
+    optimizer. With `train.non_finite="stop"` it
     does not count either: the state then waits for its batch again, and later ones, which are not its own, leave it alone. In float16 it is an
     overflow: it counts, and the loss scale is halved; only at a scale of 1 is it what it is elsewhere.
     """
@@ -190,13 +191,14 @@ def train_step(
         params = optax.apply_updates(state.params, updates)
         norm = optax.tree.norm(found)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        sound = finite & (value <= config.train.loss_limit) if config.train.loss_limit else finite
         own = (seen["position"] == expected).all() if state.loss_scale else True
         overflow = own & ~finite & (state.loss_scale["scale"] > 1) if state.loss_scale else False
-        counted = finite | overflow if config.train.non_finite == "stop" else jnp.asarray(True)
+        counted = sound | overflow if config.train.non_finite == "stop" else jnp.asarray(True)
 
         def chosen(new: Any, old: Any) -> Any:
             # The count that the schedule reads is the run's, not the optimizer's.
-            went = counted if isinstance(new, optax.ScaleByScheduleState) else finite
+            went = counted if isinstance(new, optax.ScaleByScheduleState) else sound
             return jax.tree.map(lambda a, b: jnp.where(went, a, b), new, old)
 
         number = state.step + jnp.asarray(counted, jnp.int32)
@@ -209,7 +211,7 @@ def train_step(
             "top1": (logits.argmax(-1) == targets.argmax(-1)).mean(dtype=jnp.float32),
             "gradient_norm": norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-            "finite": (finite | overflow).astype(jnp.float32),
+            "finite": (sound | overflow).astype(jnp.float32),
         }
         if state.loss_scale:
             metrics["loss_scale"] = state.loss_scale["scale"]
@@ -316,7 +318,9 @@ def compiled_train_step(
         feeds += (whole,)
     # XLA joins the reductions of gradients on GPUs in pieces of 30 MB by default.
     gpu = mesh.devices.flat[0].platform in ("gpu", "cuda")
-    options = {"xla_gpu_all_reduce_combine_threshold_bytes": 1 << 30} if gpu and mesh.size > 1 else {}
+    options: dict[str, Any] = {"xla_gpu_all_reduce_combine_threshold_bytes": 1 << 30} if gpu and mesh.size > 1 else {}
+    if gpu and config.train.deterministic:
+        options["xla_gpu_deterministic_ops"] = True
     return jax.jit(step, donate_argnums=0, in_shardings=(whole, *feeds), out_shardings=(whole, whole), compiler_options=options)
 
 

@@ -70,7 +70,7 @@ def test_the_batch_is_split_over_the_devices(digits: Source) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 63, 64, 65, 70])
-def test_evaluation_visits_every_record_once_whatever_the_batch(size: int) -> None:
+def test_fault_24_evaluation_visits_every_record_once_whatever_the_batch(size: int) -> None:
     for batch in (1, 8, 64):
         records = np.concatenate([rows.records for rows in evaluation(size, batch)])
         assert len(records) % batch == 0

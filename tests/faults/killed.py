@@ -1,7 +1,7 @@
-"""`train.py` that kills itself: `python -m tests.faults.killed POINT COUNT train-arguments`.
+"""`train.py` that is sent a signal from within: `python -m tests.faults.killed SIGNALS POINTS COUNTS train-arguments`.
 
-SIGKILL comes at the COUNT-th time that POINT is reached, from within, so that it hits each stage of compiling, stepping, evaluating, saving and
-restoring, and not only those that take long.
+A signal (KILL, TERM, STOP) comes at the COUNT-th time that its point is reached, so that it hits each stage of compiling, stepping, evaluating,
+saving and restoring, and not only those that take long. With several processes only the one of number $FLAXRES_VICTIM is hit.
 """
 
 import os
@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from flaxres.cli import refusing, train
 from flaxres.training import checkpoints, evaluation, log, loop, metrics
 
-# What is killed -> the owner of the function and its name; `+` kills after the call, `-` before it.
+# Where the signal comes -> the owner of the function and its name; `+` after the call, `-` before it.
 POINTS: dict[str, tuple[Any, str, str]] = {
     "begin": (loop, "begin", "-"),
     "restore": (checkpoints.Checkpoints, "restore", "-"),
@@ -38,8 +38,10 @@ POINTS: dict[str, tuple[Any, str, str]] = {
     "curves": (metrics, "draw_curves", "-"),
 }
 
-# Points that only a run with a checkpoint comes to, and how often a short run comes to those that it passes more than once.
+# Points that only a run with a checkpoint comes to, those that only the first of several processes comes to, and how often a short run comes to
+# those that it passes more than once.
 RESUMING = ("restore", "restored")
+LEADING = ("digest", "digested", "summary", "curves")
 MOST = {
     "step": 9,
     "stepped": 9,
@@ -55,7 +57,7 @@ MOST = {
 }
 
 
-def arm(point: str, count: int) -> None:
+def arm(number: signal.Signals, point: str, count: int) -> None:
     owner, name, when = POINTS[point]
     real: Callable[..., Any] = getattr(owner, name)
     left = count
@@ -64,15 +66,20 @@ def arm(point: str, count: int) -> None:
         nonlocal left
         left -= 1
         if left == 0 and when == "-":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         result = real(*arguments, **options)
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if left == 0 and when == "+":
+            os.kill(os.getpid(), number)
         return result
 
     setattr(owner, name, armed)
 
 
 if __name__ == "__main__":
-    arm(sys.argv[1], int(sys.argv[2]))
-    sys.exit(refusing(lambda: train(sys.argv[3:], "configs/digits.py", "train.py")))
+    words = sys.argv[4:]
+    number = words[words.index("--process") + 1] if "--process" in words else "0"
+    if os.environ.get("FLAXRES_VICTIM", "0") == number:
+        signals, points, counts = (word.split(",") for word in sys.argv[1:4])
+        for one, point, count in zip(signals, points, counts, strict=True):
+            arm(signal.Signals[f"SIG{one}"], point, int(count))
+    sys.exit(refusing(lambda: train(words, "configs/digits.py", "train.py")))

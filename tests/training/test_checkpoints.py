@@ -19,7 +19,7 @@ import pytest
 import flaxres
 from flaxres import Config
 from flaxres.cli import main
-from flaxres.errors import InputError
+from flaxres.errors import InputError, WriteError
 from flaxres.training import checkpoints as module, loop
 from flaxres.training.checkpoints import DIGESTS, SEAL, Checkpoints, newest_sound, problem, survey
 from flaxres.training.run import prepare_run
@@ -61,7 +61,7 @@ def files(step: pathlib.Path) -> list[pathlib.Path]:
     return sorted(path for path in step.rglob("*") if path.is_file())
 
 
-def test_every_flipped_bit_of_every_file_is_found(workdir: pathlib.Path) -> None:
+def test_fault_06_every_flipped_bit_of_every_file_is_found(workdir: pathlib.Path) -> None:
     folder, choose, samples = workdir / "checkpoints" / "30", random.Random(0), 0
     assert {SEAL, DIGESTS, "_CHECKPOINT_METADATA"} <= {path.name for path in files(folder)}
     assert problem(folder) == ""
@@ -77,7 +77,7 @@ def test_every_flipped_bit_of_every_file_is_found(workdir: pathlib.Path) -> None
 
 
 @pytest.mark.parametrize("damage", ["cut", "deleted", "emptied", "added"])
-def test_every_damaged_file_sends_a_run_to_the_step_before(workdir: pathlib.Path, damage: str) -> None:
+def test_fault_07_every_damaged_file_sends_a_run_to_the_step_before(workdir: pathlib.Path, damage: str) -> None:
     folder = workdir / "checkpoints" / "30"
     for path in files(folder):
         if path.name == SEAL and damage == "deleted":
@@ -97,7 +97,7 @@ def test_every_damaged_file_sends_a_run_to_the_step_before(workdir: pathlib.Path
         (path.parent / "new").unlink(missing_ok=True)
 
 
-def test_what_is_refused_is_named_kept_and_saved_anew(workdir: pathlib.Path) -> None:
+def test_fault_06_07_what_is_refused_is_named_kept_and_saved_anew(workdir: pathlib.Path) -> None:
     folder = workdir / "checkpoints"
     (victim,) = (folder / "30" / "state").glob("manifest.ocdbt")
     damaged = victim.read_bytes()[::-1]
@@ -121,7 +121,7 @@ def test_what_is_refused_is_named_kept_and_saved_anew(workdir: pathlib.Path) -> 
     assert "is kept in" in said[3]
 
 
-def test_leftovers_and_copies(workdir: pathlib.Path) -> None:
+def test_fault_08_leftovers_and_copies(workdir: pathlib.Path) -> None:
     folder = workdir / "checkpoints"
     shutil.copytree(folder / "30", folder / "50.orbax-checkpoint-tmp")
     shutil.copytree(folder / "30", folder / "40.orbax-checkpoint-tmp-123")
@@ -135,7 +135,7 @@ def test_leftovers_and_copies(workdir: pathlib.Path) -> None:
             checkpoints.save(state(step), step, {})
         checkpoints.read_back(state(50))
         checkpoints.manager.save = lambda *_, **__: False  # type: ignore[method-assign]
-        with pytest.raises(RuntimeError, match="step 45 was not saved"):
+        with pytest.raises(WriteError, match="step 45 was not saved"):
             checkpoints.save(state(45), 45, {})
     assert "step 60 is not trusted: it is a copy of step 20, and is kept in" in said[0]
     assert (folder.parent / "refused" / "60").is_dir()
@@ -149,7 +149,7 @@ def test_a_seal_that_can_not_be_written_is_told_and_does_not_look_like_a_save(wo
         with monkeypatch.context() as patch:
             patch.setattr(pathlib.Path, "rename", full)
             checkpoints.save(state(40), 40, {})
-            with pytest.raises(RuntimeError, match="step 40 .* is saved, but not its seal: .*No space left"):
+            with pytest.raises(WriteError, match="step 40 .* is saved, but not its seal: .*No space left"):
                 checkpoints.wait()
         assert checkpoints.saving_since is None
         checkpoints.seal_error = None
@@ -175,18 +175,18 @@ def test_the_best_is_kept_beside_the_newest(tmp_path: pathlib.Path) -> None:
         (jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state(30)), r"is float32\[.*\] in the checkpoint and bfloat16"),
     ],
 )
-def test_another_structure_names_the_leaf_and_both_shapes(workdir: pathlib.Path, other: State, named: str) -> None:
+def test_fault_12_another_structure_names_the_leaf_and_both_shapes(workdir: pathlib.Path, other: State, named: str) -> None:
     with Checkpoints(workdir / "checkpoints") as checkpoints, pytest.raises(InputError, match=named):
         checkpoints.restore(like(other))
 
 
-def test_a_last_checkpoint_that_can_not_be_read_back_is_no_success(workdir: pathlib.Path) -> None:
+def test_fault_10_a_last_checkpoint_that_can_not_be_read_back_is_no_success(workdir: pathlib.Path) -> None:
     with Checkpoints(workdir / "checkpoints", writing=True) as checkpoints:
         checkpoints.save(state(40), 40, {})
-        with pytest.raises(RuntimeError, match="what was read back is not what was saved"):
+        with pytest.raises(WriteError, match="what was read back is not what was saved"):
             checkpoints.read_back(state(41))
         (workdir / "checkpoints" / "40" / "state" / "_METADATA").write_text("")
-        with pytest.raises(RuntimeError, match="step 40 .* does not verify: state/_METADATA has changed"):
+        with pytest.raises(WriteError, match="step 40 .* does not verify: state/_METADATA has changed"):
             checkpoints.read_back(state(40))
 
 
@@ -205,7 +205,7 @@ def test_the_checkpoints_command(workdir: pathlib.Path, capfd: pytest.CaptureFix
 
 @pytest.mark.slow
 @pytest.mark.parametrize("resident", [True, False])
-def test_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_it(
+def test_fault_28_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_it(
     data_dir: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, resident: bool
 ) -> None:
     config = digits(data_dir, tensorboard=False, steps=12, eval_every_epochs=0.2, checkpoint_every_epochs=100, devices=1)

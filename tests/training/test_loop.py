@@ -24,6 +24,7 @@ from flaxres.training.config import from_json, resolved, to_json
 from flaxres.training.log import Log
 from flaxres.training.loop import Stepper
 from flaxres.training.run import prepare_run
+from tests import processes
 from tests.faults import kill
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -197,7 +198,7 @@ def test_photographs_train_and_every_one_is_counted(
     assert flaxres.evaluate(half, tmp_path / "run").examples == 5
 
 
-def test_kill_9_and_the_same_command_end_in_the_same_bits() -> None:
+def test_fault_01_kill_9_and_the_same_command_end_in_the_same_bits() -> None:
     done = subprocess.run([sys.executable, "-m", "tests.faults.kill", "--kills", "1", "--json"], cwd=ROOT, capture_output=True, text=True, check=True)
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["kills"] == 1
@@ -205,25 +206,22 @@ def test_kill_9_and_the_same_command_end_in_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_once_and_exits_with_75(number: signal.Signals, data_dir: str, tmp_path: pathlib.Path) -> None:
-    words = kill.command(tmp_path, pathlib.Path(data_dir), "--train.checkpoint-every-epochs", "100")
-    process = kill.start(words)
-    kill.wait_for_step(tmp_path, 5, process)
-    process.send_signal(number)
-    _, errors = process.communicate()
-    assert process.returncode == 75, errors
+def test_fault_02_a_signal_saves_once_and_exits_with_75(number: signal.Signals, data_dir: str, tmp_path: pathlib.Path) -> None:
+    words = kill.arguments(tmp_path, pathlib.Path(data_dir), "--train.checkpoint-every-epochs", "100")
+    started = kill.start(words)
+    kill.wait_for_step(tmp_path, 5, started)
+    started[0].send_signal(number)
+    (said,) = processes.finish(started, 75)
     saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
     assert len(saved) == 1
-    assert f"step {saved[0]} is saved" in errors
+    assert f"step {saved[0]} is saved" in said
     assert 5 <= saved[0] < 40
-    process = kill.start(words)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert f"going on at {saved[0]}" in errors
+    (said,) = processes.finish(kill.start(words))
+    assert f"going on at {saved[0]}" in said
     assert sorted({row["step"] for row in metrics.read_metrics(tmp_path) if "train/loss" in row}) == list(range(1, 41))
 
 
-def test_refusals_come_before_anything_is_written_or_compiled(data_dir: str, tmp_path: pathlib.Path) -> None:
+def test_fault_05_refusals_come_before_anything_is_written_or_compiled(data_dir: str, tmp_path: pathlib.Path) -> None:
     config = digits(data_dir)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"workdir .*file.* can't be written .*give another --workdir"):

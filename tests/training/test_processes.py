@@ -36,7 +36,7 @@ def test_flags_that_do_not_fit_are_refused(arguments: tuple[Any, ...], message: 
         hosts.join(*arguments)
 
 
-def test_what_differs_between_processes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_23_what_differs_between_processes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     origin = {"packages": {"jax": "1"}, "flaxres": "1", "code": "a", "python": "3", "data": "d", "evaluation": "e", "classes": "c"}
     ours = hosts.facts(Config(), origin)
     theirs = hosts.facts(Config(optim=OptimConfig(learning_rate=0.2)), origin | {"packages": {"jax": "2"}})
@@ -61,20 +61,20 @@ def test_several_processes_give_the_losses_of_one() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_other_numbers_of_processes_and_devices() -> None:
+def test_fault_14_15_a_run_goes_on_with_other_numbers_of_processes_and_devices() -> None:
     found = figures("resume")
     assert found["processes_1_2_1"] < 1e-8
     assert found["devices_1_4_2"] < 1e-8
 
 
 @pytest.mark.slow
-def test_evaluation_is_exact_on_any_number_of_processes() -> None:
+def test_fault_24_evaluation_is_exact_on_any_number_of_processes() -> None:
     assert figures("evaluation", "4") == {"evaluations": 70, "wrong": 0}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flag", [("--train.seed", "7"), ("--optim.learning-rate", "0.3")])
-def test_a_process_with_another_command_is_refused_before_step_1(tmp_path: pathlib.Path, flag: tuple[str, str]) -> None:
+def test_fault_23_a_process_with_another_command_is_refused_before_step_1(tmp_path: pathlib.Path, flag: tuple[str, str]) -> None:
     command = ["train.py", *DIGITS, "--data.data-dir", str(tmp_path / "data"), "--workdir", str(tmp_path / "run")]
     started = start(command, 2)
     started[1].kill()
@@ -95,7 +95,7 @@ def test_a_process_with_another_command_is_refused_before_step_1(tmp_path: pathl
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_takes_the_others_down(tmp_path: pathlib.Path) -> None:
+def test_fault_20_a_process_that_dies_takes_the_others_down(tmp_path: pathlib.Path) -> None:
     import time
 
     command = ["train.py", *DIGITS, "--data.data-dir", str(tmp_path / "data"), "--workdir", str(tmp_path / "run"), "--train.epochs", "4000"]
