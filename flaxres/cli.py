@@ -19,6 +19,9 @@ from typing import Annotated, Any
 from flaxres.errors import InputError, WriteError, unknown
 from flaxres.training.config import Config, described, from_json, kinds, load_config, options
 
+if typing.TYPE_CHECKING:
+    from flaxres.prediction import Predictor
+
 EXIT_REFUSED, EXIT_UNWRITTEN = 2, 74
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
@@ -294,10 +297,8 @@ def convert(arguments: Sequence[str]) -> None:
     print(f"{predictor.model.num_classes} classes: wrote {chosen.target}")
 
 
-def predict(arguments: Sequence[str]) -> None:
-    """The likeliest classes of some pictures."""
-    parser = Parser("flaxres predict", description="Say what is in pictures: by a run, by a file of weights, or by a pretrained tag of timm's.")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG or PNG files")
+def add_origin(parser: argparse.ArgumentParser) -> None:
+    """The options that name a network with its weights."""
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument("--workdir", help="a run of train.py: its newest checkpoint")
     origin.add_argument("--weights", help="a file of weights; needs --model")
@@ -305,23 +306,64 @@ def predict(arguments: Sequence[str]) -> None:
     parser.add_argument("--model", help="the network that --weights are of")
     parser.add_argument("--size", type=int, help="with --weights: pixels of a side (224; 32 for the CIFAR networks)")
     parser.add_argument("--classes", help="with --weights: a text file with one class name a line")
-    parser.add_argument("--top", type=int, default=5, help="how many classes (5)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object: image -> [[class, probability], ...]")
-    parser.add_argument("--plot", metavar="PNG", help="draw the pictures with their classes")
-    chosen = parser.parse_args(arguments)
+
+
+def predictor_of(chosen: argparse.Namespace) -> "Predictor":
+    """The network that the options of `add_origin` name."""
     if chosen.weights and not chosen.model:
         raise InputError("--weights needs --model, e.g. --model resnet50")
-    if chosen.top < 1:
-        raise InputError(f"--top={chosen.top}: the rule is > 0")
     silence()
     from flaxres import prediction
 
     if chosen.workdir:
-        predictor = prediction.from_workdir(chosen.workdir)
-    elif chosen.tag:
-        predictor = prediction.from_tag(chosen.tag)
-    else:
-        predictor = prediction.from_weights(chosen.weights, chosen.model, chosen.size, chosen.classes)
+        return prediction.from_workdir(chosen.workdir)
+    if chosen.tag:
+        return prediction.from_tag(chosen.tag)
+    return prediction.from_weights(chosen.weights, chosen.model, chosen.size, chosen.classes)
+
+
+def export(arguments: Sequence[str]) -> None:
+    """A program that needs jax alone, with weights, class names, a card and a server."""
+    parser = Parser("flaxres export", description="Write a network as a jax.export program for any batch size and device, with all that it needs.")
+    add_origin(parser)
+    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--logits", action="store_true", help="take normalised float32 and give logits, in place of uint8 and probabilities")
+    parser.add_argument("--no-fold", action="store_true", help="keep batch norms apart from convolutions")
+    parser.add_argument("--int8", action="store_true", help="kernels in 8 bits; with --workdir the accuracy is measured before and after")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    chosen = parser.parse_args(arguments)
+    predictor = predictor_of(chosen)
+    from flaxres import export as exporting
+
+    measured = exporting.accuracies(chosen.workdir, predictor, not chosen.no_fold, chosen.int8) if chosen.workdir else {}
+    sentence = ""
+    if measured:
+        as_exported, as_trained = (f"{100 * measured[name]:.2f}%" for name in ("top1_exported", "top1_trained"))
+        sentence = f"top-1 {as_exported} of {measured['examples']:,} evaluation examples, {as_trained} as trained"
+    done = exporting.export(predictor, pathlib.Path(chosen.out), not chosen.logits, not chosen.no_fold, chosen.int8, sentence)
+    facts = dataclasses.asdict(done) | {"folder": str(done.folder)} | measured
+    size = f"{done.program_bytes / 1e6:.1f} MB, {done.folded} batch norms folded"
+    show(
+        chosen.json,
+        facts,
+        [*([sentence] if sentence else []), f"wrote {done.folder} ({size}): {', '.join(sorted(path.name for path in done.folder.iterdir()))}"],
+    )
+
+
+def predict(arguments: Sequence[str]) -> None:
+    """The likeliest classes of some pictures."""
+    parser = Parser("flaxres predict", description="Say what is in pictures: by a run, by a file of weights, or by a pretrained tag of timm's.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG or PNG files")
+    add_origin(parser)
+    parser.add_argument("--top", type=int, default=5, help="how many classes (5)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: image -> [[class, probability], ...]")
+    parser.add_argument("--plot", metavar="PNG", help="draw the pictures with their classes")
+    chosen = parser.parse_args(arguments)
+    if chosen.top < 1:
+        raise InputError(f"--top={chosen.top}: the rule is > 0")
+    predictor = predictor_of(chosen)
+    from flaxres import prediction
+
     results = predictor(chosen.images, chosen.top)
     if chosen.plot:
         prediction.draw(chosen.images, results, predictor, chosen.plot)
@@ -547,6 +589,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "checkpoints": checkpoints,
     "convert": convert,
     "data": data,
+    "export": export,
     "models": models,
     "predict": predict,
 }
@@ -558,6 +601,7 @@ USAGE = """usage: flaxres COMMAND ...
   bench        measure a config before it is trained      flaxres bench schedule --config FILE
   convert      weights to torchvision/timm safetensors    flaxres convert IN OUT --model resnet50
   data         prepare datasets and look at them          flaxres data prepare folder --source DIR
+  export       a program that needs jax alone             flaxres export --workdir DIR --out DIR
   models       list the models                            flaxres models 'resnet*'
   predict      say what is in pictures                    flaxres predict IMAGE... --workdir DIR
 

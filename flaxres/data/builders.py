@@ -12,6 +12,7 @@ import tarfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import IO
 
 import numpy as np
 from rich.console import Console
@@ -21,6 +22,8 @@ from flaxres.data import digests
 from flaxres.errors import InputError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png"}
+# Of archives; ImageNet's largest image has 15 MB, its largest class 230 MB, and its training split 1.28 million images.
+LARGEST_IMAGE, LARGEST_CLASS, MOST_MEMBERS = 64 << 20, 1 << 30, 2_000_000
 Example = tuple[str, bytes, str]
 
 IMAGENET_IMAGES = {"train": 1_281_167, "validation": 50_000}
@@ -144,34 +147,42 @@ def imagenet2012(source: pathlib.Path | None) -> Contents:
     labels = (lists / "validation_labels.txt").read_text().split()
 
     def train_examples() -> Iterator[Example]:
-        with tarfile.open(train) as outer:
-            for member in outer:
-                file = outer.extractfile(member)
-                if file is None or not member.name.endswith(".tar"):
+        with tarfile.open(train, "r:") as outer:
+            for member, file in files(outer, LARGEST_CLASS):
+                if not member.name.endswith(".tar"):
                     continue
                 name = pathlib.PurePosixPath(member.name).stem
                 if name not in classes:
                     raise InputError(f"{str(train)!r} holds {member.name!r}: the rule is one tar for each of the 1,000 classes")
-                with tarfile.open(fileobj=file) as inner:
-                    yield from ((image.name, data, name) for image, data in files(inner))
+                with tarfile.open(fileobj=file, mode="r:") as inner:
+                    yield from ((image.name, content.read(), name) for image, content in files(inner, LARGEST_IMAGE))
 
     def validation_examples() -> Iterator[Example]:
-        with tarfile.open(validation) as tar:
-            for image, data in files(tar):
+        with tarfile.open(validation, "r:") as tar:
+            for image, content in files(tar, LARGEST_IMAGE):
                 number = pathlib.PurePosixPath(image.name).stem.rsplit("_", 1)[-1]
                 if not (number.isdigit() and 1 <= int(number) <= len(labels)):
                     raise InputError(f"{str(validation)!r} holds {image.name!r}: the rule is ILSVRC2012_val_00000001.JPEG to _{len(labels):08d}.JPEG")
-                yield image.name, data, labels[int(number) - 1]
+                yield image.name, content.read(), labels[int(number) - 1]
 
     counts = IMAGENET_IMAGES
     return Contents(classes, {"train": (counts["train"], train_examples), "validation": (counts["validation"], validation_examples)}, True)
 
 
-def files(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    for member in tar:
-        file = tar.extractfile(member)
-        if file is not None:
-            yield member, file.read()
+def files(tar: tarfile.TarFile, largest: int) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    """The regular files of an archive, to be read as it is: nothing is unpacked, so that neither names nor links of members lead anywhere.
+
+    ImageNet's archives are not compressed, and are opened as such, so that no member is larger than the archive itself. Raises InputError for a member of
+    more than `largest` bytes, and for more of them than a dataset could have.
+    """
+    for count, member in enumerate(tar):
+        if member.size > largest or count >= MOST_MEMBERS:
+            raise InputError(
+                f"{str(tar.name)!r}: member {count} {member.name!r} has {member.size:,} bytes: the rule is at most {MOST_MEMBERS:,} members of "
+                f"{largest:,} bytes; get the archive anew"
+            )
+        if member.isreg() and (file := tar.extractfile(member)) is not None:
+            yield member, file
 
 
 BUILDERS: dict[str, Callable[[pathlib.Path | None], Contents]] = {f.__name__: f for f in (digits, folder, cifar10, imagenet2012)}

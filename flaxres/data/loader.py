@@ -9,6 +9,7 @@ import itertools
 import multiprocessing
 import multiprocessing.shared_memory
 import os
+import pathlib
 import queue
 import signal
 import sys
@@ -76,12 +77,14 @@ class Speed:
       workers: processes that decode, each with its own interpreter: for machines whose many cores one interpreter can't keep busy.
       prefetch: most batches in decoding at a time.
       buffer_bytes: most bytes of pictures in decoding at a time; one batch is always allowed.
+      worker_seconds: after which `workers` that have not finished a batch end the iteration; 0: never.
     """
 
     threads: int = dataclasses.field(default_factory=lambda: len(os.sched_getaffinity(0)))
     workers: int = 0
     prefetch: int = 4
     buffer_bytes: int = 512 << 20
+    worker_seconds: float = 300.0
 
 
 def note(line: str) -> None:
@@ -221,6 +224,7 @@ class Loader:
 
     def finish(self, pending: Pending) -> dict[str, jax.Array]:
         """The batch on the devices, once all its rows are decoded."""
+        self.wait(pending.tasks)
         loaded = [task.result() for task in pending.tasks]
         images = pending.images
         if pending.block is not None:
@@ -238,6 +242,19 @@ class Loader:
             "weight": (labels >= 0).astype(np.float32),
         }
         return self.transfer(arrays, pending.local, len(pending.rows.records))
+
+    def wait(self, tasks: "list[concurrent.futures.Future[Loaded]]") -> None:
+        """Until all are done; raises RuntimeError, naming the processes that are stopped, where that takes `worker_seconds`."""
+        limit = self.speed.worker_seconds if self.speed.workers else 0
+        if not concurrent.futures.wait(tasks, limit or None).not_done:
+            return
+        states = {process.pid: state_of(process.pid) for process in self.processes}
+        stopped = [pid for pid, state in states.items() if state in ("T", "t")]
+        who = f"process {stopped[0]} is stopped" if stopped else f"one of the processes {', '.join(map(str, sorted(states)))} hangs"
+        raise RuntimeError(
+            f"loading processes (data.workers) have not finished a batch for {limit:g} seconds (data.worker_seconds): {who}; let it go on or look at "
+            "its disk, and start again to go on"
+        )
 
     def transfer(self, arrays: dict[str, np.ndarray], local: np.ndarray, total: int) -> dict[str, jax.Array]:
         """`arrays` hold the `local` rows of a batch of `total`."""
@@ -336,6 +353,14 @@ def work(job: Job, block: str, first: int) -> Loaded:
     images = np.ndarray(shape, np.uint8, buffer=worker_blocks[block].buf, offset=first * size * size * 3)
     images[:] = 0
     return fill(worker_source, job, images)
+
+
+def state_of(pid: int | None) -> str:
+    """Linux's letter for what a process does: R runs, S sleeps, D waits for a disk, T is stopped; '?' where it is gone."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "?"
 
 
 def share(need: int) -> multiprocessing.shared_memory.SharedMemory:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flaxres.models.convolution import convolution_p
 from flaxres.models.network import Network
 
 
@@ -29,6 +30,8 @@ def in_jaxpr(jaxpr: Any) -> int:
         if equation.primitive.name == "conv_general_dilated":
             kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
             total += outputs * math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+        elif equation.primitive is convolution_p:
+            total += outputs * math.prod(equation.invars[1].aval.shape[:3])
         elif equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             total += outputs * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)

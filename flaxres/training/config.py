@@ -107,6 +107,8 @@ class DataConfig:
     """Decoding threads; 0: one a core."""
     workers: int = 0
     """Decoding processes in place of the threads, for hosts whose many cores one interpreter can't keep busy."""
+    worker_seconds: float = 300.0
+    """Loading processes that take longer for a batch end the run, and are named; 0: never."""
     prefetch: int = 4
     """Most batches in decoding at a time."""
     buffer_mib: int = 512
@@ -257,7 +259,7 @@ class TrainConfig:
 
 # Settings that don't change the result, and which a resumed run may therefore change.
 FREE = {
-    "data.source", "data.data_dir", "data.threads", "data.workers", "data.prefetch", "data.buffer_mib",
+    "data.source", "data.data_dir", "data.threads", "data.workers", "data.worker_seconds", "data.prefetch", "data.buffer_mib",
     "train.eval_batch_size", "train.log_every_steps", "train.devices", "train.tensorboard", "train.wandb", "train.profile_steps", "train.progress",
     "train.keep_checkpoints",
     "train.keep_best", "train.watchdog_seconds", "train.checkpoint_every_epochs",
@@ -357,7 +359,7 @@ RULES: dict[str, tuple[str, Any]] = {
     **{f"{name}": ("in [0, 1)", lambda v: 0 <= v < 1) for name in ("optim.beta2", "train.ema_decay")},
     "train.ema_start_epochs": (">= 0", lambda v: v >= 0),
     **{f"optim.{name}": (">= 0", lambda v: v >= 0) for name in ("learning_rate", "weight_decay", "warmup_epochs", "warmup_scale", "final_scale")},
-    **{f"data.{name}": (">= 0", lambda v: v >= 0) for name in ("threads", "workers")},
+    **{f"data.{name}": (">= 0", lambda v: v >= 0) for name in ("threads", "workers", "worker_seconds")},
     **{f"train.{name}": (">= 0", lambda v: v >= 0) for name in ("keep_best", "watchdog_seconds", "loss_limit")},
     **{f"augment.{name}": (">= 0", lambda v: v >= 0) for name in ("shift", "cutout", "mixup", "cutmix")},
     **{f"augment.{name}": ("in [0, 1]", lambda v: 0 <= v <= 1) for name in ("erase", "mix_probability", "mix_switch")},
@@ -508,7 +510,7 @@ def from_json(path: pathlib.Path) -> Config:
         config = Config(**built)
     except FileNotFoundError as error:
         raise InputError(f"{str(path)!r} does not exist: give the workdir of a run") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{str(path)!r} is not a config of this version of flaxres: {error}") from error
     check(config)
     return config

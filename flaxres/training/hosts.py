@@ -33,7 +33,7 @@ CLUSTERS: Mapping[str, Callable[[str], bool]] = {
 }
 # Settings that may differ between processes.
 LOCAL = {
-    *("data.source", "data.data_dir", "data.threads", "data.workers", "data.prefetch", "data.buffer_mib"),
+    *("data.source", "data.data_dir", "data.threads", "data.workers", "data.worker_seconds", "data.prefetch", "data.buffer_mib"),
     *("train.progress", "train.tensorboard", "train.wandb"),
 }
 VOTES_BEHIND = 2

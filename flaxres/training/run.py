@@ -105,7 +105,7 @@ class Run:
     @property
     def speed(self) -> Speed:
         data = self.config.data
-        speed = Speed(workers=data.workers, prefetch=data.prefetch, buffer_bytes=data.buffer_mib << 20)
+        speed = Speed(workers=data.workers, prefetch=data.prefetch, buffer_bytes=data.buffer_mib << 20, worker_seconds=data.worker_seconds)
         return dataclasses.replace(speed, threads=data.threads) if data.threads else speed
 
     def every(self, epochs: float) -> int:

@@ -1,5 +1,6 @@
 """Preparing datasets: what is written, what is repaired or refused, and starting again."""
 
+import gzip
 import io
 import pathlib
 import tarfile
@@ -154,25 +155,69 @@ def test_cifar10_is_read_from_its_archive(tmp_path: pathlib.Path, data_dir: str,
             np.testing.assert_array_equal(centre_crop(data, 32, 32, "bilinear"), row[1:].reshape(3, 32, 32).transpose(1, 2, 0))
 
 
-def test_imagenet_is_read_from_its_tars(tmp_path: pathlib.Path, data_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def jpeg(shade: int) -> bytes:
+def test_fault_32_a_malicious_archive_leads_nowhere(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builders, "IMAGENET_IMAGES", {"train": 1, "validation": 1})
+    data_dir = str(tmp_path / "data")
+    source, escape, outside = tmp_path / "source", tmp_path / "escaped", tmp_path / "outside.JPEG"
+    source.mkdir()
+    outside.write_bytes(picture(20))
+    validation = source / "ILSVRC2012_img_val.tar"
+
+    def inner(*members: tuple[str, bytes | str]) -> bytes:
+        """A tar of files, and of links where the content is a path."""
         buffer = io.BytesIO()
-        Image.new("RGB", (20, 10), (shade, 0, 0)).save(buffer, "JPEG")
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for name, content in members:
+                if isinstance(content, bytes):
+                    add(tar, name, content)
+                    continue
+                link = tarfile.TarInfo(name)
+                link.type, link.linkname = tarfile.SYMTYPE, content
+                tar.addfile(link)
         return buffer.getvalue()
 
+    def attempt(content: bytes) -> None:
+        with tarfile.open(source / "ILSVRC2012_img_train.tar", "w") as outer:
+            add(outer, "../n01440764.tar", content)
+        prepare("imagenet2012", str(source), data_dir)
+
+    validation.write_bytes(inner(("ILSVRC2012_val_00000001.JPEG", picture(50))))
+    with pytest.raises(InputError, match=r"has 0 images|holds no image"):
+        attempt(inner(("n01440764_1.JPEG", str(outside))))  # a link to a file outside is no image
+    with pytest.raises(InputError, match="the archive is damaged"):
+        attempt(gzip.compress(bytes(1 << 20)))
+    monkeypatch.setattr(builders, "LARGEST_IMAGE", 1 << 16)
+    with pytest.raises(InputError, match=r"member 0 'n01440764_1.JPEG' has 1,048,576 bytes: the rule is"):
+        attempt(inner(("n01440764_1.JPEG", bytes(1 << 20))))
+    monkeypatch.setattr(builders, "MOST_MEMBERS", 2)
+    with pytest.raises(InputError, match=r"member 2 .*: the rule is at most 2 members"):
+        attempt(inner(*((f"n01440764_{i}.JPEG", picture(9)) for i in range(3))))
+    attempt(inner((str(escape), picture(9))))  # a name is a name, not a place
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "outside.JPEG", "data"}
+    record = open_source("imagenet2012", "train", data_dir=data_dir)
+    assert record.file_name(0) == str(escape)
+
+
+def picture(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 10), (shade, 0, 0)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_imagenet_is_read_from_its_tars(tmp_path: pathlib.Path, data_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="is not a folder"):
         prepare("imagenet2012", None, data_dir)
     with tarfile.open(tmp_path / "ILSVRC2012_img_train.tar", "w") as outer:
         for shade, name in ((10, "n01440764"), (200, "n15075141")):
             inner = io.BytesIO()
             with tarfile.open(fileobj=inner, mode="w") as tar:
-                add(tar, f"{name}_1.JPEG", jpeg(shade))
+                add(tar, f"{name}_1.JPEG", picture(shade))
             add(outer, f"{name}.tar", inner.getvalue())
     with pytest.raises(InputError, match=r"img_val.tar' does not exist"):
         prepare("imagenet2012", str(tmp_path), data_dir)
     with tarfile.open(tmp_path / "ILSVRC2012_img_val.tar", "w") as tar:
-        add(tar, "ILSVRC2012_val_00000001.JPEG", jpeg(50))
-        add(tar, "ILSVRC2012_val_00000002.JPEG", jpeg(60))
+        add(tar, "ILSVRC2012_val_00000001.JPEG", picture(50))
+        add(tar, "ILSVRC2012_val_00000002.JPEG", picture(60))
     with pytest.raises(InputError, match="split 'train' has 2 images: the rule is 1,281,167; the archive is incomplete"):
         prepare("imagenet2012", str(tmp_path), data_dir)
     monkeypatch.setattr(builders, "IMAGENET_IMAGES", {"train": 2, "validation": 2})

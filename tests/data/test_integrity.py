@@ -50,7 +50,7 @@ def test_another_image_of_the_same_size_gives_another_digest(photographs: Callab
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_every_flipped_byte_is_found_and_its_file_named(dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str, seed: int) -> None:
+def test_fault_27_every_flipped_byte_is_found_and_its_file_named(dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str, seed: int) -> None:
     root, _, file = dataset
     sound, choose = file.read_bytes(), random.Random(seed)
     for _ in range(15):
@@ -79,7 +79,7 @@ def test_a_record_that_a_flipped_byte_hit_is_not_read_as_another(dataset: tuple[
     assert refused > 30
 
 
-def test_a_cut_file_is_refused_before_anything_is_read(dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str) -> None:
+def test_fault_27_a_cut_file_is_refused_before_anything_is_read(dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str) -> None:
     root, _, file = dataset
     sound = file.read_bytes()
     assert len(sound) > 2 * 65536
@@ -94,7 +94,7 @@ def test_a_cut_file_is_refused_before_anything_is_read(dataset: tuple[str, pathl
         open_splits("folder", ["train"], root, data_dir)
 
 
-def test_a_cut_file_without_digests_names_every_record_that_is_gone(dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str) -> None:
+def test_fault_27_a_cut_file_without_digests_names_every_record_that_is_gone(dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str) -> None:
     """As in a dataset that TFDS itself prepared: array_record then gives None without an error, which must not pass for an example."""
     root, place, file = dataset
     digests = (place / integrity.FILE).read_bytes()

@@ -250,7 +250,7 @@ def test_worker_processes_change_nothing_and_end(digits: Source) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_an_error_and_not_a_wait(digits: Source) -> None:
+def test_fault_17_a_worker_that_is_killed_is_an_error_and_not_a_wait(digits: Source) -> None:
     import multiprocessing
     import os
     import signal
@@ -266,6 +266,36 @@ def test_a_worker_that_is_killed_is_an_error_and_not_a_wait(digits: Source) -> N
         assert time.monotonic() - begun < 20
     assert names
     assert not any(pathlib.Path("/dev/shm", name.lstrip("/")).exists() for name in names)
+
+
+@pytest.mark.slow
+def test_fault_18_a_worker_that_is_stopped_is_named(digits: Source) -> None:
+    import multiprocessing
+    import os
+    import signal
+
+    with Loader(digits, training(1297, 16, 0, 0, 100_000), split(data_mesh(1)), Speed(1, 1, worker_seconds=5)) as loader:
+        batches = iter(loader)
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        begun = time.monotonic()
+        os.kill(worker.pid or 0, signal.SIGSTOP)
+        with pytest.raises(RuntimeError, match=f"not finished a batch for 5 seconds .*: process {worker.pid} is stopped"):
+            for _ in batches:
+                pass
+        assert time.monotonic() - begun < 20
+
+
+def test_fault_19_a_full_dev_shm_is_named(digits: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = training(1297, 16, 0, 0, 10)
+
+    def full(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with Loader(digits, rows, split(data_mesh(1)), Speed(1, 1)) as loader, pytest.raises(InputError, match=r"/dev/shm has no room .*data\.workers=0"):
+        next(iter(loader))
+    assert not loader.blocks
 
 
 @pytest.mark.slow

@@ -235,7 +235,9 @@ def test_fault_05_refusals_come_before_anything_is_written_or_compiled(data_dir:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_trained_on_other_data_is_refused(data_dir: str, photographs: Callable[..., pathlib.Path], tmp_path: pathlib.Path) -> None:
+def test_fault_29_a_checkpoint_trained_on_other_data_or_classes_is_refused(
+    data_dir: str, photographs: Callable[..., pathlib.Path], tmp_path: pathlib.Path
+) -> None:
     config = digits(data_dir, steps=2, tensorboard=False)
     root = photographs()
     folder = dataclasses.replace(config, data=dataclasses.replace(config.data, name="folder", source=str(root), eval_split="val"))

@@ -112,7 +112,7 @@ def test_v1_weights_are_refused_by_v1_5_where_the_file_says_so(tmp_path: pathlib
         flaxres.load_weights(tmp_path / "w.safetensors", model.clone(v1=False))
 
 
-def test_damaged_files_are_refused(tmp_path: pathlib.Path) -> None:
+def test_fault_32_damaged_files_are_refused(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "w.safetensors"
     flaxres.save_weights(path, born(flaxres.ResNet20()), flaxres.ResNet20())
     whole = path.read_bytes()
@@ -140,7 +140,7 @@ class Malicious:
         return (pathlib.Path.touch, (pathlib.Path("/tmp/flaxres-was-here"),))
 
 
-def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: pathlib.Path) -> None:
+def test_fault_32_a_pickle_with_code_is_refused_and_not_run(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("torch", reason="PyTorch is not installed")
     trace = pathlib.Path("/tmp/flaxres-was-here")
     trace.unlink(missing_ok=True)
