@@ -3,17 +3,13 @@
 import importlib
 from typing import Any
 
+from flaxres.inference import prepare_torchvision
+
 
 def torch_and_timm() -> tuple[Any, Any]:
     """The modules torch and timm; raises ModuleNotFoundError where the extra `parity` is not installed."""
     torch = importlib.import_module("torch")
-    if not torch.cuda.is_available():
-        # torchvision's wheel registers fakes of operators that only its CUDA build defines: defined here, it can be imported on CPU.
-        global library
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            if not hasattr(torch.ops.torchvision, name):
-                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    prepare_torchvision()
     return torch, importlib.import_module("timm")
 
 
@@ -47,6 +43,3 @@ def torch_resnet20(torch: Any, classes: int) -> Any:
             return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
 
     return Network()
-
-
-library: Any = None

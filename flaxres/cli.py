@@ -330,24 +330,23 @@ def export(arguments: Sequence[str]) -> None:
     parser.add_argument("--logits", action="store_true", help="take normalised float32 and give logits, in place of uint8 and probabilities")
     parser.add_argument("--no-fold", action="store_true", help="keep batch norms apart from convolutions")
     parser.add_argument("--int8", action="store_true", help="kernels in 8 bits; with --workdir the accuracy is measured before and after")
+    parser.add_argument("--onnx", action="store_true", help="write model.onnx too, by jax2onnx")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args(arguments)
     predictor = predictor_of(chosen)
     from flaxres import export as exporting
 
-    measured = exporting.accuracies(chosen.workdir, predictor, not chosen.no_fold, chosen.int8) if chosen.workdir else {}
-    sentence = ""
-    if measured:
+    form = exporting.Form(not chosen.logits, not chosen.no_fold, chosen.int8, chosen.onnx)
+    measured: dict[str, float] = {}
+    sentences: list[str] = []
+    if chosen.workdir:
+        measured = exporting.accuracies(chosen.workdir, predictor, form)
         as_exported, as_trained = (f"{100 * measured[name]:.2f}%" for name in ("top1_exported", "top1_trained"))
-        sentence = f"top-1 {as_exported} of {measured['examples']:,} evaluation examples, {as_trained} as trained"
-    done = exporting.export(predictor, pathlib.Path(chosen.out), not chosen.logits, not chosen.no_fold, chosen.int8, sentence)
-    facts = dataclasses.asdict(done) | {"folder": str(done.folder)} | measured
-    size = f"{done.program_bytes / 1e6:.1f} MB, {done.folded} batch norms folded"
-    show(
-        chosen.json,
-        facts,
-        [*([sentence] if sentence else []), f"wrote {done.folder} ({size}): {', '.join(sorted(path.name for path in done.folder.iterdir()))}"],
-    )
+        sentences = [f"top-1 {as_exported} of {measured['examples']:,} evaluation examples, {as_trained} as trained"]
+    done = exporting.export(predictor, pathlib.Path(chosen.out), form, *sentences)
+    names = ", ".join(sorted(path.name for path in done.folder.iterdir()))
+    lines = [*sentences, f"wrote {done.folder} ({done.program_bytes / 1e6:.1f} MB, {done.folded} batch norms folded): {names}"]
+    show(chosen.json, dataclasses.asdict(done) | {"folder": str(done.folder)} | measured, lines)
 
 
 def predict(arguments: Sequence[str]) -> None:
@@ -532,12 +531,38 @@ def bench_plan(arguments: list[str]) -> None:
     print("it fits" if figures["fits"] else "it does not fit: lower train.batch_size, or set train.accumulate or model.remat")
 
 
-BENCHES = {"schedule": bench_schedule, "rates": bench_rates, "plan": bench_plan}
+def bench_inference(arguments: list[str]) -> None:
+    parser = Parser(
+        "flaxres bench inference", description="Latency and throughput by batch, beside torchvision and onnxruntime where they are installed."
+    )
+    parser.add_argument("--model", default="resnet50", help="a name of flaxres models (resnet50)")
+    parser.add_argument("--batches", type=int, nargs="+", default=(1, 8, 32), metavar="N")
+    parser.add_argument("--size", type=int, help="pixels of a side (224; 32 for the CIFAR networks)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    chosen = parser.parse_args(arguments)
+    keep_memory()
+    silence()
+    from flaxres.inference import PEERS, measure
+
+    figures = measure(chosen.model, chosen.batches, chosen.size)
+    lines = [f"{'batch':>6}{'':14}{'milliseconds':>14}{'images/s':>10}  ours is"]
+    for batch in chosen.batches:
+        for peer in ("", *PEERS):
+            start = "_".join(part for part in (f"{chosen.model}_batch{batch}", peer) if part)
+            if (ms := figures.get(f"{start}_milliseconds")) is not None:
+                ratio = figures.get(f"{chosen.model}_batch{batch}_vs_{peer}")
+                faster = "" if ratio is None else f"{ratio:.2f} x as fast"
+                lines.append(f"{batch:>6}  {peer or 'flaxres':<12}{ms:>14.1f}{figures[f'{start}_images_per_second']:>10.1f}  {faster}")
+    show(chosen.json, figures, lines)
+
+
+BENCHES = {"schedule": bench_schedule, "rates": bench_rates, "plan": bench_plan, "inference": bench_inference}
 BENCH = """usage: flaxres bench COMMAND --config FILE [--section.field VALUE ...]
 
   schedule  draw learning rate and picture size by epoch          --out schedule.png
   rates     images a second of the step, of the input, of both   --steps 20
   plan      memory and traffic on accelerators not here           --topology v5e:16x16, h200:8
+  inference latency and throughput by batch, beside peers         --model resnet50 --batches 1 32
 
 Measures a config before it is trained."""
 
@@ -571,6 +596,59 @@ def models(arguments: Sequence[str]) -> None:
         print(json.dumps(facts))
 
 
+def lab(arguments: Sequence[str]) -> None:
+    """Experiments on why skip connections work, with pictures, tables and numbers."""
+    names = ("block", "gradients", "degradation", "lesion", "paths", "features", "landscape")
+    parser = Parser(
+        "flaxres lab",
+        description="Why skip connections work: run experiments, and write a picture, a table and the numbers of each.",
+        epilog="\n".join(
+            (
+                "block        the article's block: its fallback to the identity, and its gradient",
+                "gradients    what arrives of the gradient at each of 10 to 1,000 layers",
+                "degradation  errors by epoch of plain and residual networks of 20 to 56 layers",
+                "lesion       blocks taken out of trained networks; 250 of 300 bypassed",
+                "paths        what each block adds to what its shortcut carries",
+                "features     feature maps of a photograph; a linear probe of each stage",
+                "landscape    the loss around a plain and a residual network",
+                "all          all of them, and a summary in Markdown (15 minutes on two cores)",
+            )
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="one of those below, or all")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where pictures, tables and the networks that are trained go")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0, help="of epochs and steps: 0.5 for a first look (1)")
+    parser.add_argument("--data", default="digits", help="digits, cifar10, or folder with --source (digits)")
+    parser.add_argument("--source", help="where the dataset's raw files are, as for flaxres data")
+    parser.add_argument("--data-dir", help="where prepared datasets are (TFDS's own folder)")
+    parser.add_argument("--image", help="features: a photograph of yours")
+    parser.add_argument("--weights", help="features: a file of weights to look into; needs --model")
+    parser.add_argument("--model", help="features: the network that --weights are of")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: experiment -> claims")
+    chosen = parser.parse_args(arguments)
+    if chosen.experiment not in (*names, "all"):
+        raise unknown("experiment", chosen.experiment, [*names, "all"])
+    if chosen.seed < 0:
+        raise InputError(f"--seed={chosen.seed}: the rule is >= 0")
+    keep_memory()
+    silence()
+    keep_compiled()
+    from flaxres.lab import EXPERIMENTS
+    from flaxres.lab.report import Settings, conduct, summary
+
+    given = {name: value for name, value in vars(chosen).items() if name not in ("experiment", "json", "out")}
+    settings = Settings(pathlib.Path(chosen.out), **given)
+    picked = names if chosen.experiment == "all" else (chosen.experiment,)
+    facts = [conduct(name, EXPERIMENTS[name], settings) for name in picked]
+    if chosen.experiment == "all":
+        (settings.out / "summary.md").write_text(summary(facts))
+        print(f"wrote {settings.out / 'summary.md'}", file=sys.stderr)
+    if chosen.json:
+        print(json.dumps({fact["experiment"]: {"seconds": fact["seconds"], "claims": fact["claims"]} for fact in facts}))
+
+
 def show(as_json: bool, facts: dict[str, Any], lines: list[str]) -> None:
     print(json.dumps(facts) if as_json else "\n".join(lines))
 
@@ -590,6 +668,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "convert": convert,
     "data": data,
     "export": export,
+    "lab": lab,
     "models": models,
     "predict": predict,
 }
@@ -602,6 +681,7 @@ USAGE = """usage: flaxres COMMAND ...
   convert      weights to torchvision/timm safetensors    flaxres convert IN OUT --model resnet50
   data         prepare datasets and look at them          flaxres data prepare folder --source DIR
   export       a program that needs jax alone             flaxres export --workdir DIR --out DIR
+  lab          why skip connections work                  flaxres lab all --out DIR
   models       list the models                            flaxres models 'resnet*'
   predict      say what is in pictures                    flaxres predict IMAGE... --workdir DIR
 

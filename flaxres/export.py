@@ -1,6 +1,7 @@
 """`flaxres export`: a network that leaves the trainer: a program that needs jax alone, its weights, its numbers and a script that serves it."""
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -16,27 +17,89 @@ from flaxres.data.augment import normalise
 from flaxres.errors import InputError
 from flaxres.models.blocks import unstack_blocks
 from flaxres.models.count import multiply_accumulates, parameters
+from flaxres.models.kept import jax_operations_only
 from flaxres.models.layers import BatchNorm, Conv
 from flaxres.models.network import Network
 from flaxres.prediction import Predictor
+from flaxres.weights.names import leaves, nested
 from flaxres.weights.transfer import save_weights
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-PROGRAM, WEIGHTS, CARD, CLASSES, SERVER = "model.jax_export", "weights.safetensors", "README.md", "classes.json", "serve.py"
+PROGRAM, WEIGHTS, CARD, CLASSES, SERVER, ONNX = "model.jax_export", "weights.safetensors", "README.md", "classes.json", "serve.py", "model.onnx"
 LEVELS = 127
+# jax2onnx pins an older Orbax than training needs; what converts networks is in these.
+GET_ONNX = "pip install onnx onnxruntime && pip install --no-deps jax2onnx onnx-ir jaxtyping wadler-lindig equinox dm-pix"
 
 Path = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
+class Form:
+    """What is exported.
+
+    Attributes:
+      pixels: take uint8 pictures and give probabilities; else take normalised float32 and give logits.
+      fold: make batch norms part of the convolutions before them.
+      int8: keep kernels in 8 bits.
+      onnx: write `model.onnx` too.
+    """
+
+    pixels: bool = True
+    fold: bool = True
+    int8: bool = False
+    onnx: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Exported:
-    """What was written, and the sizes in bytes."""
+    """What was written, and the sizes in bytes; `folded` batch norms are now part of a convolution."""
 
     folder: pathlib.Path
     program_bytes: int
     weights_bytes: int
     folded: int
-    """Batch norms that are now part of a convolution."""
+
+
+def export(predictor: Predictor, folder: pathlib.Path, form: Form = Form(), accuracy: str = "not measured here") -> Exported:
+    """Writes the program for any batch size and for CPUs, CUDA and TPUs, the weights, class names, a card with numbers and a server into `folder`.
+
+    `accuracy` is a sentence for the card. Raises InputError where `folder` can't be written, or for ONNX where jax2onnx is not installed.
+    """
+    if form.onnx and importlib.util.find_spec("jax2onnx") is None:
+        raise InputError(f"--onnx needs jax2onnx, best in an environment that only exports: {GET_ONNX}")
+    predictor = one_by_one(predictor)
+    variables, folded = prepared(predictor, form)
+    (batch,) = jax.export.symbolic_shape("batch")
+    side, channels = predictor.preprocess.size, predictor.model.in_channels
+    shape = jax.ShapeDtypeStruct((batch, side, side, channels), jnp.uint8 if form.pixels else jnp.float32)
+    content = jax.export.export(jax.jit(program(predictor, variables, form)), platforms=PLATFORMS)(shape).serialize()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PROGRAM).write_bytes(content)
+        (folder / CLASSES).write_text(json.dumps(predictor.classes, ensure_ascii=False, indent=0) + "\n")
+        (folder / CARD).write_text(card(predictor, form, folded, accuracy, len(content)))
+        if form.pixels:
+            (folder / SERVER).write_text(server(side))
+        if form.onnx:
+            write_onnx(predictor, variables, form, folder / ONNX)
+    except OSError as error:
+        raise InputError(f"--out {str(folder)!r} can't be written ({error.strerror}): give another folder") from error
+    save_weights(folder / WEIGHTS, predictor.variables, predictor.model)
+    return Exported(folder, len(content), (folder / WEIGHTS).stat().st_size, folded)
+
+
+def one_by_one(predictor: Predictor) -> Predictor:
+    """The same, with scanned blocks each by itself."""
+    if not predictor.model.scan_blocks:
+        return predictor
+    model = predictor.model.clone(scan_blocks=False, parent=None)
+    return dataclasses.replace(predictor, model=model, variables=unstack_blocks(predictor.variables))
+
+
+def prepared(predictor: Predictor, form: Form) -> tuple[Any, int]:
+    """The variables that are exported, and how many norms were folded."""
+    variables, count = folded(predictor.model, predictor.variables) if form.fold else (predictor.variables, 0)
+    return (in_8_bits(variables) if form.int8 else variables), count
 
 
 def folded(model: Network, variables: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
@@ -46,7 +109,7 @@ def folded(model: Network, variables: Mapping[str, Any]) -> tuple[dict[str, Any]
     as the norm's bias, and what is left of the norm is the identity, which XLA leaves out of a program whose weights are constants. Norms before
     convolutions (pre-activation networks, DenseNets) and those of standardised kernels stay. `scan_blocks` must be False.
     """
-    flat = {kind: dict(flattened(tree)) for kind, tree in variables.items()}
+    flat = {kind: dict(leaves(tree)) for kind, tree in variables.items()}
     pairs = convolutions_before_norms(model, variables)
     for convolution, norm, epsilon in pairs:
         params, statistics = flat["params"], flat["batch_stats"]
@@ -61,7 +124,7 @@ def folded(model: Network, variables: Mapping[str, Any]) -> tuple[dict[str, Any]
             params[path] = value.astype(params[path].dtype)
         statistics[(*norm, "mean")] = np.zeros_like(statistics[(*norm, "mean")])
         statistics[(*norm, "var")] = np.full_like(statistics[(*norm, "var")], 1 - epsilon)
-    return {kind: nested(leaves) for kind, leaves in flat.items()}, len(pairs)
+    return {kind: nested(tree) for kind, tree in flat.items()}, len(pairs)
 
 
 def convolutions_before_norms(model: Network, variables: Mapping[str, Any]) -> list[tuple[Path, Path, float]]:
@@ -70,11 +133,11 @@ def convolutions_before_norms(model: Network, variables: Mapping[str, Any]) -> l
     pairs = []
 
     def watch(call: Callable[..., Any], arguments: Any, options: Any, context: Any) -> Any:
-        module = context.module
-        if isinstance(module, BatchNorm) and id(arguments[0]) in outputs:
+        module, whole = context.module, context.method_name == "__call__"
+        if isinstance(module, BatchNorm) and whole and id(arguments[0]) in outputs:
             pairs.append((outputs[id(arguments[0])][0], module.path, module.epsilon))
         result = call(*arguments, **options)
-        if isinstance(module, Conv) and context.method_name == "__call__" and module.standardise is None and not module.use_bias:
+        if isinstance(module, Conv) and whole and module.standardise is None and not module.use_bias:
             outputs[id(result)] = module.path, result  # kept alive, so that no other array gets its id
         return result
 
@@ -84,32 +147,13 @@ def convolutions_before_norms(model: Network, variables: Mapping[str, Any]) -> l
     return pairs
 
 
-def flattened(tree: Any, path: Path = ()) -> list[tuple[Path, Any]]:
-    return [
-        pair for name, value in tree.items() for pair in (flattened(value, (*path, name)) if isinstance(value, Mapping) else [((*path, name), value)])
-    ]
-
-
-def nested(leaves: Mapping[Path, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = leaf
-    return tree
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Eighths:
-    """A kernel in whole numbers of 8 bits, and what each output channel's are multiples of."""
+class Quantised:
+    """A kernel as whole numbers of 8 bits times a step for each output channel."""
 
     whole: np.ndarray
     step: np.ndarray
-
-    def kernel(self) -> jax.Array:
-        return jnp.asarray(self.whole, jnp.float32) * jnp.asarray(self.step)
 
 
 def in_8_bits(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,74 +164,42 @@ def in_8_bits(variables: Mapping[str, Any]) -> dict[str, Any]:
             return leaf
         kernel = np.asarray(leaf, np.float32)
         step = np.maximum(abs(kernel).max(tuple(range(kernel.ndim - 1))), 1e-12) / LEVELS
-        return Eighths(np.rint(kernel / step).astype(np.int8), step.astype(np.float32))
+        return Quantised(np.rint(kernel / step).astype(np.int8), step.astype(np.float32))
 
     return jax.tree_util.tree_map_with_path(rounded, dict(variables))
 
 
-def whole(variables: Any) -> Any:
-    """The variables with their 8-bit kernels as float32."""
-    return jax.tree.map(lambda leaf: leaf.kernel() if isinstance(leaf, Eighths) else leaf, variables, is_leaf=lambda leaf: isinstance(leaf, Eighths))
+def in_floats(variables: Any) -> Any:
+    """The variables with 8-bit kernels as float32, (..., out)."""
+    quantised = lambda leaf: isinstance(leaf, Quantised)  # noqa: E731
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf.whole).astype(jnp.float32) * leaf.step if quantised(leaf) else leaf, variables, is_leaf=quantised
+    )
 
 
-def prepared(predictor: Predictor, fold: bool, eight_bits: bool) -> tuple[Any, int]:
-    """The variables that are exported, and how many norms were folded."""
-    variables, count = folded(predictor.model, predictor.variables) if fold else (predictor.variables, 0)
-    return (in_8_bits(variables) if eight_bits else variables), count
-
-
-def program(predictor: Predictor, variables: Any, pixels: bool) -> Callable[[jax.Array], jax.Array]:
-    """`pixels`: (N, S, S, 3) uint8 -> probabilities (N, classes); else normalised float32 -> logits."""
+def program(predictor: Predictor, variables: Any, form: Form) -> Callable[[jax.Array], jax.Array]:
+    """With `form.pixels` (N, S, S, 3) uint8 -> probabilities (N, classes); else normalised float32 -> logits."""
     preprocess = predictor.preprocess
 
     def answer(images: jax.Array) -> jax.Array:
-        if pixels:
+        if form.pixels:
             images = normalise(images, preprocess.mean, preprocess.std, jnp.float32)
-        whole = jax.tree.map(
-            lambda leaf: leaf.kernel() if isinstance(leaf, Eighths) else leaf, variables, is_leaf=lambda leaf: isinstance(leaf, Eighths)
-        )
-        logits: Any = predictor.model.apply(whole, images)
-        return jax.nn.softmax(logits) if pixels else logits
+        logits: Any = predictor.model.apply(in_floats(variables), images)
+        return jax.nn.softmax(logits) if form.pixels else logits
 
     return answer
 
 
-def at_rest(predictor: Predictor) -> Predictor:
-    """The same, with its blocks one by one."""
-    if not predictor.model.scan_blocks:
-        return predictor
-    model = predictor.model.clone(scan_blocks=False, parent=None)
-    return dataclasses.replace(predictor, model=model, variables=unstack_blocks(predictor.variables))
+def write_onnx(predictor: Predictor, variables: Any, form: Form, path: pathlib.Path) -> None:
+    """ONNX has no use for our ways with one compiler: the network is traced with JAX's own operations."""
+    jax2onnx: Any = importlib.import_module("jax2onnx")
+    side, channels = predictor.preprocess.size, predictor.model.in_channels
+    images = jax.ShapeDtypeStruct(("batch", side, side, channels), jnp.uint8 if form.pixels else jnp.float32)
+    with jax_operations_only():
+        jax2onnx.to_onnx(program(predictor, variables, form), [images], return_mode="file", output_path=str(path))
 
 
-def export(
-    predictor: Predictor, folder: pathlib.Path, pixels: bool = True, fold: bool = True, eight_bits: bool = False, measured: str = ""
-) -> Exported:
-    """Writes the program for any batch size and for CPUs, CUDA and TPUs, the weights, class names, a card with numbers and a server into `folder`.
-
-    `measured` is a sentence about the accuracy for the card. Raises InputError where `folder` can't be written.
-    """
-    predictor = at_rest(predictor)
-    variables, count = prepared(predictor, fold, eight_bits)
-    (batch,) = jax.export.symbolic_shape("batch")
-    side = predictor.preprocess.size
-    shape = jax.ShapeDtypeStruct((batch, side, side, predictor.model.in_channels), jnp.uint8 if pixels else jnp.float32)
-    exported = jax.export.export(jax.jit(program(predictor, variables, pixels)), platforms=PLATFORMS)(shape)
-    content = exported.serialize()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / PROGRAM).write_bytes(content)
-        (folder / CLASSES).write_text(json.dumps(predictor.classes, ensure_ascii=False, indent=0) + "\n")
-        (folder / CARD).write_text(card(predictor, pixels, count, eight_bits, measured, len(content)))
-        if pixels:
-            (folder / SERVER).write_text(server(side))
-    except OSError as error:
-        raise InputError(f"--out {str(folder)!r} can't be written ({error.strerror}): give another folder") from error
-    save_weights(folder / WEIGHTS, predictor.variables, predictor.model)
-    return Exported(folder, len(content), (folder / WEIGHTS).stat().st_size, count)
-
-
-def accuracies(workdir: str, predictor: Predictor, fold: bool, eight_bits: bool) -> dict[str, float]:
+def accuracies(workdir: str, predictor: Predictor, form: Form) -> dict[str, float]:
     """Top-1 on a run's evaluation split, every example once, as trained and as exported."""
     from flaxres.training.config import from_json
     from flaxres.training.evaluation import Evaluator
@@ -195,18 +207,21 @@ def accuracies(workdir: str, predictor: Predictor, fold: bool, eight_bits: bool)
     from flaxres.training.state import State
 
     config = from_json(pathlib.Path(workdir) / "config.json")
-    config = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, eval_flip=False), model=dataclasses.replace(config.model, scan_blocks=False)
-    )
-    evaluator, predictor = Evaluator(prepare_run(config)), at_rest(predictor)
+    # The program has no mirror images and no scanned blocks.
+    data, model = dataclasses.replace(config.data, eval_flip=False), dataclasses.replace(config.model, scan_blocks=False)
+    evaluator, predictor = Evaluator(prepare_run(dataclasses.replace(config, data=data, model=model))), one_by_one(predictor)
     reports = []
-    for variables in (predictor.variables, whole(prepared(predictor, fold, eight_bits)[0])):
-        reports.append(evaluator(State(jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], ())))
+    for variables in (predictor.variables, in_floats(prepared(predictor, form)[0])):
+        # The compiled evaluation takes no ema, of which `answer` would be made.
+        like = evaluator.run.abstract_state()
+        state = State(jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], (), like.ema and dict(variables))
+        reports.append(evaluator(state))
     return {"top1_trained": reports[0].top1, "top1_exported": reports[1].top1, "examples": reports[1].examples}
 
 
 def server(side: int) -> str:
-    return f'''"""Serves the model beside this file, with jax alone: `python serve.py 8000`. POST {side} x {side} x 3 bytes of RGB for each picture."""
+    """The text of `serve.py`."""
+    return f'''"""Serves the model beside this file, with jax alone: `python serve.py 8000`. POST {side} x {side} x 3 bytes a picture, RGB."""
 
 import http.server, json, pathlib, sys
 import jax, numpy as np
@@ -225,30 +240,32 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 '''
 
 
-def card(predictor: Predictor, pixels: bool, count: int, eight_bits: bool, measured: str, size: int) -> str:
+def card(predictor: Predictor, form: Form, folded: int, accuracy: str, size: int) -> str:
+    """The text of `README.md`."""
     model, preprocess = predictor.model, predictor.preprocess
-    given = "uint8 RGB" if pixels else f"float32, (pixels / 255 - {list(preprocess.mean)}) / {list(preprocess.std)}"
+    given = "uint8 RGB" if form.pixels else f"float32, (pixels / 255 - {list(preprocess.mean)}) / {list(preprocess.std)}"
     rows = {
-        "network": type(model).__name__ + f", {parameters(model):,} parameters",
-        "multiply-accumulates": f"{multiply_accumulates(model, preprocess.size) / 1e9:.3f} thousand million an image",
+        "network": f"{type(model).__name__}, {parameters(model):,} parameters",
+        "multiply-accumulates": f"{multiply_accumulates(model, preprocess.size) / 1e6:,.1f} million an image",
         "classes": f"{len(predictor.classes):,}, in `{CLASSES}`",
+        "accuracy": accuracy,
         "input": f"(N, {preprocess.size}, {preprocess.size}, {model.in_channels}) {given}; any N",
         "pictures": f"the short side resized to {preprocess.resize} ({preprocess.interpolation}), the middle {preprocess.size} x {preprocess.size}",
-        "output": "(N, classes) float32 " + ("probabilities" if pixels else "logits"),
-        "batch norms in kernels": f"{count}",
-        "kernels": "8 bits, by output channel" if eight_bits else str(jnp.dtype(model.param_dtype)),
+        "output": "(N, classes) float32 " + ("probabilities" if form.pixels else "logits"),
+        "batch norms in kernels": f"{folded}",
+        "kernels": "8 bits, by output channel" if form.int8 else str(jnp.dtype(model.param_dtype)),
         "devices": ", ".join(PLATFORMS),
-        "accuracy": measured or "not measured here",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    serve = f"\n`python {SERVER} 8000` answers on this machine to POSTs of raw pixels.\n" if pixels else ""
+    serve = f"\n`python {SERVER} 8000` answers on this machine to POSTs of raw pixels.\n" if form.pixels else ""
+    onnx = f"\n`{ONNX}` is the same program in ONNX.\n" if form.onnx else ""
     return f"""# {type(model).__name__} of {len(predictor.classes)} classes
 
 | | |
 |---|---|
 {table}
 
-`{PROGRAM}` ({size / 1e6:.1f} MB, weights included) needs jax and nothing else:
+`{PROGRAM}` ({size / 1e6:.1f} MB, weights included) needs jax and flatbuffers, and nothing else:
 
 ```python
 import jax, numpy as np
@@ -256,6 +273,6 @@ import jax, numpy as np
 model = jax.export.deserialize(open("{PROGRAM}", "rb").read())
 answers = model.call(images)  # {given.partition(",")[0]}
 ```
-{serve}
+{serve}{onnx}
 `{WEIGHTS}` has the weights before anything was folded or rounded, in torchvision's and timm's naming.
 """

@@ -41,11 +41,16 @@ class Contents:
     complete: bool = False  # whether fewer files than that are a mistake
 
 
+def read_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The bundled digits: images (1797, 8, 8) of 0 to 16, labels (1797,), and which of them are held out for testing (1797,)."""
+    with np.load(pathlib.Path(__file__).with_name("digits.npz"), allow_pickle=False) as file:
+        return file["images"], file["labels"], file["test"]
+
+
 def digits(source: pathlib.Path | None) -> Contents:
     """1,797 handwritten digits of 8x8 pixels; 50 a class are held out. See `digits.md` for their origin and licence."""
     del source
-    with np.load(pathlib.Path(__file__).with_name("digits.npz"), allow_pickle=False) as file:
-        images, labels, test = file["images"], file["labels"], file["test"]
+    images, labels, test = read_digits()
 
     def examples(held_out: bool) -> Iterator[Example]:
         for i in np.flatnonzero(test == held_out):
@@ -172,8 +177,8 @@ def imagenet2012(source: pathlib.Path | None) -> Contents:
 def files(tar: tarfile.TarFile, largest: int) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
     """The regular files of an archive, to be read as it is: nothing is unpacked, so that neither names nor links of members lead anywhere.
 
-    ImageNet's archives are not compressed, and are opened as such, so that no member is larger than the archive itself. Raises InputError for a member of
-    more than `largest` bytes, and for more of them than a dataset could have.
+    ImageNet's archives are not compressed, and are opened as such, so that no member is larger than the archive itself. Raises InputError for a
+    member of more than `largest` bytes, and for more of them than a dataset could have.
     """
     for count, member in enumerate(tar):
         if member.size > largest or count >= MOST_MEMBERS:

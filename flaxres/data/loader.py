@@ -250,7 +250,7 @@ class Loader:
             return
         states = {process.pid: state_of(process.pid) for process in self.processes}
         stopped = [pid for pid, state in states.items() if state in ("T", "t")]
-        who = f"process {stopped[0]} is stopped" if stopped else f"one of the processes {', '.join(map(str, sorted(states)))} hangs"
+        who = f"process {stopped[0]} is stopped" if stopped else f"one of the processes {', '.join(sorted(map(str, states)))} hangs"
         raise RuntimeError(
             f"loading processes (data.workers) have not finished a batch for {limit:g} seconds (data.worker_seconds): {who}; let it go on or look at "
             "its disk, and start again to go on"

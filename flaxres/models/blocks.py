@@ -68,7 +68,8 @@ class ResidualBlock(nn.Module):
     The last norm's scale starts at zero, so that the block starts as its shortcut (Goyal et al. 2017, section 5.1).
 
     Attributes:
-      shortcut: 'projection', 'average' or 'zero_pad', used only where the shape changes; the identity elsewhere.
+      shortcut: 'projection', 'average' or 'zero_pad', used only where the shape changes; the identity elsewhere. 'none' leaves all shortcuts out: the
+        plain network of section 3.3, `relu(F(x))`.
       attention: a module at the end of the branch, named `se` as in timm.
       anti_alias: 'blur' or 'average' instead of the stride of the 3x3.
       conv, norm: layers with their dtypes bound.
@@ -98,7 +99,7 @@ class ResidualBlock(nn.Module):
         for i, (features, size, stride, groups, dilation) in enumerate(rows, 1):
             last, aliased = i == len(rows), self.anti_alias and stride == 2
             y = self.conv(features, kernel_size=size, stride=1 if aliased else stride, groups=groups, dilation=dilation, name=f"conv{i}")(y)
-            init: dict[str, Any] = {"scale_init": nn.initializers.zeros_init()} if last else {}
+            init: dict[str, Any] = {"scale_init": nn.initializers.zeros_init()} if last and self.shortcut != "none" else {}
             y = self.norm(name=f"bn{i}", **init)(y, use_running_average=not train)
             y = y if last else relu(y, rows[i][1])
             if aliased:
@@ -107,6 +108,8 @@ class ResidualBlock(nn.Module):
             y = self.attention(name="se")(y)
         if self.stochastic:
             y = drop_path(self, y, drop_rate, train)
+        if self.shortcut == "none":
+            return relu(y, rows[0][1])
         features = EXPANSION[self.kind] * self.width
         if self.stride != 1 or x.shape[-1] != features:
             if self.shortcut == "zero_pad":

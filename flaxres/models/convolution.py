@@ -16,7 +16,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from flaxres.models.kept import keep
+from flaxres.models.kept import by_platform, keep, plainly
 
 # Lavin & Gray 2016, section 4.1, F(2x2, 3x3): of the image's tile, of the kernel (here of its gradient), of the output (here of its gradient).
 IMAGE = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
@@ -29,6 +29,8 @@ convolution_p = Primitive("flaxres_convolution_3x3")
 
 def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """`(N, H, W, C)`, `(3, 3, C, K)` -> `(N, H', W', K)`, with one pixel of zeros around the images; `stride` is 1 or 2."""
+    if plainly.get():
+        return direct(x, kernel, stride)
     return keep(convolution_p.bind(x, kernel, stride=stride))
 
 
@@ -95,7 +97,7 @@ def kernel_transpose(cotangent: jax.Array, x: jax.Array, kernel: ad.UndefinedPri
 
     if not products_pay(x, cotangent):
         return usual(x, cotangent)
-    return lax.platform_dependent(x, cotangent, cpu=winograd_gradient if stride == 1 else strided_gradient, default=usual)
+    return by_platform(x, cotangent, cpu=winograd_gradient if stride == 1 else strided_gradient, default=usual)
 
 
 def batched(arguments: Sequence[jax.Array], axes: Sequence[int | None], stride: int) -> tuple[jax.Array, int]:

@@ -16,7 +16,7 @@ from jax import lax
 
 from flaxres.errors import InputError
 from flaxres.models.convolution import convolution
-from flaxres.models.kept import keep
+from flaxres.models.kept import by_platform, keep
 
 # He et al. 2015, "Delving deep into rectifiers", eq. 14: the backward form, which ResNets use.
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -76,7 +76,7 @@ class Conv(nn.Module):
                 functools.partial(pointwise_product, stride=self.stride),
                 functools.partial(pointwise_convolution, stride=self.stride),
             )
-            y = lax.platform_dependent(x, kernel, cpu=product, default=whole)
+            y = by_platform(x, kernel, cpu=product, default=whole)
         elif size == 3 and self.stride <= 2 and self.dilation == self.groups == 1:
             y = convolution(x, kernel, self.stride)
         else:
@@ -246,7 +246,7 @@ def max_pool(x: jax.Array, size: int = 3, stride: int = 2, padding: int = 1, fil
     """
     padded = lax.pad(x, jnp.array(fill, x.dtype), ((0, 0, 0), (padding, padding, 0), (padding, padding, 0), (0, 0, 0)))
     windows, slices = (functools.partial(form, size=size, stride=stride) for form in (maximum_of_windows, maximum_of_slices))
-    return lax.platform_dependent(padded, tpu=windows, default=slices)
+    return by_platform(padded, tpu=windows, default=slices)
 
 
 def maximum_of_windows(padded: jax.Array, size: int, stride: int) -> jax.Array:

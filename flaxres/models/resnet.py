@@ -16,7 +16,7 @@ STEMS = ("standard", "small", "deep", "deep_tiered")
 CHOICES = {
     "block": tuple(EXPANSION),
     "stem": STEMS,
-    "shortcut": ("projection", "average", "zero_pad"),
+    "shortcut": ("projection", "average", "zero_pad", "none"),
     "attention": (None, "se", "eca"),
     "anti_alias": (None, "blur", "average"),
     "norm_kind": ("batch", "group"),
@@ -62,7 +62,7 @@ class ResNet(Network):
       stem: 'standard' is a 7x7/2 convolution and 3x3/2 max pooling, 'small' a 3x3 convolution for small images, 'deep' three 3x3
         convolutions of widths `stem_width`, `stem_width`, `2 * stem_width`, 'deep_tiered' the same with the first 3/4 as wide.
       stem_convolution: a strided convolution instead of the max pooling (ResNet-RS).
-      shortcut: 'projection' (option B), 'average' (ResNet-D) or 'zero_pad' (option A, no parameters).
+      shortcut: 'projection' (option B), 'average' (ResNet-D), 'zero_pad' (option A, no parameters), or 'none': a plain network.
       v1: the stride on a bottleneck's first 1x1 (He et al. 2016); the default, v1.5, has it on the 3x3.
       cardinality, base_width: groups of the 3x3, and their width where a block's is 64 (ResNeXt, Xie et al. 2017; wide ResNets).
       attention: 'se' (of `se_ratio`) or 'eca'.

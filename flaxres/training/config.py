@@ -33,6 +33,8 @@ class ModelConfig:
     """Width of each stage."""
     stem_width: int | None = None
     """Width of what the first convolution gives."""
+    shortcut: Literal["projection", "average", "zero_pad", "none"] | None = None
+    """None keeps the model's own: 'none' leaves shortcuts out, for a plain network (He et al. 2016, section 3.3)."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
     """Of the computation; None: bfloat16 on accelerators, float32 on CPU. float16 scales its loss, float64 needs JAX_ENABLE_X64=1."""
     param_dtype: Literal["float32", "float64"] = "float32"

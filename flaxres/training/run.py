@@ -46,7 +46,11 @@ class Run:
     @functools.cached_property
     def model(self) -> Network:
         model = self.config.model
-        attributes = {name: value for name in ("stem", "anti_alias", "depths", "widths", "stem_width") if (value := getattr(model, name)) is not None}
+        attributes = {
+            name: value
+            for name in ("stem", "anti_alias", "depths", "widths", "stem_width", "shortcut")
+            if (value := getattr(model, name)) is not None
+        }
         return create_model(
             model.name,
             num_classes=len(self.train.classes),

@@ -1,0 +1,83 @@
+"""The claims about trained CIFAR networks, of small depth and on digits; and the pictures that are drawn of them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flaxres
+from flaxres.lab import degradation, features, landscape, lesion, networks, paths
+from flaxres.lab.report import Settings, conduct
+
+SMALL = {"depths": (2, 2), "widths": (8, 16), "stem": "small", "stem_width": 8, "block": "basic", "num_classes": 10}
+
+
+def born(**attributes: object) -> tuple[flaxres.ResNet, dict]:
+    model = flaxres.ResNet(**(SMALL | {"shortcut": "zero_pad"} | attributes))
+    return model, model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+
+
+def test_a_plain_network_has_the_same_layers_and_no_shortcut() -> None:
+    (plain, variables), (residual, others) = born(shortcut="none"), born()
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, others)
+    images = jnp.ones((2, 8, 8, 3))
+    zero = jax.tree.map(jnp.zeros_like, variables["params"]["layer1"])
+    silent = variables | {"params": variables["params"] | {"layer1": zero}}
+    passed = residual.apply(others | {"params": others["params"] | {"layer1": zero}}, images, features=True)
+    np.testing.assert_array_equal(passed["stem"], passed["stage1"])  # a residual block of zeros is the identity,
+    assert not plain.apply(silent, images, features=True)["stage1"].any()  # a plain one is nothing
+    scale = variables["params"]["layer1"]["0"]["bn2"]["scale"]
+    assert (scale == 1).all(), "the last norm of a plain block must not start at zero"
+
+
+def test_blocks_are_bypassed_one_by_one() -> None:
+    model, variables = born()
+    variables = variables | {"params": jax.tree.map(lambda leaf: leaf + 0.1, variables["params"])}
+    images = np.random.default_rng(0).standard_normal((3, 8, 8, 3)).astype(np.float32)
+    assert networks.removable(model, images, variables) == [True, True, False, True]
+    logits = jax.jit(networks.bypassed(model))
+    everything = np.ones(4, bool)
+    np.testing.assert_allclose(logits(variables, images, everything), model.apply(variables, images), rtol=1e-4, atol=1e-4)
+    without = everything.copy()
+    without[1] = False
+    layer = variables["params"]["layer1"] | {"1": jax.tree.map(jnp.zeros_like, variables["params"]["layer1"]["1"])}
+    silenced = variables | {"params": variables["params"] | {"layer1": layer}}
+    np.testing.assert_allclose(logits(variables, images, without), model.apply(silenced, images), rtol=1e-4, atol=1e-4)
+
+
+def test_directions_have_the_norm_of_each_filter() -> None:
+    _, variables = born()
+    found = landscape.direction(jax.random.key(0), variables["params"])
+    own, drawn = variables["params"]["layer1"]["0"]["conv1"]["kernel"], found["layer1"]["0"]["conv1"]["kernel"]
+    np.testing.assert_allclose(jnp.linalg.norm(drawn.reshape(-1, 8), axis=0), jnp.linalg.norm(own.reshape(-1, 8), axis=0), rtol=1e-5)
+    assert not found["bn1"]["scale"].any()
+    assert not jnp.allclose(drawn, landscape.direction(jax.random.key(1), variables["params"])["layer1"]["0"]["conv1"]["kernel"])
+
+
+@pytest.mark.slow
+def test_the_claims_hold_of_trained_networks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All experiments that train networks, at a third of the epochs and with networks of 20 and 56 layers; each is trained once."""
+    out = tmp_path_factory.mktemp("lab")
+    settings = Settings(out, data_dir=str(out / "data"), scale=0.6)
+    monkeypatch.setattr(degradation, "DEPTHS", (20, 56))
+    monkeypatch.setattr(degradation, "SHADES", degradation.SHADES[:2])
+    monkeypatch.setattr(landscape, "POINTS", 5)
+    monkeypatch.setattr(lesion, "thought_experiment", lambda *_: (np.array([0, 250]), np.ones(2), np.ones((1, 2))))
+    result = degradation.run(settings, print)
+    assert result.final("plain", 56) > result.final("plain", 20) + 0.05
+    assert result.final("residual", 56) < result.final("residual", 20) + 0.05
+    for name, experiment in (("degradation", degradation), ("paths", paths), ("features", features), ("landscape", landscape)):
+        claims = conduct(name, experiment.EXPERIMENT, settings)["claims"]
+        assert all(claim["holds"] for claim in claims), claims
+        assert (out / f"{name}.png").stat().st_size > 20_000
+    trained = {kind: networks.Trained(settings, kind, 56, print) for kind in networks.KINDS}
+    lost = {}
+    for kind, network in trained.items():
+        whole, without, _ = lesion.lesions(dataclasses.replace(settings), network)
+        lost[kind] = whole - np.nanmean(without)
+        assert np.isnan(without).sum() == 2  # the first blocks of the second and third stages
+    assert lost["residual"] < 0.05
+    assert lost["residual"] < lost["plain"] / 3
+    assert len(list((out / "networks").iterdir())) == 4

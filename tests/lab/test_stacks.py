@@ -1,0 +1,138 @@
+"""The claims about stacks of dense layers, at small size, with a margin: they would not hold if the stacks were joined otherwise."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxres.cli import main
+from flaxres.lab import block, gradients, lesion
+from flaxres.lab.report import Claim, Experiment, Settings, conduct, summary
+from flaxres.lab.stacks import KINDS, Stack, digits
+
+IMAGES, LABELS = digits("train")
+
+
+def ratio(stack: Stack, seed: int = 0) -> float:
+    """What arrives of the gradient at the first joint, over the last one."""
+    with jax.enable_x64(True):
+        params = stack.born(jax.random.key(seed), 64, jnp.float64)
+        _, arriving = jax.jit(stack.gradient_norms)(params, IMAGES[:32].astype(np.float64), LABELS[:32])
+        return float(arriving[0] / arriving[-1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_plain_gradients_vanish_and_others_do_not(seed: int) -> None:
+    assert ratio(Stack("plain", 60), seed) < 1e-7
+    for kind in KINDS[1:]:
+        assert ratio(Stack(kind, 60), seed) > 0.1, kind
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_batch_norm_makes_plain_gradients_explode(seed: int) -> None:
+    plain, residual = ratio(Stack("plain", 60, True, "he"), seed), ratio(Stack("preactivation", 60, True, "he"), seed)
+    assert plain > 1e4
+    assert 1 / 100 < residual < 100
+
+
+def test_a_stack_is_its_formula() -> None:
+    x = IMAGES[:4]
+    for kind in KINDS:
+        stack = Stack(kind, 4)
+        params = {name: np.asarray(value) for name, value in stack.born(jax.random.key(1), 64).items()}
+        y = x @ params["first"]
+        layers = params["layers"]
+        relu = lambda z: np.maximum(z, 0)  # noqa: E731
+        if kind == "dense":
+            for i in range(4):
+                y = np.concatenate([y, relu(y) @ layers[i][: y.shape[1]]], 1)
+            y = relu(y)
+        for a, b in zip(layers[::2], layers[1::2], strict=True) if kind != "dense" else ():
+            shortcut = y if kind == "residual" else 0
+            y = y + relu(relu(y) @ a) @ b if kind == "preactivation" else relu(relu(y @ a) @ b + shortcut)
+        y = relu(y) if kind == "preactivation" else y
+        np.testing.assert_allclose(stack(params, x), y @ params["head"], rtol=2e-5, atol=2e-5)
+        if kind != "dense":  # all blocks bypassed leave the first projection
+            bare = x @ params["first"]
+            bare = relu(bare) if kind == "preactivation" else bare
+            np.testing.assert_allclose(stack(params, x, jnp.zeros(2)), bare @ params["head"], rtol=2e-5, atol=2e-5)
+
+
+def test_what_arrives_is_the_gradient_by_the_output_of_each_block() -> None:
+    stack = Stack("residual", 6)
+    params = stack.born(jax.random.key(2), 64)
+    _, arriving = stack.gradient_norms(params, IMAGES[:8], LABELS[:8])
+
+    def tail(x: jax.Array, blocks: int) -> jax.Array:
+        """The loss as a function of what the first `blocks` blocks give."""
+        rest = Stack("residual", 6 - 2 * blocks)
+        return rest.loss({"first": jnp.eye(64), "layers": params["layers"][2 * blocks :], "head": params["head"]}, x, LABELS[:8])
+
+    x = IMAGES[:8] @ params["first"]
+    for blocks in (1, 2):
+        a, b = params["layers"][2 * blocks - 2 : 2 * blocks]
+        x = stack.residual(x, a, b)
+        np.testing.assert_allclose(arriving[blocks - 1], jnp.linalg.norm(jax.grad(tail)(x, blocks)), rtol=1e-4)
+
+
+def test_the_block_falls_back_to_the_identity(tmp_path: pathlib.Path) -> None:
+    result = block.run(Settings(tmp_path), print)
+    assert result.distance["residual"][0] == 0
+    assert result.distance["plain"][0] == 1
+    assert result.gradient_error < 1e-12
+    assert all(claim.holds for claim in block.claims(result))
+    # With larger weights both move away.
+    assert (np.diff(result.distance["residual"]) > 0).all()
+
+
+def test_training_a_deep_plain_stack_fails_and_a_residual_one_does_not() -> None:
+    losses = {kind: gradients.training(Stack(kind, 40), jax.random.key(0), IMAGES, LABELS, 60)[1] for kind in ("plain", "residual")}
+    assert losses["plain"][-10:].mean() > 2.2
+    assert losses["residual"][-10:].mean() < 1.5
+
+
+@pytest.mark.slow
+def test_most_blocks_of_a_deep_residual_stack_can_be_bypassed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lesion, "BLOCKS", 60)
+    monkeypatch.setattr(lesion, "BYPASSED", 40)
+    counts, ranked, random = lesion.thought_experiment(Settings(tmp_path, scale=0.7), "preactivation", print)
+    at = list(counts).index(40)
+    assert ranked[0] > 0.94
+    assert ranked[at] > 0.85
+    assert random.mean(0)[at] < ranked[at]
+    assert ranked[-1] < 0.8  # and not all of them
+
+
+def test_an_experiment_writes_a_picture_a_table_and_its_numbers(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = conduct("block", block.EXPERIMENT, Settings(tmp_path / "lab"))
+    assert (tmp_path / "lab" / "block.png").stat().st_size > 20_000
+    table = (tmp_path / "lab" / "block.csv").read_text().splitlines()
+    assert table[0] == "kind,scale,distance,gradient"
+    assert len(table) == 1 + 2 * len(block.SCALES)
+    assert json.loads((tmp_path / "lab" / "block.json").read_text()) == facts
+    assert "holds: A residual block falls back" in capsys.readouterr().err
+    assert summary([facts]).count("| yes |") == 3
+    failing = Experiment("", block.run, block.draw, block.rows, lambda _: [Claim("so", "it", 1.0, None, False)])
+    assert not conduct("block", failing, Settings(tmp_path / "lab"))["claims"][0]["holds"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("lab gradient --out X", "unknown experiment 'gradient': did you mean gradients?"),
+        ("lab block", "--out"),
+        ("lab block --out X --data mnist", "--data='mnist'"),
+        ("lab block --out X --scale 0", "--scale=0.0: the rule is > 0"),
+        ("lab features --out X --weights w.safetensors", "go together"),
+        ("lab block --out FILE/x", "can't be written"),
+    ],
+)
+def test_mistakes_are_one_line(words: str, message: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(words.replace("FILE", str(tmp_path / "file")).replace("X", str(tmp_path / "x")).split()) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1

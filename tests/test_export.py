@@ -1,0 +1,222 @@
+"""What is exported answers as the network does, for any batch, in a process that has jax and not flaxres."""
+
+import http.client
+import json
+import pathlib
+import subprocess
+import sys
+import time
+import venv
+from typing import Any
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flaxres
+from benchmarks.scaling import loopback
+from flaxres.cli import main
+from flaxres.data.preprocess import Preprocess
+from flaxres.export import CLASSES, GET_ONNX, ONNX, PROGRAM, SERVER, WEIGHTS, Form, export, folded, in_8_bits, in_floats
+from flaxres.models.kept import jax_operations_only
+from flaxres.prediction import Predictor
+
+RNG = np.random.default_rng(0)
+BATCHES = (1, 7, 64)
+# Runs where neither flaxres nor flax can be imported.
+LOADING = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("flaxres", "flax", "optax", "orbax"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import jax, numpy as np
+program = jax.export.deserialize(open(sys.argv[1] + "/model.jax_export", "rb").read())
+given = np.load(sys.argv[1] + "/given.npz")
+np.savez(sys.argv[1] + "/found.npz", **{name: np.asarray(program.call(images)) for name, images in given.items()})
+"""
+
+
+def alive(model: Any) -> Any:
+    """Born variables whose norms have scales, biases and statistics of a trained network's kind."""
+
+    def drawn(path: Any, leaf: jax.Array) -> jax.Array:
+        around = {"scale": (1.0, 0.2), "bias": (0.0, 0.2), "mean": (0.0, 0.2), "var": (1.0, 0.2)}.get(path[-1].key)
+        return leaf if around is None else jnp.asarray(RNG.uniform(around[0] - around[1], sum(around), leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(drawn, dict(model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))))
+
+
+def predictor(name: str, size: int = 32, **attributes: Any) -> Predictor:
+    """A network with random parameters and statistics."""
+    model = flaxres.create_model(name, num_classes=10, **attributes)
+    return Predictor(model, alive(model), Preprocess(size, size), tuple(f"class {i}" for i in range(10)))
+
+
+def pictures(count: int, size: int = 32) -> np.ndarray:
+    return RNG.integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def expected(network: Predictor, images: np.ndarray) -> np.ndarray:
+    preprocess = network.preprocess
+    normal = (images.astype(np.float32) / 255 - np.array(preprocess.mean, np.float32)) / np.array(preprocess.std, np.float32)
+    return np.asarray(jax.nn.softmax(network.model.apply(network.variables, jnp.asarray(normal))))
+
+
+def answers(folder: pathlib.Path, given: dict[str, np.ndarray], python: str = sys.executable) -> Any:
+    """What the program in `folder` says, in a process of its own."""
+    np.savez(folder / "given.npz", **given)  # type: ignore[arg-type]
+    subprocess.run([python, "-c", LOADING, str(folder)], check=True, cwd=folder)
+    return np.load(folder / "found.npz")
+
+
+def test_a_process_without_flaxres_gives_the_same_probabilities(tmp_path: pathlib.Path) -> None:
+    network = predictor("resnet20")
+    done = export(network, tmp_path / "out")
+    assert done.folded == 19
+    assert {path.name for path in done.folder.iterdir()} == {PROGRAM, WEIGHTS, CLASSES, SERVER, "README.md"}
+    given = {str(count): pictures(count) for count in BATCHES}
+    for name, found in answers(done.folder, given).items():
+        np.testing.assert_allclose(found, expected(network, given[name]), atol=1e-5)
+    assert json.loads((done.folder / CLASSES).read_text()) == list(network.classes)
+    assert "269,722 parameters" in (done.folder / "README.md").read_text()
+    loaded = flaxres.load_weights(done.folder / WEIGHTS, network.model)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), loaded, network.variables))
+
+
+def test_every_device_is_in_the_program(tmp_path: pathlib.Path) -> None:
+    export(predictor("resnet20"), tmp_path)
+    program = jax.export.deserialize(bytearray((tmp_path / PROGRAM).read_bytes()))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    assert str(program.in_avals[0]) == "uint8[batch,32,32,3]"
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "norms"),
+    [
+        ("resnet20", {"depths": (1, 2, 1)}, 9),
+        ("resnet50", {"depths": (1, 1), "widths": (16, 32)}, 8),
+        ("resnet10t", {"widths": (16, 32, 64, 128)}, 15),
+        # A norm before a convolution stays, as the first of each block and the last one do.
+        ("resnetv2_50", {"depths": (1, 1), "widths": (64, 128)}, 4),
+        ("densenet121", {"depths": (2, 2)}, 5),
+    ],
+)
+def test_folded_norms_change_nothing(name: str, attributes: dict[str, Any], norms: int) -> None:
+    network = predictor(name, 64, **attributes)
+    variables, count = folded(network.model, network.variables)
+    assert count == norms
+    images = jnp.asarray(RNG.standard_normal((4, 64, 64, 3)), jnp.float32)
+    before, after = (np.asarray(jax.jit(network.model.apply)(v, images)) for v in (network.variables, variables))
+    np.testing.assert_allclose(after, before, atol=1e-4 * abs(before).max())
+    scales = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]) if path[-1].key == "scale"]
+    assert sum(bool((np.asarray(scale) == 1).all()) for scale in scales) >= norms
+
+
+def test_logits_and_scanned_blocks_and_8_bits(tmp_path: pathlib.Path) -> None:
+    network = predictor("resnet20", depths=(1, 4, 1), scan_blocks=True)
+    export(network, tmp_path / "logits", Form(pixels=False, fold=False))
+    images = RNG.standard_normal((3, 32, 32, 3)).astype(np.float32)
+    found = answers(tmp_path / "logits", {"a": images})["a"]
+    np.testing.assert_allclose(found, network.model.apply(network.variables, images), rtol=1e-4, atol=1e-4)
+    assert not (tmp_path / "logits" / SERVER).exists()
+    plain, small = export(network, tmp_path / "plain"), export(network, tmp_path / "int8", Form(int8=True))
+    assert small.program_bytes < plain.program_bytes / 2
+    variables = network.variables
+    kernel, rounded = (tree["params"]["conv1"]["kernel"] for tree in (variables, in_floats(in_8_bits(variables))))
+    step = abs(np.asarray(kernel)).max((0, 1, 2)) / 127
+    assert (abs(np.asarray(kernel) - np.asarray(rounded)) <= 0.5001 * step).all()
+    assert (np.asarray(kernel) != np.asarray(rounded)).any()
+
+
+def test_what_can_not_be_written_or_converted_is_told(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(flaxres.InputError, match=r"--out .*file.* can't be written"):
+        export(predictor("resnet20"), tmp_path / "file")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(flaxres.InputError, match=GET_ONNX[:20]):
+        export(predictor("resnet20"), tmp_path, Form(onnx=True))
+
+
+def test_converters_see_jaxs_own_operations() -> None:
+    network = predictor("resnet50", 64, depths=(1, 1), widths=(16, 32))
+
+    def operations() -> set[str]:
+        found: set[str] = set()
+
+        def walk(jaxpr: Any) -> None:
+            for equation in jaxpr.eqns:
+                found.add(equation.primitive.name)
+                for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                    walk(inner)
+
+        walk(jax.make_jaxpr(lambda x: network.model.apply(network.variables, x))(jnp.zeros((1, 64, 64, 3))).jaxpr)
+        return found
+
+    ours = {"flaxres_keep", "flaxres_convolution_3x3", "platform_index"}
+    assert ours & operations()
+    with jax_operations_only():
+        assert not ours & operations()
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("run")
+    words = "train --config configs/digits.py --train.epochs 12 --train.tensorboard False --train.devices 1 --optim.warmup-epochs 2"
+    assert main([*words.split(), "--workdir", str(folder / "run"), "--data.data-dir", str(folder / "data")]) == 0
+    return folder / "run"
+
+
+@pytest.mark.slow
+def test_a_run_is_exported_with_its_accuracy_and_served(workdir: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--workdir", str(workdir), "--out", str(tmp_path / "out"), "--int8", "--json"]) == 0
+    facts = json.loads(capfd.readouterr().out)
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert facts["top1_trained"] == summary["top1"] > 0.9
+    assert facts["top1_exported"] > facts["top1_trained"] - 0.02
+    assert f"{100 * facts['top1_exported']:.2f}% of 500" in (tmp_path / "out" / "README.md").read_text()
+    port = loopback().partition(":")[2]
+    server = subprocess.Popen([sys.executable, str(tmp_path / "out" / SERVER), port])
+    try:
+        for _ in range(300):
+            connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
+            try:
+                connection.request("POST", "/", pictures(2, 8).tobytes())
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.1)
+        best = json.loads(connection.getresponse().read())
+    finally:
+        server.kill()
+        server.wait()
+    assert [len(row) for row in best] == [5, 5]
+    assert set(best[0]) <= set("0123456789")
+
+
+@pytest.mark.slow
+def test_a_new_environment_with_jax_alone_gives_the_same(tmp_path: pathlib.Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "-q", f"jax=={jax.__version__}", "flatbuffers"], check=True)
+    network = predictor("resnet18", 64)
+    export(network, tmp_path / "out")
+    given = {str(count): pictures(count, 64) for count in BATCHES}
+    for name, found in answers(tmp_path / "out", given, python).items():
+        np.testing.assert_allclose(found, expected(network, given[name]), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_onnx_agrees(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("jax2onnx", reason=f"jax2onnx is not installed: {GET_ONNX}")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    for name in ("resnet20", "resnet18"):
+        network = predictor(name, 64)
+        export(network, tmp_path / name, Form(onnx=True))
+        session = onnxruntime.InferenceSession(tmp_path / name / ONNX)
+        for count in BATCHES:
+            images = pictures(count, 64)
+            (found,) = session.run(None, {session.get_inputs()[0].name: images})
+            np.testing.assert_allclose(found, expected(network, images), atol=1e-5)
