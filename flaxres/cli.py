@@ -324,19 +324,23 @@ def predictor_of(chosen: argparse.Namespace) -> "Predictor":
 
 def export(arguments: Sequence[str]) -> None:
     """A program that needs jax alone, with weights, class names, a card and a server."""
-    parser = Parser("flaxres export", description="Write a network as a jax.export program for any batch size and device, with all that it needs.")
+    parser = Parser(
+        "flaxres export",
+        description="Write a network as a program for any batch size and device; of a run, measure its accuracy too, as trained and as exported.",
+    )
     add_origin(parser)
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--logits", action="store_true", help="take normalised float32 and give logits, in place of uint8 and probabilities")
     parser.add_argument("--no-fold", action="store_true", help="keep batch norms apart from convolutions")
-    parser.add_argument("--int8", action="store_true", help="kernels in 8 bits; with --workdir the accuracy is measured before and after")
+    parser.add_argument("--int8", action="store_true", help="kernels in 8 bits")
     parser.add_argument("--onnx", action="store_true", help="write model.onnx too, by jax2onnx")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args(arguments)
-    predictor = predictor_of(chosen)
     from flaxres import export as exporting
 
     form = exporting.Form(not chosen.logits, not chosen.no_fold, chosen.int8, chosen.onnx)
+    exporting.require_ready(pathlib.Path(chosen.out), form)
+    predictor = predictor_of(chosen)
     measured: dict[str, float] = {}
     sentences: list[str] = []
     if chosen.workdir:
@@ -596,40 +600,41 @@ def models(arguments: Sequence[str]) -> None:
         print(json.dumps(facts))
 
 
+# What `flaxres.lab.EXPERIMENTS` has, told without importing it.
+LAB = {
+    "block": "the article's block: its fallback to the identity, and its gradient",
+    "gradients": "what arrives of the gradient at each of 10 to 1,000 layers",
+    "degradation": "errors by epoch of plain and residual networks of 20 to 56 layers",
+    "lesion": "blocks taken out of trained networks; 250 of 300 bypassed",
+    "paths": "what each block changes, and what passes it",
+    "features": "feature maps of a photograph; a linear probe of each stage",
+    "landscape": "the loss around a plain and a residual network",
+    "all": "all of them, and a summary in Markdown (15 minutes on two cores)",
+}
+
+
 def lab(arguments: Sequence[str]) -> None:
     """Experiments on why skip connections work, with pictures, tables and numbers."""
-    names = ("block", "gradients", "degradation", "lesion", "paths", "features", "landscape")
     parser = Parser(
         "flaxres lab",
         description="Why skip connections work: run experiments, and write a picture, a table and the numbers of each.",
-        epilog="\n".join(
-            (
-                "block        the article's block: its fallback to the identity, and its gradient",
-                "gradients    what arrives of the gradient at each of 10 to 1,000 layers",
-                "degradation  errors by epoch of plain and residual networks of 20 to 56 layers",
-                "lesion       blocks taken out of trained networks; 250 of 300 bypassed",
-                "paths        what each block adds to what its shortcut carries",
-                "features     feature maps of a photograph; a linear probe of each stage",
-                "landscape    the loss around a plain and a residual network",
-                "all          all of them, and a summary in Markdown (15 minutes on two cores)",
-            )
-        ),
+        epilog="\n".join(f"{name:<13}{text}" for name, text in LAB.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("experiment", metavar="EXPERIMENT", help="one of those below, or all")
     parser.add_argument("--out", required=True, metavar="DIR", help="where pictures, tables and the networks that are trained go")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="of epochs and steps: 0.5 for a first look (1)")
-    parser.add_argument("--data", default="digits", help="digits, cifar10, or folder with --source (digits)")
-    parser.add_argument("--source", help="where the dataset's raw files are, as for flaxres data")
+    parser.add_argument("--data", default="digits", help="what networks are trained on: digits, or cifar10 (digits)")
+    parser.add_argument("--source", help="where CIFAR-10's archive is; it is downloaded otherwise")
     parser.add_argument("--data-dir", help="where prepared datasets are (TFDS's own folder)")
     parser.add_argument("--image", help="features: a photograph of yours")
     parser.add_argument("--weights", help="features: a file of weights to look into; needs --model")
     parser.add_argument("--model", help="features: the network that --weights are of")
     parser.add_argument("--json", action="store_true", help="print one JSON object: experiment -> claims")
     chosen = parser.parse_args(arguments)
-    if chosen.experiment not in (*names, "all"):
-        raise unknown("experiment", chosen.experiment, [*names, "all"])
+    if chosen.experiment not in LAB:
+        raise unknown("experiment", chosen.experiment, LAB)
     if chosen.seed < 0:
         raise InputError(f"--seed={chosen.seed}: the rule is >= 0")
     keep_memory()
@@ -640,7 +645,7 @@ def lab(arguments: Sequence[str]) -> None:
 
     given = {name: value for name, value in vars(chosen).items() if name not in ("experiment", "json", "out")}
     settings = Settings(pathlib.Path(chosen.out), **given)
-    picked = names if chosen.experiment == "all" else (chosen.experiment,)
+    picked = tuple(EXPERIMENTS) if chosen.experiment == "all" else (chosen.experiment,)
     facts = [conduct(name, EXPERIMENTS[name], settings) for name in picked]
     if chosen.experiment == "all":
         (settings.out / "summary.md").write_text(summary(facts))

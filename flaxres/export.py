@@ -65,8 +65,7 @@ def export(predictor: Predictor, folder: pathlib.Path, form: Form = Form(), accu
 
     `accuracy` is a sentence for the card. Raises InputError where `folder` can't be written, or for ONNX where jax2onnx is not installed.
     """
-    if form.onnx and importlib.util.find_spec("jax2onnx") is None:
-        raise InputError(f"--onnx needs jax2onnx, best in an environment that only exports: {GET_ONNX}")
+    require_ready(folder, form)
     predictor = one_by_one(predictor)
     variables, folded = prepared(predictor, form)
     (batch,) = jax.export.symbolic_shape("batch")
@@ -74,7 +73,6 @@ def export(predictor: Predictor, folder: pathlib.Path, form: Form = Form(), accu
     shape = jax.ShapeDtypeStruct((batch, side, side, channels), jnp.uint8 if form.pixels else jnp.float32)
     content = jax.export.export(jax.jit(program(predictor, variables, form)), platforms=PLATFORMS)(shape).serialize()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / PROGRAM).write_bytes(content)
         (folder / CLASSES).write_text(json.dumps(predictor.classes, ensure_ascii=False, indent=0) + "\n")
         (folder / CARD).write_text(card(predictor, form, folded, accuracy, len(content)))
@@ -86,6 +84,16 @@ def export(predictor: Predictor, folder: pathlib.Path, form: Form = Form(), accu
         raise InputError(f"--out {str(folder)!r} can't be written ({error.strerror}): give another folder") from error
     save_weights(folder / WEIGHTS, predictor.variables, predictor.model)
     return Exported(folder, len(content), (folder / WEIGHTS).stat().st_size, folded)
+
+
+def require_ready(folder: pathlib.Path, form: Form) -> None:
+    """Refuses what could not be exported before anything is computed."""
+    if form.onnx and importlib.util.find_spec("jax2onnx") is None:
+        raise InputError(f"--onnx needs jax2onnx, best in an environment that only exports: {GET_ONNX}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {str(folder)!r} can't be written ({error.strerror}): give another folder") from error
 
 
 def one_by_one(predictor: Predictor) -> Predictor:
@@ -200,7 +208,7 @@ def write_onnx(predictor: Predictor, variables: Any, form: Form, path: pathlib.P
 
 
 def accuracies(workdir: str, predictor: Predictor, form: Form) -> dict[str, float]:
-    """Top-1 on a run's evaluation split, every example once, as trained and as exported."""
+    """Top-1 on a run's evaluation split, every example once and without mirror images, as trained and as exported."""
     from flaxres.training.config import from_json
     from flaxres.training.evaluation import Evaluator
     from flaxres.training.run import prepare_run
@@ -212,10 +220,7 @@ def accuracies(workdir: str, predictor: Predictor, form: Form) -> dict[str, floa
     evaluator, predictor = Evaluator(prepare_run(dataclasses.replace(config, data=data, model=model))), one_by_one(predictor)
     reports = []
     for variables in (predictor.variables, in_floats(prepared(predictor, form)[0])):
-        # The compiled evaluation takes no ema, of which `answer` would be made.
-        like = evaluator.run.abstract_state()
-        state = State(jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], (), like.ema and dict(variables))
-        reports.append(evaluator(state))
+        reports.append(evaluator(State(jnp.zeros((), jnp.int32), variables["params"], variables.get("batch_stats", {}), ())))
     return {"top1_trained": reports[0].top1, "top1_exported": reports[1].top1, "examples": reports[1].examples}
 
 

@@ -98,14 +98,19 @@ def seconds(answer: Answer, images: np.ndarray) -> float:
 
 
 def measure(name: str, batches: Sequence[int], size: int | None = None, pairs: int = 3, peers: Sequence[str] = tuple(PEERS)) -> dict[str, float]:
-    """Of each batch size B: `NAME_batchB_milliseconds` and `NAME_batchB_images_per_second`, ours and (with `_PEER` after B) of each peer that is there;
-    and `NAME_batchB_vs_PEER`, the median of alternating pairs, above 1 where ours is faster.
+    """Of each batch size B: `NAME_batchB_milliseconds` and `NAME_batchB_images_per_second`, ours and (`_PEER` after B) of each peer there is; and
+    `NAME_batchB_vs_PEER`, the median of alternating pairs, above 1 where ours is faster.
 
-    float32, random weights, images (B, S, S, 3) in the machine's memory. Raises InputError for an unknown name.
+    float32, random weights, images (B, S, S, 3) in the machine's memory. Peers are measured on CPUs alone. Raises InputError for an unknown name or a
+    size below 32.
     """
     if not batches or min(batches) < 1:
         raise InputError(f"--batches={list(batches)}: the rule is > 0")
+    if size is not None and size < 32:
+        raise InputError(f"--size={size}: the rule is >= 32")
     create_model(name)
+    if jax.default_backend() != "cpu":
+        peers = ()  # which run on the CPU here
     size = size or (32 if small_images(name) else 224)
     network, others = ours(name, size), {peer: answer for peer in peers if (answer := PEERS[peer](name, size)) is not None}
     rng, figures = np.random.default_rng(0), {}

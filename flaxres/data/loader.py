@@ -224,8 +224,7 @@ class Loader:
 
     def finish(self, pending: Pending) -> dict[str, jax.Array]:
         """The batch on the devices, once all its rows are decoded."""
-        self.wait(pending.tasks)
-        loaded = [task.result() for task in pending.tasks]
+        loaded = self.results(pending.tasks)
         images = pending.images
         if pending.block is not None:
             images = images.copy()
@@ -243,18 +242,20 @@ class Loader:
         }
         return self.transfer(arrays, pending.local, len(pending.rows.records))
 
-    def wait(self, tasks: "list[concurrent.futures.Future[Loaded]]") -> None:
-        """Until all are done; raises RuntimeError, naming the processes that are stopped, where that takes `worker_seconds`."""
+    def results(self, tasks: "list[concurrent.futures.Future[Loaded]]") -> list[Loaded]:
+        """Of all tasks of a batch; raises RuntimeError, naming the processes that are stopped, where they take `worker_seconds`."""
         limit = self.speed.worker_seconds if self.speed.workers else 0
-        if not concurrent.futures.wait(tasks, limit or None).not_done:
-            return
-        states = {process.pid: state_of(process.pid) for process in self.processes}
-        stopped = [pid for pid, state in states.items() if state in ("T", "t")]
-        who = f"process {stopped[0]} is stopped" if stopped else f"one of the processes {', '.join(sorted(map(str, states)))} hangs"
-        raise RuntimeError(
-            f"loading processes (data.workers) have not finished a batch for {limit:g} seconds (data.worker_seconds): {who}; let it go on or look at "
-            "its disk, and start again to go on"
-        )
+        deadline = time.monotonic() + limit
+        try:
+            return [task.result(max(deadline - time.monotonic(), 0) if limit else None) for task in tasks]
+        except TimeoutError as error:
+            states = {process.pid: state_of(process.pid) for process in self.processes}
+            stopped = [pid for pid, state in states.items() if state in ("T", "t")]
+            who = f"process {stopped[0]} is stopped" if stopped else f"one of the processes {', '.join(sorted(map(str, states)))} hangs"
+            raise RuntimeError(
+                f"loading processes (data.workers) have finished no batch for {limit:g} seconds (data.worker_seconds): {who}; let it go on, or "
+                "look at its disk, and start again to go on"
+            ) from error
 
     def transfer(self, arrays: dict[str, np.ndarray], local: np.ndarray, total: int) -> dict[str, jax.Array]:
         """`arrays` hold the `local` rows of a batch of `total`."""

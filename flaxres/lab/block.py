@@ -88,7 +88,7 @@ def draw(result: Result) -> Any:
         axes.set(xlabel="scale of the weights (1: He's initialisation)", xlim=(0, 1), ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.suptitle("A block of two dense layers: with weights near zero the residual one is the identity, the plain one is nothing")
+    figure.suptitle("A block of two dense layers with weights of all sizes, with and without its shortcut")
     return figure
 
 

@@ -11,31 +11,33 @@ from flaxres.lab.report import Claim, Experiment, Say, Settings
 
 DEPTHS = (20, 32, 44, 56)
 SHADES = ("#56B4E9", "#009E73", "#E69F00", "#000000")
-LAST = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """(kind, depth) -> (epochs, 2): epoch, and error in [0, 1] on the augmented training images and on the test split."""
+    """By (kind, depth), errors in [0, 1].
+
+    Attributes:
+      training, test: (epochs, 2), the epoch, and the error on the augmented training images while they train, and on the test split.
+      fit: at the end, on the whole training split: what does not fit cannot be blamed on overfitting.
+    """
 
     training: dict[tuple[str, int], np.ndarray]
     test: dict[tuple[str, int], np.ndarray]
+    fit: dict[tuple[str, int], float]
     data: str
-
-    def final(self, kind: str, depth: int) -> float:
-        """Training error, mean of the last three epochs: what does not fit cannot be blamed on overfitting."""
-        return float(self.training[kind, depth][-LAST:, 1].mean())
 
 
 def run(settings: Settings, say: Say) -> Result:
-    training, test = {}, {}
+    training, test, fitted = {}, {}, {}
     for depth in DEPTHS:
         for kind in KINDS:
             network = Trained(settings, kind, depth, say)
             training[kind, depth], test[kind, depth] = (
                 network.curve(f"{split}/top1") * np.array([1, -1]) + np.array([0, 1]) for split in ("train", "eval")
             )
-    return Result(training, test, settings.data)
+            fitted[kind, depth] = network.error(network.run.train)
+    return Result(training, test, fitted, settings.data)
 
 
 def draw(result: Result) -> Any:
@@ -49,7 +51,7 @@ def draw(result: Result) -> Any:
         one.grid(alpha=0.3)
     axes[0].set(ylabel="error, %")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(DEPTHS))
-    figure.suptitle(f"Error by epoch on {result.data}: deeper plain networks do worse, deeper residual ones don't")
+    figure.suptitle(f"Error by epoch on {result.data} of networks with and without shortcuts")
     return figure
 
 
@@ -64,12 +66,12 @@ def rows(result: Result) -> list[dict[str, Any]]:
 
 def claims(result: Result) -> list[Claim]:
     shallow, deep = DEPTHS[0], DEPTHS[-1]
-    worse = {kind: 100 * (result.final(kind, deep) - result.final(kind, shallow)) for kind in KINDS}
+    worse = {kind: 100 * (result.fit[kind, deep] - result.fit[kind, shallow]) for kind in KINDS}
     error = {kind: 100 * float(result.test[kind, deep][-1, 1]) for kind in KINDS}
     return [
         Claim(
             f"Plain networks of {deep} layers fit worse than those of {shallow}; residual ones don't",
-            f"training error of {deep} layers less that of {shallow}, points",
+            f"error on the training split of {deep} layers less that of {shallow}, points",
             worse["plain"],
             worse["residual"],
             worse["plain"] > 5 > worse["residual"],

@@ -12,13 +12,12 @@ from PIL import Image
 from flaxres import figures
 from flaxres.data.augment import normalise
 from flaxres.data.preprocess import Preprocess
-from flaxres.errors import InputError
-from flaxres.lab.networks import KINDS, Trained, examples
+from flaxres.lab.networks import DEEP, KINDS, Trained, examples, recipe
 from flaxres.lab.report import STYLES, Claim, Experiment, Say, Settings
 from flaxres.models.network import Network
 from flaxres.prediction import from_weights
 
-DEPTH, MAPS, SIDE, RIDGE = 56, 8, 160, 1e-2
+MAPS, SIDE, RIDGE = 8, 160, 1e-2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,22 +33,19 @@ class Result:
 
 
 def run(settings: Settings, say: Say) -> Result:
-    networks = {kind: Trained(settings, kind, DEPTH, say) for kind in KINDS}
+    # What can be refused comes before what takes minutes.
+    own = from_weights(settings.weights, str(settings.model), None, None) if settings.weights else None
+    data = recipe(settings, "residual", DEEP).data
+    preprocess = own.preprocess if own else Preprocess(SIDE, SIDE, data.interpolation, data.mean, data.std)
+    image = photograph(settings.image, preprocess)
+    networks = {kind: Trained(settings, kind, DEEP, say) for kind in KINDS}
     probes = {kind: probe(network, settings.seed) for kind, network in networks.items()}
     for kind, found in probes.items():
         say(f"  {kind}, linear probes: " + ", ".join(f"{stage} {100 * value:.1f}%" for stage, value in found.items()))
-    if settings.weights:
-        predictor = from_weights(settings.weights, str(settings.model), None, None)
-        network, variables, preprocess = predictor.model, predictor.variables, predictor.preprocess
-        name = f"{settings.model}, {pathlib.Path(settings.weights).name}"
-    else:
-        data = networks["residual"].run.config.data
-        network, variables = networks["residual"].model, networks["residual"].variables
-        preprocess = Preprocess(SIDE, SIDE, data.interpolation, data.mean, data.std)
-        name = f"residual, {DEPTH} layers, trained on {settings.data}"
-    image = photograph(settings.image, preprocess)
+    model, variables = (own.model, own.variables) if own else (networks["residual"].model, networks["residual"].variables)
+    name = f"{settings.model}, {pathlib.Path(settings.weights).name}" if settings.weights else f"residual, {DEEP} layers, trained on {settings.data}"
     images = normalise(jnp.asarray(image[None]), preprocess.mean, preprocess.std, jnp.float32)
-    return Result(image, feature_maps(network, variables, images), probes, name)
+    return Result(image, feature_maps(model, variables, images), probes, name)
 
 
 def photograph(path: str | None, preprocess: Preprocess) -> np.ndarray:
@@ -58,8 +54,6 @@ def photograph(path: str | None, preprocess: Preprocess) -> np.ndarray:
         import matplotlib.cbook
 
         path = str(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
-    if not pathlib.Path(path).is_file():
-        raise InputError(f"--image {path!r} does not exist: give a JPEG or PNG file")
     side = max(preprocess.size, SIDE)  # networks of small images take larger ones too
     return np.asarray(dataclasses.replace(preprocess, size=side, resize=max(side, preprocess.resize)).crop(path))
 
@@ -68,13 +62,17 @@ def feature_maps(model: Network, variables: Any, images: jax.Array) -> dict[str,
     """Of each stage, the maps that vary most over the picture."""
     maps: Any = jax.jit(lambda variables, images: model.apply(variables, images, features=True))(variables, images)
     chosen = {}
-    for name, activations in maps.items():
-        if name != "pooled":
-            array = np.asarray(activations[0], np.float32)
-            spread = array.std((0, 1)) / (array.mean((0, 1)) + 1e-6)
-            alive = np.where(array.std((0, 1)) > 1e-6, spread, -1)
-            chosen[name] = array[..., np.argsort(-alive)[:MAPS]].transpose(2, 0, 1)
+    for name in stages(maps):
+        array = np.asarray(maps[name][0], np.float32)
+        spread = array.std((0, 1)) / (abs(array).mean((0, 1)) + 1e-6)
+        alive = np.where(array.std((0, 1)) > 1e-6, spread, -1)
+        chosen[name] = array[..., np.argsort(-alive)[:MAPS]].transpose(2, 0, 1)
     return chosen
+
+
+def stages(maps: Any) -> list[str]:
+    """Their names in the order of the network; a jitted function gives dictionaries in that of the alphabet."""
+    return ["stem", *sorted(name for name in maps if name.startswith("stage"))]
 
 
 def probe(network: Trained, seed: int) -> dict[str, float]:
@@ -92,9 +90,8 @@ def probe(network: Trained, seed: int) -> dict[str, float]:
 
     seen, unseen, found = pooled(train), pooled(test), {}
     targets = np.eye(len(run.train.classes))[labels]
-    for name, features in seen.items():
-        if name == "pooled":
-            continue
+    for name in stages(seen):
+        features = seen[name]
         mean, deviation = features.mean(0), features.std(0) + 1e-6
         x = np.concatenate([(features - mean) / deviation, np.ones((len(features), 1))], 1)
         weights = np.linalg.solve(x.T @ x + RIDGE * len(x) * np.eye(x.shape[1]), x.T @ targets)
@@ -128,7 +125,7 @@ def draw(result: Result) -> Any:
         )
         bars.bar_label(drawn, fmt="%.0f", fontsize=8)
     bars.set_xticks(range(len(found)), list(found))
-    bars.set(ylabel="top-1 of a linear probe, %", ylim=(0, 118), title=f"what can be read off each stage by a linear classifier ({DEPTH} layers)")
+    bars.set(ylabel="top-1 of a linear probe, %", ylim=(0, 118), title=f"what can be read off each stage by a linear classifier ({DEEP} layers)")
     bars.legend(loc="upper left", ncols=2)
     figure.suptitle(f"Feature maps by stage: {result.name}")
     return figure
@@ -139,10 +136,10 @@ def rows(result: Result) -> list[dict[str, Any]]:
 
 
 def claims(result: Result) -> list[Claim]:
-    last = {kind: 100 * list(found.values())[-1] for kind, found in result.probes.items()}
+    last = {kind: 100 * found[list(found)[-1]] for kind, found in result.probes.items()}
     return [
         Claim(
-            f"What the last stage holds tells the classes apart better with skip connections ({DEPTH} layers)",
+            f"What the last stage holds tells the classes apart better with skip connections ({DEEP} layers)",
             "top-1 of a linear probe on the last stage, %",
             last["plain"],
             last["residual"],

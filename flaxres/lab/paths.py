@@ -37,7 +37,10 @@ def run(settings: Settings, say: Say) -> Result:
     fresh: Variables = dict(residual.model.init(jax.random.key(settings.seed), images[:1]))
     fresh = jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.ones_like(leaf) if path[-1].key == "scale" else leaf, fresh)
     _, moved = residual.model.apply(fresh, images, train=True, mutable=["batch_stats"])
-    settled = fresh | {"batch_stats": jax.tree.map(lambda old, new: (new - 0.9 * old) / 0.1, fresh["batch_stats"], moved["batch_stats"])}
+    momentum = residual.model.bn_momentum
+    settled = fresh | {
+        "batch_stats": jax.tree.map(lambda old, new: (new - momentum * old) / (1 - momentum), fresh["batch_stats"], moved["batch_stats"])
+    }
     measured = {
         "trained": contributions(residual.model, residual.variables, images),
         "born": contributions(residual.model, settled, images),
@@ -45,13 +48,13 @@ def run(settings: Settings, say: Say) -> Result:
     }
     shares = {name: share for name, (share, _) in measured.items()}
     path = {"residual": measured["trained"][1], "plain": measured["plain"][1]}
-    shares_of = (100 * np.nanmean(shares[name]) for name in ("trained", "plain"))
-    say(f"  a residual block changes its input by {next(shares_of):.0f}% on average, a plain one by {next(shares_of):.0f}%")
+    changes = {name: f"{100 * np.nanmean(share):.0f}%" for name, share in shares.items()}
+    say(f"  a residual block changes its input by {changes['trained']} on average, a plain one by {changes['plain']}")
     return Result(shares["trained"], shares["born"], shares["plain"], path)
 
 
 def contributions(model: Network, variables: Variables, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each block: |y - x| / |x|, and the cosine between y and the output of its stage's first block."""
+    """Of each block: |y - x| / |x|, and the cosine between y and the output of its stage's first block, both centred over the images."""
 
     def measured(variables: Variables, images: jax.Array) -> tuple[list[Any], list[Any]]:
         shares: list[Any] = []
@@ -63,7 +66,9 @@ def contributions(model: Network, variables: Variables, images: np.ndarray) -> t
             if not same or not first:
                 first[:] = [y]
             shares.append((norms(y - x) / jnp.maximum(norms(x), 1e-12)).mean() if same else jnp.nan)
-            cosines.append(((y * first[0]).sum((1, 2, 3)) / jnp.maximum(norms(y) * norms(first[0]), 1e-12)).mean())
+            # Activations are not negative, and any two of them alike so far: their means over the images are taken off.
+            here, there = y - y.mean(0), first[0] - first[0].mean(0)
+            cosines.append(((here * there).sum((1, 2, 3)) / jnp.maximum(norms(here) * norms(there), 1e-12)).mean())
             return y
 
         watched(lambda: model.apply(variables, images), measure)
@@ -91,12 +96,12 @@ def draw(result: Result) -> Any:
     left.set(title="What a block changes", ylabel="|output - input| / |input|", yscale="log")
     for kind, values in result.path.items():
         right.plot(blocks, values, label=f"{kind}, trained", markersize=4, **STYLES[kind])
-    right.set(title="What is left of a stage's first block", ylabel="cosine with the first block's output", ylim=(0, 1.05))
+    right.set(title="What is left of a stage's first block", ylabel="cosine with the first block's output, centred", ylim=(-0.1, 1.05))
     for axes in (left, right):
         axes.set(xlabel="block (gaps and jumps: a new stage)")
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.suptitle(f"Networks of {DEEP} layers: shortcuts carry early information on, blocks add to it")
+    figure.suptitle(f"What blocks change and what passes them, in networks of {DEEP} layers")
     return figure
 
 
@@ -129,7 +134,7 @@ def claims(result: Result) -> list[Claim]:
             left["residual"] > left["plain"] + 0.1,
         ),
         Claim(
-            "A trained residual block changes little of what passes it",
+            "A trained residual block changes less of what passes it than a plain one",
             "|output - input| / |input|, mean over blocks",
             share["plain"],
             share["residual"],

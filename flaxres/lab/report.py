@@ -37,7 +37,8 @@ class Settings:
       out: folder for pictures, tables and the networks that are trained on the way, which are trained once and serve several experiments.
       seed: of initialisation, order, augmentation and random directions.
       scale: multiplies epochs and steps: below 1 for a first look, above it for smoother curves.
-      data: 'digits' (8x8, bundled) or 'cifar10'; source, data_dir: where that is, as in `flaxres.DataConfig`.
+      data: 'digits' (8x8, bundled) or 'cifar10', for the networks that are trained; stacks of dense layers are always trained on digits.
+      source, data_dir: where CIFAR-10's archive and prepared datasets are, as in `flaxres.DataConfig`.
       image: a photograph for `features`; by default the one that matplotlib brings.
       weights, model: a file of weights for `features` and its network, in place of the one that is trained here.
     """
@@ -53,8 +54,8 @@ class Settings:
     model: str | None = None
 
     def __post_init__(self) -> None:
-        if self.data not in ("digits", "cifar10", "folder"):
-            raise InputError(f"--data={self.data!r}: the rule is digits, cifar10, or folder with --source")
+        if self.data not in ("digits", "cifar10"):
+            raise InputError(f"--data={self.data!r}: the rule is digits or cifar10")
         if not 0 < self.scale < float("inf"):
             raise InputError(f"--scale={self.scale}: the rule is > 0")
         if (self.weights is None) != (self.model is None):
@@ -134,8 +135,8 @@ def summary(facts: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| claim | measured | plain | residual | holds |", "|---|---|---|---|---|"]
     for fact in facts:
         for claim in fact["claims"]:
-            values = f"{shown(claim['plain'])} | {shown(claim['residual'])}"
-            lines.append(f"| {claim['sentence']} | {claim['measure']} (seed {fact['seed']}) | {values} | {'yes' if claim['holds'] else 'no'} |")
+            cells = [claim["sentence"], f"{claim['measure']} (seed {fact['seed']})", shown(claim["plain"]), shown(claim["residual"])]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in [*cells, "yes" if claim["holds"] else "no"]) + " |")
     return "\n".join(lines) + "\n"
 
 

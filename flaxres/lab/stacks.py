@@ -114,7 +114,15 @@ class Stack:
         joints, wide = self.joints
         added = jnp.zeros((joints, len(x), wide), x.dtype)
         weights, arriving = jax.grad(lambda params, added: self.loss(params, x, labels, None, added), (0, 1))(params, added)
-        return jnp.sqrt(jnp.square(weights["layers"]).sum((1, 2))), jnp.sqrt(jnp.square(arriving).sum((1, 2)))
+        return norms(weights["layers"]), norms(arriving)
+
+
+def norms(arrays: jax.Array) -> jax.Array:
+    """Of each of (A, ...), scaled before it is squared: squares of 1e-160 are zero."""
+    axes = tuple(range(1, arrays.ndim))
+    largest = abs(arrays).max(axes, keepdims=True)
+    scaled = arrays / jnp.where(largest > 0, largest, 1)
+    return largest.reshape(-1) * jnp.sqrt(jnp.square(scaled).sum(axes))
 
 
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:

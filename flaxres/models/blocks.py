@@ -65,7 +65,7 @@ class Projection(nn.Module):
 class ResidualBlock(nn.Module):
     """`relu(F(x) + shortcut(x))` (He et al. 2016, eq. 1 and 2), where F is the row `branch` gives.
 
-    The last norm's scale starts at zero, so that the block starts as its shortcut (Goyal et al. 2017, section 5.1).
+    Where there is a shortcut, the last norm's scale starts at zero, so that the block starts as it (Goyal et al. 2017, section 5.1).
 
     Attributes:
       shortcut: 'projection', 'average' or 'zero_pad', used only where the shape changes; the identity elsewhere. 'none' leaves all shortcuts out: the

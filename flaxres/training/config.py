@@ -411,6 +411,8 @@ def check(config: Config) -> None:
     if batch % config.train.accumulate:
         raise InputError(f"train.accumulate={config.train.accumulate} must divide train.batch_size={batch}: choose a divisor")
     part = batch // config.train.accumulate
+    if config.model.shortcut == "none" and config.model.stochastic_depth:
+        raise InputError("model.stochastic_depth with model.shortcut='none': a block without a shortcut can't be dropped; set one of them aside")
     if config.train.accumulate > 1 and (not group or part % group):
         raise InputError(
             f"train.accumulate={config.train.accumulate} needs a model.bn_group (={group}) that divides the {part} images of a part, "

@@ -256,7 +256,7 @@ def test_an_image_is_shrunk_once(shared: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["truncated", "cmyk", "png", "exif", "gray", "alpha", "deep", "animated", "empty", "pixel", "bomb"])
-def test_fault_25_26_odd_images_are_decoded_or_refused_and_never_cost_much_memory(kind: str) -> None:
+def test_fault_25_fault_26_odd_images_are_decoded_or_refused_and_never_cost_much_memory(kind: str) -> None:
     picture, tall = photograph(120, 90), encoded(photograph(300, 900))
     exif = Image.Exif()
     exif[0x0112] = 99

@@ -268,6 +268,28 @@ def test_fault_17_a_worker_that_is_killed_is_an_error_and_not_a_wait(digits: Sou
     assert not any(pathlib.Path("/dev/shm", name.lstrip("/")).exists() for name in names)
 
 
+@pytest.mark.parametrize("taken", [0, 1])
+def test_leaving_while_batches_wait_for_a_thread_ends_at_once(digits: Source, taken: int) -> None:
+    class Slow:
+        def __init__(self, records: Any) -> None:
+            self.records = records
+
+        def __len__(self) -> int:
+            return len(self.records)
+
+        def __getitem__(self, index: int) -> Any:
+            time.sleep(0.02)
+            return self.records[index]
+
+    source = dataclasses.replace(digits, records=Slow(digits.records))
+    with Loader(source, training(1297, 64, 0, 0, 1000), split(data_mesh(1)), Speed(1)) as loader:
+        for _ in range(taken):
+            next(iter(loader))
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 5
+    assert not loader.feeder.is_alive()
+
+
 @pytest.mark.slow
 def test_fault_18_a_worker_that_is_stopped_is_named(digits: Source) -> None:
     import multiprocessing
@@ -280,7 +302,7 @@ def test_fault_18_a_worker_that_is_stopped_is_named(digits: Source) -> None:
         (worker,) = multiprocessing.active_children()
         begun = time.monotonic()
         os.kill(worker.pid or 0, signal.SIGSTOP)
-        with pytest.raises(RuntimeError, match=f"not finished a batch for 5 seconds .*: process {worker.pid} is stopped"):
+        with pytest.raises(RuntimeError, match=f"finished no batch for 5 seconds .*: process {worker.pid} is stopped"):
             for _ in batches:
                 pass
         assert time.monotonic() - begun < 20

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxres.cli import main
-from flaxres.lab import block, gradients, lesion
+from flaxres.cli import LAB, main
+from flaxres.lab import EXPERIMENTS, block, gradients, lesion
 from flaxres.lab.report import Claim, Experiment, Settings, conduct, summary
-from flaxres.lab.stacks import KINDS, Stack, digits
+from flaxres.lab.stacks import KINDS, Stack, digits, norms
 
 IMAGES, LABELS = digits("train")
 
@@ -29,6 +29,23 @@ def test_plain_gradients_vanish_and_others_do_not(seed: int) -> None:
     assert ratio(Stack("plain", 60), seed) < 1e-7
     for kind in KINDS[1:]:
         assert ratio(Stack(kind, 60), seed) > 0.1, kind
+
+
+@pytest.mark.slow
+def test_the_claims_of_the_gradients_hold(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "DEPTHS", (30, 100, 1000))
+    result = gradients.run(Settings(tmp_path), print)
+    assert all(claim.holds for claim in gradients.claims(result)), gradients.claims(result)
+    deepest = result.at_birth["Glorot's initialisation, no norm", "plain", 1000]
+    assert (deepest.arriving > 0).all()
+    assert deepest.ratio < 1e-140
+    assert len(gradients.rows(result)) == 3 * 4 * (30 + 100 + 1000) + 4 * 3 * 50
+
+
+def test_norms_do_not_underflow() -> None:
+    with jax.enable_x64(True):
+        found = norms(jnp.asarray([[[3e-200, 4e-200]], [[0.0, 0.0]], [[3.0, 4.0]]], jnp.float64))
+    np.testing.assert_allclose(found, [5e-200, 0, 5], rtol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -76,6 +93,10 @@ def test_what_arrives_is_the_gradient_by_the_output_of_each_block() -> None:
         a, b = params["layers"][2 * blocks - 2 : 2 * blocks]
         x = stack.residual(x, a, b)
         np.testing.assert_allclose(arriving[blocks - 1], jnp.linalg.norm(jax.grad(tail)(x, blocks)), rtol=1e-4)
+
+
+def test_the_command_knows_every_experiment() -> None:
+    assert [*EXPERIMENTS, "all"] == [*LAB]
 
 
 def test_the_block_falls_back_to_the_identity(tmp_path: pathlib.Path) -> None:

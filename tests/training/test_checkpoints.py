@@ -97,7 +97,7 @@ def test_fault_07_every_damaged_file_sends_a_run_to_the_step_before(workdir: pat
         (path.parent / "new").unlink(missing_ok=True)
 
 
-def test_fault_06_07_what_is_refused_is_named_kept_and_saved_anew(workdir: pathlib.Path) -> None:
+def test_fault_06_fault_07_what_is_refused_is_named_kept_and_saved_anew(workdir: pathlib.Path) -> None:
     folder = workdir / "checkpoints"
     (victim,) = (folder / "30" / "state").glob("manifest.ocdbt")
     damaged = victim.read_bytes()[::-1]

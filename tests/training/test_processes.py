@@ -61,7 +61,7 @@ def test_several_processes_give_the_losses_of_one() -> None:
 
 
 @pytest.mark.slow
-def test_fault_14_15_a_run_goes_on_with_other_numbers_of_processes_and_devices() -> None:
+def test_fault_14_fault_15_a_run_goes_on_with_other_numbers_of_processes_and_devices() -> None:
     found = figures("resume")
     assert found["processes_1_2_1"] < 1e-8
     assert found["devices_1_4_2"] < 1e-8
