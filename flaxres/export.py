@@ -28,7 +28,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAM, WEIGHTS, CARD, CLASSES, SERVER, ONNX = "model.jax_export", "weights.safetensors", "README.md", "classes.json", "serve.py", "model.onnx"
 LEVELS = 127
 # jax2onnx pins an older Orbax than training needs; what converts networks is in these.
-GET_ONNX = "pip install onnx onnxruntime && pip install --no-deps jax2onnx onnx-ir jaxtyping wadler-lindig equinox dm-pix"
+GET_ONNX = "pip install onnx onnxruntime && pip install --no-deps jax2onnx onnx-ir jaxtyping wadler-lindig equinox"
 
 Path = tuple[str, ...]
 

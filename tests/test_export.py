@@ -165,7 +165,7 @@ def test_converters_see_jaxs_own_operations() -> None:
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("run")
-    words = "train --config configs/digits.py --train.epochs 12 --train.tensorboard False --train.devices 1 --optim.warmup-epochs 2"
+    words = "train --config configs/digits.py --train.epochs 30 --train.tensorboard False --train.devices 1 --optim.warmup-epochs 2"
     assert main([*words.split(), "--workdir", str(folder / "run"), "--data.data-dir", str(folder / "data")]) == 0
     return folder / "run"
 
