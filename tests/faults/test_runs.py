@@ -72,6 +72,9 @@ def test_fault_04_a_full_disk(most: int | None, named: str, data: pathlib.Path, 
     words = kill.arguments(tmp_path / "run", data)
     started = kill.start(words)
     kill.wait_for_step(tmp_path / "run", 12, started)
+    while newest_sound(tmp_path / "run" / "checkpoints")[0] is None:  # the first save runs beside the steps
+        time.sleep(0.05)
+    saved = newest_sound(tmp_path / "run" / "checkpoints")[0]
     limit = most or (tmp_path / "run" / "metrics.jsonl").stat().st_size + 100
     begun = time.monotonic()
     resource.prlimit(started[0].pid, resource.RLIMIT_FSIZE, (limit, limit))
@@ -82,7 +85,7 @@ def test_fault_04_a_full_disk(most: int | None, named: str, data: pathlib.Path, 
     assert last.startswith("flaxres: ")
     assert str(tmp_path / "run" / named) in last
     assert "start the same command again" in last
-    assert newest_sound(tmp_path / "run" / "checkpoints")[0] == 10
+    assert newest_sound(tmp_path / "run" / "checkpoints")[0] == saved
     processes.finish(kill.start(words))
     assert (kill.digest(tmp_path / "run"), kill.log(tmp_path / "run")) == expected
 
@@ -160,7 +163,8 @@ def test_fault_21_a_process_that_stands_still_ends_all(victim: int, data: pathli
         (said,) = kill.ended([started[1 - victim]], 120)
         assert time.monotonic() - begun < 60
         assert started[1 - victim].returncode != 0
-        assert f"task:{victim}" in said or "coordination service" in said.lower()
+        # Heartbeats go to the first process: one that gets no answer names its service.
+        assert ("CoordinationService/Heartbeat" if victim == 0 else f"task:{victim}") in said
         assert "train" in (tmp_path / "run" / f"stacks-{1 - victim}.txt").read_text()
     finally:
         for process in started:
@@ -195,7 +199,7 @@ def test_fault_22_a_process_ten_times_slower_is_named_and_goes_on(data: pathlib.
     thread = threading.Thread(target=hold_up)
     thread.start()
     try:
-        kill.wait_for_step(tmp_path / "run", 32, started)
+        kill.wait_for_step(tmp_path / "run", 22, started)
     finally:
         over.set()
         thread.join()
