@@ -1,7 +1,9 @@
 """The errors that end a run in one line, and the wording that every refusal shares."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import pathlib
+from collections.abc import Iterable, Iterator
 
 
 class InputError(ValueError):
@@ -16,6 +18,15 @@ class WriteError(OSError):
 
     `train.py` and the `flaxres` command print the message and exit with code 74. What was saved before is intact.
     """
+
+
+@contextlib.contextmanager
+def writing_to(folder: pathlib.Path) -> Iterator[None]:
+    """Refuses, by name, the folder that a command's `--out` gives where it can't be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--out {str(folder)!r} can't be written ({error.strerror}): give another folder") from error
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> InputError:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxres.data.augment import normalise
-from flaxres.errors import InputError
+from flaxres.errors import InputError, writing_to
 from flaxres.models.blocks import unstack_blocks
 from flaxres.models.count import multiply_accumulates, parameters
 from flaxres.models.kept import jax_operations_only
@@ -72,7 +72,7 @@ def export(predictor: Predictor, folder: pathlib.Path, form: Form = Form(), accu
     side, channels = predictor.preprocess.size, predictor.model.in_channels
     shape = jax.ShapeDtypeStruct((batch, side, side, channels), jnp.uint8 if form.pixels else jnp.float32)
     content = jax.export.export(jax.jit(program(predictor, variables, form)), platforms=PLATFORMS)(shape).serialize()
-    try:
+    with writing_to(folder):
         (folder / PROGRAM).write_bytes(content)
         (folder / CLASSES).write_text(json.dumps(predictor.classes, ensure_ascii=False, indent=0) + "\n")
         (folder / CARD).write_text(card(predictor, form, folded, accuracy, len(content)))
@@ -80,8 +80,6 @@ def export(predictor: Predictor, folder: pathlib.Path, form: Form = Form(), accu
             (folder / SERVER).write_text(server(side))
         if form.onnx:
             write_onnx(predictor, variables, form, folder / ONNX)
-    except OSError as error:
-        raise InputError(f"--out {str(folder)!r} can't be written ({error.strerror}): give another folder") from error
     save_weights(folder / WEIGHTS, predictor.variables, predictor.model)
     return Exported(folder, len(content), (folder / WEIGHTS).stat().st_size, folded)
 
@@ -90,10 +88,8 @@ def require_ready(folder: pathlib.Path, form: Form) -> None:
     """Refuses what could not be exported before anything is computed."""
     if form.onnx and importlib.util.find_spec("jax2onnx") is None:
         raise InputError(f"--onnx needs jax2onnx, best in an environment that only exports: {GET_ONNX}")
-    try:
+    with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {str(folder)!r} can't be written ({error.strerror}): give another folder") from error
 
 
 def one_by_one(predictor: Predictor) -> Predictor:

@@ -56,8 +56,8 @@ def run(settings: Settings, say: Say) -> Result:
 def lesions(settings: Settings, network: Trained) -> tuple[float, np.ndarray, np.ndarray]:
     images, labels = examples(network.run, network.run.evaluation, 500, settings.seed)
     logits, variables = jax.jit(bypassed(network.model)), network.variables
-    free = np.flatnonzero(removable(network.model, images, variables))
-    blocks = len(removable(network.model, images, variables))
+    can_go = removable(network.model, images, variables)
+    free, blocks = np.flatnonzero(can_go), len(can_go)
 
     def accuracy(gone: Any) -> float:
         kept = np.ones(blocks, bool)

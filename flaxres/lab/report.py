@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flaxres import figures
-from flaxres.errors import InputError
+from flaxres.errors import InputError, writing_to
 from flaxres.training.metrics import replace_file
 
 # Okabe & Ito's palette, which colour-blind readers tell apart; lines and markers differ as well.
@@ -90,10 +90,8 @@ def conduct(name: str, experiment: Experiment, settings: Settings, say: Say = no
     Raises InputError where the folder can't be written, or for settings that don't fit.
     """
     begun = time.perf_counter()
-    try:
+    with writing_to(settings.out):
         settings.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {str(settings.out)!r} can't be written ({error.strerror}): give another folder") from error
     say(f"{name}: {experiment.title}")
     result = experiment.run(settings, say)
     claims = experiment.claims(result)
