@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxres.data.augment import normalise
+from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError, writing_to
 from flaxres.models.blocks import unstack_blocks
 from flaxres.models.count import multiply_accumulates, parameters
@@ -77,7 +78,7 @@ def export(predictor: Predictor, folder: pathlib.Path, form: Form = Form(), accu
         (folder / CLASSES).write_text(json.dumps(predictor.classes, ensure_ascii=False, indent=0) + "\n")
         (folder / CARD).write_text(card(predictor, form, folded, accuracy, len(content)))
         if form.pixels:
-            (folder / SERVER).write_text(server(side))
+            (folder / SERVER).write_text(server(predictor.preprocess))
         if form.onnx:
             write_onnx(predictor, variables, form, folder / ONNX)
     save_weights(folder / WEIGHTS, predictor.variables, predictor.model)
@@ -220,22 +221,40 @@ def accuracies(workdir: str, predictor: Predictor, form: Form) -> dict[str, floa
     return {"top1_trained": reports[0].top1, "top1_exported": reports[1].top1, "examples": reports[1].examples}
 
 
-def server(side: int) -> str:
+def server(preprocess: Preprocess) -> str:
     """The text of `serve.py`."""
-    return f'''"""Serves the model beside this file, with jax alone: `python serve.py 8000`. POST {side} x {side} x 3 bytes a picture, RGB."""
+    return f'''"""Serves the model beside this file: `python serve.py 8000`, then `curl --data-binary @photo.jpg 127.0.0.1:8000`.
 
-import http.server, json, pathlib, sys
+Needs jax and flatbuffers; and Pillow for photographs, which are scaled as the network's evaluation does.
+Raw pixels, {preprocess.size} x {preprocess.size} x 3 bytes a picture, RGB, are taken as they are.
+"""
+
+import http.server, io, json, pathlib, sys
 import jax, numpy as np
 
-here = pathlib.Path(__file__).parent
-model = jax.jit(jax.export.deserialize((here / "{PROGRAM}").read_bytes()).call)
-names = json.loads((here / "{CLASSES}").read_text())
+HERE, SIZE, SHORT = pathlib.Path(__file__).parent, {preprocess.size}, {preprocess.resize}
+model = jax.jit(jax.export.deserialize((HERE / "{PROGRAM}").read_bytes()).call)
+names = json.loads((HERE / "{CLASSES}").read_text())
+
+def pixels(body):
+    if body and len(body) % (SIZE * SIZE * 3) == 0:
+        return np.frombuffer(body, np.uint8).reshape(-1, SIZE, SIZE, 3)
+    from PIL import Image
+    picture = Image.open(io.BytesIO(body)).convert("RGB")
+    width, height = (int(SHORT * side / min(picture.size)) for side in picture.size)
+    left, top = round((width - SIZE) / 2), round((height - SIZE) / 2)
+    picture = picture.resize((width, height), Image.Resampling.{preprocess.interpolation.upper()})
+    return np.asarray(picture.crop((left, top, left + SIZE, top + SIZE)))[None]
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
-        pixels = np.frombuffer(self.rfile.read(int(self.headers["Content-Length"])), np.uint8).reshape(-1, {side}, {side}, 3)
-        best = [{{names[i]: float(row[i]) for i in np.argsort(-row)[:5]}} for row in np.asarray(model(pixels))]
-        self.send_response(200); self.end_headers(); self.wfile.write(json.dumps(best).encode())
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        try:
+            images = pixels(body)
+        except (OSError, ImportError) as error:
+            return self.send_error(400, f"{{len(body)}} bytes are neither a JPEG or PNG nor {{SIZE}} x {{SIZE}} x 3 a picture", str(error))
+        best = [{{names[i]: float(row[i]) for i in np.argsort(-row)[:5]}} for row in np.asarray(model(images))]
+        self.send_response(200); self.end_headers(); self.wfile.write(json.dumps(best).encode() + b"\\n")
 
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 '''
@@ -258,7 +277,7 @@ def card(predictor: Predictor, form: Form, folded: int, accuracy: str, size: int
         "devices": ", ".join(PLATFORMS),
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    serve = f"\n`python {SERVER} 8000` answers on this machine to POSTs of raw pixels.\n" if form.pixels else ""
+    serve = f"\n`python {SERVER} 8000` answers on this machine to `curl --data-binary @photo.jpg 127.0.0.1:8000`.\n" if form.pixels else ""
     onnx = f"\n`{ONNX}` is the same program in ONNX.\n" if form.onnx else ""
     return f"""# {type(model).__name__} of {len(predictor.classes)} classes
 

@@ -1,6 +1,8 @@
 """What is exported answers as the network does, for any batch, in a process that has jax and not flaxres."""
 
+import dataclasses
 import http.client
+import io
 import json
 import pathlib
 import subprocess
@@ -14,14 +16,15 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import flaxres
 from benchmarks.scaling import loopback
 from flaxres.cli import main
 from flaxres.data.preprocess import Preprocess
-from flaxres.export import CLASSES, GET_ONNX, ONNX, PROGRAM, SERVER, WEIGHTS, Form, export, folded, in_8_bits, in_floats
+from flaxres.export import CLASSES, GET_ONNX, ONNX, PROGRAM, SERVER, WEIGHTS, Form, export, folded, in_8_bits, in_floats, prepared
 from flaxres.models.kept import jax_operations_only
-from flaxres.prediction import Predictor
+from flaxres.prediction import Predictor, from_workdir
 
 RNG = np.random.default_rng(0)
 BATCHES = (1, 7, 64)
@@ -182,18 +185,36 @@ def test_a_run_is_exported_with_its_accuracy_and_served(workdir: pathlib.Path, t
     server = subprocess.Popen([sys.executable, str(tmp_path / "out" / SERVER), port])
     try:
         for _ in range(300):
-            connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
             try:
-                connection.request("POST", "/", pictures(2, 8).tobytes())
+                pixels = answer(int(port), pictures(2, 8).tobytes())
                 break
             except ConnectionRefusedError:
                 time.sleep(0.1)
-        best = json.loads(connection.getresponse().read())
+        photograph = encoded(pictures(1, 40)[0, :, :30])
+        whole = answer(int(port), photograph)
+        broken = answer(int(port), photograph[:30])
     finally:
         server.kill()
         server.wait()
-    assert [len(row) for row in best] == [5, 5]
-    assert set(best[0]) <= set("0123456789")
+    assert [len(row) for row in json.loads(pixels[1])] == [5, 5]
+    trained = from_workdir(str(workdir))
+    exact = dataclasses.replace(trained, variables=in_floats(prepared(trained, Form(int8=True))[0]))
+    assert json.loads(whole[1])[0] == pytest.approx(dict(exact([photograph], top=5)[0]), abs=1e-5)
+    assert broken[0] == 400
+    assert "30 bytes are neither a JPEG or PNG nor 8 x 8 x 3 a picture" in broken[1]
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def answer(port: int, body: bytes) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("POST", "/", body)
+    response = connection.getresponse()
+    return response.status, response.read().decode()
 
 
 @pytest.mark.slow

@@ -155,21 +155,22 @@ class AugmentConfig:
 class OptimConfig:
     """The optimizer, the schedule of its learning rate, and the loss."""
 
-    name: Literal["sgd", "sgdw", "lars", "lamb", "adamw"] = "sgd"
+    name: Literal["sgd", "sgdw", "lars", "lamb", "adamw", "muon"] = "sgd"
     """'sgdw' is SGD whose weight decay is decoupled and follows the schedule: (rate / peak) * decay * weight a step."""
     learning_rate: float = 0.1
     """At its peak, for this batch size; nothing rescales it."""
     momentum: float = 0.9
-    """Of SGD and LARS; the first beta of LAMB and AdamW."""
+    """Of SGD, LARS and Muon; the first beta of LAMB and AdamW."""
     nesterov: bool = False
+    """Nesterov's momentum: SGD, LARS and Muon."""
     beta2: float = 0.999
-    """LAMB and AdamW: of the squared gradients."""
+    """LAMB and AdamW, and Muon for what is no kernel of a convolution: of the squared gradients."""
     epsilon: float = 1e-6
-    """LAMB and AdamW: added to the root."""
+    """Where beta2 is used: added to the root."""
     trust_coefficient: float = 0.001
     """LARS: of the ratio between the norms of weights and gradients."""
     weight_decay: float = 1e-4
-    """SGD and LARS: added to the gradient, as PyTorch's SGD does; LAMB and AdamW: added to the update."""
+    """SGD and LARS: added to the gradient, as PyTorch's SGD does; LAMB, AdamW and Muon: added to the update."""
     decay_norm_and_bias: bool = False
     """Whether weight decay (and the trust ratio of LARS and LAMB) also acts on norms and biases."""
     clip_norm: float = 0.0
@@ -422,8 +423,8 @@ def check(config: Config) -> None:
         raise InputError("optim.distill_model and optim.distill_weights go together: give both")
     if config.optim.distill_model is not None and config.optim.distill_model not in MODELS:
         raise unknown("optim.distill_model", config.optim.distill_model, MODELS)
-    if config.optim.nesterov and config.optim.name not in ("sgd", "sgdw", "lars"):
-        raise InputError(f"optim.nesterov=True with optim.name={config.optim.name!r}: it is SGD's and LARS's; leave it out")
+    if config.optim.nesterov and config.optim.name in ("lamb", "adamw"):
+        raise InputError(f"optim.nesterov=True with optim.name={config.optim.name!r}: it is SGD's, LARS's and Muon's; leave it out")
     if config.optim.nesterov and not config.optim.momentum:
         raise InputError("optim.nesterov=True with optim.momentum=0: Nesterov's step needs momentum, e.g. 0.9")
     if config.augment.auto is not None:

@@ -1,11 +1,14 @@
 """Learning rate schedules and optimizers, composed from optax in the order of their formulas."""
 
+import functools
+import math
 import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from flaxres.training.config import OptimConfig
 
@@ -46,6 +49,7 @@ def optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTr
     sgdw: the same without decay, then `(rate / peak) * decay * w` (Loshchilov & Hutter 2019, algorithm 1).
     lars: You et al. 2017, algorithm 1, with the learning rate outside the buffer, as timm has it. lamb: You et al. 2020, algorithm 2, as timm has it.
     adamw: Loshchilov & Hutter 2019, algorithm 2.
+    muon: Jordan et al. 2024, for the kernels of convolutions; AdamW for the rest.
     """
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     parts += PARTS[config.name](config, schedule)
@@ -102,8 +106,41 @@ def adamw(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientT
     return [optax.adamw(schedule, config.momentum, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=mask(config))]
 
 
-PARTS = {"sgd": sgd, "sgdw": sgdw, "lars": lars, "lamb": lamb, "adamw": adamw}
+def muon(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
+    matrices = functools.partial(jax.tree.map, matrix)
+    orthogonal = optax.chain(
+        optax.contrib.scale_by_muon(beta=config.momentum, nesterov=config.nesterov, weight_dimension_numbers=matrices),
+        optax.stateless(lambda updates, _: jax.tree.map(as_large_as_adams, updates)),
+    )
+    return [
+        optax.partition({"muon": orthogonal, "adam": optax.scale_by_adam(config.momentum, config.beta2, config.epsilon)}, labels),
+        optax.add_decayed_weights(config.weight_decay, mask(config)),
+        optax.scale_by_learning_rate(schedule),
+    ]
+
+
+def labels(params: Any) -> Any:
+    """Which parameters are orthogonalised: the kernels of convolutions, not the head (Jordan et al. 2024)."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: "muon" if jnp.ndim(leaf) >= 4 and depth(slashed(path)) < 5 else "adam", params)
+
+
+def matrix(kernel: jax.Array) -> optax.contrib.MuonDimensionNumbers:
+    """A kernel (..., height, width, inputs, outputs) as the matrices of all that an output sums."""
+    return optax.contrib.MuonDimensionNumbers(tuple(range(kernel.ndim - 4, kernel.ndim - 1)), kernel.ndim - 1)
+
+
+def as_large_as_adams(update: jax.Array) -> jax.Array:
+    """An orthogonal matrix at a root mean square of 0.2, AdamW's, for the learning rates and decays of AdamW (Liu et al. 2025, eq. 4)."""
+    *inputs, outputs = update.shape[-4:]
+    return 0.2 * math.sqrt(max(math.prod(inputs), outputs)) * update
+
+
+PARTS = {"sgd": sgd, "sgdw": sgdw, "lars": lars, "lamb": lamb, "adamw": adamw, "muon": muon}
 HEADS = {"fc", "linear", "head", "classifier"}
+
+
+def slashed(path: Any) -> str:
+    return "/".join(str(key.key) for key in path)
 
 
 def depth(name: str) -> int:
@@ -118,12 +155,9 @@ def depth(name: str) -> int:
 def by_depth(decay: float) -> optax.GradientTransformation:
     """Updates times `decay` to the power of the number of the network's stages that lie behind a parameter's, the head's included."""
 
-    def depth_of(path: Any) -> int:
-        return depth("/".join(str(key.key) for key in path))
-
     def update(updates: Any, _: Any) -> Any:
-        depths = sorted({depth_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(updates)})
+        depths = sorted({depth(slashed(path)) for path, _ in jax.tree_util.tree_leaves_with_path(updates)})
         behind = {found: len(depths) - 1 - i for i, found in enumerate(depths)}
-        return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf * decay ** behind[depth_of(path)], updates)
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf * decay ** behind[depth(slashed(path))], updates)
 
     return optax.stateless(update)

@@ -1,5 +1,6 @@
 """Schedules equal their formulas at every step; SGD is PyTorch's."""
 
+import functools
 import importlib
 import importlib.util
 import math
@@ -160,3 +161,43 @@ def test_depth_orders_the_stages(name: str) -> None:
         1 / 2,
         1,
     ]
+
+
+@needs_torch
+@pytest.mark.parametrize("shape", [(3, 3, 4, 5), (1, 1, 6, 24), (2, 3, 3, 4, 5)])
+def test_twenty_steps_are_timms_muon(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head and the scales go to AdamW. timm's bfloat16 is float32 here, like ours. The blocks of a scan are a matrix each."""
+    torch, _ = torch_and_timm()
+    theirs = importlib.import_module("timm.optim.muon")
+    monkeypatch.setattr(theirs, "zeropower_via_newtonschulz", functools.partial(theirs.zeropower_via_newtonschulz, dtype=torch.float32))
+    config = OptimConfig("muon", 0.02, momentum=0.95, weight_decay=0.1, epsilon=1e-8, warmup_epochs=1, warmup_scale=0.1)
+    schedule = learning_rate(config, STEPS, EPOCH)
+    tx = optimizer(config, schedule)
+    params = {
+        "layer1": {"conv": {"kernel": jax.random.normal(jax.random.key(1), shape) / 10}, "scale": jnp.ones(4)},
+        "fc": {"kernel": jax.random.normal(jax.random.key(2), (8, 3))},
+    }
+
+    def tensors(tree: Any) -> list[Any]:
+        """The head, then the blocks' kernels, then the scale, in PyTorch's layouts."""
+        kernels = np.array(tree["layer1"]["conv"]["kernel"]).reshape(-1, *shape[-4:]).transpose(0, 4, 3, 1, 2)
+        return [torch.from_numpy(np.array(leaf)) for leaf in (tree["fc"]["kernel"], *kernels, tree["layer1"]["scale"])]
+
+    weights = [torch.nn.Parameter(tensor) for tensor in tensors(params)]
+    adam = [
+        torch.optim.AdamW(weights[:1], 0.02, (0.95, 0.999), 1e-8, weight_decay=0.1),
+        torch.optim.AdamW(weights[-1:], 0.02, (0.95, 0.999), 1e-8, weight_decay=0),
+    ]
+    muon = theirs.Muon(weights[1:-1], 0.02, weight_decay=0.1, momentum=0.95, nesterov=False, ns_coefficients="original")
+    opt_state, update = tx.init(params), jax.jit(tx.update)
+    for step in range(20):
+        gradients = jax.tree.map(lambda leaf, step=step: jax.random.normal(jax.random.fold_in(jax.random.key(step), leaf.size), leaf.shape), params)
+        updates, opt_state = update(gradients, opt_state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        for weight, gradient in zip(weights, tensors(gradients), strict=True):
+            weight.grad = gradient
+        for peer in (*adam, muon):
+            peer.param_groups[0]["lr"] = float(schedule(step))
+            peer.step()
+    for ours, weight in zip(tensors(params), weights, strict=True):
+        np.testing.assert_allclose(ours, weight.detach().numpy(), rtol=1e-4, atol=2e-5)
