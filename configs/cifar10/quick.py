@@ -14,11 +14,11 @@ Expected: measured once, on CIFAR-10 recompressed as JPEG of quality 75, for tra
 from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 config = Config(
-    model=ModelConfig(name="resnet20", depths=(1, 2, 2, 1), widths=(16, 64, 128, 256)),
+    model=ModelConfig(name="resnet20", depths=(1, 2, 2, 1), widths=(16, 64, 128, 256), stem_init="whitening"),
     data=DataConfig(
-        name="cifar10", image_size=32, progressive_sizes=((0, 24), (11, 32)), eval_size=32, eval_resize=32, crop="centre", eval_flip=True
+        name="cifar10", image_size=32, progressive_sizes=((0, 24), (10, 32)), eval_size=32, eval_resize=32, crop="centre", eval_flip=True
     ),
     augment=AugmentConfig(shift=3),
-    optim=OptimConfig(learning_rate=0.2, nesterov=True, weight_decay=5e-4, schedule="linear", warmup_epochs=3, label_smoothing=0.1),
-    train=TrainConfig(batch_size=256, eval_batch_size=400, epochs=18, eval_every_epochs=3, checkpoint_every_epochs=3, log_every_steps=50),
+    optim=OptimConfig(name="muon", learning_rate=0.03, nesterov=True, weight_decay=0.1, schedule="linear", warmup_epochs=0.5, label_smoothing=0.1),
+    train=TrainConfig(batch_size=256, eval_batch_size=400, epochs=16, eval_every_epochs=4, checkpoint_every_epochs=4, log_every_steps=50),
 )

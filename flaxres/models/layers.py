@@ -267,5 +267,6 @@ def maximum_of_slices(padded: jax.Array, size: int, stride: int) -> jax.Array:
 def zero_pad_shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:
     """Option A of He et al. 2016, section 4.2: every `stride`-th pixel, then zero channels, half before and half behind."""
     x = x[:, ::stride, ::stride]
-    extra = features - x.shape[-1]
+    if (extra := features - x.shape[-1]) < 0:
+        raise InputError(f"shortcut='zero_pad' can't narrow {x.shape[-1]} channels to {features}: widen the block, or take shortcut='projection'")
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))

@@ -33,6 +33,8 @@ class ModelConfig:
     """Width of each stage."""
     stem_width: int | None = None
     """Width of what the first convolution gives."""
+    stem_init: Literal["random", "whitening"] = "random"
+    """'whitening': the first convolution starts with the principal directions of training pictures, each divided by its deviation (Jordan 2024)."""
     shortcut: Literal["projection", "average", "zero_pad", "none"] | None = None
     """None keeps the model's own: 'none' leaves shortcuts out, for a plain network (He et al. 2016, section 3.3)."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
@@ -423,6 +425,8 @@ def check(config: Config) -> None:
         raise InputError("optim.distill_model and optim.distill_weights go together: give both")
     if config.optim.distill_model is not None and config.optim.distill_model not in MODELS:
         raise unknown("optim.distill_model", config.optim.distill_model, MODELS)
+    if config.model.weights and config.model.stem_init != "random":
+        raise InputError(f"model.stem_init={config.model.stem_init!r} with model.weights: the weights have a stem already; leave one of them out")
     if config.optim.nesterov and config.optim.name in ("lamb", "adamw"):
         raise InputError(f"optim.nesterov=True with optim.name={config.optim.name!r}: it is SGD's, LARS's and Muon's; leave it out")
     if config.optim.nesterov and not config.optim.momentum:

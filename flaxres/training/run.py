@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from flaxres.data import decode
 from flaxres.data.loader import Loader, Speed, require_resident, resident, training_rows
@@ -22,8 +23,9 @@ from flaxres.models.registry import create_model
 from flaxres.training.config import Config, check, check_devices
 from flaxres.training.mesh import data_mesh, place, replicated, split
 from flaxres.training.optimizers import learning_rate, optimizer
-from flaxres.training.state import State, abstract_state, create_state
+from flaxres.training.state import State, abstract_state, born, create_state
 from flaxres.training.steps import compiled_train_step
+from flaxres.training.whitening import whitened
 from flaxres.weights.transfer import load_weights
 
 
@@ -81,9 +83,14 @@ class Run:
         return jax.tree.map(lambda leaf: place(np.asarray(leaf), replicated(self.mesh)), variables)
 
     def first_state(self) -> State:
-        """The state at step 0: random, or from a file of weights."""
-        path = self.config.model.weights
-        variables = self.placed(load_weights(path, self.model, adapt=True)) if path else None
+        """The state at step 0: random, with a whitening stem or without, or from a file of weights."""
+        path, variables = self.config.model.weights, None
+        if path:
+            variables = self.placed(load_weights(path, self.model, adapt=True))
+        elif self.config.model.stem_init == "whitening":
+            random = jax.device_get(jax.jit(functools.partial(born, self.model, self.config))())
+            # The first process's, since others' libraries may round otherwise.
+            variables = self.placed(multihost_utils.broadcast_one_to_all(whitened(random, self.train, self.config.data)))
         return create_state(self.model, self.tx, self.config, self.mesh, variables)
 
     def train_step(self) -> Any:

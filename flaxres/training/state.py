@@ -47,11 +47,16 @@ class State:
         return self.ema or self.variables
 
 
+def born(model: nn.Module, config: Config) -> Any:
+    """Random variables, by the seed."""
+    size = config.data.image_size
+    return model.init(purpose(config.train.seed, INIT), jnp.zeros((1, size, size, 3), jnp.float32))
+
+
 def birth(model: nn.Module, tx: optax.GradientTransformation, config: Config, variables: Any = None) -> State:
     """The state at step 0, to be traced; `variables` are those to start from in place of random ones."""
     if variables is None:
-        size = config.data.image_size
-        variables = model.init(purpose(config.train.seed, INIT), jnp.zeros((1, size, size, 3), jnp.float32))
+        variables = born(model, config)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if config.train.ema_decay else {}
     half = config.model.compute_dtype == "float16"

@@ -1,0 +1,58 @@
+"""A whitening stem gives channels that are uncorrelated and of one size on the pictures that it was made of."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from flaxres import Config, DataConfig, ModelConfig, TrainConfig
+from flaxres.data.sources import open_source
+from flaxres.errors import InputError
+from flaxres.training.run import prepare_run
+from flaxres.training.whitening import patches
+
+DATA = DataConfig("digits", image_size=8, eval_size=8, eval_resize=8, crop="centre")
+WIDTH = 12
+CONFIG = Config(ModelConfig("resnet20", stem="small", stem_width=WIDTH, stem_init="whitening"), DATA, train=TrainConfig(24, 24))
+
+
+def test_the_stem_whitens() -> None:
+    state = prepare_run(CONFIG).first_state()
+    kernel = np.asarray(state.params["conv1"]["kernel"], np.float64)
+    rows = patches(open_source("digits", "train"), DATA, 3)
+    assert rows.shape == (64 * 1297, 27)
+    answers = (rows - rows.mean(0)) @ kernel.reshape(27, WIDTH)
+    np.testing.assert_allclose(answers[:, :6], -answers[:, 6:], atol=1e-4)
+    covariance = np.cov(answers[:, :6].T)
+    np.testing.assert_allclose(covariance - np.diag(np.diag(covariance)), 0, atol=1e-3)
+    # Directions as strong as the regularisation or stronger; grey pictures have fewer than the kernel has numbers.
+    assert (np.diag(covariance) > 0.5).all()
+    assert (np.diag(covariance) < 1.001).all()
+
+
+def test_the_rest_is_as_random_as_without() -> None:
+    whitening = prepare_run(CONFIG).first_state()
+    random = prepare_run(dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, stem_init="random"))).first_state()
+    differ = jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda a, b: bool((a != b).any()), whitening.params, random.params))
+    assert [jax.tree_util.keystr(path, simple=True, separator="/") for path, unlike in differ if unlike] == ["conv1/kernel"]
+
+
+def test_channels_beyond_the_directions_stay() -> None:
+    wide = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, stem_width=60, widths=(64, 64, 64)))
+    random = dataclasses.replace(wide, model=dataclasses.replace(wide.model, stem_init="random"))
+    ours, born = (np.asarray(prepare_run(config).first_state().params["conv1"]["kernel"]) for config in (wide, random))
+    np.testing.assert_array_equal(ours[..., 54:], born[..., 54:])
+    assert (ours[..., :54] != born[..., :54]).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"name": "resnet50d", "stem": None, "stem_width": None}, "the stem is not one convolution; set model.stem='small' or 'standard'"),
+        ({"weights": "some.safetensors"}, "model.stem_init='whitening' with model.weights: the weights have a stem already"),
+    ],
+)
+def test_what_has_no_such_stem_is_refused(model: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        prepare_run(dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **model))).first_state()
