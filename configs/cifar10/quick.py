@@ -3,10 +3,10 @@
     python train.py --config configs/cifar10/quick.py --workdir runs/cifar10-quick
 
 Four stages of widths 16, 64, 128 and 256 with 1, 2, 2 and 1 blocks: twice the multiplications of a ResNet-20 at 3/4 of its speed, since CPUs do wide
-convolutions at a better rate than narrow ones. The first convolution starts as the whitening of the pictures' patches (Jordan 2024, section 3.2). 16 epochs of
-Muon with Nesterov's momentum in batches of 256, of which the first 10 see pictures of 24 pixels and take half the time; learning rate 0.03 after a
-warmup of half an epoch, a line to zero, decoupled weight decay 0.1, label smoothing 0.1; 3 pixels of padding, a random crop and a mirror; evaluation
-averages an image and its mirror image.
+convolutions at a better rate than narrow ones. The first convolution starts as the whitening of the pictures' patches (Jordan 2024, section 3.2).
+16 epochs of Muon with Nesterov's momentum in batches of 256, of which the first 10 see pictures of 24 pixels and take half the time; learning rate
+0.03 after a warmup of half an epoch, a line to zero, decoupled weight decay 0.1, label smoothing 0.1; 3 pixels of padding, a random crop and a
+mirror; evaluation averages an image and its mirror image.
 
 Expected: measured once, on CIFAR-10 recompressed as JPEG of quality 75, for training and for testing, which costs some points: top-1 86.5% of the
 10,000 test images, in 57.5 minutes of training on two cores of an AMD EPYC, with other work on them for a part of the time. The same network by SGD

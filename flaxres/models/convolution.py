@@ -3,10 +3,11 @@
 XLA's CPU compiler leaves the gradient of a kernel to one core; products use all. At stride 2 there is one product for each of the kernel's nine
 places. At stride 1 Lavin & Gray 2016 ("Fast algorithms for convolutional neural networks", section 4.1) need fewer multiplications: images are
 split into overlapping tiles of 4x4 pixels, and the correlation of each with the 2x2 pixels of the output that it covers, 36 multiplications for
-the 3x3 results, becomes 16 between transformed tiles; over all tiles those are 16 products. Accelerators keep their own gradient.
+the 3x3 results, becomes 16 between transformed tiles; over all tiles those are 16 products. Images of one or two pixels a side are products
+altogether. Accelerators keep their own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,22 @@ def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 def direct(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return lax.conv_general_dilated(x, kernel, (stride, stride), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def dense(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """The same as a product of all pixels with a matrix for all pairs of a pixel in and a pixel out."""
+    within = [np.arange(extent) - stride * np.arange((extent - 1) // stride + 1)[:, None] + 1 for extent in x.shape[1:3]]
+    rows, columns = (np.asarray(place[..., None] == np.arange(3), x.dtype) for place in within)
+    return jnp.einsum("nhwc,hwcijk->nijk", x, jnp.einsum("iha,jwb,abck->hwcijk", rows, columns, kernel))
+
+
+def dense_pays(pixels: jax.Array, kernel: jax.Array) -> bool:
+    """Measured: XLA's CPU compiler has but naive loops where the kernel is larger than what it slides over; few channels don't suffer much."""
+    return max(pixels.shape[1:3]) <= 2 and kernel.shape[2] * kernel.shape[3] >= 128 * 128 and pixels.dtype.itemsize >= 4
+
+
+def on_cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    return dense(x, kernel, stride) if dense_pays(x, kernel) else direct(x, kernel, stride)
 
 
 def combined(weights: Sequence[int], arrays: Sequence[jax.Array]) -> jax.Array:
@@ -88,7 +105,12 @@ def products_pay(x: jax.Array, cotangent: jax.Array) -> bool:
 
 
 def image_transpose(cotangent: jax.Array, x: ad.UndefinedPrimal, kernel: jax.Array, stride: int) -> jax.Array:
-    return jax.linear_transpose(lambda x: direct(x, kernel, stride), x.aval)(cotangent)[0]
+    def transposed(form: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        return lambda cotangent, kernel: jax.linear_transpose(lambda x: form(x, kernel, stride), x.aval)(cotangent)[0]
+
+    if not dense_pays(cotangent, kernel):
+        return transposed(direct)(cotangent, kernel)
+    return by_platform(cotangent, kernel, cpu=transposed(dense), default=transposed(direct))
 
 
 def kernel_transpose(cotangent: jax.Array, x: jax.Array, kernel: ad.UndefinedPrimal, stride: int) -> jax.Array:
@@ -113,3 +135,4 @@ convolution_p.def_abstract_eval(shape)
 ad.defbilinear(convolution_p, image_transpose, kernel_transpose)
 batching.primitive_batchers[convolution_p] = batched
 mlir.register_lowering(convolution_p, mlir.lower_fun(direct, multiple_results=False))
+mlir.register_lowering(convolution_p, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu")

@@ -11,7 +11,7 @@ import pytest
 from flaxres.models import convolution as module
 from flaxres.models.convolution import convolution, direct
 
-SHAPES = [(2, 8, 8, 32, 32), (3, 7, 5, 33, 40), (1, 1, 1, 16, 32), (2, 6, 9, 64, 16)]
+SHAPES = [(2, 8, 8, 32, 32), (3, 7, 5, 33, 40), (1, 1, 1, 16, 32), (2, 6, 9, 64, 16), (3, 2, 1, 128, 129), (2, 4, 3, 128, 128)]
 Function = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -63,6 +63,15 @@ def test_only_cpus_get_products(platform: str, products: int) -> None:
     over_tiles = sum("contracting_dims = [0] x [0]" in line and "(tensor<32x32xf32>, tensor<32x32xf32>)" in line for line in text.splitlines())
     assert over_tiles == products
     assert text.count("stablehlo.convolution") == (1 if products else 2)
+
+
+def test_few_pixels_are_products_on_cpu() -> None:
+    for shape, stride, convolutions in (((2, 2, 2, 128, 128), 1, 0), ((2, 2, 2, 64, 64), 1, 2), ((2, 4, 4, 128, 128), 2, 1)):
+        x, kernel = arrays(shape, "float32")
+        both = jax.jit(jax.value_and_grad(value(functools.partial(convolution, stride=stride))))
+        for platform, expected in (("cpu", convolutions), ("cuda", 2), ("tpu", 2)):
+            text = both.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+            assert text.count("stablehlo.convolution") == expected, (shape, platform)
 
 
 def test_narrow_and_half_precision_convolutions_keep_their_gradient() -> None:
