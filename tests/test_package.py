@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -83,6 +84,13 @@ sys.meta_path.insert(0, Absent())
 import flaxres.training.steps, flaxres.training.optimizers, flaxres.training.state, flaxres.training.mesh
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_lock_has_every_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {re.split(r"[^\w-]", requirement)[0].lower().replace("_", "-") for requirement in project["dependencies"]}
+    locked = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    assert wanted <= {name.lower().replace("_", "-") for name in locked}
 
 
 def test_importing_flaxres_loads_nothing_heavy() -> None:
