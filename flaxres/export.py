@@ -251,7 +251,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         try:
             images = pixels(body)
-        except (OSError, ImportError) as error:
+        except Exception as error:  # of many kinds, by what the bytes are
             return self.send_error(400, f"{{len(body)}} bytes are neither a JPEG or PNG nor {{SIZE}} x {{SIZE}} x 3 a picture", str(error))
         best = [{{names[i]: float(row[i]) for i in np.argsort(-row)[:5]}} for row in np.asarray(model(images))]
         self.send_response(200); self.end_headers(); self.wfile.write(json.dumps(best).encode() + b"\\n")

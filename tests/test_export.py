@@ -196,7 +196,9 @@ def test_a_run_is_exported_with_its_accuracy_and_served(workdir: pathlib.Path, t
     finally:
         server.kill()
         server.wait()
-    assert [len(row) for row in json.loads(pixels[1])] == [5, 5]
+    best = json.loads(pixels[1])
+    assert [len(row) for row in best] == [5, 5]
+    assert set(best[0]) <= set("0123456789")
     trained = from_workdir(str(workdir))
     exact = dataclasses.replace(trained, variables=in_floats(prepared(trained, Form(int8=True))[0]))
     assert json.loads(whole[1])[0] == pytest.approx(dict(exact([photograph], top=5)[0]), abs=1e-5)

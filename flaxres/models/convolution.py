@@ -7,6 +7,7 @@ the 3x3 results, becomes 16 between transformed tiles; over all tiles those are 
 altogether. Accelerators keep their own.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -40,7 +41,7 @@ def direct(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def dense(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """The same as a product of all pixels with a matrix for all pairs of a pixel in and a pixel out."""
+    """`direct` as a product of all pixels with a matrix for all pairs of a pixel in and a pixel out."""
     within = [np.arange(extent) - stride * np.arange((extent - 1) // stride + 1)[:, None] + 1 for extent in x.shape[1:3]]
     rows, columns = (np.asarray(place[..., None] == np.arange(3), x.dtype) for place in within)
     return jnp.einsum("nhwc,hwcijk->nijk", x, jnp.einsum("iha,jwb,abck->hwcijk", rows, columns, kernel))
@@ -51,8 +52,9 @@ def dense_pays(pixels: jax.Array, kernel: jax.Array) -> bool:
     return max(pixels.shape[1:3]) <= 2 and kernel.shape[2] * kernel.shape[3] >= 128 * 128 and pixels.dtype.itemsize >= 4
 
 
-def on_cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return dense(x, kernel, stride) if dense_pays(x, kernel) else direct(x, kernel, stride)
+def forward(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    usual = functools.partial(direct, stride=stride)
+    return by_platform(x, kernel, cpu=functools.partial(dense, stride=stride), default=usual) if dense_pays(x, kernel) else usual(x, kernel)
 
 
 def combined(weights: Sequence[int], arrays: Sequence[jax.Array]) -> jax.Array:
@@ -130,9 +132,8 @@ def shape(x: ShapedArray, kernel: ShapedArray, stride: int) -> ShapedArray:
     return jax.typeof(jax.eval_shape(lambda x, kernel: direct(x, kernel, stride), x, kernel))
 
 
-convolution_p.def_impl(jax.jit(direct, static_argnames="stride"))
+convolution_p.def_impl(jax.jit(forward, static_argnames="stride"))
 convolution_p.def_abstract_eval(shape)
 ad.defbilinear(convolution_p, image_transpose, kernel_transpose)
 batching.primitive_batchers[convolution_p] = batched
-mlir.register_lowering(convolution_p, mlir.lower_fun(direct, multiple_results=False))
-mlir.register_lowering(convolution_p, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu")
+mlir.register_lowering(convolution_p, mlir.lower_fun(forward, multiple_results=False))

@@ -89,8 +89,9 @@ class Run:
             variables = self.placed(load_weights(path, self.model, adapt=True))
         elif self.config.model.stem_init == "whitening":
             random = jax.device_get(jax.jit(functools.partial(born, self.model, self.config))())
+            ours = whitened(random, self.train, self.config.data, training_transform(self, 0).size)
             # The first process's, since others' libraries may round otherwise.
-            variables = self.placed(multihost_utils.broadcast_one_to_all(whitened(random, self.train, self.config.data)))
+            variables = self.placed(multihost_utils.broadcast_one_to_all(ours))
         return create_state(self.model, self.tx, self.config, self.mesh, variables)
 
     def train_step(self) -> Any:

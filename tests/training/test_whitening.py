@@ -20,7 +20,7 @@ CONFIG = Config(ModelConfig("resnet20", stem="small", stem_width=WIDTH, stem_ini
 def test_the_stem_whitens() -> None:
     state = prepare_run(CONFIG).first_state()
     kernel = np.asarray(state.params["conv1"]["kernel"], np.float64)
-    rows = patches(open_source("digits", "train"), DATA, 3)
+    rows = patches(open_source("digits", "train"), DATA, 8, 3)
     assert rows.shape == (64 * 1297, 27)
     answers = (rows - rows.mean(0)) @ kernel.reshape(27, WIDTH)
     np.testing.assert_allclose(answers[:, :6], -answers[:, 6:], atol=1e-4)
