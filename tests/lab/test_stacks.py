@@ -118,13 +118,14 @@ def test_training_a_deep_plain_stack_fails_and_a_residual_one_does_not() -> None
 @pytest.mark.slow
 def test_most_blocks_of_a_deep_residual_stack_can_be_bypassed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lesion, "BLOCKS", 60)
-    monkeypatch.setattr(lesion, "BYPASSED", 30)
+    monkeypatch.setattr(lesion, "BYPASSED", 40)
     counts, ranked, random = lesion.thought_experiment(Settings(tmp_path, scale=0.7), "preactivation", print)
-    half = list(counts).index(30)
+    half, most = list(counts).index(30), list(counts).index(40)
     assert ranked[0] > 0.94
     assert ranked[half] > 0.85
+    assert ranked[most] > 0.8
     assert random.mean(0)[half] > 0.8
-    assert ranked[-1] < ranked[half]  # and not nearly all of them
+    assert ranked[-1] < 0.8  # and not nearly all of them
 
 
 def test_an_experiment_writes_a_picture_a_table_and_its_numbers(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
