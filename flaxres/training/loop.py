@@ -162,7 +162,6 @@ def train(
 ) -> State:
     """From `state` to the last step, with everything that is written on the way; `asked` is set when a signal asks to stop."""
     config, first = run.config, int(state.step)
-    eval_every, save_every = run.every(config.train.eval_every_epochs), run.every(config.train.checkpoint_every_epochs)
     report: Report | None = None
     left_out = origin["left_out"]
 
@@ -195,8 +194,9 @@ def train(
                 with log.paused(state):
                     stepper.prepare(state, batch)
             watchdog.at(f"step {step + 1}")
-            ends = [(step // every + 1) * every for every in (eval_every, save_every)]
-            count = min(stepper.most, run.steps - step, *(end - step for end in ends))
+            evaluation = run.next_end(step, config.train.eval_every_epochs)
+            checkpoint = run.next_end(step, config.train.checkpoint_every_epochs)
+            count = min(stepper.most, run.steps - step, evaluation - step, checkpoint - step)
             profile.before(step, count)
             state, values = stepper(state, batch, count)
             step += count
@@ -205,7 +205,7 @@ def train(
             checkpoints.check()
             stop = votes(asked.is_set()) and not last
             log.add(step, count, values)
-            evaluates, saves = step % eval_every == 0 or last, step % save_every == 0 or last or stop
+            evaluates, saves = step == evaluation or last, step == checkpoint or last or stop
             if bad := log.non_finite(evaluates or saves):
                 if config.train.non_finite == "stop":
                     watchdog.at("a save")

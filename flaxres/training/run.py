@@ -120,8 +120,11 @@ class Run:
         speed = Speed(workers=data.workers, prefetch=data.prefetch, buffer_bytes=data.buffer_mib << 20, worker_seconds=data.worker_seconds)
         return dataclasses.replace(speed, threads=data.threads) if data.threads else speed
 
-    def every(self, epochs: float) -> int:
-        return max(round(epochs * self.steps_per_epoch), 1)
+    def next_end(self, step: int, epochs: float) -> int:
+        """The first step after `step` at which a multiple of `epochs` is over: epochs that are no whole number of steps end at the nearest."""
+        period = max(epochs * self.steps_per_epoch, 1)
+        number = int(step / period) + 1
+        return end if (end := round(number * period)) > step else round((number + 1) * period)
 
     def abstract_state(self) -> State:
         return abstract_state(self.model, self.tx, self.config, self.mesh)

@@ -1,6 +1,7 @@
 """`fit` and `evaluate`, whole: what a run writes, that it goes on in the same bits, that it counts exactly, and that it refuses."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import signal
@@ -108,6 +109,22 @@ def test_the_loader_and_the_device_feed_the_same_run(data_dir: str, tmp_path: pa
         flaxres.fit(config, tmp_path / str(resident))
         losses.append([row["train/loss"] for row in metrics.read_metrics(tmp_path / str(resident)) if "train/loss" in row])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("epochs", [0.001, 0.5, 1, 2.5])
+def test_epochs_that_are_no_whole_steps_end_where_the_run_does(data_dir: str, epochs: float) -> None:
+    batches = [1, 7, 64, 83, 1297, 2000]  # of 1,297 examples
+    for batch in batches:
+        prepared = run.Run(Config(train=TrainConfig(batch, epochs=10)), *(range(1297),) * 2)  # type: ignore[arg-type]
+        ends = [0]
+        while ends[-1] < prepared.steps:
+            ends.append(prepared.next_end(ends[-1], epochs))
+        period = max(epochs * 1297 / batch, 1)
+        assert ends == [round(number * period) for number in range(len(ends))]
+        if epochs * 1297 / batch >= 1:
+            assert ends[-1] == prepared.steps, "the last evaluation is that of the last epoch"
+        for start, end in itertools.pairwise(ends):
+            assert all(prepared.next_end(step, epochs) == end for step in range(start, min(end, start + 50)))
 
 
 def test_many_steps_in_a_dispatch_are_the_same_steps_however_they_are_cut(data_dir: str, tmp_path: pathlib.Path) -> None:
