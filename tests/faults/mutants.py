@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 
 import flaxres
@@ -128,6 +129,7 @@ def main() -> None:
     killed = {}
     with tempfile.TemporaryDirectory() as folder, first_scale_too_high():
         base = pathlib.Path(folder)
+        jax.config.update("jax_compilation_cache_dir", str(base / "compiled"))  # all of these runs are one program
         settings = config(str(base / "data"))
         fresh.append(run.prepare_run(settings).first_state())
         assert float(fresh[0].loss_scale["scale"]) == 2.0**24
