@@ -48,7 +48,8 @@ TARGETS = {
     "v5p_4x4x4": ("v5p:4x4x4", False),
     "v6e_8x8": ("v6e:8x8", False),
 }
-COMPILERS = {"tpu": "jax[tpu]", "cuda": "jax[cuda13]"}
+# `jax[tpu]` brings libtpu 0.0.42, which can't compile for v6e.
+COMPILERS = {"tpu": [f"jax=={jax.__version__}", "libtpu==0.0.52"], "cuda": [f"jax[cuda13]=={jax.__version__}"]}
 
 
 def our_step(mesh: Mesh) -> Any:
@@ -99,14 +100,14 @@ def work(name: str) -> None:
 
 def compiler_python(platform: str) -> str:
     """A Python that has the platform's compiler and the versions of jax, flax and optax that run here, in an environment under the user's cache."""
-    folder = cache_folder() / "benchmarks" / f"aot_{platform}_{jax.__version__}"
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        wanted = [f"{COMPILERS[platform]}=={jax.__version__}", *(f"{name}=={importlib.metadata.version(name)}" for name in ("flax", "optax"))]
+    folder = cache_folder() / "benchmarks" / f"aot_{platform}"
+    python, ready = folder / "bin" / "python", folder / "ready"
+    wanted = [*COMPILERS[platform], *(f"{name}=={importlib.metadata.version(name)}" for name in ("flax", "optax"))]
+    if not ready.exists() or ready.read_text().split() != wanted:
         print(f"making an environment with {', '.join(wanted)} in {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
         subprocess.run([python, "-m", "pip", "install", "-q", *wanted], check=True, stdout=sys.stderr)
-        (folder / "ready").touch()
+        ready.write_text("\n".join(wanted))
     return str(python)
 
 

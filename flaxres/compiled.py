@@ -1,6 +1,8 @@
 """What a compiled step moves and holds, and meshes of devices that are not here: the compilers of TPUs and of CUDA need none."""
 
 import collections
+import contextlib
+import importlib.metadata
 import math
 import re
 import time
@@ -15,6 +17,7 @@ from flaxres.errors import InputError, unknown
 
 # Gigabytes of one device.
 MEMORY = {"h200": 141, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
+LIBTPU_FOR_V6E = (0, 0, 52)
 ENVIRONMENT = {
     "tpu": {"TPU_SKIP_MDS_QUERY": "1"},
     # Without a device nothing can be timed: the choice of kernels by trial is off, and so are Triton's products, which exist only by trial.
@@ -46,12 +49,22 @@ def platform_of(topology: str) -> str:
     return "cuda" if kind == "h200" else "tpu"
 
 
+def check_compiler(topology: str) -> None:
+    """Raises InputError for v6e where libtpu is too old: 0.0.42, which `jax[tpu]` brings, is ended by a signal while it compiles a ResNet-50."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found = importlib.metadata.version("libtpu")
+        if topology.startswith("v6e") and tuple(map(int, re.findall(r"\d+", found)[:3])) < LIBTPU_FOR_V6E:
+            needed = ".".join(map(str, LIBTPU_FOR_V6E))
+            raise InputError(f"topology {topology!r}: libtpu {found} crashes on such programs; pip install 'libtpu>={needed}'")
+
+
 def absent_devices(topology: str) -> Mesh:
     """A mesh of devices that only the compiler knows. Before JAX starts, `ENVIRONMENT` must be set.
 
-    Raises InputError where the compiler is not there, or does not know the topology.
+    Raises InputError where the compiler is not there, is too old, or does not know the topology.
     """
     platform = platform_of(topology)
+    check_compiler(topology)
     try:
         if platform == "tpu":
             found = topologies.get_topology_desc(platform="tpu", topology_name=topology)

@@ -84,7 +84,7 @@ def stop_at(started: list[subprocess.Popen[str]], workdir: pathlib.Path, step: i
 
 
 def resume(folder: pathlib.Path) -> dict[str, float]:
-    figures, steps = {}, 400
+    figures, steps = {}, 200
     alone = folder / "alone"
     finish(start(training(alone, "float64", steps), 1, x64=True))
     for name, stages in (("processes_1_2_1", [(1, 1), (2, 1), (1, 1)]), ("devices_1_4_2", [(1, 1), (1, 4), (1, 2)])):

@@ -1,5 +1,6 @@
 """The command line: each mistake is one line that names the thing and the fix, with exit code 2, before anything is compiled."""
 
+import importlib.metadata
 import json
 import pathlib
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from jax.experimental import topologies
 
 from flaxres.cli import main, refusing, train
 
@@ -142,3 +144,14 @@ def test_bench_and_hosts_refuse_in_one_line(words: list[str], message: str, caps
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("version", "message"), [("0.0.42.1", "pip install 'libtpu>=0.0.52'"), ("0.0.52", "no compiler for 'v6e:2x2'")])
+def test_a_compiler_that_crashes_is_refused(version: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def absent(**_: str) -> None:
+        raise RuntimeError("libtpu is not here")
+
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: {"libtpu": version}[name])
+    monkeypatch.setattr(topologies, "get_topology_desc", absent)
+    assert main(["bench", "plan", "--topology", "v6e:2x2", "--config", "configs/digits.py", "--train.batch-size", "64"]) == 2
+    assert message in capsys.readouterr().err
