@@ -205,15 +205,15 @@ def write_onnx(predictor: Predictor, variables: Any, form: Form, path: pathlib.P
 
 
 def accuracies(workdir: str, predictor: Predictor, form: Form) -> dict[str, float]:
-    """Top-1 on a run's evaluation split, every example once and without mirror images, as trained and as exported."""
+    """Top-1 on a run's evaluation split, every example once and as it is, as trained and as exported."""
     from flaxres.training.config import from_json
     from flaxres.training.evaluation import Evaluator
     from flaxres.training.run import prepare_run
     from flaxres.training.state import State
 
     config = from_json(pathlib.Path(workdir) / "config.json")
-    # The program has no mirror images and no scanned blocks.
-    data, model = dataclasses.replace(config.data, eval_flip=False), dataclasses.replace(config.model, scan_blocks=False)
+    # The program has no mirror images, no moved ones and no scanned blocks.
+    data, model = dataclasses.replace(config.data, eval_flip=False, eval_shift=0), dataclasses.replace(config.model, scan_blocks=False)
     evaluator, predictor = Evaluator(prepare_run(dataclasses.replace(config, data=data, model=model))), one_by_one(predictor)
     reports = []
     for variables in (predictor.variables, in_floats(prepared(predictor, form)[0])):

@@ -98,6 +98,8 @@ class DataConfig:
     """Of the central crop: Pillow's."""
     eval_flip: bool = False
     """Average the logits of an image and its mirror image when evaluating."""
+    eval_shift: int = 0
+    """Pixels: average the logits of an image, of half the weight, and of it moved that far towards two opposite corners (Jordan 2024)."""
     repeats: int = 1
     """Repeated augmentation: how often an image comes in its batch, each time augmented anew (Hoffer et al. 2020)."""
     bad_images: BadImages = "skip"
@@ -271,7 +273,7 @@ FREE = {
 }  # fmt: skip
 
 # Those that only say how the model is measured.
-MEASURE = {"data.eval_split", "data.eval_size", "data.eval_resize", "data.interpolation", "data.eval_flip"}
+MEASURE = {"data.eval_split", "data.eval_size", "data.eval_resize", "data.interpolation", "data.eval_flip", "data.eval_shift"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -445,6 +447,8 @@ def check(config: Config) -> None:
         raise InputError("train.steps_per_dispatch > 1 needs data that are on the device: set data.resident=True, or leave it out")
     if config.data.eval_resize < config.data.eval_size:
         raise InputError(f"data.eval_resize={config.data.eval_resize} is less than data.eval_size={config.data.eval_size}: the crop must fit inside")
+    if not 0 <= config.data.eval_shift < config.data.eval_size:
+        raise InputError(f"data.eval_shift={config.data.eval_shift}: the rule is 0 <= eval_shift < data.eval_size (={config.data.eval_size})")
     if config.optim.schedule == "step" and not (config.optim.milestones or config.optim.milestone_steps):
         raise InputError("optim.schedule='step' with optim.milestones=(): give the epochs of the steps, e.g. 30 60 80")
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from flaxres.data import augment, autoaugment
 from flaxres.data.order import step_positions, training_ids
 from flaxres.models.network import Network
-from flaxres.training.config import Config
+from flaxres.training.config import Config, DataConfig
 from flaxres.training.mesh import replicated, split
 from flaxres.training.state import AUGMENT, DROPOUT, MIX, State, purpose
 
@@ -272,14 +272,24 @@ def steps_per_dispatch(config: Config) -> int:
     return config.train.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 16)
 
 
+def evaluated_views(images: jax.Array, data: DataConfig) -> list[tuple[float, jax.Array]]:
+    """The views of `(N, H, W, C)` images that are averaged, `(weight, images)` each; the weights add up to one."""
+    views = [(1.0, images)]
+    if far := data.eval_shift:
+        height, width = images.shape[1:3]
+        padded = jnp.pad(images, ((0, 0), (far, far), (far, far), (0, 0)), "reflect")
+        views = [(0.5, images), *((0.25, padded[:, at : at + height, at : at + width]) for at in (0, 2 * far))]
+    if data.eval_flip:
+        views = [(weight / 2, either) for weight, view in views for either in (view, view[:, :, ::-1])]
+    return views
+
+
 def eval_step(config: Config, model: Network) -> Callable[[Any, Batch], Metrics]:
     """`(variables, batch) -> sums over the batch`, each row times its weight: `loss`, `top1`, `top5` and `examples`."""
 
     def step(variables: Any, batch: Batch) -> Metrics:
         images = augment.normalise(batch["image"], config.data.mean, config.data.std, jnp.dtype(config.model.compute_dtype))
-        logits: Any = model.apply(variables, images)
-        if config.data.eval_flip:
-            logits = (logits + model.apply(variables, images[:, :, ::-1])) / 2
+        logits: Any = sum(weight * model.apply(variables, view) for weight, view in evaluated_views(images, config.data))
         labels, weights = batch["label"], batch["weight"]
         # The rank counts a tie against the label, so that a network of equal or NaN logits is not called right.
         right = jnp.take_along_axis(logits, labels[:, None], 1)

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from flaxres import Config, DataConfig, InputError, ModelConfig, OptimConfig, TrainConfig
+from flaxres.data.augment import normalise
 from flaxres.models.resnet import ResNet
 from flaxres.training.config import check
 from flaxres.training.mesh import data_mesh
@@ -181,6 +182,25 @@ def test_flipping_averages_the_logits_of_both() -> None:
     one, other = (eval_step(flipped, network)(variables, part) for part in (inputs, mirrored))
     assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=1e-6)
     assert float(one["loss"]) != pytest.approx(float(eval_step(config(), network)(variables, inputs)["loss"]), rel=1e-6)
+
+
+def test_moving_averages_the_logits_of_three_places() -> None:
+    network = model()
+    variables = network.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
+    moved = dataclasses.replace(config(), data=dataclasses.replace(config().data, eval_shift=2))
+    inputs = batch(8)
+    padded = np.pad(inputs["image"], ((0, 0), (2, 2), (2, 2), (0, 0)), "reflect")
+    places = [inputs["image"], padded[:, :SIZE, :SIZE], padded[:, 4 : SIZE + 4, 4 : SIZE + 4]]
+    middle, low, high = (network.apply(variables, normalise(place, moved.data.mean, moved.data.std, jnp.float32)) for place in places)
+    expected = optax.softmax_cross_entropy_with_integer_labels(middle / 2 + low / 4 + high / 4, inputs["label"]).sum()
+    assert float(eval_step(moved, network)(variables, inputs)["loss"]) == pytest.approx(float(expected), rel=1e-6)
+    assert float(expected) != pytest.approx(float(eval_step(config(), network)(variables, inputs)["loss"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("far", [-1, SIZE])
+def test_pictures_moved_out_of_sight_are_refused(far: int) -> None:
+    with pytest.raises(InputError, match=f"data.eval_shift={far}: the rule is 0 <= eval_shift < data.eval_size"):
+        check(dataclasses.replace(config(), data=dataclasses.replace(config().data, eval_shift=far)))
 
 
 def test_the_heads_bias_starts_where_the_config_says() -> None:
