@@ -289,12 +289,7 @@ def eval_step(config: Config, model: Network) -> Callable[[Any, Batch], Metrics]
 
     def step(variables: Any, batch: Batch) -> Metrics:
         images = augment.normalise(batch["image"], config.data.mean, config.data.std, jnp.dtype(config.model.compute_dtype))
-
-        def weighted(weight: float, view: jax.Array) -> jax.Array:
-            logits: Any = model.apply(variables, view)
-            return weight * logits
-
-        logits = jnp.asarray(sum(weighted(*view) for view in evaluated_views(images, config.data)))
+        logits: Any = sum(weight * jnp.asarray(model.apply(variables, view)) for weight, view in evaluated_views(images, config.data))
         labels, weights = batch["label"], batch["weight"]
         # The rank counts a tie against the label, so that a network of equal or NaN logits is not called right.
         right = jnp.take_along_axis(logits, labels[:, None], 1)
