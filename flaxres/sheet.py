@@ -30,7 +30,7 @@ def draw_sheet(config: Config, target: str) -> None:
     plain = load(run, ids, decode.CentreCrop(data.eval_size, data.eval_resize, data.interpolation))
     # Another draw is another position of the same record; neighbours, which are mixed, are different images.
     drawn = load(run, np.tile(ids, DRAWS), training_transform(run, 0))
-    augmented, targets = jax.jit(lambda batch: inputs(config, batch, jnp.int32(0), len(source.classes)))(drawn)
+    augmented, targets = jax.jit(lambda batch: inputs(config, batch, len(source), jnp.int32(0), len(source.classes)))(drawn)
     seen = 255 * (np.asarray(augmented, np.float32) * np.asarray(data.std) + np.asarray(data.mean))
     pictures = [*np.asarray(plain["image"]), *np.clip(seen, 0, 255).astype(np.uint8)]
     names = [source.classes[label] for label in plain["label"]] + [spoken(row, source.classes) for row in np.asarray(targets, np.float32)]

@@ -60,12 +60,12 @@ def config(root: str, data_dir: str, threads: int, workers: int) -> Config:
 
 
 @functools.cache
-def augmenting(mesh: jax.sharding.Mesh, classes: int) -> Any:
+def augmenting(mesh: jax.sharding.Mesh, size: int, classes: int) -> Any:
     """What the step does to a batch, compiled once for each size of pictures; how it is loaded is no matter here."""
     settings = config("", "", 1, 0)
 
     def augmented(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return inputs(settings, batch, batch["position"][0] // np.uint32(BATCH), classes)
+        return inputs(settings, batch, size, batch["position"][0] // np.uint32(BATCH), classes)
 
     return jax.jit(augmented, in_shardings=split(mesh), out_shardings=split(mesh))
 
@@ -73,7 +73,7 @@ def augmenting(mesh: jax.sharding.Mesh, classes: int) -> Any:
 def rows(config: Config, first: int = 0, stop: int | None = None) -> dict[int, str]:
     """Position -> digest, for the rows that this process holds."""
     run = prepare_run(config)
-    seen = augmenting(run.mesh, len(run.train.classes))
+    seen = augmenting(run.mesh, len(run.train), len(run.train.classes))
     found: dict[int, str] = {}
     with feed(run, first, print) as (batches, _):
         for _, batch in zip(range(first, stop or run.steps), batches, strict=False):

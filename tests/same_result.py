@@ -32,7 +32,7 @@ def run(config: Config) -> tuple[list[str], Any]:
     """The ledger, one line a step, and the final parameters and statistics."""
     run = prepare_run(config)
     state, step = run.first_state(), run.train_step()
-    seen = jax.jit(lambda batch: pictures(config, batch), in_shardings=split(run.mesh), out_shardings=split(run.mesh))
+    seen = jax.jit(lambda batch: pictures(config, batch, len(run.train)), in_shardings=split(run.mesh), out_shardings=split(run.mesh))
     ledger = []
     with feed(run, 0, print) as (batches, _):
         for number, batch in zip(range(run.steps), batches, strict=False):

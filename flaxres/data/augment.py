@@ -30,8 +30,12 @@ def purpose(keys: jax.Array, number: int) -> jax.Array:
 
 def random_flip(keys: jax.Array, images: jax.Array) -> jax.Array:
     """Mirrors each (H, W, C) image left to right with probability 1/2."""
-    flip = jax.vmap(jax.random.bernoulli)(purpose(keys, FLIP))
-    return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
+    return flip_those(jax.vmap(jax.random.bernoulli)(purpose(keys, FLIP)), images)
+
+
+def flip_those(which: jax.Array, images: jax.Array) -> jax.Array:
+    """Mirrors the (H, W, C) images left to right of which (N,) `which` holds."""
+    return jnp.where(which[:, None, None, None], images[:, :, ::-1], images)
 
 
 def random_shift(keys: jax.Array, images: jax.Array, pad: int) -> jax.Array:

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 # What a stream of numbers is for; far from the small numbers that are folded into JAX keys, so that no two streams are the same.
-ORDER, CROP = 0x6F726465, 0x63726F70
+ORDER, CROP, FLIP = 0x6F726465, 0x63726F70, 0x666C6970
 # Four rounds are a random permutation in theory (Luby & Rackoff); on domains of 16 numbers they were measurably uneven, eight are not.
 ROUNDS = 8
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -45,6 +45,14 @@ def uniforms(seed: int, positions: np.ndarray, shape: tuple[int, ...]) -> np.nda
     key = threefry(seed_words(seed), (words, np.asarray([CROP], np.uint32)))
     first, second = threefry(key, (np.arange((count + 1) // 2, dtype=np.uint32), np.zeros(1, np.uint32)))
     return (np.concatenate([first, second], 1)[:, :count] / 2.0**32).reshape(len(words), *shape)
+
+
+def mirrored(positions: Any, size: int, seed: int) -> Any:
+    """(N,) whether the samples at uint32 `positions` are mirrored: a random half of the records in the first epoch, then each in every second one
+    (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.6). NumPy in, NumPy out; JAX likewise.
+    """
+    word, _ = threefry(seed_words(seed), (sample_ids(positions, size, seed), np.asarray([FLIP], np.uint32)))
+    return (word + positions // np.uint32(size)) % np.uint32(2) == 1
 
 
 def step_positions(step: Any, batch: int) -> Any:

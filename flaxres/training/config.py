@@ -129,6 +129,8 @@ class AugmentConfig:
     """Pixels of zeros around the image before a random window of the old size is taken (He et al. 2016: 4 on CIFAR)."""
     flip: bool = True
     """Mirror half of the pictures."""
+    flip_alternates: bool = False
+    """Not at random: half of the pictures in the first epoch, then each in every second one (Jordan 2024, section 3.6)."""
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     """Strengths of brightness, contrast, saturation and hue, as torchvision's ColorJitter takes them."""
     auto: str | None = None
@@ -433,6 +435,10 @@ def check(config: Config) -> None:
         raise InputError(f"optim.nesterov=True with optim.name={config.optim.name!r}: it is SGD's, LARS's and Muon's; leave it out")
     if config.optim.nesterov and not config.optim.momentum:
         raise InputError("optim.nesterov=True with optim.momentum=0: Nesterov's step needs momentum, e.g. 0.9")
+    if config.augment.flip_alternates and not config.augment.flip:
+        raise InputError("augment.flip_alternates=True with augment.flip=False: it says which pictures are mirrored; set augment.flip=True")
+    if config.augment.flip_alternates and config.data.repeats > 1:
+        raise InputError(f"augment.flip_alternates=True with data.repeats={config.data.repeats}: an epoch sees a part of the pictures; set data.repeats=1")
     if config.augment.auto is not None:
         policy(config.augment.auto)
     if (config.augment.mixup or config.augment.cutmix) and config.data.repeats == batch > 1:

@@ -1,5 +1,6 @@
 """The training step and the evaluation step: pure functions of a state and a batch, compiled once each for a mesh."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from flaxres.data import augment, autoaugment
-from flaxres.data.order import step_positions, training_ids
+from flaxres.data.order import mirrored, step_positions, training_ids
 from flaxres.models.network import Network
 from flaxres.training.config import Config, DataConfig
 from flaxres.training.mesh import replicated, split
@@ -27,12 +28,17 @@ def smooth_targets(labels: jax.Array, classes: int, smoothing: float, dtype: Dty
     return optax.smooth_labels(jax.nn.one_hot(labels, classes, dtype=dtype), smoothing)
 
 
-def pictures(config: Config, batch: Batch) -> jax.Array:
-    """The uint8 batch as training sees it before pictures are mixed: augmented by keys of its samples' positions, and normalised."""
+def pictures(config: Config, batch: Batch, size: int) -> jax.Array:
+    """The uint8 batch as training sees it before pictures are mixed: augmented by keys of its samples' positions, and normalised.
+
+    `size` is the number of records of an epoch.
+    """
     data, augment_, dtype = config.data, config.augment, jnp.promote_types(jnp.float32, config.model.compute_dtype)
     images, keys = batch["image"], augment.sample_keys(purpose(config.train.seed, AUGMENT), batch["position"])
     images = augment.random_shift(keys, images, augment_.shift)
-    if augment_.flip:
+    if augment_.flip_alternates:
+        images = augment.flip_those(mirrored(batch["position"], size, config.train.seed), images)
+    elif augment_.flip:
         images = augment.random_flip(keys, images)
     images = augment.color_jitter(keys, images, augment_.color_jitter)
     if augment_.auto is not None:
@@ -45,9 +51,9 @@ def pictures(config: Config, batch: Batch) -> jax.Array:
     return augment.cutout(keys, images, augment_.cutout)
 
 
-def inputs(config: Config, batch: Batch, step: jax.Array, classes: int) -> tuple[jax.Array, jax.Array]:
+def inputs(config: Config, batch: Batch, size: int, step: jax.Array, classes: int) -> tuple[jax.Array, jax.Array]:
     """What the network and the loss see of a batch in training: (N, S, S, 3) in the model's dtype, and (N, classes) targets."""
-    images = pictures(config, batch)
+    images = pictures(config, batch, size)
     targets = smooth_targets(batch["label"], classes, config.optim.label_smoothing, images.dtype)
     settings, key = config.augment, purpose(config.train.seed, MIX)
     keys = jax.random.fold_in(key, step) if settings.mix_per == "batch" else augment.sample_keys(key, batch["position"])
@@ -172,8 +178,10 @@ def train_step(
     overflow: it counts, and the loss scale is halved; only at a scale of 1 is it what it is elsewhere.
     """
 
+    size = round(steps_per_epoch * config.train.batch_size)
+
     def step(state: State, batch: Batch, *taught: Any) -> tuple[State, Metrics]:
-        images, targets = inputs(config, batch, state.step, model.num_classes)
+        images, targets = inputs(config, batch, size, state.step, model.num_classes)
         key = jax.random.fold_in(purpose(config.train.seed, DROPOUT), state.step)
         expected = step_positions(state.step, len(images))
         seen = {"image": images, "target": targets, "position": batch["position"], "expected": expected}
@@ -326,14 +334,37 @@ def compiled_train_step(
             step, feeds = repeated(step, most), (whole, whole)
     if teacher is not None:
         feeds += (whole,)
-    # XLA joins the reductions of gradients on GPUs in pieces of 30 MB by default.
-    gpu = mesh.devices.flat[0].platform in ("gpu", "cuda")
-    options: dict[str, Any] = {"xla_gpu_all_reduce_combine_threshold_bytes": 1 << 30} if gpu and mesh.size > 1 else {}
-    if gpu and config.train.deterministic:
-        options["xla_gpu_deterministic_ops"] = True
+    options = compiler_options(mesh, config.train.deterministic)
     return jax.jit(step, donate_argnums=0, in_shardings=(whole, *feeds), out_shardings=(whole, whole), compiler_options=options)
 
 
 def compiled_eval_step(config: Config, model: Network, mesh: Mesh) -> Any:
-    whole = replicated(mesh)
-    return jax.jit(eval_step(config, model), in_shardings=(whole, split(mesh)), out_shardings=whole)
+    whole, options = replicated(mesh), compiler_options(mesh, config.train.deterministic)
+    return jax.jit(eval_step(config, model), in_shardings=(whole, split(mesh)), out_shardings=whole, compiler_options=options)
+
+
+def compiler_options(mesh: Mesh, deterministic: bool = False) -> dict[str, Any]:
+    """XLA's options for a step over `mesh`."""
+    platform = mesh.devices.flat[0].platform
+    if platform == "cpu":
+        return cpu_options()
+    if platform not in ("gpu", "cuda"):
+        return {}
+    # XLA joins the reductions of gradients in pieces of 30 MB by default.
+    options: dict[str, Any] = {"xla_gpu_all_reduce_combine_threshold_bytes": 1 << 30} if mesh.size > 1 else {}
+    return options | ({"xla_gpu_deterministic_ops": True} if deterministic else {})
+
+
+@functools.cache
+def cpu_options() -> dict[str, Any]:
+    """Convolutions by Eigen, on all cores, where XLA's CPU compiler has YNNPACK, which takes one for most; products and sums stay with it.
+
+    The option is experimental: where the compiler does not know it, nothing.
+    """
+    kinds = ("INDIVIDUAL_DOT", "REDUCE")
+    options = {"xla_cpu_experimental_ynn_fusion_type": ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kinds)}
+    try:
+        jax.jit(jnp.negative).lower(jax.ShapeDtypeStruct((), jnp.float32)).compile(compiler_options=options)
+    except (RuntimeError, ValueError):  # JaxRuntimeError is a RuntimeError
+        return {}
+    return options

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.extend.random import threefry_2x32
 
-from flaxres.data.order import sample_ids, threefry, uniforms
+from flaxres.data.order import mirrored, sample_ids, threefry, uniforms
 
 
 def words(*values: int) -> np.ndarray:
@@ -42,6 +42,18 @@ def test_each_epoch_is_a_permutation_and_the_device_agrees(size: int) -> None:
         assert (ids[:size] != ids[size:]).mean() > 0.9
         assert (ids != sample_ids(positions, size, seed=6)).mean() > 0.9
         assert abs(np.corrcoef(ids[:size], positions[:size])[0, 1]) < 0.2
+
+
+def test_each_record_is_mirrored_in_every_second_epoch() -> None:
+    positions = np.arange(3 * 1297, dtype=np.uint32)
+    which = mirrored(positions, 1297, 5)
+    ids = sample_ids(positions, 1297, 5)
+    first, second, third = (which[part][np.argsort(ids[part])] for part in np.split(np.arange(3 * 1297), 3))
+    np.testing.assert_array_equal(second, ~first)
+    np.testing.assert_array_equal(third, first)
+    assert 0.4 < first.mean() < 0.6
+    assert (mirrored(positions, 1297, 6) != which).any()
+    np.testing.assert_array_equal(jax.jit(lambda p: mirrored(p, 1297, 5))(positions), which)
 
 
 def test_any_position_is_had_without_the_ones_before() -> None:

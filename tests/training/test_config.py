@@ -41,6 +41,8 @@ def test_settings_named_in_rules_exist() -> None:
         (Config(model=ModelConfig(bn_group=48)), "model.bn_group=48 must divide train.batch_size=256"),
         (Config(data=DataConfig(resident=True)), "set data.crop='centre'"),
         (Config(data=DataConfig(eval_resize=100)), "the crop must fit inside"),
+        (Config(augment=AugmentConfig(flip=False, flip_alternates=True)), "set augment.flip=True"),
+        (Config(augment=AugmentConfig(flip_alternates=True), data=DataConfig(repeats=2)), "set data.repeats=1"),
     ],
 )
 def test_broken_configs_are_refused(config: Config, message: str) -> None:

@@ -9,14 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from flaxres import Config, DataConfig, InputError, ModelConfig, OptimConfig, TrainConfig
+from flaxres import AugmentConfig, Config, DataConfig, InputError, ModelConfig, OptimConfig, TrainConfig
 from flaxres.data.augment import normalise
+from flaxres.data.order import mirrored
 from flaxres.models.resnet import ResNet
 from flaxres.training.config import check
 from flaxres.training.mesh import data_mesh
 from flaxres.training.optimizers import learning_rate, optimizer
 from flaxres.training.state import State, create_state
-from flaxres.training.steps import compiled_train_step, distillation, eval_step, losses
+from flaxres.training.steps import compiled_train_step, distillation, eval_step, losses, pictures
 
 SIZE, CLASSES = 8, 6
 
@@ -182,6 +183,18 @@ def test_flipping_averages_the_logits_of_both() -> None:
     one, other = (eval_step(flipped, network)(variables, part) for part in (inputs, mirrored))
     assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=1e-6)
     assert float(one["loss"]) != pytest.approx(float(eval_step(config(), network)(variables, inputs)["loss"]), rel=1e-6)
+
+
+def test_the_step_mirrors_what_alternates() -> None:
+    alternating = dataclasses.replace(config(), augment=AugmentConfig(flip_alternates=True))
+    given, size = batch(8, 16), 11
+    seen = pictures(alternating, given, size)
+    plain = normalise(given["image"], alternating.data.mean, alternating.data.std, jnp.float32)
+    which = mirrored(given["position"], size, alternating.train.seed)
+    assert which.any()
+    assert not which.all()
+    for row, turned in enumerate(which):
+        np.testing.assert_allclose(seen[row], plain[row, :, ::-1] if turned else plain[row], rtol=1e-6)
 
 
 def test_moving_averages_the_logits_of_three_places() -> None:
