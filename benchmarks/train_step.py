@@ -2,8 +2,8 @@
 
 Images/s of our network over those of the peers, float32, SGD with momentum, a batch that stays where it is: ResNet-50 (224 px, batch 16) against the
 textbook Flax network, dm-haiku's and torchvision's; ResNet-20 (32 px, batch 128) against the textbook and PyTorch. A ratio above 1 means
-that ours is faster. All run with the settings of malloc that `train.py` makes on CPU, take turns in one process, and the ratio is the median
-of the pairs. Needs the extra `parity`, and dm-haiku.
+that ours is faster. Ours is compiled with the options of XLA that `train.py` gives its step; all run with the settings of malloc that it makes on
+CPU, take turns in one process, and the ratio is the median of the pairs. Needs the extra `parity`, and dm-haiku.
 """
 
 import argparse
@@ -24,16 +24,18 @@ import flaxres
 from benchmarks.peers import torch_and_timm, torch_resnet20
 from benchmarks.textbook import TEXTBOOK, plain_step
 from flaxres.cli import keep_memory
+from flaxres.training.mesh import data_mesh
+from flaxres.training.steps import compiler_options
 
 Advance = Callable[[], Any]
 Peer = Callable[[np.ndarray, np.ndarray], Advance]
 
 
-def flax_steps(model: Any, images: np.ndarray, labels: np.ndarray) -> Advance:
-    """A function that does one step of a Linen module and waits for it."""
+def flax_steps(model: Any, images: np.ndarray, labels: np.ndarray, options: dict[str, Any] | None = None) -> Advance:
+    """A function that does one step of a Linen module and waits for it; `options` are XLA's."""
     tx = optax.sgd(0.01, 0.9)
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), jnp.asarray(images))
-    step = jax.jit(plain_step(model, tx), donate_argnums=(0, 1))
+    step = jax.jit(plain_step(model, tx), donate_argnums=(0, 1), compiler_options=options)
     carry = [variables, tx.init(variables["params"])]
 
     def advance() -> None:
@@ -104,7 +106,7 @@ def compare(name: str, size: int, batch: int, pairs: int, steps: int, peers: dic
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch, size, size, 3), np.float32)
     labels = rng.integers(0, 10, batch).astype(np.int32)
-    ours = flax_steps(flaxres.create_model(name), images, labels)
+    ours = flax_steps(flaxres.create_model(name), images, labels, compiler_options(data_mesh(1)))
     ours()
     ratios: dict[str, list[float]] = {}
     rates: dict[str, list[float]] = {name: []}

@@ -438,7 +438,9 @@ def check(config: Config) -> None:
     if config.augment.flip_alternates and not config.augment.flip:
         raise InputError("augment.flip_alternates=True with augment.flip=False: it says which pictures are mirrored; set augment.flip=True")
     if config.augment.flip_alternates and config.data.repeats > 1:
-        raise InputError(f"augment.flip_alternates=True with data.repeats={config.data.repeats}: an epoch sees a part of the pictures; set data.repeats=1")
+        raise InputError(
+            f"augment.flip_alternates=True with data.repeats={config.data.repeats}: an epoch sees a part of the pictures; set data.repeats=1"
+        )
     if config.augment.auto is not None:
         policy(config.augment.auto)
     if (config.augment.mixup or config.augment.cutmix) and config.data.repeats == batch > 1:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from flaxres import Config, DataConfig, ModelConfig, TrainConfig
+from flaxres.models.convolution import direct
 from flaxres.models.resnet import ResNet
 from flaxres.training.mesh import data_mesh
-from flaxres.training.steps import compiled_eval_step, eval_step, smooth_targets
+from flaxres.training.steps import compiled_eval_step, compiler_options, eval_step, smooth_targets
 
 
 def test_smoothed_targets_are_the_formula() -> None:
@@ -53,6 +54,14 @@ def test_padding_weighs_nothing(devices: int) -> None:
     assert float(sums["examples"]) == 5
     for key, value in sums.items():
         assert float(value) == pytest.approx(float(other[key]), rel=1e-6), key
+
+
+def test_convolutions_on_cpu_are_given_to_all_cores() -> None:
+    """YNNPACK's kernels, which take one core, are for products and sums only."""
+    image, kernel = jnp.ones((4, 16, 16, 32)), jnp.ones((3, 3, 32, 32))
+    program = jax.jit(lambda x, w: direct(x, w, 1), compiler_options=compiler_options(data_mesh(1))).lower(image, kernel).compile().as_text()
+    assert "convolution(" in program
+    assert "__ynn_fusion" not in program
 
 
 def same_result(precision: str, steps: int, groups: str) -> dict[str, float]:
