@@ -20,14 +20,14 @@ config = Config(
     data=DataConfig(
         name="cifar10",
         image_size=32,
-        progressive_sizes=((0, 24), (15, 32)),
+        progressive_sizes=((0, 24), (14, 32)),
         eval_size=32,
         eval_resize=32,
         crop="centre",
         eval_flip=True,
         eval_shift=1,
     ),
-    augment=AugmentConfig(shift=3, flip_alternates=True),
-    optim=OptimConfig(name="muon", learning_rate=0.02, nesterov=True, weight_decay=0.1, schedule="linear", warmup_epochs=0.5, label_smoothing=0.2),
-    train=TrainConfig(batch_size=128, eval_batch_size=400, epochs=27, eval_every_epochs=27, checkpoint_every_epochs=4, log_every_steps=100),
+    augment=AugmentConfig(shift=3),
+    optim=OptimConfig(name="muon", learning_rate=0.02, nesterov=True, weight_decay=0.1, schedule="linear", warmup_epochs=0.5, label_smoothing=0.1),
+    train=TrainConfig(batch_size=128, eval_batch_size=400, epochs=24, eval_every_epochs=12, checkpoint_every_epochs=4, log_every_steps=100),
 )
