@@ -364,7 +364,7 @@ def cpu_options() -> dict[str, Any]:
     kinds = ("INDIVIDUAL_DOT", "REDUCE")
     options = {"xla_cpu_experimental_ynn_fusion_type": ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kinds)}
     try:
-        jax.jit(jnp.negative).lower(jax.ShapeDtypeStruct((), jnp.float32)).compile(compiler_options=options)
+        jax.jit(jnp.negative, compiler_options=options)(0.0)
     except (RuntimeError, ValueError):  # JaxRuntimeError is a RuntimeError
         return {}
     return options
