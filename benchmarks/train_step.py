@@ -113,10 +113,10 @@ def compare(name: str, size: int, batch: int, pairs: int, steps: int, peers: dic
     rates: dict[str, list[float]] = {name: []}
     for peer, make in peers.items():
         theirs = make(images, labels)
-        for pair in range(-WARM, pairs):
+        for advance in (ours, theirs) * WARM:
+            seconds(advance, steps)
+        for _ in range(pairs):
             a, b = seconds(ours, steps), seconds(theirs, steps)
-            if pair < 0:
-                continue
             ratios.setdefault(f"{name}_vs_{peer}", []).append(b / a)
             rates[name].append(batch / a)
             rates.setdefault(f"{name}_{peer}", []).append(batch / b)

@@ -361,10 +361,9 @@ def cpu_options() -> dict[str, Any]:
 
     The option is experimental: where the compiler does not know it, nothing.
     """
-    kinds = ("INDIVIDUAL_DOT", "REDUCE")
-    options = {"xla_cpu_experimental_ynn_fusion_type": ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kinds)}
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
     try:
         jax.jit(jnp.negative, compiler_options=options)(0.0)
-    except (RuntimeError, ValueError):  # JaxRuntimeError is a RuntimeError
+    except jax.errors.JaxRuntimeError:
         return {}
     return options
