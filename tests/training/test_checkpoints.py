@@ -214,9 +214,9 @@ def test_fault_28_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_
 
     real = steps.pictures
 
-    def spoilt(config: Config, batch: dict[str, jax.Array]) -> jax.Array:
+    def spoilt(config: Config, batch: dict[str, jax.Array], size: int) -> jax.Array:
         """One picture of step 7 is NaN: its position is 6 * 64 + 5."""
-        return jnp.where((batch["position"] == 6 * 64 + 5)[:, None, None, None], jnp.nan, real(config, batch))
+        return jnp.where((batch["position"] == 6 * 64 + 5)[:, None, None, None], jnp.nan, real(config, batch, size))
 
     # The state before the bad step, of a run that saved there and never met it.
     saving = dataclasses.replace(config, train=dataclasses.replace(config.train, checkpoint_every_epochs=6 / (1297 / 64), keep_checkpoints=9))
