@@ -25,6 +25,7 @@ from flaxres.models.registry import (
     list_models as list_models,
 )
 from flaxres.models.resnet import ResNet as ResNet
+from flaxres.models.resnet9 import ResNet9 as ResNet9
 from flaxres.models.resnetv2 import ResNetV2 as ResNetV2
 
 if TYPE_CHECKING:

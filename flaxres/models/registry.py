@@ -10,6 +10,7 @@ from flaxres.errors import InputError, unknown
 from flaxres.models.densenet import DenseNet
 from flaxres.models.network import Network
 from flaxres.models.resnet import ResNet
+from flaxres.models.resnet9 import ResNet9
 from flaxres.models.resnetv2 import ResNetV2
 
 Row = functools.partial[Any]
@@ -87,6 +88,8 @@ MODELS: dict[str, Row] = {
     "densenet161": partial(DenseNet, depths=(6, 12, 36, 24), growth=48, stem_width=96),
     "densenet169": partial(DenseNet, depths=(6, 12, 32, 32)),
     "densenet201": partial(DenseNet, depths=(6, 12, 48, 32)),
+    # Page 2018.
+    "resnet9": partial(ResNet9),
     **{f"resnet{6 * n + 2}": partial(cifar, depths=(n, n, n)) for n in (3, 5, 7, 9, 18, 200)},
     **{f"resnetv2_{9 * n + 2}": partial(cifar_v2, depths=(n, n, n)) for n in (18, 111)},
 }
@@ -119,4 +122,4 @@ def create_model(name: str, **attributes: Any) -> Network:
 
 def small_images(name: str) -> bool:
     """Whether a model is made for images of 32 pixels."""
-    return MODELS[name].keywords.get("stem") == "small"
+    return MODELS[name].keywords.get("stem") == "small" or MODELS[name].func is ResNet9

@@ -33,7 +33,7 @@ def equal(a: Any, b: Any) -> bool:
     return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), a, b))
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet18", "resnet10t", "seresnet18", "resnetv2_164", "densenet121"])
+@pytest.mark.parametrize("name", ["resnet20", "resnet9", "resnet18", "resnet10t", "seresnet18", "resnetv2_164", "densenet121"])
 def test_the_round_trip_is_exact(name: str, tmp_path: pathlib.Path) -> None:
     model: Any = flaxres.create_model(name)
     variables = born(model)

@@ -1,0 +1,69 @@
+"""ResNet-9, the small residual network of the races for the fastest CIFAR-10 training (Page 2018, "How to train your ResNet", part 4)."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from flaxres.errors import InputError
+from flaxres.models.blocks import ResidualBlock, Stage
+from flaxres.models.layers import max_pool, relu
+from flaxres.models.network import Network
+
+
+class PooledConvolution(nn.Module):
+    """A 3x3 convolution, 2x2 max pooling, a norm and a ReLU: `(N, H, W, C)` -> `(N, H // 2, W // 2, width)`.
+
+    The pooling is before the norm, which then has a quarter to read (Jordan 2024, section 3.1).
+    """
+
+    width: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool, drop_rate: Any = 0.0) -> jax.Array:
+        del drop_rate  # a stage's first part has no shortcut beside it that could stand for it
+        x = max_pool(self.conv(self.width, kernel_size=3, name="conv1")(x), size=2, stride=2, padding=0)
+        return relu(self.norm(name="bn1")(x, use_running_average=not train))
+
+
+class ResNet9(Network):
+    """A shallow and wide residual network for small images, which learns more in the first minutes than the deep and narrow ones of He et al. 2016.
+
+    Each stage convolves before it halves the resolution, by max pooling; residual blocks without any stride follow. Against Page's, the ReLU of a
+    block comes after the sum, as in He et al. 2016, and global pooling is an average. Names of layers are `ResNet`'s: `conv1`, `layer1.0.conv1`, ...
+
+    Attributes (and those of `Network`):
+      widths: of each stage.
+      depths: residual blocks of two 3x3 convolutions in each stage, behind its first convolution.
+      stem_width: width of the stem's 3x3 convolution.
+
+    Calls as `ResNet` does. Raises InputError, beyond what that does, for images that the stages would halve to nothing.
+    """
+
+    num_classes: int = 10
+    depths: tuple[int, ...] = (1, 0, 1)
+    widths: tuple[int, ...] = (128, 256, 512)
+    stem_width: int = 64
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> Any:
+        self.check(images)
+        if len(self.depths) != len(self.widths):
+            raise InputError(f"depths (={self.depths}) and widths (={self.widths}) must be equally many, one of each a stage")
+        if min(images.shape[1:3]) < (smallest := 2 ** len(self.widths)):
+            raise InputError(f"images have shape {images.shape}: {len(self.widths)} stages halve the sides, which must be at least {smallest} pixels")
+        conv, norm = self.conv(), self.norm()
+        x = conv(self.stem_width, kernel_size=3, name="conv1")(images)
+        x = relu(norm(name="bn1")(x, use_running_average=not train))
+        maps = {"stem": x}
+        block = functools.partial(ResidualBlock, kind="basic", stride=1, conv=conv, norm=norm, stochastic=self.stochastic_depth > 0)
+        for i, (width, rates) in enumerate(zip(self.widths, self.drop_rates(self.depths), strict=True), 1):
+            first, rest = functools.partial(PooledConvolution, width, conv, norm), functools.partial(block, width=width)
+            x = Stage(first, rest, (0.0, *rates), self.scan_blocks, self.remat, name=f"layer{i}")(x, train)
+            maps[f"stage{i}"] = x
+        maps["pooled"] = self.pooled(x)
+        return maps if features else self.head(maps["pooled"], train, "fc")

@@ -1,0 +1,83 @@
+"""ResNet-9: its size, its arithmetic against PyTorch's, and refusals."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flaxres
+from flaxres.errors import InputError
+from flaxres.weights.transfer import torch_from_variables
+
+PAGES = 6_573_120 + 10
+"""Of Page's network (2018), and the head's biases, which his has not."""
+SMALL: dict[str, Any] = {"depths": (1, 0, 2), "widths": (8, 12, 16), "stem_width": 4}
+
+
+def born(model: flaxres.ResNet9, images: jax.Array) -> Any:
+    """Random variables, the running statistics included, of which half of the scales are negative."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    rng = np.random.default_rng(0)
+    return {
+        "params": jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes["params"]),
+        "batch_stats": jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.5, 2, leaf.shape), jnp.float32), shapes["batch_stats"]),
+    }
+
+
+def test_parameters_and_shapes() -> None:
+    model, images = flaxres.create_model("resnet9"), jax.ShapeDtypeStruct((2, 32, 28, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == PAGES
+    maps = jax.eval_shape(lambda v, x: model.apply(v, x, features=True), variables, images)
+    assert {name: leaf.shape[1:] for name, leaf in maps.items()} == {
+        "stem": (32, 28, 64),
+        "stage1": (16, 14, 128),
+        "stage2": (8, 7, 256),
+        "stage3": (4, 3, 512),
+        "pooled": (512,),
+    }
+
+
+def test_logits_are_pytorchs() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    F = torch.nn.functional
+    images = jax.random.normal(jax.random.key(0), (3, 17, 24, 3))
+    model = flaxres.ResNet9(**SMALL)
+    variables = born(model, images)
+    weights = {name: torch.tensor(np.array(value)) for name, value in torch_from_variables(variables).items()}
+
+    def conv(x: Any, name: str) -> Any:
+        return F.conv2d(x, weights[f"{name}.weight"], padding=1)
+
+    def norm(x: Any, name: str) -> Any:
+        return F.batch_norm(x, *(weights[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")))
+
+    x = F.relu(norm(conv(torch.tensor(np.asarray(images)).permute(0, 3, 1, 2), "conv1"), "bn1"))
+    for i, depth in enumerate(SMALL["depths"], 1):
+        x = F.relu(norm(F.max_pool2d(conv(x, f"layer{i}.0.conv1"), 2), f"layer{i}.0.bn1"))
+        for j in range(1, depth + 1):
+            y = F.relu(norm(conv(x, f"layer{i}.{j}.conv1"), f"layer{i}.{j}.bn1"))
+            x = F.relu(x + norm(conv(y, f"layer{i}.{j}.conv2"), f"layer{i}.{j}.bn2"))
+    expected = F.linear(x.mean((2, 3)), weights["fc.weight"], weights["fc.bias"]).numpy()
+    found = jax.jit(model.apply)(variables, images)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
+
+
+def test_depth_attributes_are_those_of_the_other_networks() -> None:
+    images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    model = flaxres.ResNet9(**SMALL | {"depths": (0, 0, 3), "stochastic_depth": 0.9})
+    variables = born(model, images)
+    run = jax.jit(lambda model, key: model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key})[0], static_argnums=0)
+    first, second = (run(model, jax.random.key(seed)) for seed in (0, 1))
+    assert (first != second).any()
+    without = run(model.clone(stochastic_depth=0.0), jax.random.key(0))
+    np.testing.assert_allclose(run(model.clone(stochastic_depth=0.0, remat=True), jax.random.key(0)), without, rtol=1e-4, atol=1e-3)
+
+
+def test_refusals_name_the_rule() -> None:
+    with pytest.raises(InputError, match="depths .* and widths .* equally many"):
+        jax.eval_shape(flaxres.ResNet9(depths=(1,)).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    with pytest.raises(InputError, match="3 stages halve the sides, which must be at least 8 pixels"):
+        jax.eval_shape(flaxres.ResNet9().init, jax.random.key(0), jnp.zeros((1, 7, 32, 3)))
