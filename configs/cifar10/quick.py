@@ -16,11 +16,11 @@ batches of 256, without the moved images, gave 86.5%; the same network by SGD wi
 from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 config = Config(
-    model=ModelConfig(name="resnet20", depths=(1, 2, 2, 1), widths=(16, 64, 128, 256), stem_init="whitening"),
+    model=ModelConfig(name="resnet9", depths=(1, 2, 2), widths=(64, 128, 256), stem_width=24, stem_init="whitening"),
     data=DataConfig(
         name="cifar10",
         image_size=32,
-        progressive_sizes=((0, 24), (14, 32)),
+        progressive_sizes=((0, 24), (8, 32)),
         eval_size=32,
         eval_resize=32,
         crop="centre",
@@ -29,5 +29,5 @@ config = Config(
     ),
     augment=AugmentConfig(shift=3),
     optim=OptimConfig(name="muon", learning_rate=0.02, nesterov=True, weight_decay=0.1, schedule="linear", warmup_epochs=0.5, label_smoothing=0.1),
-    train=TrainConfig(batch_size=128, eval_batch_size=400, epochs=24, eval_every_epochs=12, checkpoint_every_epochs=4, log_every_steps=100),
+    train=TrainConfig(batch_size=128, eval_batch_size=400, epochs=16, eval_every_epochs=8, checkpoint_every_epochs=4, log_every_steps=100),
 )

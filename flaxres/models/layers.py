@@ -257,12 +257,11 @@ def maximum_of_windows(x: jax.Array, size: int, stride: int, padding: int) -> ja
 def maximum_of_slices(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
     padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=-math.inf)
     height, width = ((extent - size) // stride * stride + 1 for extent in padded.shape[1:3])
-    best = None
-    for row in range(size):
-        for column in range(size):
-            window = padded[:, row : row + height : stride, column : column + width : stride]
-            best = window if best is None else jnp.where(window > best, window, best)
-    assert best is not None
+    # Within rows, then over them: of equal ones the first by rows is found, as by a search of the whole window.
+    best = padded
+    for axis, count in ((2, width), (1, height)):
+        first, *others = (lax.slice_in_dim(best, i, i + count, stride, axis) for i in range(size))
+        best = functools.reduce(lambda best, other: jnp.where(other > best, other, best), others, first)
     return best
 
 

@@ -25,7 +25,7 @@ class PooledConvolution(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, drop_rate: Any = 0.0) -> jax.Array:
-        del drop_rate  # a stage's first part has no shortcut beside it that could stand for it
+        del drop_rate  # it has no shortcut that could stand for it
         x = max_pool(self.conv(self.width, kernel_size=3, name="conv1")(x), size=2, stride=2, padding=0)
         return relu(self.norm(name="bn1")(x, use_running_average=not train))
 
@@ -38,14 +38,14 @@ class ResNet9(Network):
 
     Attributes (and those of `Network`):
       widths: of each stage.
-      depths: residual blocks of two 3x3 convolutions in each stage, behind its first convolution.
+      depths: blocks of each stage, of which the first is the pooled convolution, and each further one residual, of two 3x3 convolutions.
       stem_width: width of the stem's 3x3 convolution.
 
     Calls as `ResNet` does. Raises InputError, beyond what that does, for images that the stages would halve to nothing.
     """
 
     num_classes: int = 10
-    depths: tuple[int, ...] = (1, 0, 1)
+    depths: tuple[int, ...] = (2, 1, 2)
     widths: tuple[int, ...] = (128, 256, 512)
     stem_width: int = 64
 
@@ -63,7 +63,7 @@ class ResNet9(Network):
         block = functools.partial(ResidualBlock, kind="basic", stride=1, conv=conv, norm=norm, stochastic=self.stochastic_depth > 0)
         for i, (width, rates) in enumerate(zip(self.widths, self.drop_rates(self.depths), strict=True), 1):
             first, rest = functools.partial(PooledConvolution, width, conv, norm), functools.partial(block, width=width)
-            x = Stage(first, rest, (0.0, *rates), self.scan_blocks, self.remat, name=f"layer{i}")(x, train)
+            x = Stage(first, rest, rates, self.scan_blocks, self.remat, name=f"layer{i}")(x, train)
             maps[f"stage{i}"] = x
         maps["pooled"] = self.pooled(x)
         return maps if features else self.head(maps["pooled"], train, "fc")

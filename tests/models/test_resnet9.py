@@ -13,7 +13,7 @@ from flaxres.weights.transfer import torch_from_variables
 
 PAGES = 6_573_120 + 10
 """Of Page's network (2018), and the head's biases, which his has not."""
-SMALL: dict[str, Any] = {"depths": (1, 0, 2), "widths": (8, 12, 16), "stem_width": 4}
+SMALL: dict[str, Any] = {"depths": (2, 1, 3), "widths": (8, 12, 16), "stem_width": 4}
 
 
 def born(model: flaxres.ResNet9, images: jax.Array) -> Any:
@@ -57,7 +57,7 @@ def test_logits_are_pytorchs() -> None:
     x = F.relu(norm(conv(torch.tensor(np.asarray(images)).permute(0, 3, 1, 2), "conv1"), "bn1"))
     for i, depth in enumerate(SMALL["depths"], 1):
         x = F.relu(norm(F.max_pool2d(conv(x, f"layer{i}.0.conv1"), 2), f"layer{i}.0.bn1"))
-        for j in range(1, depth + 1):
+        for j in range(1, depth):
             y = F.relu(norm(conv(x, f"layer{i}.{j}.conv1"), f"layer{i}.{j}.bn1"))
             x = F.relu(x + norm(conv(y, f"layer{i}.{j}.conv2"), f"layer{i}.{j}.bn2"))
     expected = F.linear(x.mean((2, 3)), weights["fc.weight"], weights["fc.bias"]).numpy()
@@ -67,7 +67,7 @@ def test_logits_are_pytorchs() -> None:
 
 def test_depth_attributes_are_those_of_the_other_networks() -> None:
     images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
-    model = flaxres.ResNet9(**SMALL | {"depths": (0, 0, 3), "stochastic_depth": 0.9})
+    model = flaxres.ResNet9(**SMALL | {"depths": (1, 1, 4), "stochastic_depth": 0.9})
     variables = born(model, images)
     run = jax.jit(lambda model, key: model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key})[0], static_argnums=0)
     first, second = (run(model, jax.random.key(seed)) for seed in (0, 1))
