@@ -108,17 +108,21 @@ def test_aligned_groups_need_no_communication(group: int | None, devices: int, e
     assert any(word in program for word in ("all-reduce", "all-gather", "collective-permute")) == expected
 
 
+@pytest.mark.parametrize(("size", "padding"), [(3, 1), (2, 0)])
 @pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 7, 9, 2), (2, 112, 112, 4)])
-def test_max_pool_and_its_gradient_are_xlas(shape: tuple[int, ...]) -> None:
+def test_max_pool_and_its_gradient_are_xlas(shape: tuple[int, ...], size: int, padding: int) -> None:
+    def ours(x: jax.Array) -> jax.Array:
+        return max_pool(x, size, 2, padding)
+
     def reference(x: jax.Array) -> jax.Array:
-        return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, size, size, 1), (1, 2, 2, 1), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
 
     x = images(*shape)
-    np.testing.assert_array_equal(max_pool(x), reference(x))
+    np.testing.assert_array_equal(ours(x), reference(x))
     weights = images(*reference(x).shape, seed=1)
     for values in (x, jnp.round(x)):  # the second has ties, which go to the first maximum
-        ours = jax.grad(lambda x: (max_pool(x) * weights).sum())(values)
-        np.testing.assert_allclose(ours, jax.grad(lambda x: (reference(x) * weights).sum())(values), atol=1e-6)
+        gradient, expected = (jax.grad(lambda x, pool=pool: (pool(x) * weights).sum())(values) for pool in (ours, reference))
+        np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
 def test_zero_pad_shortcut_subsamples_and_centres_the_channels() -> None:
