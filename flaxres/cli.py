@@ -609,7 +609,7 @@ LAB = {
     "paths": "what each block changes, and what passes it",
     "features": "feature maps of a photograph; a linear probe of each stage",
     "landscape": "the loss around a plain and a residual network",
-    "all": "all of them, and a summary in Markdown (15 minutes on two cores)",
+    "all": "all of them, and a summary in Markdown (6 to 15 minutes on two cores)",
 }
 
 

@@ -112,7 +112,7 @@ def folded(model: Network, variables: Mapping[str, Any]) -> tuple[dict[str, Any]
 
     A norm at rest is a product and a sum by channel (Ioffe & Szegedy 2015, section 3.1, algorithm 2): the product goes into the kernel, the sum stays
     as the norm's bias, and what is left of the norm is the identity, which XLA leaves out of a program whose weights are constants. Norms before
-    convolutions (pre-activation networks, DenseNets) and those of standardised kernels stay. `scan_blocks` must be False.
+    convolutions (pre-activation networks, DenseNets), behind a pooling (ResNet9) and of standardised kernels stay. `scan_blocks` must be False.
     """
     flat = {kind: dict(leaves(tree)) for kind, tree in variables.items()}
     pairs = convolutions_before_norms(model, variables)

@@ -72,8 +72,13 @@ def test_config_files_that_are_none_are_one_line(tmp_path: pathlib.Path, capfd: 
 
 def test_a_config_of_another_kind_and_an_early_interrupt(capfd: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
     assert "is no .py file" in refusal(capfd, "--config", str(ROOT / "README.md"))
-    words = [sys.executable, "-c", "from flaxres.cli import refusing\nimport signal\nrefusing(lambda: signal.raise_signal(signal.SIGINT))"]
-    done = subprocess.run(words, capture_output=True, text=True)
+    program = """
+import signal
+from flaxres.cli import refusing
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells have background jobs ignore
+refusing(lambda: signal.raise_signal(signal.SIGINT))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 130
     assert done.stderr.startswith("flaxres: interrupted before training began")
 

@@ -190,7 +190,7 @@ def claims(result: Result) -> list[Claim]:
     left = 100 * float(result.ranked[at])
     return [
         Claim(
-            f"A residual network loses little without one of its blocks, a plain one nearly everything ({DEEP} layers)",
+            f"A residual network loses little without one of its blocks, a plain one much more ({DEEP} layers)",
             "accuracy lost, mean over blocks, points",
             lost["plain"],
             lost["residual"],

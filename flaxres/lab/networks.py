@@ -89,7 +89,8 @@ class Trained:
 
     def curve(self, name: str) -> np.ndarray:
         """(epochs, 2): the number of the epoch, and the mean of what the log has of a metric in it."""
-        points = [(np.ceil(row["epoch"]), row[name]) for row in self.log if row.get(name) is not None]
+        half = 0.5 / self.run.steps_per_epoch  # a step is of the epoch that its middle is in, so that an evaluation is of the one before it
+        points = [(np.ceil(row["epoch"] - half), row[name]) for row in self.log if row.get(name) is not None]
         return np.array([(epoch, np.mean([value for at, value in points if at == epoch])) for epoch in sorted({at for at, _ in points})])
 
     def error(self, source: Source) -> float:

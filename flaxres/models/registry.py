@@ -88,10 +88,10 @@ MODELS: dict[str, Row] = {
     "densenet161": partial(DenseNet, depths=(6, 12, 36, 24), growth=48, stem_width=96),
     "densenet169": partial(DenseNet, depths=(6, 12, 32, 32)),
     "densenet201": partial(DenseNet, depths=(6, 12, 48, 32)),
-    # Page 2018.
-    "resnet9": partial(ResNet9),
+    # CIFAR's: He et al. 2016, both papers; Page 2018.
     **{f"resnet{6 * n + 2}": partial(cifar, depths=(n, n, n)) for n in (3, 5, 7, 9, 18, 200)},
     **{f"resnetv2_{9 * n + 2}": partial(cifar_v2, depths=(n, n, n)) for n in (18, 111)},
+    "resnet9": partial(ResNet9),
 }
 
 ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, ResNet200 = (MODELS[f"resnet{n}"] for n in (18, 34, 50, 101, 152, 200))
@@ -121,5 +121,5 @@ def create_model(name: str, **attributes: Any) -> Network:
 
 
 def small_images(name: str) -> bool:
-    """Whether a model is made for images of 32 pixels."""
-    return MODELS[name].keywords.get("stem") == "small" or MODELS[name].func is ResNet9
+    """Whether a model is made for images of 32 pixels: those of CIFAR-10, born with its classes."""
+    return bool(MODELS[name]().num_classes == 10)

@@ -33,12 +33,14 @@ class PooledConvolution(nn.Module):
 class ResNet9(Network):
     """A shallow and wide residual network for small images, which learns more in the first minutes than the deep and narrow ones of He et al. 2016.
 
-    Each stage convolves before it halves the resolution, by max pooling; residual blocks without any stride follow. Against Page's, the ReLU of a
-    block comes after the sum, as in He et al. 2016, and global pooling is an average. Names of layers are `ResNet`'s: `conv1`, `layer1.0.conv1`, ...
+    Each stage convolves before it halves the resolution, by max pooling; residual blocks without any stride follow. Other than Page's: pooling is
+    before the norm, a block is He et al.'s (the ReLU after the sum, the last norm's scale zero at first), global pooling is an average, and logits
+    are not scaled. Names of layers are `ResNet`'s: `conv1`, `layer1.0.conv1`, ...
 
-    Attributes (and those of `Network`):
+    Attributes (and those of `Network`, `num_classes` being 10):
       widths: of each stage.
-      depths: blocks of each stage, of which the first is the pooled convolution, and each further one residual, of two 3x3 convolutions.
+      depths: blocks of each stage, of which the first is the pooled convolution, and each further one residual, of two 3x3 convolutions. Stochastic
+        depth is that of the residual ones.
       stem_width: width of the stem's 3x3 convolution.
 
     Calls as `ResNet` does. Raises InputError, beyond what that does, for images that the stages would halve to nothing.
@@ -56,14 +58,18 @@ class ResNet9(Network):
             raise InputError(f"depths (={self.depths}) and widths (={self.widths}) must be equally many, one of each a stage")
         if min(images.shape[1:3]) < (smallest := 2 ** len(self.widths)):
             raise InputError(f"images have shape {images.shape}: {len(self.widths)} stages halve the sides, which must be at least {smallest} pixels")
+        if self.stochastic_depth and max(self.depths) < 2:
+            raise InputError(
+                f"stochastic_depth (={self.stochastic_depth}) drops residual blocks, of which depths={self.depths} has none: leave it at 0"
+            )
         conv, norm = self.conv(), self.norm()
         x = conv(self.stem_width, kernel_size=3, name="conv1")(images)
         x = relu(norm(name="bn1")(x, use_running_average=not train))
         maps = {"stem": x}
         block = functools.partial(ResidualBlock, kind="basic", stride=1, conv=conv, norm=norm, stochastic=self.stochastic_depth > 0)
-        for i, (width, rates) in enumerate(zip(self.widths, self.drop_rates(self.depths), strict=True), 1):
+        for i, (width, rates) in enumerate(zip(self.widths, self.drop_rates(tuple(depth - 1 for depth in self.depths)), strict=True), 1):
             first, rest = functools.partial(PooledConvolution, width, conv, norm), functools.partial(block, width=width)
-            x = Stage(first, rest, rates, self.scan_blocks, self.remat, name=f"layer{i}")(x, train)
+            x = Stage(first, rest, (0.0, *rates), self.scan_blocks, self.remat, name=f"layer{i}")(x, train)
             maps[f"stage{i}"] = x
         maps["pooled"] = self.pooled(x)
         return maps if features else self.head(maps["pooled"], train, "fc")

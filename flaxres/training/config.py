@@ -26,7 +26,7 @@ class ModelConfig:
     name: str = "resnet50"
     """A name of flaxres.list_models()."""
     stem: Literal["standard", "small"] | None = None
-    """None keeps the model's own: 'small' is a 3x3 convolution without pooling, for small images."""
+    """None keeps the model's own: 'small' is a 3x3 convolution without pooling, for small images. A network without the choice refuses it."""
     depths: tuple[int, ...] | None = None
     """Blocks of each stage; None keeps the model's own, as for the next two."""
     widths: tuple[int, ...] | None = None

@@ -56,6 +56,18 @@ def test_directions_have_the_norm_of_each_filter() -> None:
     assert not jnp.allclose(drawn, landscape.direction(jax.random.key(1), variables["params"])["layer1"]["0"]["conv1"]["kernel"])
 
 
+def test_a_surface_that_overflows_is_a_steep_one() -> None:
+    steps = np.linspace(-1, 1, landscape.POINTS)
+    bowl = np.square(steps)[:, None] + np.square(steps)
+
+    def holds(plain: np.ndarray, residual: np.ndarray) -> list[bool]:
+        return [claim.holds for claim in landscape.claims(landscape.Result(steps, {"plain": plain, "residual": residual}))]
+
+    over = np.where(bowl > 0.1, np.nan, bowl + 1)
+    assert holds(1 + 9 * bowl, bowl) == holds(over, bowl) == [True, True]
+    assert holds(bowl, 1 + 9 * bowl) == holds(bowl, over) == [False, False]
+
+
 @pytest.mark.slow
 def test_the_claims_hold_of_trained_networks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """All experiments that train networks, at six tenths of the epochs and with networks of 20 and 56 layers; each is trained once."""

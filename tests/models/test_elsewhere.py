@@ -17,6 +17,7 @@ from flaxres.training.mesh import data_mesh
 X = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype(np.float32)
 Y = np.arange(8) % 4
 SMALL: dict[str, Any] = {"depths": (4, 4), "block": "basic", "widths": (8, 16), "stem": "small", "stem_width": 8, "num_classes": 4}
+NINE = flaxres.ResNet9(4, depths=(1, 4), widths=(8, 12), stem_width=4)
 
 
 def born(model: Any) -> Any:
@@ -39,9 +40,9 @@ def close(a: Any, b: Any, tolerance: float = 1e-5) -> None:
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * max(float(jnp.abs(y).max()), 1e-3))
 
 
+@pytest.mark.parametrize("plain", [flaxres.ResNet(**SMALL), NINE], ids=["resnet", "resnet9"])
 @pytest.mark.parametrize("form", ["scanned", "remat", "scanned and remat"])
-def test_scanned_and_rematerialised_blocks_train_alike(form: str) -> None:
-    plain = flaxres.ResNet(**SMALL)
+def test_scanned_and_rematerialised_blocks_train_alike(plain: Any, form: str) -> None:
     variables = born(plain)
     other = plain.clone(scan_blocks="scanned" in form, remat="remat" in form)
     given = stack_blocks(variables) if "scanned" in form else variables

@@ -1,5 +1,6 @@
 """ResNet-9: its size, its arithmetic against PyTorch's, and refusals."""
 
+import functools
 from typing import Any
 
 import jax
@@ -65,15 +66,24 @@ def test_logits_are_pytorchs() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
 
 
-def test_depth_attributes_are_those_of_the_other_networks() -> None:
+def test_stochastic_depth_drops_residual_blocks_alone() -> None:
     images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
-    model = flaxres.ResNet9(**SMALL | {"depths": (1, 1, 4), "stochastic_depth": 0.9})
+    model = flaxres.ResNet9(**SMALL | {"depths": (1, 1, 3), "stochastic_depth": 1.0})  # by rates of 0 and 1
     variables = born(model, images)
-    run = jax.jit(lambda model, key: model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key})[0], static_argnums=0)
-    first, second = (run(model, jax.random.key(seed)) for seed in (0, 1))
-    assert (first != second).any()
-    without = run(model.clone(stochastic_depth=0.0), jax.random.key(0))
-    np.testing.assert_allclose(run(model.clone(stochastic_depth=0.0, remat=True), jax.random.key(0)), without, rtol=1e-4, atol=1e-3)
+
+    @jax.jit
+    def pooled(variables: Any) -> jax.Array:
+        apply = functools.partial(model.apply, train=True, features=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
+        return apply(variables, images)[0]["pooled"]
+
+    def without(block: str) -> Any:
+        layer = {**variables["params"]["layer3"], block: jax.tree.map(jnp.zeros_like, variables["params"]["layer3"][block])}
+        return {**variables, "params": {**variables["params"], "layer3": layer}}
+
+    np.testing.assert_array_equal(pooled(without("2")), pooled(variables))
+    assert (pooled(without("1")) != pooled(variables)).any()
+    with pytest.raises(InputError, match="has none: leave it at 0"):
+        jax.eval_shape(model.clone(depths=(1, 1, 1)).init, jax.random.key(0), images)
 
 
 def test_refusals_name_the_rule() -> None:

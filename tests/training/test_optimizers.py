@@ -14,6 +14,7 @@ import pytest
 import flaxres
 from benchmarks.peers import torch_and_timm
 from flaxres import OptimConfig
+from flaxres.models.registry import small_images
 from flaxres.training.optimizers import by_depth, decayed, depth, learning_rate, optimizer
 
 STEPS, EPOCH = 200, 12.5
@@ -142,16 +143,16 @@ def test_decoupled_decay_is_its_formula() -> None:
     np.testing.assert_allclose(updates["scale"], -rate, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet50", "resnetv2_50", "densenet121"])
+@pytest.mark.parametrize("name", ["resnet20", "resnet9", "resnet50", "resnetv2_50", "densenet121"])
 def test_depth_orders_the_stages(name: str) -> None:
-    size = 32 if name == "resnet20" else 64
+    size, stages = (32, 3) if small_images(name) else (64, 4)
     shapes = jax.eval_shape(lambda: flaxres.create_model(name).init(jax.random.key(0), jnp.zeros((1, size, size, 3))))["params"]
     tx = by_depth(0.5)
     updates, _ = jax.eval_shape(lambda p: tx.update(p, tx.init(p)), shapes)
     assert jax.tree.structure(updates) == jax.tree.structure(shapes)
     names = ["/".join(str(key.key) for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
     found = {depth(path) for path in names}
-    assert found == set(range(6 if name != "resnet20" else 4)) | {5}
+    assert found == {*range(stages + 1), 5}
     heads = [path for path in names if depth(path) == 5]
     assert len(heads) == 2
     ones = {"conv1": {"kernel": jnp.ones(2)}, "layer3": {"0": {"conv1": {"kernel": jnp.ones(2)}}}, "fc": {"kernel": jnp.ones(2)}}
