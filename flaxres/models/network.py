@@ -88,3 +88,8 @@ class Network(nn.Module):
             if images.shape[1] == self.in_channels:
                 raise InputError(f"images have shape {images.shape}, which looks like NCHW: make them NHWC with images.transpose(0, 2, 3, 1)")
             raise InputError(f"images have {images.shape[3]} channels, in_channels is {self.in_channels}: set in_channels={images.shape[3]}")
+
+    def check_stages(self, depths: tuple[int, ...], widths: tuple[int, ...]) -> None:
+        """Raises InputError where the stages have not a depth and a width each."""
+        if len(depths) != len(widths):
+            raise InputError(f"depths (={depths}) and widths (={widths}) must be equally many, one of each a stage")

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from flaxres.errors import InputError
 from flaxres.models.blocks import EXPANSION, ResidualBlock, Stage
 from flaxres.models.layers import EfficientChannelAttention, SqueezeExcite, average_pool, blur_pool, max_pool, relu
 from flaxres.models.network import Network
@@ -98,8 +97,7 @@ class ResNet(Network):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> Any:
         self.check(images, **{name: (getattr(self, name), allowed) for name, allowed in CHOICES.items()})
-        if len(self.depths) != len(self.widths):
-            raise InputError(f"depths (={self.depths}) and widths (={self.widths}) must be equally many, one of each a stage")
+        self.check_stages(self.depths, self.widths)
         conv, norm = self.conv(), self.norm(self.norm_kind)
         x = self.stem_activations(images, train, conv, norm)
         maps = {"stem": x}

@@ -43,7 +43,8 @@ class ResNet9(Network):
         depth is that of the residual ones.
       stem_width: width of the stem's 3x3 convolution.
 
-    Calls as `ResNet` does. Raises InputError, beyond what that does, for images that the stages would halve to nothing.
+    Calls as `ResNet` does. Raises InputError, beyond what that does, for images that the stages would halve to nothing and for
+    stochastic depth without a residual block.
     """
 
     num_classes: int = 10
@@ -54,8 +55,7 @@ class ResNet9(Network):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> Any:
         self.check(images)
-        if len(self.depths) != len(self.widths):
-            raise InputError(f"depths (={self.depths}) and widths (={self.widths}) must be equally many, one of each a stage")
+        self.check_stages(self.depths, self.widths)
         if min(images.shape[1:3]) < (smallest := 2 ** len(self.widths)):
             raise InputError(f"images have shape {images.shape}: {len(self.widths)} stages halve the sides, which must be at least {smallest} pixels")
         if self.stochastic_depth and max(self.depths) < 2:

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from flaxres.errors import InputError
 from flaxres.models.blocks import EXPANSION, PreActivationBlock, Stage
 from flaxres.models.layers import head_init, max_pool, relu
 from flaxres.models.network import Network
@@ -87,8 +86,7 @@ class ResNetV2(Network):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> Any:
         self.check(images, **{name: (getattr(self, name), allowed) for name, allowed in CHOICES.items()})
-        if len(self.depths) != len(self.widths):
-            raise InputError(f"depths (={self.depths}) and widths (={self.widths}) must be equally many, one of each a stage")
+        self.check_stages(self.depths, self.widths)
         conv, norm = self.conv(standardise=self.standardise), self.norm(self.norm_kind)
         x = Stem(self.stem, self.stem_width, conv, norm, name="stem")(images, train)
         maps = {"stem": x}
