@@ -6,7 +6,7 @@ import importlib.metadata
 import math
 import re
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -36,7 +36,8 @@ HOPPER = 'cuda_compute_capability { major: 9 } } platform_name: "CUDA" dnn_versi
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 STILL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}  # instructions that move nothing
-FUSED = {"conv": "convolution", "reduce": "reduction", "transpose": "copy", "copy": "copy"}  # part of a fusion's name -> kind
+SLICES = {"slice", "dynamic-slice"}
+FUSED = {"convolution": "convolution", "reduce": "reduction"}  # the first that a fusion contains -> kind
 
 
 def platform_of(topology: str) -> str:
@@ -89,33 +90,69 @@ def array_bytes(kind: str, outside: bool = True) -> int:
     )
 
 
-def kind_of_kernel(name: str, operation: str, line: str) -> str:
-    if operation == "custom-call" and (called := re.search(r'custom_call_target="([^"]+)"', line)):
+class Instruction(NamedTuple):
+    """One line of an HLO computation; `kind` is the type of its result."""
+
+    name: str
+    kind: str
+    operation: str
+    operands: list[str]
+    line: str
+
+
+def computations(program: str) -> dict[str, list[Instruction]]:
+    """An HLO program's computations by name; the one that is run is 'ENTRY'."""
+    found: dict[str, list[Instruction]] = {}
+    for header, body in re.findall(r"^((?:ENTRY )?%[\w.-]+) \(.*\{\n((?:.*\n)*?)\}", program, re.MULTILINE):
+        lines = found["ENTRY" if header.startswith("ENTRY") else header.removeprefix("%")] = []
+        for line in body.splitlines():
+            if parts := re.match(r"\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)", line):
+                name, kind, operation, rest = parts.groups()
+                lines.append(Instruction(name, kind, operation, re.findall(r"%([\w.-]+)", rest.split("), ")[0]), line))
+    return found
+
+
+def sliced_bytes(computation: list[Instruction]) -> dict[int, int]:
+    """Of the parameters that a computation only takes slices of, by number: the bytes of those."""
+    numbers = {each.name: int(each.line.partition(" parameter(")[2].partition(")")[0]) for each in computation if each.operation == "parameter"}
+    users = {name: [each for each in computation if name in each.operands] for name in numbers}
+    return {
+        numbers[name]: sum(array_bytes(each.kind) for each in reads)
+        for name, reads in users.items()
+        if reads and all(each.operation in SLICES and each.operands[0] == name for each in reads)
+    }
+
+
+def kind_of_kernel(each: Instruction, fused: list[Instruction]) -> str:
+    """`fused`: what a fusion consists of."""
+    if each.operation == "custom-call" and (called := re.search(r'custom_call_target="([^"]+)"', each.line)):
         return called[1]
-    if operation == "fusion":
-        return "fusion: " + next((kind for part, kind in FUSED.items() if part in name), "elementwise")
-    return operation.removesuffix("-done")
+    if each.operation == "fusion":
+        parts = {part.operation for part in fused}
+        copies = any(word in each.name for word in ("copy", "transpose"))
+        return "fusion: " + next((kind for part, kind in FUSED.items() if part in parts), "copy" if copies else "elementwise")
+    return each.operation.removesuffix("-done")
 
 
 def traffic(program: str) -> tuple[collections.Counter[str], collections.Counter[str]]:
     """Bytes that the kernels of an optimised program read and write, as if nothing stayed in a cache, and the number of kernels, by kind."""
-    entry = program[program.index("\nENTRY") :]
+    found = computations(program)
     sizes: dict[str, int] = {}
     moved, count = collections.Counter[str](), collections.Counter[str]()
-    for line in entry[: entry.index("\n}")].splitlines():
-        found = re.match(r"\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)", line)
-        if found is None:
+    for each in found["ENTRY"]:
+        sizes[each.name] = array_bytes(each.kind)
+        if each.operation in STILL or each.operation.endswith("-start"):
             continue
-        name, kind, operation, operands = found.groups()
-        sizes[name] = array_bytes(kind)
-        if operation in STILL or operation.endswith("-start"):
-            continue
-        label = kind_of_kernel(name, operation, line)
-        if operation.endswith("-done"):  # an asynchronous copy, to or from the inside: its length once
-            moved[label] += array_bytes(kind, outside=False)
-        else:
-            moved[label] += sizes[name] + sum(sizes.get(operand, 0) for operand in re.findall(r"%([\w.-]+)", operands.split("), ")[0]))
+        called = re.search(r" calls=%([\w.-]+)", each.line)
+        fused = found[called[1]] if called else []
+        label = kind_of_kernel(each, fused)
         count[label] += 1
+        if each.operation.endswith("-done"):  # an asynchronous copy, to or from the inside: its length once
+            moved[label] += array_bytes(each.kind, outside=False)
+            continue
+        less = {0: sizes[each.name]} if each.operation in SLICES else sliced_bytes(fused)
+        reads = (less.get(i, sizes.get(operand, 0)) for i, operand in enumerate(each.operands))
+        moved[label] += sizes[each.name] + sum(reads)
     return moved, count
 
 

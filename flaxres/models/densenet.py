@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxres.models.layers import average_pool, max_pool, relu
+from flaxres.models.layers import activated_and_pooled, average_pool, max_pool, relu
 from flaxres.models.network import Network
 
 kaiming_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -58,7 +58,7 @@ class Transition(nn.Module):
 
 
 class Features(nn.Module):
-    """Everything before the head; returns the maps by name."""
+    """Everything before the head; returns the maps by name, with `whole` the stem's too."""
 
     depths: tuple[int, ...]
     growth: int
@@ -68,11 +68,10 @@ class Features(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
+    def __call__(self, x: jax.Array, train: bool, whole: bool) -> dict[str, jax.Array]:
         x = self.conv(self.stem_width, kernel_size=7, stride=2, name="conv0")(x)
-        x = relu(self.norm(name="norm0")(x, use_running_average=not train))
-        maps = {"stem": x}
-        x = max_pool(x)
+        stem, x = activated_and_pooled(self.norm(name="norm0"), x, train, max_pool, whole)
+        maps = {} if stem is None else {"stem": stem}
         for i, layers in enumerate(self.depths, 1):
             x = DenseBlock(layers, self.growth, self.conv, self.norm, self.remat, name=f"denseblock{i}")(x, train)
             maps[f"stage{i}"] = x
@@ -98,6 +97,6 @@ class DenseNet(Network):
     def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> Any:
         self.check(images)
         conv, norm = self.conv(kernel_init=kaiming_fan_in), self.norm()
-        maps = Features(self.depths, self.growth, self.stem_width, conv, norm, self.remat, name="features")(images, train)
+        maps = Features(self.depths, self.growth, self.stem_width, conv, norm, self.remat, name="features")(images, train, features)
         maps["pooled"] = self.pooled(maps.pop("last"))
         return maps if features else self.head(maps["pooled"], train, "classifier")

@@ -4,6 +4,10 @@
 operations into every kernel that reads its end, and computes it again in each, transposed where
 the kernel is a gradient's. It leaves alone what has two operands of its own shape and feeds a product or a convolution directly. A training
 step of ResNet-50 took 2.7 s without and takes 1.7 s with this (two cores, batch 16).
+
+`relu` finds its gradient's zeros in its result on GPUs, and in its input elsewhere. The result is in memory for the layers that read it; the input of
+a block's last ReLU, a norm and a sum, XLA's GPU compiler would compute again from two arrays: a training step of ResNet-50 moves 372 MB an image with
+this and 386 without (compiled for an H200, bfloat16). On TPUs it is the other way round by 1 MB.
 """
 
 import contextlib
@@ -18,6 +22,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 keep_p = Primitive("flaxres_keep")
+gate_p = Primitive("flaxres_gate")
 plainly = contextvars.ContextVar("plainly", default=False)
 
 
@@ -44,6 +49,31 @@ def keep(x: jax.Array, before: int = 3) -> jax.Array:
     return kept
 
 
+@jax.custom_jvp
+def rectified(x: jax.Array) -> jax.Array:
+    return jnp.maximum(x, jnp.zeros((), x.dtype))
+
+
+@rectified.defjvp
+def rectified_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    y = rectified(*primals)
+    return y, gate_p.bind(*tangents, *primals, y)
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """`max(x, 0)`; its derivative where x is 0 is 0."""
+    return jax.nn.relu(x) if plainly.get() else rectified(x)
+
+
+def by_input(tangent: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.where(x > 0, tangent, jnp.zeros((), tangent.dtype))
+
+
+def by_result(tangent: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    # Not `y > 0`: XLA knows that of a maximum, and would compare x.
+    return jnp.where(y != 0, tangent, jnp.zeros((), tangent.dtype))
+
+
 def on_cpu(x: jax.Array, rows: bool) -> jax.Array:
     y = x.reshape(-1, x.shape[-1]) if rows else x
     return jnp.maximum(y, jnp.minimum(y, jnp.zeros((), y.dtype))).reshape(x.shape)
@@ -55,3 +85,16 @@ ad.deflinear2(keep_p, lambda cotangent, x, rows: [cotangent if isinstance(cotang
 batching.defvectorized(keep_p)
 mlir.register_lowering(keep_p, lambda context, x, rows: [x])
 mlir.register_lowering(keep_p, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu")
+
+gate_p.def_impl(by_input)
+gate_p.def_abstract_eval(lambda tangent, x, y: tangent)
+ad.defjvp(gate_p, lambda change, tangent, x, y: gate_p.bind(change, x, y), None, None)
+ad.primitive_transposes[gate_p] = lambda cotangent, tangent, x, y: [
+    cotangent if isinstance(cotangent, ad.Zero) else gate_p.bind(cotangent, x, y),
+    None,
+    None,
+]
+batching.defbroadcasting(gate_p)
+mlir.register_lowering(gate_p, mlir.lower_fun(by_input, multiple_results=False))
+for platform in ("cuda", "rocm"):
+    mlir.register_lowering(gate_p, mlir.lower_fun(by_result, multiple_results=False), platform=platform)

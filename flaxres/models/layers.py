@@ -16,8 +16,11 @@ from flax.typing import Dtype, Initializer
 from jax import lax
 
 from flaxres.errors import InputError
+from flaxres.models import kept
 from flaxres.models.convolution import convolution
 from flaxres.models.kept import by_platform, keep
+
+Pool = Callable[[jax.Array], jax.Array]
 
 # He et al. 2015, "Delving deep into rectifiers", eq. 14: the backward form, which ResNets use.
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -27,7 +30,7 @@ head_init = nn.initializers.normal(0.01)
 
 def relu(x: jax.Array, before: int = 3) -> jax.Array:
     """`max(x, 0)`; `before`: kernel size of the convolution that reads it."""
-    return keep(nn.relu(x), before)
+    return keep(kept.relu(x), before)
 
 
 def pointwise_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -109,7 +112,8 @@ class BatchNorm(nn.Module):
     Statistics are float32 or wider whatever `dtype` is. The running variance is that of all images together, the variance between
     the groups' means included, so that it doesn't depend on how the batch was grouped; it is biased, as Flax's is.
 
-    Call: `(N, H, W, C)` -> the same shape in `dtype`. Raises InputError when `group` does not divide N.
+    Call: `(N, H, W, C)` -> the same shape in `dtype`, and with `pool`, a max pooling, what that makes of it: the same values, normalised after the
+    pooling, since a norm is monotone in each channel. Then only the statistics need all pixels. Raises InputError when `group` does not divide N.
     """
 
     group: int | None = None
@@ -122,15 +126,22 @@ class BatchNorm(nn.Module):
     scale_init: Initializer = nn.initializers.ones_init()
 
     @nn.compact
-    def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, use_running_average: bool, pool: Pool | None = None) -> jax.Array:
         channels = x.shape[-1]
         wide = jnp.promote_types(jnp.float32, self.param_dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), wide)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), wide)
         scale = self.param("scale", self.scale_init, (channels,), self.param_dtype).astype(wide)
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,), self.param_dtype).astype(wide)
+        sign = jnp.where(scale < 0, -1, 1)
+
+        def turned(value: jax.Array) -> jax.Array:
+            """Channels of negative scale negated, where a maximum would else be the minimum of what comes in."""
+            return value if pool is None else value * sign.astype(value.dtype)
+
+        x, scale = turned(x), turned(scale)
         if use_running_average or self.frozen:
-            return self.normalise(x, running_mean.value, running_var.value, scale, bias)
+            return self.normalise(x if pool is None else pool(x), turned(running_mean.value), running_var.value, scale, bias)
         if self.group is not None and self.axis_name is not None:
             raise InputError(f"bn_group (={self.group}) and axis_name (={self.axis_name!r}) exclude each other: set one of them to None")
 
@@ -138,14 +149,14 @@ class BatchNorm(nn.Module):
         group = images if self.group is None or self.is_initializing() else self.group
         if images % group:
             raise InputError(f"bn_group (={self.group}) must divide the {images} images of the batch")
-        grouped = x.reshape(images // group, group, *x.shape[1:])
-        mean, var = self.statistics(grouped, wide)
+        mean, var = self.statistics(x.reshape(images // group, group, *x.shape[1:]), wide)
         if not self.is_initializing():
             first, second = mean.mean(0), (var + jnp.square(mean)).mean(0)
-            total = first, jnp.maximum(second - jnp.square(first), 0)
+            total = turned(first), jnp.maximum(second - jnp.square(first), 0)
             for running, batch in zip((running_mean, running_var), total, strict=True):
                 running.value = self.momentum * running.value + (1 - self.momentum) * batch
-        spread = (slice(None), None, None, None)
+        x = x if pool is None else pool(x)
+        grouped, spread = x.reshape(images // group, group, *x.shape[1:]), (slice(None), None, None, None)
         return self.normalise(grouped, mean[spread], var[spread], scale, bias).reshape(x.shape)
 
     def statistics(self, grouped: jax.Array, wide: Dtype) -> tuple[jax.Array, jax.Array]:
@@ -162,7 +173,7 @@ class BatchNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018) over 32 groups of channels, called as BatchNorm is. Needs no statistics of the batch."""
+    """Group normalisation (Wu & He 2018) over 32 groups of channels, called as BatchNorm is, `pool` after it. Needs no statistics of the batch."""
 
     groups: int = 32
     epsilon: float = 1e-5
@@ -171,7 +182,7 @@ class GroupNorm(nn.Module):
     scale_init: Initializer = nn.initializers.ones_init()
 
     @nn.compact
-    def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, use_running_average: bool, pool: Pool | None = None) -> jax.Array:
         del use_running_average
         channels = x.shape[-1]
         if channels % self.groups:
@@ -182,7 +193,8 @@ class GroupNorm(nn.Module):
         grouped = x.reshape(*x.shape[:-1], self.groups, channels // self.groups).astype(wide)
         mean, var = grouped.mean((1, 2, 4), keepdims=True), grouped.var((1, 2, 4), keepdims=True)
         normal = ((grouped - mean) * lax.rsqrt(var + self.epsilon)).reshape(x.shape)
-        return (normal * scale + bias).astype(self.dtype)
+        y = (normal * scale + bias).astype(self.dtype)
+        return y if pool is None else pool(y)
 
 
 class SqueezeExcite(nn.Module):
@@ -213,6 +225,14 @@ class EfficientChannelAttention(nn.Module):
         y = x.mean((1, 2))[..., None]
         y = nn.Conv(1, (size,), padding=size // 2, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name="conv")(y)
         return x * nn.sigmoid(y[:, None, None, :, 0])
+
+
+def activated_and_pooled(norm: nn.Module, x: jax.Array, train: bool, pool: Pool, whole: bool) -> tuple[jax.Array | None, jax.Array]:
+    """What `norm` and a ReLU make of x, and the max pooling of that. Without `whole` the first is None, and the pooling comes before the norm."""
+    if not whole:
+        return None, relu(norm(x, use_running_average=not train, pool=pool))
+    y = relu(norm(x, use_running_average=not train))
+    return y, pool(y)
 
 
 def average_pool(x: jax.Array, size: int, stride: int) -> jax.Array:

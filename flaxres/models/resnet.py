@@ -8,7 +8,7 @@ import jax
 from flax import linen as nn
 
 from flaxres.models.blocks import EXPANSION, ResidualBlock, Stage
-from flaxres.models.layers import EfficientChannelAttention, SqueezeExcite, average_pool, blur_pool, max_pool, relu
+from flaxres.models.layers import EfficientChannelAttention, SqueezeExcite, activated_and_pooled, average_pool, blur_pool, max_pool, relu
 from flaxres.models.network import Network
 
 STEMS = ("standard", "small", "deep", "deep_tiered")
@@ -99,10 +99,8 @@ class ResNet(Network):
         self.check(images, **{name: (getattr(self, name), allowed) for name, allowed in CHOICES.items()})
         self.check_stages(self.depths, self.widths)
         conv, norm = self.conv(), self.norm(self.norm_kind)
-        x = self.stem_activations(images, train, conv, norm)
-        maps = {"stem": x}
-        if self.stem != "small":
-            x = self.stem_pooling(x, train, conv, norm)
+        stem, x = self.stem_maps(images, train, conv, norm, features)
+        maps = {} if stem is None else {"stem": stem}
         block = functools.partial(
             ResidualBlock,
             kind=self.block,
@@ -129,21 +127,25 @@ class ResNet(Network):
         maps["pooled"] = self.pooled(x)
         return maps if features else self.head(maps["pooled"], train, self.head_name)
 
-    def stem_activations(self, x: jax.Array, train: bool, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module]) -> jax.Array:
+    def stem_maps(
+        self, x: jax.Array, train: bool, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module], whole: bool
+    ) -> tuple[jax.Array | None, jax.Array]:
+        """The stem's activations before its pooling, which may be None without `whole`, and after it."""
         if self.stem in ("standard", "small"):
             size, stride = (7, 2) if self.stem == "standard" else (3, 1)
             x = conv(self.stem_width, kernel_size=size, stride=stride, name="conv1")(x)
         else:
             first = self.stem_width // 4 * 3 if self.stem == "deep_tiered" else self.stem_width
             x = DeepStem((first, self.stem_width, 2 * self.stem_width), conv, norm, name="conv1")(x, train)
-        return relu(norm(name="bn1")(x, use_running_average=not train))
-
-    def stem_pooling(self, x: jax.Array, train: bool, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module]) -> jax.Array:
-        if self.stem_convolution:
-            return PoolingConvolution(conv, norm, name="maxpool")(x, train)
-        if self.anti_alias == "average":
-            return average_pool(x, 2, 2)
-        return blur_pool(max_pool(x, stride=1)) if self.anti_alias == "blur" else max_pool(x)
+        norm1 = norm(name="bn1")
+        if self.stem != "small" and not self.stem_convolution and self.anti_alias != "average":
+            blurs = self.anti_alias == "blur"
+            before, x = activated_and_pooled(norm1, x, train, functools.partial(max_pool, stride=1 if blurs else 2), whole)
+            return before, blur_pool(x) if blurs else x
+        x = relu(norm1(x, use_running_average=not train))
+        if self.stem == "small":
+            return x, x
+        return x, PoolingConvolution(conv, norm, name="maxpool")(x, train) if self.stem_convolution else average_pool(x, 2, 2)
 
     def attention_module(self, conv: Callable[..., nn.Module]) -> Callable[..., nn.Module] | None:
         if self.attention == "se":

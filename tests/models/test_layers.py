@@ -1,8 +1,12 @@
 """Layers against plain formulas and against XLA's own operations."""
 
 import contextlib
+import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,9 +14,10 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import PartitionSpec
 
+import flaxres
 from flaxres.errors import InputError
 from flaxres.models.kept import jax_operations_only
-from flaxres.models.layers import BatchNorm, Conv, max_pool, zero_pad_shortcut
+from flaxres.models.layers import BatchNorm, Conv, GroupNorm, max_pool, relu, zero_pad_shortcut
 from flaxres.training.mesh import data_mesh, split
 
 
@@ -109,6 +114,66 @@ def test_aligned_groups_need_no_communication(group: int | None, devices: int, e
 
     program = jax.jit(normalised, in_shardings=split(mesh), out_shardings=split(mesh)).lower(x).compile().as_text()
     assert any(word in program for word in ("all-reduce", "all-gather", "collective-permute")) == expected
+
+
+@pytest.mark.parametrize(
+    "layer", [BatchNorm(), BatchNorm(2), BatchNorm(frozen=True), GroupNorm(groups=3)], ids=["batch", "groups", "frozen", "group norm"]
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_pooling_before_a_norm_is_pooling_after_it(layer: Any, dtype: jnp.dtype) -> None:
+    """Channels of either sign of scale, and one of none: values, statistics and gradients, in training and at rest."""
+    layer, x = layer.clone(dtype=dtype), images(6, 9, 8, 6).astype(dtype)
+    params = {"scale": jnp.asarray([1.5, -0.5, 0.0, -2.0, 1.0, 0.3]), "bias": jnp.linspace(-0.5, 0.5, 6)}
+    stats = {"mean": jnp.linspace(-0.2, 0.3, 6), "var": jnp.linspace(0.5, 2.0, 6)}
+    weights = images(6, 5, 4, 6, seed=1)
+
+    def loss(params: Any, x: jax.Array, before: bool, rest: bool) -> tuple[jax.Array, Any]:
+        variables = {"params": params} | ({"batch_stats": stats} if isinstance(layer, BatchNorm) else {})
+        y, new = layer.apply(variables, x, use_running_average=rest, mutable=["batch_stats"], **({"pool": max_pool} if before else {}))
+        y = y if before else max_pool(y)
+        return (y.astype(jnp.float32) * weights).sum(), (y, new)
+
+    for rest in (False, True):
+        before, after = (jax.grad(loss, (0, 1), has_aux=True)(params, x, before, rest) for before in (True, False))
+        jax.tree.map(np.testing.assert_array_equal, before[1], after[1])
+        if dtype == jnp.float32:  # in bfloat16 more values of a window are equal after the norm, and the gradient goes to another of them
+            alike = np.arange(6) != 2  # of a scale of 0 all are
+            for got, expected in zip(jax.tree.leaves(before[0]), jax.tree.leaves(after[0]), strict=True):
+                np.testing.assert_allclose(got[..., alike], expected[..., alike], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50d", "densenet121", "resnetaa50"])
+def test_the_map_of_the_stem_changes_nothing(name: str) -> None:
+    """Where the stem's map is wanted its pooling comes after the norm, else before it."""
+    model, x = flaxres.create_model(name, num_classes=3), images(2, 64, 64, 3)
+    variables = model.init(jax.random.key(0), x)
+    maps = model.apply(variables, x, features=True)
+    pooled = model.clone(num_classes=0, parent=None).apply(variables, x)
+    np.testing.assert_allclose(maps["pooled"], pooled, rtol=1e-5, atol=1e-5)
+    assert maps["stem"].shape[1:3] == (32, 32)
+
+
+def test_relu_is_jaxs_to_any_order_and_under_every_transformation() -> None:
+    x, v = jnp.asarray([-2.0, -0.0, 0.0, 1e-30, 3.0]), jnp.arange(1.0, 6.0)
+
+    def found(function: Callable[[jax.Array], jax.Array]) -> list[jax.Array]:
+        return [
+            function(x),
+            jax.grad(lambda x: (function(x) * v).sum())(x),
+            jax.jvp(function, (x,), (v,))[1],
+            jax.vmap(jax.grad(lambda x: function(x) ** 2))(x),
+            jax.hessian(lambda x: (function(x) ** 3).sum())(x),
+            jax.grad(lambda x: (jax.checkpoint(function)(x) * v).sum())(x),
+            jax.vmap(lambda v: jax.jvp(function, (x,), (v,))[1])(jnp.eye(5)),
+        ]
+
+    jax.tree.map(np.testing.assert_array_equal, found(relu), found(nn.relu))
+
+
+@pytest.mark.parametrize(("platform", "compared"), [("cuda", "NE"), ("rocm", "NE"), ("tpu", "GT"), ("cpu", "GT")])
+def test_the_gradient_of_relu_reads_the_result_on_gpus(platform: str, compared: str) -> None:
+    program = jax.export.export(jax.jit(jax.grad(lambda x: relu(x).sum())), platforms=[platform])(jnp.ones((4, 4))).mlir_module()
+    assert re.findall(r"compare +(\w+)", program) == [compared]
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
