@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxres.models.layers import average_pool, blur_pool, relu, shrink_average, zero_pad_shortcut
+from flaxres.models.layers import activated, average_pool, blur_pool, relu, shrink_average, zero_pad_shortcut
 
 Row = tuple[int, int, int, int, int]  # features, kernel size, stride, groups, dilation
 EXPANSION = {"basic": 1, "bottleneck": 4}
@@ -100,8 +100,8 @@ class ResidualBlock(nn.Module):
             last, aliased = i == len(rows), self.anti_alias and stride == 2
             y = self.conv(features, kernel_size=size, stride=1 if aliased else stride, groups=groups, dilation=dilation, name=f"conv{i}")(y)
             init: dict[str, Any] = {"scale_init": nn.initializers.zeros_init()} if last and self.shortcut != "none" else {}
-            y = self.norm(name=f"bn{i}", **init)(y, use_running_average=not train)
-            y = y if last else relu(y, rows[i][1])
+            norm = self.norm(name=f"bn{i}", **init)
+            y = norm(y, use_running_average=not train) if last else activated(norm, y, train, rows[i][1])
             if aliased:
                 y = blur_pool(y) if self.anti_alias == "blur" else average_pool(y, 2, 2)
         if self.attention is not None:
@@ -155,12 +155,12 @@ class PreActivationBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, drop_rate: Any = 0.0) -> jax.Array:
         rows = branch(self.kind, self.features // EXPANSION[self.kind], self.stride, False, 1, 64, (1, 1))
-        y = relu(self.norm(name="norm1")(x, use_running_average=not train), rows[0][1])
+        y = activated(self.norm(name="norm1"), x, train, rows[0][1])
         if self.project:
             x = Downsample(self.features, self.stride, self.averaged, self.conv, name="downsample")(y)
         for i, (features, size, stride, groups, dilation) in enumerate(rows, 1):
             if i > 1:
-                y = relu(self.norm(name=f"norm{i}")(y, use_running_average=not train), size)
+                y = activated(self.norm(name=f"norm{i}"), y, train, size)
             y = self.conv(features, kernel_size=size, stride=stride, groups=groups, dilation=dilation, name=f"conv{i}")(y)
         if self.stochastic:
             y = drop_path(self, y, drop_rate, train)

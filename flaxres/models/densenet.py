@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxres.models.layers import activated_and_pooled, average_pool, max_pool, relu
+from flaxres.models.layers import activated, activated_and_pooled, average_pool, max_pool
 from flaxres.models.network import Network
 
 kaiming_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -23,7 +23,7 @@ class DenseLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i, (features, size) in enumerate(((4 * self.growth, 1), (self.growth, 3)), 1):
-            x = relu(self.norm(name=f"norm{i}")(x, use_running_average=not train), size)
+            x = activated(self.norm(name=f"norm{i}"), x, train, size)
             x = self.conv(features, kernel_size=size, name=f"conv{i}")(x)
         return x
 
@@ -53,7 +53,7 @@ class Transition(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y = relu(self.norm(name="norm")(x, use_running_average=not train), 1)
+        y = activated(self.norm(name="norm"), x, train, 1)
         return average_pool(self.conv(x.shape[-1] // 2, kernel_size=1, name="conv")(y), 2, 2)
 
 
@@ -77,7 +77,7 @@ class Features(nn.Module):
             maps[f"stage{i}"] = x
             if i < len(self.depths):
                 x = Transition(self.conv, self.norm, name=f"transition{i}")(x, train)
-        return maps | {"last": relu(self.norm(name=f"norm{len(self.depths) + 1}")(x, use_running_average=not train))}
+        return maps | {"last": activated(self.norm(name=f"norm{len(self.depths) + 1}"), x, train)}
 
 
 class DenseNet(Network):

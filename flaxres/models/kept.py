@@ -1,13 +1,14 @@
 """What the layers say to one platform's compiler alone, and how to leave it out.
 
 `keep` is an identity that XLA's CPU compiler does not see through, and nothing on other devices. That compiler fuses a chain of elementwise
-operations into every kernel that reads its end, and computes it again in each, transposed where
-the kernel is a gradient's. It leaves alone what has two operands of its own shape and feeds a product or a convolution directly. A training
-step of ResNet-50 took 2.7 s without and takes 1.7 s with this (two cores, batch 16).
+operations into every kernel that reads its end, and computes it again in each, transposed where the kernel is a gradient's. It leaves alone what has
+two operands of its own shape and feeds a product or a convolution directly. A training step of ResNet-50 took 2.7 s without and takes 1.7 s with this
+(two cores, batch 16).
 
-`relu` finds its gradient's zeros in its result on GPUs, and in its input elsewhere. The result is in memory for the layers that read it; the input of
-a block's last ReLU, a norm and a sum, XLA's GPU compiler would compute again from two arrays: a training step of ResNet-50 moves 372 MB an image with
-this and 386 without (compiled for an H200, bfloat16). On TPUs it is the other way round by 1 MB.
+`gate` is the derivative of a ReLU: a tangent where the ReLU's input is above 0. On GPUs it looks at the result, which is in memory for the layers
+that read it; the input, a norm and for a block's last ReLU a sum, XLA's GPU compiler would compute again from two arrays. `apart`, it looks at it
+by itself: a norm's gradient is then two passes over the arrays, sums by channel and what they change, without one that writes the gated gradient for
+both. Compiled for an H200, a training step of ResNet-50 moves 4 and 2% less for it (benchmarks/RESULTS.md); on TPUs it would move more.
 """
 
 import contextlib
@@ -49,6 +50,12 @@ def keep(x: jax.Array, before: int = 3) -> jax.Array:
     return kept
 
 
+def gate(tangent: jax.Array, x: jax.Array, y: jax.Array, apart: bool = False) -> jax.Array:
+    """`tangent` where x is above 0, and 0 elsewhere; y is `relu(x)`."""
+    gated: jax.Array = gate_p.bind(tangent, x, y, apart=apart)
+    return gated
+
+
 @jax.custom_jvp
 def rectified(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, jnp.zeros((), x.dtype))
@@ -57,7 +64,7 @@ def rectified(x: jax.Array) -> jax.Array:
 @rectified.defjvp
 def rectified_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     y = rectified(*primals)
-    return y, gate_p.bind(*tangents, *primals, y)
+    return y, gate(*tangents, *primals, y)
 
 
 def relu(x: jax.Array) -> jax.Array:
@@ -65,13 +72,13 @@ def relu(x: jax.Array) -> jax.Array:
     return jax.nn.relu(x) if plainly.get() else rectified(x)
 
 
-def by_input(tangent: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+def by_input(tangent: jax.Array, x: jax.Array, y: jax.Array, apart: bool) -> jax.Array:
     return jnp.where(x > 0, tangent, jnp.zeros((), tangent.dtype))
 
 
-def by_result(tangent: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+def by_result(tangent: jax.Array, x: jax.Array, y: jax.Array, apart: bool) -> jax.Array:
     # Not `y > 0`: XLA knows that of a maximum, and would compare x.
-    return jnp.where(y != 0, tangent, jnp.zeros((), tangent.dtype))
+    return jnp.where((lax.optimization_barrier(y) if apart else y) != 0, tangent, jnp.zeros((), tangent.dtype))
 
 
 def on_cpu(x: jax.Array, rows: bool) -> jax.Array:
@@ -87,10 +94,10 @@ mlir.register_lowering(keep_p, lambda context, x, rows: [x])
 mlir.register_lowering(keep_p, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu")
 
 gate_p.def_impl(by_input)
-gate_p.def_abstract_eval(lambda tangent, x, y: tangent)
-ad.defjvp(gate_p, lambda change, tangent, x, y: gate_p.bind(change, x, y), None, None)
-ad.primitive_transposes[gate_p] = lambda cotangent, tangent, x, y: [
-    cotangent if isinstance(cotangent, ad.Zero) else gate_p.bind(cotangent, x, y),
+gate_p.def_abstract_eval(lambda tangent, x, y, apart: tangent)
+ad.defjvp(gate_p, lambda change, tangent, x, y, apart: gate(change, x, y, apart), None, None)
+ad.primitive_transposes[gate_p] = lambda cotangent, tangent, x, y, apart: [
+    cotangent if isinstance(cotangent, ad.Zero) else gate(cotangent, x, y, apart),
     None,
     None,
 ]

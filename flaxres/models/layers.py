@@ -18,7 +18,7 @@ from jax import lax
 from flaxres.errors import InputError
 from flaxres.models import kept
 from flaxres.models.convolution import convolution
-from flaxres.models.kept import by_platform, keep
+from flaxres.models.kept import by_platform, keep, plainly
 
 Pool = Callable[[jax.Array], jax.Array]
 
@@ -99,6 +99,30 @@ class Conv(nn.Module):
         return y
 
 
+def normalised(dtype: Dtype, x: jax.Array, mean: jax.Array, multiplier: jax.Array, bias: jax.Array) -> jax.Array:
+    return ((x.astype(multiplier.dtype) - mean) * multiplier + bias).astype(dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def normalised_and_rectified(dtype: Dtype, x: jax.Array, mean: jax.Array, multiplier: jax.Array, bias: jax.Array) -> jax.Array:
+    """`relu(normalised(...))`, whose gradient has two sums over the pixels: JAX's own has a third for the mean's, a multiple of the bias's.
+
+    The derivative's part of x and that of the rest are gated one by one: see `kept.gate`.
+    """
+    return kept.relu(normalised(dtype, x, mean, multiplier, bias))
+
+
+@normalised_and_rectified.defjvp
+def normalised_and_rectified_jvp(dtype: Dtype, primals: Sequence[jax.Array], tangents: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    x, mean, multiplier, _ = primals
+    x_dot, mean_dot, multiplier_dot, bias_dot = tangents
+    z, y = normalised(dtype, *primals), normalised_and_rectified(dtype, *primals)
+    wide = multiplier.dtype
+    of_x = (x_dot.astype(wide) * multiplier).astype(dtype)
+    of_rest = ((x.astype(wide) - mean) * multiplier_dot + (bias_dot - mean_dot * multiplier)).astype(dtype)
+    return y, jnp.where(z > 0, of_x, jnp.zeros((), dtype)) + kept.gate(of_rest, z, y, apart=True)
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation (Ioffe & Szegedy 2015) whose statistics group is named, not given by the hardware.
 
@@ -112,8 +136,9 @@ class BatchNorm(nn.Module):
     Statistics are float32 or wider whatever `dtype` is. The running variance is that of all images together, the variance between
     the groups' means included, so that it doesn't depend on how the batch was grouped; it is biased, as Flax's is.
 
-    Call: `(N, H, W, C)` -> the same shape in `dtype`, and with `pool`, a max pooling, what that makes of it: the same values, normalised after the
-    pooling, since a norm is monotone in each channel. Then only the statistics need all pixels. Raises InputError when `group` does not divide N.
+    Call: `(N, H, W, C)` -> the same shape in `dtype`; `rectified`, with a ReLU behind. With `pool`, a max pooling, what that makes of it: the same
+    values, normalised after the pooling, since a norm is monotone in each channel. Then only the statistics need all pixels. Raises InputError when
+    `group` does not divide N.
     """
 
     group: int | None = None
@@ -126,7 +151,7 @@ class BatchNorm(nn.Module):
     scale_init: Initializer = nn.initializers.ones_init()
 
     @nn.compact
-    def __call__(self, x: jax.Array, use_running_average: bool, pool: Pool | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, use_running_average: bool, pool: Pool | None = None, rectified: bool = False) -> jax.Array:
         channels = x.shape[-1]
         wide = jnp.promote_types(jnp.float32, self.param_dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), wide)
@@ -141,7 +166,7 @@ class BatchNorm(nn.Module):
 
         x, scale = turned(x), turned(scale)
         if use_running_average or self.frozen:
-            return self.normalise(x if pool is None else pool(x), turned(running_mean.value), running_var.value, scale, bias)
+            return self.normalise(x if pool is None else pool(x), turned(running_mean.value), running_var.value, scale, bias, rectified)
         if self.group is not None and self.axis_name is not None:
             raise InputError(f"bn_group (={self.group}) and axis_name (={self.axis_name!r}) exclude each other: set one of them to None")
 
@@ -157,7 +182,7 @@ class BatchNorm(nn.Module):
                 running.value = self.momentum * running.value + (1 - self.momentum) * batch
         x = x if pool is None else pool(x)
         grouped, spread = x.reshape(images // group, group, *x.shape[1:]), (slice(None), None, None, None)
-        return self.normalise(grouped, mean[spread], var[spread], scale, bias).reshape(x.shape)
+        return self.normalise(grouped, mean[spread], var[spread], scale, bias, rectified).reshape(x.shape)
 
     def statistics(self, grouped: jax.Array, wide: Dtype) -> tuple[jax.Array, jax.Array]:
         """Mean and biased variance of each group, `(groups, C)`; one reading of the activation serves both."""
@@ -167,13 +192,16 @@ class BatchNorm(nn.Module):
             mean, square = lax.pmean((mean, square), self.axis_name)
         return mean, jnp.maximum(square - jnp.square(mean), 0)
 
-    def normalise(self, x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    def normalise(self, x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array, rectified: bool) -> jax.Array:
         multiplier = scale * lax.rsqrt(var + self.epsilon)
-        return ((x.astype(multiplier.dtype) - mean) * multiplier + bias).astype(self.dtype)
+        if rectified and not plainly.get():
+            return normalised_and_rectified(self.dtype, x, mean, multiplier, bias)
+        y = normalised(self.dtype, x, mean, multiplier, bias)
+        return kept.relu(y) if rectified else y
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018) over 32 groups of channels, called as BatchNorm is, `pool` after it. Needs no statistics of the batch."""
+    """Group normalisation (Wu & He 2018) over 32 groups of channels, called as BatchNorm is, pooled after it. Needs no statistics of the batch."""
 
     groups: int = 32
     epsilon: float = 1e-5
@@ -182,7 +210,7 @@ class GroupNorm(nn.Module):
     scale_init: Initializer = nn.initializers.ones_init()
 
     @nn.compact
-    def __call__(self, x: jax.Array, use_running_average: bool, pool: Pool | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, use_running_average: bool, pool: Pool | None = None, rectified: bool = False) -> jax.Array:
         del use_running_average
         channels = x.shape[-1]
         if channels % self.groups:
@@ -194,6 +222,7 @@ class GroupNorm(nn.Module):
         mean, var = grouped.mean((1, 2, 4), keepdims=True), grouped.var((1, 2, 4), keepdims=True)
         normal = ((grouped - mean) * lax.rsqrt(var + self.epsilon)).reshape(x.shape)
         y = (normal * scale + bias).astype(self.dtype)
+        y = kept.relu(y) if rectified else y
         return y if pool is None else pool(y)
 
 
@@ -227,11 +256,16 @@ class EfficientChannelAttention(nn.Module):
         return x * nn.sigmoid(y[:, None, None, :, 0])
 
 
+def activated(norm: nn.Module, x: jax.Array, train: bool, before: int = 3, pool: Pool | None = None) -> jax.Array:
+    """`relu(norm(x))`, and with a max pooling `pool` what that makes of it; `before`: kernel size of the convolution that reads it."""
+    return keep(norm(x, use_running_average=not train, pool=pool, rectified=True), before)
+
+
 def activated_and_pooled(norm: nn.Module, x: jax.Array, train: bool, pool: Pool, whole: bool) -> tuple[jax.Array | None, jax.Array]:
-    """What `norm` and a ReLU make of x, and the max pooling of that. Without `whole` the first is None, and the pooling comes before the norm."""
+    """`relu(norm(x))`, and the max pooling of that. Without `whole` the first is None, and the pooling comes before the norm."""
     if not whole:
-        return None, relu(norm(x, use_running_average=not train, pool=pool))
-    y = relu(norm(x, use_running_average=not train))
+        return None, activated(norm, x, train, pool=pool)
+    y = activated(norm, x, train)
     return y, pool(y)
 
 
@@ -261,35 +295,68 @@ def blur_pool(x: jax.Array) -> jax.Array:
 def max_pool(x: jax.Array, size: int = 3, stride: int = 2, padding: int = 1, fill: float = -math.inf) -> jax.Array:
     """Maximum over `size`x`size` windows, padded by `fill`: `(N, H, W, C)` -> `(N, H', W', C)`.
 
-    Written as a running maximum of strided slices. Its gradient goes to the first maximum of a window, as PyTorch's does, is deterministic on
-    GPUs (XLA's select-and-scatter is not), and is four times faster on CPU. There two searches, within rows and then over them, take less time than
-    one of the window; on a GPU they move more bytes. TPUs, where select-and-scatter is deterministic and goes to the first maximum too, take
-    `lax.reduce_window`: slices there move a quarter more bytes in ResNet-50's whole step. But for TPUs, a NaN counts only where a search starts.
+    Written with strided slices. Its gradient goes to the first maximum of a window, as PyTorch's does, is deterministic on GPUs (XLA's
+    select-and-scatter is not), and is four times faster on CPU. There two searches, within rows and then over them, take less time than one of the
+    window, and a NaN counts only where a search starts. GPUs keep the place that was found, in 8 bits, and not what each comparison said. TPUs, where
+    select-and-scatter is deterministic and goes to the first maximum too, take `lax.reduce_window`: slices there move a quarter more bytes in
+    ResNet-50's whole step.
     """
     if fill != -math.inf:  # windows have no other
-        x, padding = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=fill), 0
-    slices = functools.partial(maximum_of_slices, size=size, stride=stride, padding=padding)
-    windows = functools.partial(maximum_of_windows, size=size, stride=stride, padding=padding)
-    return by_platform(x, tpu=windows, cpu=functools.partial(slices, searches=((2,), (1,))), default=functools.partial(slices, searches=((1, 2),)))
+        x, padding = padded(x, padding, fill), 0
+    forms = (functools.partial(form, size, stride, padding) for form in (maximum_of_windows, maximum_of_lines, maximum_of_places))
+    return by_platform(x, **dict(zip(("tpu", "cpu", "default"), forms, strict=True)))
 
 
-def maximum_of_windows(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
+def maximum_of_windows(size: int, stride: int, padding: int, x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (size, size), (stride, stride), [(padding, padding)] * 2)
 
 
-def maximum_of_slices(x: jax.Array, size: int, stride: int, padding: int, searches: Sequence[tuple[int, ...]]) -> jax.Array:
-    """`searches`: the axes of each; columns (axis 2) no later than rows, so that of equal pixels the first in row-major order is found."""
-    best = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=-math.inf)
-    for axes in searches:
-        ends = {axis: (best.shape[axis] - size) // stride * stride + 1 for axis in axes}
-        windows = []
-        for starts in itertools.product(range(size), repeat=len(axes)):
-            index = [slice(None)] * 4
-            for axis, start in zip(axes, starts, strict=True):
-                index[axis] = slice(start, start + ends[axis], stride)
-            windows.append(best[tuple(index)])
-        best = functools.reduce(lambda best, other: jnp.where(other > best, other, best), windows)
+def windows(x: jax.Array, size: int, stride: int, axes: Sequence[int]) -> list[jax.Array]:
+    """For each place in the windows over `axes`, in row-major order, the pixels that are there: strided slices."""
+    ends = {axis: (x.shape[axis] - size) // stride * stride + 1 for axis in axes}
+    found = []
+    for starts in itertools.product(range(size), repeat=len(axes)):
+        index = [slice(None)] * x.ndim
+        for axis, start in zip(axes, starts, strict=True):
+            index[axis] = slice(start, start + ends[axis], stride)
+        found.append(x[tuple(index)])
+    return found
+
+
+def padded(x: jax.Array, padding: int, fill: float) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=fill)
+
+
+def maximum_of_lines(size: int, stride: int, padding: int, x: jax.Array) -> jax.Array:
+    """Columns before rows, so that of equal pixels the first in row-major order is found."""
+    best = padded(x, padding, -math.inf)
+    for axis in (2, 1):
+        best = functools.reduce(lambda best, other: jnp.where(other > best, other, best), windows(best, size, stride, (axis,)))
     return best
+
+
+def best_and_place(size: int, stride: int, padding: int, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The maximum of each window, and the number of the first place in the window that has it."""
+    found = windows(padded(x, padding, -math.inf), size, stride, (1, 2))
+    best = functools.reduce(jnp.maximum, found)
+    place = jnp.zeros(best.shape, jnp.uint8)
+    for number, value in reversed(list(enumerate(found))):
+        place = jnp.where(value == best, jnp.uint8(number), place)
+    return best, place
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def maximum_of_places(size: int, stride: int, padding: int, x: jax.Array) -> jax.Array:
+    return best_and_place(size, stride, padding, x)[0]
+
+
+@maximum_of_places.defjvp
+def maximum_of_places_jvp(size: int, stride: int, padding: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    best, place = lax.optimization_barrier(best_and_place(size, stride, padding, *primals))  # else the backward pass searches again
+    tangent, *others = windows(padded(*tangents, padding, 0), size, stride, (1, 2))
+    for number, other in enumerate(others, 1):
+        tangent = jnp.where(place == number, other, tangent)
+    return best, tangent
 
 
 def zero_pad_shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:

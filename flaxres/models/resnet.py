@@ -8,7 +8,7 @@ import jax
 from flax import linen as nn
 
 from flaxres.models.blocks import EXPANSION, ResidualBlock, Stage
-from flaxres.models.layers import EfficientChannelAttention, SqueezeExcite, activated_and_pooled, average_pool, blur_pool, max_pool, relu
+from flaxres.models.layers import EfficientChannelAttention, SqueezeExcite, activated, activated_and_pooled, average_pool, blur_pool, max_pool
 from flaxres.models.network import Network
 
 STEMS = ("standard", "small", "deep", "deep_tiered")
@@ -34,7 +34,7 @@ class DeepStem(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i, width in enumerate(self.widths):
             if i:
-                x = relu(self.norm(name=str(3 * i - 2))(x, use_running_average=not train))
+                x = activated(self.norm(name=str(3 * i - 2)), x, train)
             x = self.conv(width, kernel_size=3, stride=1 if i else 2, name=str(3 * i))(x)
         return x
 
@@ -48,7 +48,7 @@ class PoolingConvolution(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = self.conv(x.shape[-1], kernel_size=3, stride=2, name="0")(x)
-        return relu(self.norm(name="1")(x, use_running_average=not train))
+        return activated(self.norm(name="1"), x, train)
 
 
 class ResNet(Network):
@@ -142,7 +142,7 @@ class ResNet(Network):
             blurs = self.anti_alias == "blur"
             before, x = activated_and_pooled(norm1, x, train, functools.partial(max_pool, stride=1 if blurs else 2), whole)
             return before, blur_pool(x) if blurs else x
-        x = relu(norm1(x, use_running_average=not train))
+        x = activated(norm1, x, train)
         if self.stem == "small":
             return x, x
         return x, PoolingConvolution(conv, norm, name="maxpool")(x, train) if self.stem_convolution else average_pool(x, 2, 2)

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from flaxres.errors import InputError
 from flaxres.models.blocks import ResidualBlock, Stage
-from flaxres.models.layers import max_pool, relu
+from flaxres.models.layers import activated, max_pool
 from flaxres.models.network import Network
 
 
@@ -27,7 +27,7 @@ class PooledConvolution(nn.Module):
     def __call__(self, x: jax.Array, train: bool, drop_rate: Any = 0.0) -> jax.Array:
         del drop_rate  # it has no shortcut that could stand for it
         x = max_pool(self.conv(self.width, kernel_size=3, name="conv1")(x), size=2, stride=2, padding=0)
-        return relu(self.norm(name="bn1")(x, use_running_average=not train))
+        return activated(self.norm(name="bn1"), x, train)
 
 
 class ResNet9(Network):
@@ -64,7 +64,7 @@ class ResNet9(Network):
             )
         conv, norm = self.conv(), self.norm()
         x = conv(self.stem_width, kernel_size=3, name="conv1")(images)
-        x = relu(norm(name="bn1")(x, use_running_average=not train))
+        x = activated(norm(name="bn1"), x, train)
         maps = {"stem": x}
         block = functools.partial(ResidualBlock, kind="basic", stride=1, conv=conv, norm=norm, stochastic=self.stochastic_depth > 0)
         for i, (width, rates) in enumerate(zip(self.widths, self.drop_rates(tuple(depth - 1 for depth in self.depths)), strict=True), 1):

@@ -8,7 +8,7 @@ import jax
 from flax import linen as nn
 
 from flaxres.models.blocks import EXPANSION, PreActivationBlock, Stage
-from flaxres.models.layers import head_init, max_pool, relu
+from flaxres.models.layers import activated, head_init, max_pool
 from flaxres.models.network import Network
 
 CHOICES = {"block": tuple(EXPANSION), "stem": ("standard", "small", "deep", "fixed"), "norm_kind": ("batch", "group")}
@@ -30,7 +30,7 @@ class Stem(nn.Module):
         for i, width in enumerate((self.width // 2, self.width // 2, self.width), 1):
             x = self.conv(width, kernel_size=3, stride=2 if i == 1 else 1, name=f"conv{i}")(x)
             if i < 3:
-                x = relu(self.norm(name=f"norm{i}")(x, use_running_average=not train))
+                x = activated(self.norm(name=f"norm{i}"), x, train)
         return x
 
 
@@ -99,7 +99,7 @@ class ResNetV2(Network):
             stages.append(functools.partial(Stage, first, functools.partial(block, features=width, stride=1), rates, self.scan_blocks, self.remat))
         outputs = Stages(tuple(stages), name="stages")(x, train)
         maps |= {f"stage{i}": output for i, output in enumerate(outputs, 1)}
-        x = relu(norm(name="norm")(outputs[-1], use_running_average=not train))
+        x = activated(norm(name="norm"), outputs[-1], train)
         maps["pooled"] = self.pooled(x)
         return maps if features else self.head(maps["pooled"], train, "head")
 

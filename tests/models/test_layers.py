@@ -1,6 +1,7 @@
 """Layers against plain formulas and against XLA's own operations."""
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from jax.sharding import PartitionSpec
 
 import flaxres
 from flaxres.errors import InputError
-from flaxres.models.kept import jax_operations_only
+from flaxres.models.kept import by_input, by_result, jax_operations_only
 from flaxres.models.layers import BatchNorm, Conv, GroupNorm, max_pool, relu, zero_pad_shortcut
 from flaxres.training.mesh import data_mesh, split
 
@@ -168,6 +169,43 @@ def test_relu_is_jaxs_to_any_order_and_under_every_transformation() -> None:
         ]
 
     jax.tree.map(np.testing.assert_array_equal, found(relu), found(nn.relu))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("group", [None, 2])
+def test_a_rectified_norm_is_a_norm_and_a_relu(group: int | None, dtype: jnp.dtype) -> None:
+    """Values, statistics and derivatives in both directions and of the second order; parameters, input and running statistics varied."""
+    layer, x = BatchNorm(group, dtype=dtype), images(4, 3, 3, 6).astype(dtype)
+    params = {"scale": jnp.linspace(-1.0, 2.0, 6), "bias": jnp.linspace(0.5, -0.5, 6)}
+    stats = {"mean": jnp.linspace(-0.2, 0.3, 6), "var": jnp.linspace(0.5, 2.0, 6)}
+    weights, change = images(*x.shape, seed=1), (jax.tree.map(jnp.ones_like, params), images(*x.shape, seed=2).astype(dtype), stats)
+    tolerance = 1e-4 if dtype == jnp.float32 else 0.1
+
+    def outcome(params: Any, x: jax.Array, stats: Any, joint: bool, rest: bool) -> Any:
+        variables = {"params": params, "batch_stats": stats}
+        y, new = layer.apply(variables, x, use_running_average=rest, mutable=["batch_stats"], rectified=joint)
+        return y if joint else nn.relu(y), new
+
+    for rest in (False, True):
+        found = []
+        for joint in (True, False):
+            function = functools.partial(outcome, joint=joint, rest=rest)
+
+            def loss(params: Any, x: jax.Array, stats: Any, function: Any = function) -> jax.Array:
+                return (function(params, x, stats)[0].astype(jnp.float32) ** 2 * weights).sum()
+
+            gradient = jax.grad(loss, (0, 1, 2))
+            found.append((function(params, x, stats), gradient(params, x, stats), jax.jvp(function, (params, x, stats), change)[1]))
+            if dtype == jnp.float32:
+                found[-1] += (jax.jvp(gradient, (params, x, stats), change)[1],)
+        for got, expected in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
+            np.testing.assert_allclose(got.astype(jnp.float32), expected.astype(jnp.float32), rtol=tolerance, atol=tolerance)
+
+
+def test_both_gates_are_the_derivative_of_a_relu() -> None:
+    x, tangent = jnp.asarray([-1.0, -0.0, 0.0, 1e-30, 2.0]), jnp.arange(1.0, 6.0)
+    for apart in (False, True):
+        np.testing.assert_array_equal(by_input(tangent, x, nn.relu(x), apart), by_result(tangent, x, nn.relu(x), apart))
 
 
 @pytest.mark.parametrize(("platform", "compared"), [("cuda", "NE"), ("rocm", "NE"), ("tpu", "GT"), ("cpu", "GT")])
