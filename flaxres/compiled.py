@@ -113,14 +113,14 @@ def computations(program: str) -> dict[str, list[Instruction]]:
 
 
 def sliced_bytes(computation: list[Instruction]) -> dict[int, int]:
-    """Of the parameters that a computation only takes slices of, by number: the bytes of those."""
-    numbers = {each.name: int(each.line.partition(" parameter(")[2].partition(")")[0]) for each in computation if each.operation == "parameter"}
-    users = {name: [each for each in computation if name in each.operands] for name in numbers}
-    return {
-        numbers[name]: sum(array_bytes(each.kind) for each in reads)
-        for name, reads in users.items()
-        if reads and all(each.operation in SLICES and each.operands[0] == name for each in reads)
-    }
+    """Of the parameters that a computation only takes slices of, by number: the bytes of those, at most all once."""
+    found = {}
+    for parameter in computation:
+        users = [each for each in computation if parameter.name in each.operands] if parameter.operation == "parameter" else []
+        if users and all(each.operation in SLICES and each.operands[0] == parameter.name for each in users):
+            number = int(parameter.line.partition(" parameter(")[2].partition(")")[0])
+            found[number] = min(sum(array_bytes(each.kind) for each in users), array_bytes(parameter.kind))
+    return found
 
 
 def kind_of_kernel(each: Instruction, fused: list[Instruction]) -> str:

@@ -1,4 +1,4 @@
-"""The 3x3 convolution, whose kernel's gradient is made of products of matrices on CPU.
+"""The 3x3 convolution, whose kernel's gradient is made of products of matrices on CPU, and the product that is a 1x1 convolution there.
 
 XLA's CPU compiler leaves the gradient of a kernel to one core; products use all. At stride 2 there is one product for each of the kernel's nine
 places. At stride 1 Lavin & Gray 2016 ("Fast algorithms for convolutional neural networks", section 4.1) need fewer multiplications: images are
@@ -18,7 +18,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from flaxres.models.kept import by_platform, keep, plainly
+from flaxres.models.kept import by_platform, keep, plainly, varying_alike
 
 # Lavin & Gray 2016, section 4.1, F(2x2, 3x3): of the image's tile, of the kernel (here of its gradient), of the output (here of its gradient).
 IMAGE = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
@@ -27,13 +27,14 @@ OUTPUT = ((1, 0), (1, 1), (1, -1), (0, -1))
 OVER_ROWS = (((0,), (0,)), ((), ()))
 
 convolution_p = Primitive("flaxres_convolution_3x3")
+product_p = Primitive("flaxres_product")
 
 
 def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """`(N, H, W, C)`, `(3, 3, C, K)` -> `(N, H', W', K)`, with one pixel of zeros around the images; `stride` is 1 or 2."""
     if plainly.get():
         return direct(x, kernel, stride)
-    return keep(convolution_p.bind(x, kernel, stride=stride))
+    return keep(convolution_p.bind(*varying_alike(x, kernel), stride=stride))
 
 
 def direct(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -137,3 +138,35 @@ convolution_p.def_abstract_eval(shape)
 ad.defbilinear(convolution_p, image_transpose, kernel_transpose)
 batching.primitive_batchers[convolution_p] = batched
 mlir.register_lowering(convolution_p, mlir.lower_fun(forward, multiple_results=False))
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`(N, H, W, C)`, `(C, K)` -> `(N, H, W, K)`: a 1x1 convolution, with a gradient of the kernel that turns x around.
+
+    JAX's own would turn the cotangent and the result around, as XLA's CPU compiler takes it literally; a training step of ResNet-50 takes 1.07 times
+    as long with it (two cores, batch 16). Of fewer than 128 channels the product turns what it likes.
+    """
+    result: jax.Array = plain_product(x, kernel) if plainly.get() else product_p.bind(*varying_alike(x, kernel))
+    return result
+
+
+def plain_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.dot_general(x, kernel, (((3,), (0,)), ((), ())))
+
+
+def product_image_transpose(cotangent: jax.Array, x: ad.UndefinedPrimal, kernel: jax.Array) -> jax.Array:
+    return lax.dot_general(cotangent, kernel, (((3,), (1,)), ((), ())))
+
+
+def product_kernel_transpose(cotangent: jax.Array, x: jax.Array, kernel: ad.UndefinedPrimal) -> jax.Array:
+    x, cotangent = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
+    if x.shape[1] < 128:
+        return lax.dot_general(x, cotangent, OVER_ROWS)
+    return lax.dot_general(lax.optimization_barrier(x.T), cotangent, (((1,), (0,)), ((), ())))
+
+
+product_p.def_impl(jax.jit(plain_product))
+product_p.def_abstract_eval(lambda x, kernel: jax.typeof(jax.eval_shape(plain_product, x, kernel)))
+ad.defbilinear(product_p, product_image_transpose, product_kernel_transpose)
+batching.primitive_batchers[product_p] = lambda arguments, axes: (jax.vmap(plain_product, in_axes=tuple(axes))(*arguments), 0)
+mlir.register_lowering(product_p, mlir.lower_fun(plain_product, multiple_results=False))

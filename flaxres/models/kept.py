@@ -8,12 +8,12 @@ two operands of its own shape and feeds a product or a convolution directly. A t
 `gate` is the derivative of a ReLU: a tangent where the ReLU's input is above 0. On GPUs it looks at the result, which is in memory for the layers
 that read it; the input, a norm and for a block's last ReLU a sum, XLA's GPU compiler would compute again from two arrays. `apart`, it looks at it
 by itself: a norm's gradient is then two passes over the arrays, sums by channel and what they change, without one that writes the gated gradient for
-both. Compiled for an H200, a training step of ResNet-50 moves 4 and 2% less for it (benchmarks/RESULTS.md); on TPUs it would move more.
+both. Compiled for an H200, a training step of ResNet-50 moves 4 and 1% less for it (benchmarks/RESULTS.md); on TPUs it would move more.
 """
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -42,6 +42,15 @@ def by_platform(*arguments: jax.Array, default: Callable[..., Any], **platforms:
     return default(*arguments) if plainly.get() else lax.platform_dependent(*arguments, default=default, **platforms)
 
 
+def varying_alike(*arrays: jax.Array) -> list[jax.Array]:
+    """Within `jax.shard_map` the arrays as varying over each axis that one of them varies over, as operands of one primitive must: a parameter's
+    cotangent is then summed over the devices. Elsewhere the arrays.
+    """
+    varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
+    axes = frozenset[str]().union(*varying)
+    return [array if axes == own else lax.pcast(array, tuple(axes - own), to="varying") for array, own in zip(arrays, varying, strict=True)]
+
+
 def keep(x: jax.Array, before: int = 3) -> jax.Array:
     """x; and its gradient, as it comes. `before`: kernel size of the convolution that reads it, since the products of 1x1 convolutions take rows."""
     if plainly.get():
@@ -51,8 +60,8 @@ def keep(x: jax.Array, before: int = 3) -> jax.Array:
 
 
 def gate(tangent: jax.Array, x: jax.Array, y: jax.Array, apart: bool = False) -> jax.Array:
-    """`tangent` where x is above 0, and 0 elsewhere; y is `relu(x)`."""
-    gated: jax.Array = gate_p.bind(tangent, x, y, apart=apart)
+    """`tangent` where x is above 0, and 0 elsewhere (where x is no number, on GPUs `tangent`); y is `relu(x)`."""
+    gated: jax.Array = gate_p.bind(*varying_alike(tangent, x, y), apart=apart)
     return gated
 
 
@@ -81,6 +90,13 @@ def by_result(tangent: jax.Array, x: jax.Array, y: jax.Array, apart: bool) -> ja
     return jnp.where((lax.optimization_barrier(y) if apart else y) != 0, tangent, jnp.zeros((), tangent.dtype))
 
 
+def gate_batched(arguments: Sequence[jax.Array], axes: Sequence[int | None], apart: bool) -> tuple[jax.Array, int]:
+    size = next(array.shape[axis] for array, axis in zip(arguments, axes, strict=True) if axis is not None)
+    pairs = zip(arguments, axes, strict=True)
+    rows = [jnp.broadcast_to(array, (size, *array.shape)) if axis is None else jnp.moveaxis(array, axis, 0) for array, axis in pairs]
+    return gate(rows[0], rows[1], rows[2], apart), 0
+
+
 def on_cpu(x: jax.Array, rows: bool) -> jax.Array:
     y = x.reshape(-1, x.shape[-1]) if rows else x
     return jnp.maximum(y, jnp.minimum(y, jnp.zeros((), y.dtype))).reshape(x.shape)
@@ -101,7 +117,7 @@ ad.primitive_transposes[gate_p] = lambda cotangent, tangent, x, y, apart: [
     None,
     None,
 ]
-batching.defbroadcasting(gate_p)
+batching.primitive_batchers[gate_p] = gate_batched
 mlir.register_lowering(gate_p, mlir.lower_fun(by_input, multiple_results=False))
 for platform in ("cuda", "rocm"):
     mlir.register_lowering(gate_p, mlir.lower_fun(by_result, multiple_results=False), platform=platform)

@@ -17,7 +17,7 @@ from jax import lax
 
 from flaxres.errors import InputError
 from flaxres.models import kept
-from flaxres.models.convolution import convolution
+from flaxres.models.convolution import convolution, product
 from flaxres.models.kept import by_platform, keep, plainly
 
 Pool = Callable[[jax.Array], jax.Array]
@@ -35,7 +35,7 @@ def relu(x: jax.Array, before: int = 3) -> jax.Array:
 
 def pointwise_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """A 1x1 convolution as a product over the channels of a strided slice."""
-    return keep(lax.dot_general(x[:, ::stride, ::stride], kernel[0, 0], (((3,), (0,)), ((), ()))), 1)
+    return keep(product(x[:, ::stride, ::stride], kernel[0, 0]), 1)
 
 
 def pointwise_convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -136,9 +136,9 @@ class BatchNorm(nn.Module):
     Statistics are float32 or wider whatever `dtype` is. The running variance is that of all images together, the variance between
     the groups' means included, so that it doesn't depend on how the batch was grouped; it is biased, as Flax's is.
 
-    Call: `(N, H, W, C)` -> the same shape in `dtype`; `rectified`, with a ReLU behind. With `pool`, a max pooling, what that makes of it: the same
-    values, normalised after the pooling, since a norm is monotone in each channel. Then only the statistics need all pixels. Raises InputError when
-    `group` does not divide N.
+    Call: `(N, H, W, C)` -> the same shape in `dtype`; `rectified`, with a ReLU behind. With `pool`, a max pooling that pads by -inf or not at all,
+    what that makes of it: the same values, normalised after the pooling, since a norm is monotone in each channel. Then only the statistics need all
+    pixels. Raises InputError when `group` does not divide N.
     """
 
     group: int | None = None
@@ -339,9 +339,9 @@ def best_and_place(size: int, stride: int, padding: int, x: jax.Array) -> tuple[
     """The maximum of each window, and the number of the first place in the window that has it."""
     found = windows(padded(x, padding, -math.inf), size, stride, (1, 2))
     best = functools.reduce(jnp.maximum, found)
-    place = jnp.zeros(best.shape, jnp.uint8)
+    place = jnp.zeros(best.shape, jnp.uint8 if len(found) <= 256 else jnp.int32)
     for number, value in reversed(list(enumerate(found))):
-        place = jnp.where(value == best, jnp.uint8(number), place)
+        place = jnp.where(value == best, jnp.asarray(number, place.dtype), place)
     return best, place
 
 

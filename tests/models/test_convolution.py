@@ -1,4 +1,4 @@
-"""The 3x3 convolution's gradient by products is the usual one, to any order, and only CPUs get it."""
+"""The gradients of 3x3 convolutions by products, and of 1x1, are the usual ones, to any order, and only CPUs get them."""
 
 import functools
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flaxres.models import convolution as module
-from flaxres.models.convolution import convolution, direct
+from flaxres.models.convolution import convolution, direct, product
 
 SHAPES = [(2, 8, 8, 32, 32), (3, 7, 5, 33, 40), (1, 1, 1, 16, 32), (2, 6, 9, 64, 16), (3, 2, 1, 128, 129), (2, 4, 3, 128, 128)]
 Function = Callable[[jax.Array, jax.Array], jax.Array]
@@ -25,23 +25,31 @@ def value(function: Function) -> Function:
     return lambda x, kernel: jnp.sin(function(x, kernel)).sum()
 
 
+def alike_to_any_order(ours: Function, usual: Function, x: jax.Array, kernel: jax.Array) -> None:
+    def both(transform: Callable[[Function], Function]) -> None:
+        for a, b in zip(jax.tree.leaves(transform(value(ours))(x, kernel)), jax.tree.leaves(transform(value(usual))(x, kernel)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+    both(lambda f: f)
+    both(lambda f: jax.grad(f, (0, 1)))  # type: ignore[arg-type]
+    both(lambda f: lambda x, kernel: jax.jvp(f, (x, kernel), (x, kernel)))  # type: ignore[arg-type, return-value]
+    both(lambda f: lambda x, kernel: jax.jvp(jax.grad(f, (0, 1)), (x, kernel), (x, kernel)))  # type: ignore[arg-type, return-value]
+    both(lambda f: jax.grad(lambda x, kernel: (jax.grad(f, 1)(x, kernel) ** 2).sum(), (0, 1)))  # type: ignore[arg-type]
+    both(lambda f: lambda x, kernel: jax.vmap(jax.grad(f, 1), (0, None))(x[:, None], kernel))
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_the_convolution_to_any_order(shape: tuple[int, ...], stride: int) -> None:
     with jax.enable_x64(True):
-        x, kernel = arrays(shape)
-        ours, usual = value(functools.partial(convolution, stride=stride)), value(functools.partial(direct, stride=stride))
+        alike_to_any_order(functools.partial(convolution, stride=stride), functools.partial(direct, stride=stride), *arrays(shape))
 
-        def both(transform: Callable[[Function], Function]) -> None:
-            for a, b in zip(jax.tree.leaves(transform(ours)(x, kernel)), jax.tree.leaves(transform(usual)(x, kernel)), strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
-        both(lambda f: f)
-        both(lambda f: jax.grad(f, (0, 1)))  # type: ignore[arg-type]
-        both(lambda f: lambda x, kernel: jax.jvp(f, (x, kernel), (x, kernel)))  # type: ignore[arg-type, return-value]
-        both(lambda f: lambda x, kernel: jax.jvp(jax.grad(f, (0, 1)), (x, kernel), (x, kernel)))  # type: ignore[arg-type, return-value]
-        both(lambda f: jax.grad(lambda x, kernel: (jax.grad(f, 1)(x, kernel) ** 2).sum(), (0, 1)))  # type: ignore[arg-type]
-        both(lambda f: lambda x, kernel: jax.vmap(jax.grad(f, 1), (0, None))(x[:, None], kernel))
+@pytest.mark.parametrize("channels", [3, 130])
+def test_the_product_is_one_to_any_order(channels: int) -> None:
+    with jax.enable_x64(True):
+        x, kernel = arrays((2, 3, 4, channels, 5))
+        alike_to_any_order(product, lambda x, kernel: jnp.einsum("nhwc,ck->nhwk", x, kernel), x, kernel[0, 0])
 
 
 def test_it_loses_no_more_in_float32_than_the_usual_gradient() -> None:

@@ -64,9 +64,11 @@ def test_resnet152_scanned_equals_unrolled() -> None:
     assert float(jnp.abs(ours - expected).max() / jnp.abs(expected).max()) < 1e-5
 
 
-def test_shard_map_and_pmap_train_as_one_device_does() -> None:
-    plain = flaxres.ResNet(**SMALL)
-    variables, mapped = born(plain), flaxres.ResNet(**SMALL, axis_name="data")
+@pytest.mark.parametrize("widths", [(8, 16), (32, 130)])
+def test_shard_map_and_pmap_train_as_one_device_does(widths: tuple[int, int]) -> None:
+    """Of the wide network the kernels' gradients are products of our own."""
+    plain = flaxres.ResNet(**SMALL | {"widths": widths})
+    variables, mapped = born(plain), plain.clone(axis_name="data")
     (expected, stats), gradients = loss_and_gradients(plain, variables)
 
     def shard(params: Any, x: Any, y: Any) -> Any:
