@@ -18,7 +18,7 @@ from jax import lax
 from flaxres.errors import InputError
 from flaxres.models import kept
 from flaxres.models.convolution import convolution, product
-from flaxres.models.kept import by_platform, keep, plainly
+from flaxres.models.kept import by_platform, keep
 
 Pool = Callable[[jax.Array], jax.Array]
 
@@ -193,11 +193,8 @@ class BatchNorm(nn.Module):
         return mean, jnp.maximum(square - jnp.square(mean), 0)
 
     def normalise(self, x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array, rectified: bool) -> jax.Array:
-        multiplier = scale * lax.rsqrt(var + self.epsilon)
-        if rectified and not plainly.get():
-            return normalised_and_rectified(self.dtype, x, mean, multiplier, bias)
-        y = normalised(self.dtype, x, mean, multiplier, bias)
-        return kept.relu(y) if rectified else y
+        form = normalised_and_rectified if rectified else normalised
+        return form(self.dtype, x, mean, scale * lax.rsqrt(var + self.epsilon), bias)
 
 
 class GroupNorm(nn.Module):
@@ -302,9 +299,9 @@ def max_pool(x: jax.Array, size: int = 3, stride: int = 2, padding: int = 1, fil
     ResNet-50's whole step.
     """
     if fill != -math.inf:  # windows have no other
-        x, padding = padded(x, padding, fill), 0
-    forms = (functools.partial(form, size, stride, padding) for form in (maximum_of_windows, maximum_of_lines, maximum_of_places))
-    return by_platform(x, **dict(zip(("tpu", "cpu", "default"), forms, strict=True)))
+        x, padding = pad_images(x, padding, fill), 0
+    whole, lines, places = (functools.partial(form, size, stride, padding) for form in (maximum_of_windows, maximum_of_lines, maximum_of_places))
+    return by_platform(x, tpu=whole, cpu=lines, default=places)
 
 
 def maximum_of_windows(size: int, stride: int, padding: int, x: jax.Array) -> jax.Array:
@@ -323,13 +320,13 @@ def windows(x: jax.Array, size: int, stride: int, axes: Sequence[int]) -> list[j
     return found
 
 
-def padded(x: jax.Array, padding: int, fill: float) -> jax.Array:
+def pad_images(x: jax.Array, padding: int, fill: float) -> jax.Array:
     return jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=fill)
 
 
 def maximum_of_lines(size: int, stride: int, padding: int, x: jax.Array) -> jax.Array:
     """Columns before rows, so that of equal pixels the first in row-major order is found."""
-    best = padded(x, padding, -math.inf)
+    best = pad_images(x, padding, -math.inf)
     for axis in (2, 1):
         best = functools.reduce(lambda best, other: jnp.where(other > best, other, best), windows(best, size, stride, (axis,)))
     return best
@@ -337,7 +334,7 @@ def maximum_of_lines(size: int, stride: int, padding: int, x: jax.Array) -> jax.
 
 def best_and_place(size: int, stride: int, padding: int, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The maximum of each window, and the number of the first place in the window that has it."""
-    found = windows(padded(x, padding, -math.inf), size, stride, (1, 2))
+    found = windows(pad_images(x, padding, -math.inf), size, stride, (1, 2))
     best = functools.reduce(jnp.maximum, found)
     place = jnp.zeros(best.shape, jnp.uint8 if len(found) <= 256 else jnp.int32)
     for number, value in reversed(list(enumerate(found))):
@@ -353,7 +350,7 @@ def maximum_of_places(size: int, stride: int, padding: int, x: jax.Array) -> jax
 @maximum_of_places.defjvp
 def maximum_of_places_jvp(size: int, stride: int, padding: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     best, place = lax.optimization_barrier(best_and_place(size, stride, padding, *primals))  # else the backward pass searches again
-    tangent, *others = windows(padded(*tangents, padding, 0), size, stride, (1, 2))
+    tangent, *others = windows(pad_images(*tangents, padding, 0), size, stride, (1, 2))
     for number, other in enumerate(others, 1):
         tangent = jnp.where(place == number, other, tangent)
     return best, tangent

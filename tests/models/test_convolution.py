@@ -25,7 +25,7 @@ def value(function: Function) -> Function:
     return lambda x, kernel: jnp.sin(function(x, kernel)).sum()
 
 
-def alike_to_any_order(ours: Function, usual: Function, x: jax.Array, kernel: jax.Array) -> None:
+def assert_alike_to_any_order(ours: Function, usual: Function, x: jax.Array, kernel: jax.Array) -> None:
     def both(transform: Callable[[Function], Function]) -> None:
         for a, b in zip(jax.tree.leaves(transform(value(ours))(x, kernel)), jax.tree.leaves(transform(value(usual))(x, kernel)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
@@ -42,14 +42,14 @@ def alike_to_any_order(ours: Function, usual: Function, x: jax.Array, kernel: ja
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_the_convolution_to_any_order(shape: tuple[int, ...], stride: int) -> None:
     with jax.enable_x64(True):
-        alike_to_any_order(functools.partial(convolution, stride=stride), functools.partial(direct, stride=stride), *arrays(shape))
+        assert_alike_to_any_order(functools.partial(convolution, stride=stride), functools.partial(direct, stride=stride), *arrays(shape))
 
 
 @pytest.mark.parametrize("channels", [3, 130])
 def test_the_product_is_one_to_any_order(channels: int) -> None:
     with jax.enable_x64(True):
         x, kernel = arrays((2, 3, 4, channels, 5))
-        alike_to_any_order(product, lambda x, kernel: jnp.einsum("nhwc,ck->nhwk", x, kernel), x, kernel[0, 0])
+        assert_alike_to_any_order(product, lambda x, kernel: jnp.einsum("nhwc,ck->nhwk", x, kernel), x, kernel[0, 0])
 
 
 def test_it_loses_no_more_in_float32_than_the_usual_gradient() -> None:

@@ -182,7 +182,8 @@ def test_relu_is_jaxs_to_any_order_and_under_every_transformation() -> None:
             jax.vmap(jax.vmap(jax.grad(lambda x: function(x).sum())), 1)(jnp.eye(10).reshape(2, 5, 10) - 0.5),
         ]
 
-    for ours, usual in zip((found(relu), jax.jit(lambda: found(relu))()), (found(nn.relu),) * 2, strict=True):
+    usual = found(nn.relu)
+    for ours in (found(relu), jax.jit(lambda: found(relu))()):
         jax.tree.map(np.testing.assert_array_equal, ours, usual)
 
 
@@ -254,15 +255,14 @@ def test_the_gradient_of_relu_reads_the_result_on_gpus(platform: str, alone: lis
 
     for function, expected, count in ((lambda x: relu(x).sum(), alone, 0), (norm, behind_a_norm, barriers)):
         program = jax.export.export(jax.jit(jax.grad(function)), platforms=[platform])(x).mlir_module()
-        assert sorted(set(re.findall(r"compare +(GT|NE)", program)) | set(expected)) == sorted(set(expected))
-        assert re.findall(r"compare +(NE)", program) == [each for each in expected if each == "NE"]
+        assert sorted(re.findall(r"compare +(GT|NE)", program)) == expected
         assert len(re.findall(r"stablehlo.optimization_barrier", program)) == count
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-@pytest.mark.parametrize(("size", "padding"), [(3, 1), (2, 0), (17, 8)])
+@pytest.mark.parametrize(("size", "padding", "tolerance"), [(3, 1, 1e-6), (2, 0, 1e-6), (17, 8, 1e-5)])
 @pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 7, 9, 2), (2, 112, 112, 4)])
-def test_max_pool_and_its_gradient_are_xlas(shape: tuple[int, ...], size: int, padding: int, elsewhere: bool) -> None:
+def test_max_pool_and_its_gradient_are_xlas(shape: tuple[int, ...], size: int, padding: int, tolerance: float, elsewhere: bool) -> None:
     def ours(x: jax.Array) -> jax.Array:
         with jax_operations_only() if elsewhere else contextlib.nullcontext():  # GPUs have the form that converters get
             return max_pool(x, size, 2, padding)
@@ -275,7 +275,7 @@ def test_max_pool_and_its_gradient_are_xlas(shape: tuple[int, ...], size: int, p
     weights = images(*reference(x).shape, seed=1)
     for values in (x, jnp.round(x)):  # the second has ties, which go to the first maximum
         gradient, expected = (jax.grad(lambda x, pool=pool: (pool(x) * weights).sum())(values) for pool in (ours, reference))
-        np.testing.assert_allclose(gradient, expected, atol=1e-6 * size)
+        np.testing.assert_allclose(gradient, expected, atol=tolerance)
 
 
 def test_zero_pad_shortcut_subsamples_and_centres_the_channels() -> None:
