@@ -18,7 +18,7 @@ from jax import lax
 from flaxres.errors import InputError
 from flaxres.models import kept
 from flaxres.models.convolution import convolution, product
-from flaxres.models.kept import by_platform, keep
+from flaxres.models.kept import by_platform, keep, keep_gradient
 
 Pool = Callable[[jax.Array], jax.Array]
 
@@ -35,7 +35,7 @@ def relu(x: jax.Array, before: int = 3) -> jax.Array:
 
 def pointwise_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """A 1x1 convolution as a product over the channels of a strided slice."""
-    return keep(product(x[:, ::stride, ::stride], kernel[0, 0]), 1)
+    return keep_gradient(product(x[:, ::stride, ::stride], kernel[0, 0]), 1)
 
 
 def pointwise_convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:

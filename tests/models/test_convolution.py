@@ -1,4 +1,4 @@
-"""The gradients of 3x3 convolutions by products, and of 1x1, are the usual ones, to any order, and only CPUs get them."""
+"""3x3 convolutions to few pixels and 1x1 convolutions are products on CPU, and the usual ones to any order."""
 
 import functools
 from collections.abc import Callable
@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxres.models import convolution as module
 from flaxres.models.convolution import convolution, direct, product
 
-SHAPES = [(2, 8, 8, 32, 32), (3, 7, 5, 33, 40), (1, 1, 1, 16, 32), (2, 6, 9, 64, 16), (3, 2, 1, 128, 129), (2, 4, 3, 128, 128)]
+SHAPES = [(2, 8, 8, 32, 32), (3, 7, 5, 3, 5), (1, 1, 1, 128, 128), (3, 2, 1, 128, 129), (2, 4, 3, 128, 128)]
 Function = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -52,27 +51,6 @@ def test_the_product_is_one_to_any_order(channels: int) -> None:
         assert_alike_to_any_order(product, lambda x, kernel: jnp.einsum("nhwc,ck->nhwk", x, kernel), x, kernel[0, 0])
 
 
-def test_it_loses_no_more_in_float32_than_the_usual_gradient() -> None:
-    shape = (64, 16, 16, 32, 32)
-    with jax.enable_x64(True):
-        exact = np.asarray(jax.grad(value(functools.partial(direct, stride=1)), 1)(*arrays(shape)))
-    off = []
-    for function in (convolution, direct):
-        found = np.asarray(jax.grad(value(functools.partial(function, stride=1)), 1)(*arrays(shape, "float32")))
-        off.append(abs(found - exact).max() / abs(exact).max())
-    assert off[0] < max(2 * off[1], 1e-6)
-
-
-@pytest.mark.parametrize(("platform", "products"), [("cpu", 16), ("cuda", 0), ("tpu", 0)])
-def test_only_cpus_get_products(platform: str, products: int) -> None:
-    x, kernel = arrays((2, 8, 8, 32, 32), "float32")
-    gradient = jax.jit(jax.grad(value(functools.partial(convolution, stride=1)), 1))
-    text = gradient.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
-    over_tiles = sum("contracting_dims = [0] x [0]" in line and "(tensor<32x32xf32>, tensor<32x32xf32>)" in line for line in text.splitlines())
-    assert over_tiles == products
-    assert text.count("stablehlo.convolution") == (1 if products else 2)
-
-
 def test_few_pixels_are_products_on_cpu() -> None:
     for shape, stride, convolutions in (((2, 2, 2, 128, 128), 1, 0), ((2, 2, 2, 64, 64), 1, 2), ((2, 4, 4, 128, 128), 2, 1)):
         x, kernel = arrays(shape, "float32")
@@ -80,9 +58,3 @@ def test_few_pixels_are_products_on_cpu() -> None:
         for platform, expected in (("cpu", convolutions), ("cuda", 2), ("tpu", 2)):
             text = both.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
             assert text.count("stablehlo.convolution") == expected, (shape, platform)
-
-
-def test_narrow_and_half_precision_convolutions_keep_their_gradient() -> None:
-    for channels, dtype, pays in ((16, "float32", False), (32, "float32", True), (32, "bfloat16", False)):
-        array = jax.ShapeDtypeStruct((1, 8, 8, channels), dtype)
-        assert module.products_pay(array, array) is pays  # type: ignore[arg-type]
