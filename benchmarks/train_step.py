@@ -1,18 +1,24 @@
 """Training steps side by side on this machine: `python -m benchmarks.train_step [--json] [--pairs 5]`.
 
 Images/s of our network over those of the peers, float32, SGD with momentum, a batch that stays where it is: ResNet-50 (224 px, batch 16) against the
-textbook Flax network, dm-haiku's and torchvision's; ResNet-20 (32 px, batch 128) against the textbook and PyTorch. A ratio above 1 means
-that ours is faster. Ours is compiled with the options of XLA that `train.py` gives its step; all run with the settings of malloc that it makes on
-CPU, take turns in one process, and the ratio is the median of the pairs. Needs the extra `parity`, and dm-haiku.
+textbook Flax network, dm-haiku's and torchvision's; ResNet-20 (32 px, batch 128) against the textbook and PyTorch. A ratio above 1 means that ours is
+faster. Each network has a process of its own, and the two of a pair take turns, a step each; the ratio is the median of the pairs.
+
+Ours is compiled with the options of XLA that `train.py` gives its step, and has the settings of malloc that it makes. `..._vs_textbook` and the like
+are against peers with these settings of malloc; `..._vs_textbook_as_it_comes` against peers without, which is how their users run them, and
+`..._module_vs_textbook_as_it_comes` is of our module without either, as in a loop of somebody's own. Needs the extra `parity`, and dm-haiku.
 """
 
 import argparse
+import contextlib
 import functools
 import importlib
 import json
+import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 import jax
@@ -28,9 +34,8 @@ from flaxres.training.mesh import data_mesh
 from flaxres.training.steps import compiler_options
 
 Advance = Callable[[], Any]
-Peer = Callable[[np.ndarray, np.ndarray], Advance]
 # Pairs that are not counted: the first compiles, and until both have found their memory some steps take longer.
-WARM = 3
+WARM = 4
 
 
 def flax_steps(model: Any, images: np.ndarray, labels: np.ndarray, options: dict[str, Any] | None = None) -> Advance:
@@ -47,7 +52,7 @@ def flax_steps(model: Any, images: np.ndarray, labels: np.ndarray, options: dict
     return advance
 
 
-def haiku_steps(images: np.ndarray, labels: np.ndarray) -> Advance:
+def haiku_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
     """The same of dm-haiku's ResNet50."""
     haiku = importlib.import_module("haiku")
 
@@ -96,30 +101,81 @@ def torch_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
     return advance
 
 
-def seconds(advance: Advance, steps: int) -> float:
-    start = time.perf_counter()
-    for _ in range(steps):
-        advance()
-    return (time.perf_counter() - start) / steps
+def ours(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
+    return flax_steps(flaxres.create_model(name), images, labels, compiler_options(data_mesh(1)))
 
 
-def compare(name: str, size: int, batch: int, pairs: int, steps: int, peers: dict[str, Peer]) -> dict[str, float]:
-    """Ratios of images/s, ours over each peer's, and images/s of all."""
+def module(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
+    return flax_steps(flaxres.create_model(name), images, labels)
+
+
+def textbook(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
+    return flax_steps(TEXTBOOK[name](), images, labels)
+
+
+PROGRAMS = {"ours": ours, "module": module, "textbook": textbook, "haiku": haiku_steps, "torch": torch_steps}
+
+
+def serve(connection: Connection, program: str, name: str, size: int, batch: int, memory: bool) -> None:
+    """In a process of its own: the seconds of a step, each time that it is asked for one."""
+    if memory:
+        keep_memory()
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch, size, size, 3), np.float32)
-    labels = rng.integers(0, 10, batch).astype(np.int32)
-    ours = flax_steps(flaxres.create_model(name), images, labels, compiler_options(data_mesh(1)))
+    advance = PROGRAMS[program](name, images, rng.integers(0, 10, batch).astype(np.int32))
+    with contextlib.suppress(EOFError):
+        while True:
+            connection.recv()
+            start = time.perf_counter()
+            advance()
+            connection.send(time.perf_counter() - start)
+
+
+@contextlib.contextmanager
+def started(*arguments: Any) -> Iterator[Advance]:
+    """A function that has a process of `serve(connection, *arguments)` do a step, and gives its seconds."""
+    spawning = multiprocessing.get_context("spawn")
+    here, there = spawning.Pipe()
+    process = spawning.Process(target=serve, args=(there, *arguments), daemon=True)
+    process.start()
+    there.close()  # else its end is not noticed here
+
+    def step() -> float:
+        try:
+            here.send(None)
+            taken: float = here.recv()
+        except (EOFError, OSError):
+            process.join()
+            raise SystemExit(f"the process of {arguments[:2]} ended with {process.exitcode}: its message is above") from None
+        return taken
+
+    try:
+        yield step
+    finally:
+        here.close()
+        process.join()
+
+
+def compare(name: str, size: int, batch: int, pairs: int, peers: Sequence[str]) -> dict[str, float]:
+    """Ratios of images/s, ours over each peer's, and images/s of all."""
     ratios: dict[str, list[float]] = {}
-    rates: dict[str, list[float]] = {name: []}
-    for peer, make in peers.items():
-        theirs = make(images, labels)
-        for advance in (ours, theirs) * WARM:
-            seconds(advance, steps)
-        for _ in range(pairs):
-            a, b = seconds(ours, steps), seconds(theirs, steps)
-            ratios.setdefault(f"{name}_vs_{peer}", []).append(b / a)
-            rates[name].append(batch / a)
-            rates.setdefault(f"{name}_{peer}", []).append(batch / b)
+    rates: dict[str, list[float]] = {}
+
+    def take_turns(a: str, b: str, memory: bool) -> None:
+        ending = "" if memory else "_as_it_comes"
+        label = {"ours": name, "module": f"{name}_module"}[a]
+        with started(a, name, size, batch, a == "ours") as first, started(b, name, size, batch, memory) as second:
+            for pair in range(WARM + pairs):
+                seconds = first(), second()
+                if pair >= WARM:
+                    ratios.setdefault(f"{label}_vs_{b}{ending}", []).append(seconds[1] / seconds[0])
+                    rates.setdefault(label, []).append(batch / seconds[0])
+                    rates.setdefault(f"{name}_{b}{ending}", []).append(batch / seconds[1])
+
+    for peer in peers:
+        take_turns("ours", peer, True)
+        take_turns("ours", peer, False)
+    take_turns("module", "textbook", False)
     middle = {key: statistics.median(values) for key, values in ratios.items()}
     return middle | {f"{key}_images_per_second": statistics.median(values) for key, values in rates.items()}
 
@@ -130,22 +186,12 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--only", choices=("resnet50", "resnet20"), help="measure one of the two")
     chosen = parser.parse_args()
-    keep_memory()
     figures: dict[str, float] = {}
     if chosen.only != "resnet20":
-        peers: dict[str, Peer] = {
-            "textbook": functools.partial(flax_steps, TEXTBOOK["resnet50"]()),
-            "haiku": haiku_steps,
-            "torch": functools.partial(torch_steps, "resnet50"),
-        }
-        figures |= compare("resnet50", 224, 16, chosen.pairs, 2, peers)
+        figures |= compare("resnet50", 224, 16, chosen.pairs, ("textbook", "haiku", "torch"))
     if chosen.only != "resnet50":
-        small: dict[str, Peer] = {
-            "textbook": functools.partial(flax_steps, TEXTBOOK["resnet20"]()),
-            "torch": functools.partial(torch_steps, "resnet20"),
-        }
-        figures |= compare("resnet20", 32, 128, chosen.pairs, 5, small)
-    print(json.dumps(figures) if chosen.json else "\n".join(f"{name}: {value:.3f}" for name, value in figures.items()))
+        figures |= compare("resnet20", 32, 128, 5 * chosen.pairs, ("textbook", "torch"))
+    print(json.dumps(figures) if chosen.json else "\n".join(f"{key}: {value:.3f}" for key, value in figures.items()))
 
 
 if __name__ == "__main__":
