@@ -6,7 +6,8 @@ faster. Each network has a process of its own, and the two of a pair take turns,
 
 Ours is compiled with the options of XLA that `train.py` gives its step, and has the settings of malloc that it makes. `..._vs_textbook` and the like
 are against peers with these settings of malloc; `..._vs_textbook_as_it_comes` against peers without, which is how their users run them, and
-`..._module_vs_textbook_as_it_comes` is of our module without either, as in a loop of somebody's own. Needs the extra `parity`, and dm-haiku.
+`..._module_vs_textbook_as_it_comes` is of our module without either, as in a loop of somebody's own. Images/s are medians of all turns of a network.
+Needs the extra `parity`, and dm-haiku.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import functools
 import importlib
 import json
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,8 +32,7 @@ import flaxres
 from benchmarks.peers import torch_and_timm, torch_resnet20
 from benchmarks.textbook import TEXTBOOK, plain_step
 from flaxres.cli import keep_memory
-from flaxres.training.mesh import data_mesh
-from flaxres.training.steps import compiler_options
+from flaxres.training.xla import compiler_options
 
 Advance = Callable[[], Any]
 # Pairs that are not counted: the first compiles, and until both have found their memory some steps take longer.
@@ -102,7 +103,7 @@ def torch_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
 
 
 def ours(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
-    return flax_steps(flaxres.create_model(name), images, labels, compiler_options(data_mesh(1)))
+    return flax_steps(flaxres.create_model(name), images, labels, compiler_options())
 
 
 def module(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
@@ -123,7 +124,7 @@ def serve(connection: Connection, program: str, name: str, size: int, batch: int
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch, size, size, 3), np.float32)
     advance = PROGRAMS[program](name, images, rng.integers(0, 10, batch).astype(np.int32))
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:
             connection.recv()
             start = time.perf_counter()
@@ -146,7 +147,9 @@ def started(*arguments: Any) -> Iterator[Advance]:
             taken: float = here.recv()
         except (EOFError, OSError):
             process.join()
-            raise SystemExit(f"the process of {arguments[:2]} ended with {process.exitcode}: its message is above") from None
+            ended = process.exitcode or 0
+            why = f"was ended by signal {-ended}: is there memory for two networks?" if ended < 0 else f"ended with {ended}: its message is above"
+            raise SystemExit(f"the process of {' '.join(arguments[:2])} {why}") from None
         return taken
 
     try:
@@ -183,9 +186,11 @@ def compare(name: str, size: int, batch: int, pairs: int, peers: Sequence[str]) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=5, help="of ResNet-50; of ResNet-20, whose steps are short, five times as many (5)")
     parser.add_argument("--only", choices=("resnet50", "resnet20"), help="measure one of the two")
     chosen = parser.parse_args()
+    if inherited := [name for name in ("GLIBC_TUNABLES", "XLA_FLAGS") if name in os.environ]:
+        raise SystemExit(f"{' and '.join(inherited)} would be every network's: unset them")
     figures: dict[str, float] = {}
     if chosen.only != "resnet20":
         figures |= compare("resnet50", 224, 16, chosen.pairs, ("textbook", "haiku", "torch"))

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     )
     from flaxres.training.evaluation import Report as Report
     from flaxres.training.loop import evaluate as evaluate, fit as fit
+    from flaxres.training.xla import compiler_options as compiler_options
     from flaxres.weights.hub import load_pretrained as load_pretrained
     from flaxres.weights.transfer import load_weights as load_weights, save_weights as save_weights
 
@@ -51,6 +52,7 @@ LAZY = {
     "Report": "flaxres.training.evaluation",
     "load_pretrained": "flaxres.weights.hub",
     **dict.fromkeys(("load_weights", "save_weights"), "flaxres.weights.transfer"),
+    "compiler_options": "flaxres.training.xla",
 }
 
 

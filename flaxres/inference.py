@@ -16,6 +16,7 @@ import numpy as np
 from flaxres.errors import InputError
 from flaxres.export import folded
 from flaxres.models.registry import create_model, small_images
+from flaxres.training.xla import compiler_options
 
 Answer = Callable[[np.ndarray], Any]
 SECONDS, WARM = 1.0, 2
@@ -26,7 +27,7 @@ def ours(name: str, size: int) -> Answer:
     model = create_model(name)
     variables = model.init(jax.random.key(0), np.zeros((1, size, size, model.in_channels), np.float32))
     fast, _ = folded(model, variables)
-    program = jax.jit(lambda images: model.apply(fast, images))
+    program = jax.jit(lambda images: model.apply(fast, images), compiler_options=compiler_options())
     return lambda images: jax.block_until_ready(program(images))
 
 

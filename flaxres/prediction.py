@@ -13,6 +13,7 @@ from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError
 from flaxres.models.network import Network
 from flaxres.models.registry import create_model, small_images
+from flaxres.training.xla import compiler_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Predictor:
 
     def __call__(self, images: Sequence[str], top: int = 5) -> list[list[tuple[str, float]]]:
         """For each image file, the `top` classes with their probabilities, the likeliest first."""
-        logits = jax.jit(self.model.apply)(self.variables, self.preprocess(images))
+        logits = jax.jit(self.model.apply, compiler_options=compiler_options())(self.variables, self.preprocess(images))
         probabilities = np.asarray(jax.nn.softmax(logits))
         order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
         return [[(self.classes[i], float(row[i])) for i in best] for row, best in zip(probabilities, order, strict=True)]

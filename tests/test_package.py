@@ -31,7 +31,7 @@ COMPUTE = [
         "data/__init__.py",
         "training/__init__.py",
     ),
-    *(f"training/{name}.py" for name in ("config", "optimizers", "state", "steps", "mesh")),
+    *(f"training/{name}.py" for name in ("config", "optimizers", "state", "steps", "mesh", "xla")),
 ]
 
 

@@ -1,4 +1,6 @@
-"""The 3x3 convolution, which to one or two pixels a side is a product on CPU, and the product that is a 1x1 convolution there."""
+"""The 3x3 convolution, which over one or two pixels a side is a product on CPU, as is its image's gradient, and the product that is a 1x1 convolution
+there.
+"""
 
 import functools
 import math

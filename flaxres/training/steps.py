@@ -1,6 +1,5 @@
 """The training step and the evaluation step: pure functions of a state and a batch, compiled once each for a mesh."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from flaxres.models.network import Network
 from flaxres.training.config import Config, DataConfig
 from flaxres.training.mesh import replicated, split
 from flaxres.training.state import AUGMENT, DROPOUT, MIX, State, purpose
+from flaxres.training.xla import compiler_options
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -341,29 +341,3 @@ def compiled_train_step(
 def compiled_eval_step(config: Config, model: Network, mesh: Mesh) -> Any:
     whole, options = replicated(mesh), compiler_options(mesh, config.train.deterministic)
     return jax.jit(eval_step(config, model), in_shardings=(whole, split(mesh)), out_shardings=whole, compiler_options=options)
-
-
-def compiler_options(mesh: Mesh, deterministic: bool = False) -> dict[str, Any]:
-    """XLA's options for a step over `mesh`."""
-    platform = mesh.devices.flat[0].platform
-    if platform == "cpu":
-        return cpu_options()
-    if platform not in ("gpu", "cuda"):
-        return {}
-    # XLA joins the reductions of gradients in pieces of 30 MB by default.
-    options: dict[str, Any] = {"xla_gpu_all_reduce_combine_threshold_bytes": 1 << 30} if mesh.size > 1 else {}
-    return options | ({"xla_gpu_deterministic_ops": True} if deterministic else {})
-
-
-@functools.cache
-def cpu_options() -> dict[str, Any]:
-    """Convolutions by Eigen, on all cores, where XLA's CPU compiler has YNNPACK, which takes one for most; products and sums stay with it.
-
-    The option is experimental: where the compiler does not know it, nothing.
-    """
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
-    try:
-        jax.jit(jnp.negative, compiler_options=options)(0.0)
-    except jax.errors.JaxRuntimeError:
-        return {}
-    return options

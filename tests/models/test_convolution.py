@@ -1,7 +1,8 @@
-"""3x3 convolutions to few pixels and 1x1 convolutions are products on CPU, and the usual ones to any order."""
+"""3x3 convolutions over few pixels and 1x1 convolutions are products on CPU, and the usual ones to any order."""
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from flaxres.models.convolution import convolution, direct, product
+from flaxres.models.layers import pointwise_product
 
 SHAPES = [(2, 8, 8, 32, 32), (3, 7, 5, 3, 5), (1, 1, 1, 128, 128), (3, 2, 1, 128, 129), (2, 4, 3, 128, 128)]
 Function = Callable[[jax.Array, jax.Array], jax.Array]
@@ -51,10 +53,32 @@ def test_the_product_is_one_to_any_order(channels: int) -> None:
         assert_alike_to_any_order(product, lambda x, kernel: jnp.einsum("nhwc,ck->nhwk", x, kernel), x, kernel[0, 0])
 
 
-def test_few_pixels_are_products_on_cpu() -> None:
-    for shape, stride, convolutions in (((2, 2, 2, 128, 128), 1, 0), ((2, 2, 2, 64, 64), 1, 2), ((2, 4, 4, 128, 128), 2, 1)):
-        x, kernel = arrays(shape, "float32")
-        both = jax.jit(jax.value_and_grad(value(functools.partial(convolution, stride=stride))))
-        for platform, expected in (("cpu", convolutions), ("cuda", 2), ("tpu", 2)):
-            text = both.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
-            assert text.count("stablehlo.convolution") == expected, (shape, platform)
+def lowered(function: Function, x: jax.Array, kernel: jax.Array, platform: str) -> str:
+    text: str = jax.jit(function).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+    return text
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride", "dtype", "on_cpu"),
+    [
+        ((2, 2, 2, 128, 128), 1, "float32", 0),
+        ((2, 4, 4, 128, 128), 2, "float32", 1),
+        ((2, 2, 2, 64, 64), 1, "float32", 2),
+        ((2, 2, 2, 128, 128), 1, "bfloat16", 2),
+    ],
+)
+def test_few_pixels_are_products_on_cpu(shape: tuple[int, ...], stride: int, dtype: str, on_cpu: int) -> None:
+    both: Any = jax.value_and_grad(value(functools.partial(convolution, stride=stride)))
+    for platform, convolutions in (("cpu", on_cpu), ("cuda", 2), ("tpu", 2)):
+        assert lowered(both, *arrays(shape, dtype), platform).count("stablehlo.convolution") == convolutions, platform
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_gradient_is_kept_on_cpu_and_the_value_is_not_copied(size: int) -> None:
+    x, kernel = arrays((2, 8, 8, 32, 32), "float32")
+    forward: Function = functools.partial(convolution, stride=1)
+    if size == 1:
+        kernel, forward = kernel[:1, :1], functools.partial(pointwise_product, stride=1)
+    for platform, kept in (("cpu", 1), ("cuda", 0), ("tpu", 0)):
+        assert lowered(forward, x, kernel, platform).count("stablehlo.minimum") == 0
+        assert lowered(jax.grad(value(forward)), x, kernel, platform).count("stablehlo.minimum") == kept, platform

@@ -64,10 +64,10 @@ def test_resnet152_scanned_equals_unrolled() -> None:
     assert float(jnp.abs(ours - expected).max() / jnp.abs(expected).max()) < 1e-5
 
 
-@pytest.mark.parametrize("widths", [(8, 16), (32, 130)])
-def test_shard_map_and_pmap_train_as_one_device_does(widths: tuple[int, int]) -> None:
-    """Of the wide network the kernels' gradients are products of our own."""
-    plain = flaxres.ResNet(**SMALL | {"widths": widths})
+@pytest.mark.parametrize("sizes", [{}, {"widths": (32, 130, 130), "depths": (4, 4, 2)}], ids=["narrow", "wide"])
+def test_shard_map_and_pmap_train_as_one_device_does(sizes: dict[str, tuple[int, ...]]) -> None:
+    """The wide network ends in convolutions over two pixels a side, which are products of our own."""
+    plain = flaxres.ResNet(**SMALL | sizes)
     variables, mapped = born(plain), plain.clone(axis_name="data")
     (expected, stats), gradients = loss_and_gradients(plain, variables)
 

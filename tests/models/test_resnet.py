@@ -7,6 +7,7 @@ import pytest
 
 import flaxres
 from flaxres.errors import InputError
+from flaxres.models.count import multiply_accumulates
 
 # torchvision's counts; the CIFAR networks' are those of akamaster/pytorch_resnet_cifar10, in millions in the paper's table 6.
 PARAMETERS = {
@@ -30,6 +31,15 @@ def shapes(model: flaxres.ResNet, size: int = 64) -> dict[str, dict[str, jax.Sha
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_counts(name: str) -> None:
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes(flaxres.create_model(name))["params"])) == PARAMETERS[name]
+
+
+def test_multiply_accumulates_of_small_pictures_are_those_of_large_ones_by_pixel() -> None:
+    """Convolutions over few pixels, which are an operation of our own, are counted."""
+    classifier = 512 * 1000
+    model = flaxres.ResNet18()
+    large, small = (multiply_accumulates(model, size) - classifier for size in (224, 64))
+    assert large == 1_814_073_344 - classifier  # torchvision's table of weights
+    assert small * 224**2 == large * 64**2
 
 
 def test_names_of_parameters_are_pytorchs() -> None:
