@@ -25,7 +25,7 @@ def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     pixels = [math.ceil(extent / stride) for extent in x.shape[1:3]]
     if plainly.get() or not dense_pays(pixels, kernel):
         return keep_gradient(direct(x, kernel, stride))
-    return keep_gradient(convolution_p.bind(*varying_alike(x, kernel), stride=stride))
+    return keep_gradient(convolution_p.bind(x, kernel, stride=stride))
 
 
 def direct(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
