@@ -10,7 +10,8 @@ label smoothing 0.1; 3 pixels of padding, a random crop and a mirror; evaluation
 their mirror images.
 
 Expected: measured on CIFAR-10 recompressed as JPEG of quality 75, for training and for testing, which costs some points: top-1 90.4% of the 10,000
-test images, in 31 minutes from start to end on two cores of an AMD EPYC (90.5% in 39 minutes before kernels' gradients were XLA's own). A network of widths 16, 64, 128 and 256 that strides, without pooling, gave 87.6% after 24 epochs in 55 minutes. Not measured on original images.
+test images, in 31 minutes from start to end on two cores of an AMD EPYC (90.5% in 39 minutes before kernels' gradients were XLA's own). A network
+of widths 16, 64, 128 and 256 that strides, without pooling, gave 87.6% after 24 epochs in 55 minutes. Not measured on original images.
 """
 
 from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
