@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flaxres.errors import InputError as InputError
 from flaxres.models.densenet import DenseNet as DenseNet
+from flaxres.models.native import use_native_convolutions as use_native_convolutions
 from flaxres.models.registry import (
     ResNet18 as ResNet18,
     ResNet20 as ResNet20,

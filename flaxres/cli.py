@@ -164,13 +164,18 @@ def ended(code: int) -> int:
     return code
 
 
+def cpus_alone() -> bool:
+    """Whether JAX has no accelerator, before it is asked."""
+    return os.environ.get("JAX_PLATFORMS", "") == "cpu" or not any(importlib.util.find_spec(plugin) for plugin in ("jax_plugins", "libtpu"))
+
+
 def keep_memory() -> None:
     """Has glibc keep what XLA's CPU client frees. It allocates the temporaries of each step anew, and the kernel would otherwise take such large
     blocks back and zero each page again: a third of a CIFAR step. Only where JAX has no accelerator, and before JAX's threads start.
     """
     import ctypes
 
-    if os.environ.get("JAX_PLATFORMS", "") != "cpu" and any(importlib.util.find_spec(plugin) for plugin in ("jax_plugins", "libtpu")):
+    if not cpus_alone():
         return
     with contextlib.suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -182,16 +187,28 @@ def keep_compiled() -> None:
     """Keeps compiled programs in the user's cache folder, which only the user may enter, since what lies there is run."""
     import jax
 
+    from flaxres.cache import private_folder
+
     if getattr(jax.config, "jax_compilation_cache_dir", None):
         return
     try:
-        folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flaxres" / "compiled"
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)
+        folder = private_folder("compiled")
     except (OSError, RuntimeError) as error:  # not writable; no home
         print(f"flaxres: compiled programs are not kept: {error}", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def use_compiler() -> None:
+    """Convolutions that this machine's C++ compiler makes, where JAX has CPUs alone and the environment has no FLAXRES_NATIVE_CONVOLUTIONS=0."""
+    if not cpus_alone() or os.environ.get("FLAXRES_NATIVE_CONVOLUTIONS") == "0":
+        return
+    from flaxres.models.native import use_native_convolutions
+
+    try:
+        use_native_convolutions()
+    except InputError as error:
+        print(f"flaxres: {error}", file=sys.stderr)
 
 
 def silence() -> None:
@@ -217,8 +234,9 @@ def joined(arguments: Sequence[str]) -> list[str]:
 
         coordinator, processes, process = values
         join(coordinator, None if processes is None else int(processes), None if process is None else int(process))
-        if not several():  # each process would have kept another part
+        if not several():  # each process would have kept another part; and programs for several devices have XLA's convolutions
             keep_compiled()
+            use_compiler()
     return rest
 
 
@@ -545,6 +563,7 @@ def bench_inference(arguments: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args(arguments)
     keep_memory()
+    use_compiler()
     silence()
     from flaxres.inference import PEERS, measure
 
@@ -640,6 +659,7 @@ def lab(arguments: Sequence[str]) -> None:
     keep_memory()
     silence()
     keep_compiled()
+    use_compiler()
     from flaxres.lab import EXPERIMENTS
     from flaxres.lab.report import Settings, conduct, summary
 

@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flaxres.models import native
+
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def without_native_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that a test runs in this process turns them on for that test alone."""
+    monkeypatch.setattr(native, "compiled_by", "")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import flaxres
 ROOT = pathlib.Path(__file__).parents[1]
 HEAVY = ("tensorflow", "tensorflow_datasets", "grain", "tyro", "matplotlib", "orbax", "tensorboardX", "PIL", "simplejpeg")
 ROOMS = {
-    "models": {"errors", "models"},
+    "models": {"cache", "errors", "models"},
     "data": {"errors", "data"},
     "weights": {"errors", "models", "data", "weights"},
     "training": {"errors", "figures", "models", "data", "weights", "training"},
@@ -23,6 +23,7 @@ ROOMS = {
 COMPUTE = [
     *(
         "models/*.py",
+        "cache.py",
         "errors.py",
         "data/augment.py",
         "data/autoaugment.py",

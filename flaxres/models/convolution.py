@@ -1,10 +1,13 @@
-"""The 3x3 convolution, which over one or two pixels a side is a product on CPU, as is its image's gradient, and the product that is a 1x1 convolution
-there.
+"""Convolutions whose form depends on the device: on CPUs XLA's compiler does some of them slowly.
+
+On CPU a 1x1 convolution is a product, and a 3x3 one over one or two pixels a side is one too, as is its image's gradient. With
+`flaxres.use_native_convolutions` all of float32 with 16, 32, ... channels out are code of our own.
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,67 +17,132 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from flaxres.models import native
 from flaxres.models.kept import by_platform, keep_gradient, plainly, varying_alike
 
-convolution_p = Primitive("flaxres_convolution_3x3")
+Extent = tuple[int, int]
+
+convolution_p = Primitive("flaxres_convolution")
+kernel_gradient_p = Primitive("flaxres_kernel_gradient")
 product_p = Primitive("flaxres_product")
+# Larger kernels have gradients as fast from XLA.
+NATIVE_KERNEL = 1 << 19
 
 
 def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """`(N, H, W, C)`, `(3, 3, C, K)` -> `(N, H', W', K)`, with one pixel of zeros around the images; `stride` is 1 or 2."""
-    pixels = [math.ceil(extent / stride) for extent in x.shape[1:3]]
-    if plainly.get() or not dense_pays(pixels, kernel):
-        return keep_gradient(direct(x, kernel, stride))
-    return keep_gradient(convolution_p.bind(x, kernel, stride=stride))
+    """`(N, H, W, C)`, `(S, S, C, K)` -> `(N, H', W', K)` for odd S, with `S // 2` pixels of zeros around the images; `stride` is 1 or 2."""
+    size, extent = kernel.shape[0], (math.ceil(x.shape[1] / stride), math.ceil(x.shape[2] / stride))
+    if plainly.get():
+        return direct(x, kernel, stride)
+    if native.compiled_by and x.dtype == kernel.dtype == jnp.float32 and kernel.shape[3] % 16 == 0:
+        return keep_gradient(convolve(x, kernel, stride, 1, extent, False))
+    if size == 1:
+        return by_platform(x, kernel, cpu=functools.partial(pointwise_product, stride=stride), default=functools.partial(direct, stride=stride))
+    if size == 3:
+        return keep_gradient(convolve(x, kernel, stride, 1, extent, False) if dense_pays(extent, kernel) else direct(x, kernel, stride))
+    return direct(x, kernel, stride)
 
 
 def direct(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return lax.conv_general_dilated(x, kernel, (stride, stride), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    pad = kernel.shape[0] // 2
+    return lax.conv_general_dilated(x, kernel, (stride, stride), [(pad, pad), (pad, pad)], dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def dense(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """`direct` as a product of all pixels with a matrix for all pairs of a pixel in and a pixel out."""
-    within = [np.arange(extent) - stride * np.arange((extent - 1) // stride + 1)[:, None] + 1 for extent in x.shape[1:3]]
-    rows, columns = (np.asarray(place[..., None] == np.arange(3), x.dtype) for place in within)
+def dilated(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, extent: Extent, backwards: bool) -> jax.Array:
+    """`direct` with `dilation - 1` zeros between x's pixels, padded behind them so that `extent` come out; `backwards`, of the turned kernel."""
+    kernel = turned(kernel) if backwards else kernel
+    size, pad = kernel.shape[0], kernel.shape[0] // 2
+    padding = [(pad, (out - 1) * stride + size - pad - (given - 1) * dilation - 1) for out, given in zip(extent, x.shape[1:3], strict=True)]
+    strides, dilations = (stride, stride), (dilation, dilation)
+    return lax.conv_general_dilated(x, kernel, strides, padding, dilations, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def dense(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, extent: Extent, backwards: bool) -> jax.Array:
+    """`dilated` of a 3x3 kernel as a product of all pixels with a matrix for all pairs of a pixel in and a pixel out."""
+    kernel = turned(kernel) if backwards else kernel
+    places = [dilation * np.arange(given) - stride * np.arange(out)[:, None] + 1 for out, given in zip(extent, x.shape[1:3], strict=True)]
+    rows, columns = (np.asarray(place[..., None] == np.arange(3), x.dtype) for place in places)
     return jnp.einsum("nhwc,hwcijk->nijk", x, jnp.einsum("iha,jwb,abck->hwcijk", rows, columns, kernel))
 
 
-def dense_pays(pixels: Sequence[int], kernel: jax.Array) -> bool:
+def dense_pays(pixels: Sequence[int], kernel: Any) -> bool:
     """Measured: XLA's CPU compiler has but naive loops where the kernel is larger than what it slides over; few channels don't suffer much."""
-    return max(pixels) <= 2 and kernel.shape[2] * kernel.shape[3] >= 128 * 128 and kernel.dtype.itemsize >= 4
+    return kernel.shape[0] == 3 and max(pixels) <= 2 and kernel.shape[2] * kernel.shape[3] >= 128 * 128 and kernel.dtype.itemsize >= 4
 
 
-def forward(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    usual = functools.partial(direct, stride=stride)
-    if not dense_pays(x.shape[1:3], kernel):
-        return usual(x, kernel)
-    return by_platform(x, kernel, cpu=functools.partial(dense, stride=stride), default=usual)
+def convolve(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, extent: Extent, backwards: bool) -> jax.Array:
+    settings = {"stride": stride, "dilation": dilation, "extent": extent, "backwards": backwards}
+    result: jax.Array = convolution_p.bind(*varying_alike(x, kernel), **settings)
+    return result
 
 
-def image_transpose(cotangent: jax.Array, x: ad.UndefinedPrimal, kernel: jax.Array, stride: int) -> jax.Array:
-    def transposed(form: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        return lambda cotangent, kernel: jax.linear_transpose(lambda x: form(x, kernel, stride), x.aval)(cotangent)[0]
-
-    return by_platform(cotangent, kernel, cpu=transposed(dense), default=transposed(direct))
-
-
-def kernel_transpose(cotangent: jax.Array, x: jax.Array, kernel: ad.UndefinedPrimal, stride: int) -> jax.Array:
-    return jax.linear_transpose(lambda kernel: direct(x, kernel, stride), kernel.aval)(cotangent)[0]
+def kernel_gradient(x: jax.Array, cotangent: jax.Array, stride: int, size: int) -> jax.Array:
+    """`(N, H, W, C)`, `(N, H', W', K)` -> `(size, size, C, K)`: of the kernel that made `cotangent`'s pixels of x's at this stride."""
+    result: jax.Array = kernel_gradient_p.bind(*varying_alike(x, cotangent), stride=stride, size=size)
+    return result
 
 
-def batched(arguments: Sequence[jax.Array], axes: Sequence[int | None], stride: int) -> tuple[jax.Array, int]:
-    return jax.vmap(lambda x, kernel: direct(x, kernel, stride), in_axes=tuple(axes))(*arguments), 0
+def turned(kernel: jax.Array) -> jax.Array:
+    """The kernel that takes gradients back: upside down, and channels in for channels out."""
+    return kernel[::-1, ::-1].swapaxes(2, 3)
 
 
-def shape(x: ShapedArray, kernel: ShapedArray, stride: int) -> ShapedArray:
-    return jax.typeof(jax.eval_shape(lambda x, kernel: direct(x, kernel, stride), x, kernel))
+def image_transpose(
+    cotangent: jax.Array, x: ad.UndefinedPrimal, kernel: jax.Array, stride: int, dilation: int, extent: Extent, backwards: bool
+) -> jax.Array:
+    return convolve(cotangent, kernel, dilation, stride, x.aval.shape[1:3], not backwards)
 
 
-convolution_p.def_impl(jax.jit(forward, static_argnames="stride"))
-convolution_p.def_abstract_eval(shape)
-ad.defbilinear(convolution_p, image_transpose, kernel_transpose)
-batching.primitive_batchers[convolution_p] = batched
-mlir.register_lowering(convolution_p, mlir.lower_fun(forward, multiple_results=False))
+def kernel_transpose(
+    cotangent: jax.Array, x: jax.Array, kernel: ad.UndefinedPrimal, stride: int, dilation: int, extent: Extent, backwards: bool
+) -> jax.Array:
+    size = kernel.aval.shape[0]
+    if dilation == 1:
+        found, forwards = kernel_gradient(x, cotangent, stride, size), True
+    else:
+        found, forwards = kernel_gradient(cotangent, x, dilation, size), False
+    return found if forwards != backwards else turned(found)
+
+
+def usual_kernel_gradient(x: jax.Array, cotangent: jax.Array, stride: int, size: int) -> jax.Array:
+    kernel, extent = jnp.zeros((size, size, x.shape[3], cotangent.shape[3]), x.dtype), (cotangent.shape[1], cotangent.shape[2])
+    return jax.linear_transpose(lambda kernel: dilated(x, kernel, stride, 1, extent, False), varying_alike(kernel, x)[0])(cotangent)[0]
+
+
+def on_cpu(x: jax.Array, kernel: jax.Array, **settings: Any) -> jax.Array:
+    return (dense if dense_pays(x.shape[1:3], kernel) else dilated)(x, kernel, **settings)
+
+
+def native_convolution(context: mlir.LoweringRuleContext, *operands: Any, stride: int, dilation: int, extent: Extent, backwards: bool) -> Any:
+    (result,) = context.avals_out
+    if not (native.callable_in(context) and result.dtype == jnp.float32 and result.shape[3] % 16 == 0):
+        form = functools.partial(on_cpu, stride=stride, dilation=dilation, extent=extent, backwards=backwards)
+        return mlir.lower_fun(form, multiple_results=False)(context, *operands)
+    call = jax.ffi.ffi_lowering("flaxres_convolution")
+    return call(context, *operands, stride=np.int64(stride), dilation=np.int64(dilation), turned=backwards)
+
+
+def native_kernel_gradient(context: mlir.LoweringRuleContext, *operands: Any, stride: int, size: int) -> Any:
+    (result,) = context.avals_out
+    suits = result.dtype == jnp.float32 and result.shape[3] % 16 == 0 and math.prod(result.shape) <= NATIVE_KERNEL
+    if not (native.callable_in(context) and suits):
+        return mlir.lower_fun(usual_kernel_gradient, multiple_results=False)(context, *operands, stride=stride, size=size)
+    return jax.ffi.ffi_lowering("flaxres_kernel_gradient")(context, *operands, stride=np.int64(stride))
+
+
+def gradient_of_image(change: jax.Array, x: ad.UndefinedPrimal, cotangent: jax.Array, stride: int, size: int) -> jax.Array:
+    return convolve(cotangent, change, 1, stride, x.aval.shape[1:3], True)
+
+
+def gradient_of_cotangent(change: jax.Array, x: jax.Array, cotangent: ad.UndefinedPrimal, stride: int, size: int) -> jax.Array:
+    return convolve(x, change, stride, 1, cotangent.aval.shape[1:3], False)
+
+
+def pointwise_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """A 1x1 convolution as a product over the channels of a strided slice. Accelerators' compilers take the addition of a shortcut's gradient into a
+    convolution, and into a product not.
+    """
+    return keep_gradient(product(x[:, ::stride, ::stride], kernel[0, 0]), 1)
 
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -102,8 +170,28 @@ def product_kernel_transpose(cotangent: jax.Array, x: jax.Array, kernel: ad.Unde
     return lax.dot_general(lax.optimization_barrier(x.T), cotangent, (((1,), (0,)), ((), ())))
 
 
-product_p.def_impl(jax.jit(plain_product))
-product_p.def_abstract_eval(lambda x, kernel: jax.typeof(jax.eval_shape(plain_product, x, kernel)))
-ad.defbilinear(product_p, product_image_transpose, product_kernel_transpose)
-batching.primitive_batchers[product_p] = lambda arguments, axes: (jax.vmap(plain_product, in_axes=tuple(axes))(*arguments), 0)
-mlir.register_lowering(product_p, mlir.lower_fun(plain_product, multiple_results=False))
+def define(primitive: Primitive, usual: Callable[..., jax.Array], left: Any, right: Any, cpu: Any = None) -> None:
+    """A bilinear primitive that is `usual`, but on CPUs what the rule `cpu` lowers it to; `left` and `right` transpose it in its operands."""
+
+    def shape(*operands: ShapedArray, **settings: Any) -> ShapedArray:
+        return jax.typeof(jax.eval_shape(functools.partial(usual, **settings), *operands))
+
+    def batched(operands: Sequence[jax.Array], axes: Sequence[int | None], **settings: Any) -> tuple[jax.Array, int]:
+        return jax.vmap(functools.partial(usual, **settings), in_axes=tuple(axes))(*operands), 0
+
+    def apply(*operands: jax.Array, **settings: Any) -> jax.Array:
+        result: jax.Array = jax.jit(functools.partial(primitive.bind, **settings))(*operands)
+        return result
+
+    primitive.def_impl(apply)
+    primitive.def_abstract_eval(shape)
+    ad.defbilinear(primitive, left, right)
+    batching.primitive_batchers[primitive] = batched
+    mlir.register_lowering(primitive, mlir.lower_fun(usual, multiple_results=False))
+    if cpu is not None:
+        mlir.register_lowering(primitive, cpu, platform="cpu")
+
+
+define(convolution_p, dilated, image_transpose, kernel_transpose, native_convolution)
+define(kernel_gradient_p, usual_kernel_gradient, gradient_of_image, gradient_of_cotangent, native_kernel_gradient)
+define(product_p, plain_product, product_image_transpose, product_kernel_transpose)

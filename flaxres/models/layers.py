@@ -17,8 +17,8 @@ from jax import lax
 
 from flaxres.errors import InputError
 from flaxres.models import kept
-from flaxres.models.convolution import convolution, product
-from flaxres.models.kept import by_platform, keep, keep_gradient
+from flaxres.models.convolution import convolution
+from flaxres.models.kept import by_platform, keep
 
 Pool = Callable[[jax.Array], jax.Array]
 
@@ -33,20 +33,10 @@ def relu(x: jax.Array, before: int = 3) -> jax.Array:
     return keep(kept.relu(x), before)
 
 
-def pointwise_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """A 1x1 convolution as a product over the channels of a strided slice."""
-    return keep_gradient(product(x[:, ::stride, ::stride], kernel[0, 0]), 1)
-
-
-def pointwise_convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """A 1x1 convolution. Accelerators' compilers take the addition of a shortcut's gradient into this, and into a product not."""
-    return lax.conv_general_dilated(x, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
 class Conv(nn.Module):
     """A square 2-D convolution without bias by default, padded by `dilation * (kernel_size // 2)` on every side.
 
-    On CPU a 1x1 convolution is computed as a product over the channels, whose gradients are several times faster there.
+    How it is computed depends on the device: see `flaxres.models.convolution`.
 
     `standardise` is the epsilon of weight standardisation (Qiao et al. 2019, eq. 2 and 3), None for plain weights.
 
@@ -75,13 +65,7 @@ class Conv(nn.Module):
             mean, var = kernel.mean((0, 1, 2)), kernel.var((0, 1, 2))
             kernel = (kernel - mean) * lax.rsqrt(var + self.standardise)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if size == 1 and self.groups == 1:
-            product, whole = (
-                functools.partial(pointwise_product, stride=self.stride),
-                functools.partial(pointwise_convolution, stride=self.stride),
-            )
-            y = by_platform(x, kernel, cpu=product, default=whole)
-        elif size == 3 and self.stride <= 2 and self.dilation == self.groups == 1:
+        if size % 2 and self.stride <= 2 and self.dilation == self.groups == 1:
             y = convolution(x, kernel, self.stride)
         else:
             pad = self.dilation * (size // 2)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from flaxres.models import native
 from flaxres.training.run import Run
 
 PACKAGES = (
@@ -20,9 +21,9 @@ PACKAGES = (
 
 @functools.cache
 def code_digest() -> str:
-    """SHA-256 over the Python files of this package."""
+    """SHA-256 over this package's code."""
     root, digest = pathlib.Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted([*root.rglob("*.py"), *root.rglob("*.cc")]):
         digest.update(f"{path.relative_to(root)}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -51,6 +52,7 @@ def provenance(run: Run) -> dict[str, Any]:
         "command": sys.argv,
         "devices": f"{run.mesh.size} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
+        "convolutions": native.compiled_by or "XLA",
         "data": run.train.digest,
         "evaluation": f"{run.evaluation.name} {len(run.evaluation)} {run.evaluation.digest}",
         "classes": run.train.class_digest,

@@ -1,0 +1,453 @@
+// Convolutions of NHWC images in float32 for XLA's CPU client, and the gradients of their kernels.
+//
+// XLA calls the two handlers at the end with its own buffers and threads. What they sum, and in which order, depends on the shapes alone: neither
+// the number of threads nor which of them does what changes a bit of the result.
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <utility>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+
+// Lanes of a vector, and vectors that sums may take; what is left of the registers holds operands.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kSums = 24;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kSums = 12;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4, kSums = 24;
+#else
+constexpr int kLanes = 4, kSums = 12;
+#endif
+// A block of output channels is this many vectors where they are a multiple of it, and else 16 channels.
+constexpr int kNarrow = 16 / kLanes;
+constexpr int kWide = kLanes == 16 ? 2 : kNarrow;
+// Floats of an image that a thread works on at a time, with room for the rest in a second-level cache of 512 KB.
+constexpr int64_t kBand = 1 << 16;
+// Up to so many pixels of a batch, blocks of the kernel are what is divided among threads.
+constexpr int64_t kFewPixels = 1024;
+// Rows of up to so many pixels are not divided into tiles.
+constexpr int64_t kShortRow = 16;
+
+using Vector = float __attribute__((vector_size(4 * kLanes)));
+using Unaligned = float __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+inline Vector Load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
+inline void Store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
+inline int64_t Quotient(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Numbers too small to be normal are zero, on each thread alike.
+class FlushDenormals {
+ public:
+#if defined(__x86_64__)
+  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(static_cast<unsigned>(before_) | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(static_cast<unsigned>(before_)); }
+#elif defined(__aarch64__)
+  FlushDenormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(before_));
+    asm volatile("msr fpcr, %0" : : "r"(before_ | (uint64_t{1} << 24)));
+  }
+  ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
+#else
+  FlushDenormals() {}
+#endif
+
+ private:
+  uint64_t before_ = 0;
+};
+
+// work(0) to work(count - 1) on this thread and on those of the pool that come while there is work left. This thread waits for no thread that has not
+// begun, so that handlers which run at once can't wait for each other.
+template <typename Work>
+void Parallel(ffi::ThreadPool& pool, int64_t count, const Work& work) {
+  struct Shared {
+    std::atomic<int64_t> next{0}, done{0};
+    int64_t count;
+    const Work* work;
+    std::mutex mutex;
+    std::condition_variable finished;
+
+    void Run() {
+      FlushDenormals flush;
+      for (int64_t i; (i = next.fetch_add(1)) < count;) {
+        (*work)(i);
+        if (done.fetch_add(1) + 1 == count) {
+          std::lock_guard<std::mutex> lock(mutex);
+          finished.notify_all();
+        }
+      }
+    }
+  };
+  auto shared = std::make_shared<Shared>();
+  shared->count = count;
+  shared->work = &work;
+  for (int64_t i = std::min<int64_t>(pool.num_threads(), count) - 1; i > 0; --i) {
+    pool.Schedule([shared] { shared->Run(); });
+  }
+  shared->Run();
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->finished.wait(lock, [&] { return shared->done == count; });
+}
+
+using Floats = std::unique_ptr<float[]>;
+
+// A thread's own floats, which it keeps.
+float* Scratch(int64_t size) {
+  static thread_local std::vector<float> scratch;
+  if (static_cast<int64_t>(scratch.size()) < size) scratch.resize(size);
+  return scratch.data();
+}
+
+struct Images {
+  int64_t count, height, width, channels;
+
+  explicit Images(ffi::Span<const int64_t> shape) : count(shape[0]), height(shape[1]), width(shape[2]), channels(shape[3]) {}
+  int64_t row() const { return width * channels; }
+  int64_t image() const { return height * row(); }
+};
+
+// Rows [first, first + rows) of an image with zeros around it, as an array (rows, width + 2 pad, channels).
+void CopyPadded(const float* image, const Images& of, int64_t first, int64_t rows, int64_t pad, float* to) {
+  const int64_t margin = pad * of.channels;
+  for (int64_t y = first; y < first + rows; ++y) {
+    if (y < 0 || y >= of.height) {
+      to = std::fill_n(to, of.row() + 2 * margin, 0.0f);
+      continue;
+    }
+    to = std::fill_n(to, margin, 0.0f);
+    to = std::copy_n(image + y * of.row(), of.row(), to);
+    to = std::fill_n(to, margin, 0.0f);
+  }
+}
+
+// The same of every `step`-th pixel in blocks of B channels, and the rest of them in a last block: arrays (rows, width, B) at pixel `pixel`
+// of planes of `plane` pixels. `zeros` are as many as there are channels.
+template <int B>
+void CopyBlocks(const float* image, const Images& of, int64_t first, int64_t rows, int64_t pad, int64_t step, int64_t plane, int64_t pixel,
+                const float* zeros, float* to) {
+  const int64_t whole = of.channels / B * B, rest = of.channels - whole;
+  for (int64_t y = first; y < first + step * rows; y += step) {
+    for (int64_t x = -pad; x < of.width + pad; x += step, ++pixel) {
+      const bool inside = 0 <= y && y < of.height && 0 <= x && x < of.width;
+      const float* from = inside ? image + (y * of.width + x) * of.channels : zeros;
+      for (int64_t c = 0; c < whole; c += B) std::memcpy(to + c * plane + pixel * B, from + c, B * sizeof(float));
+      for (int64_t c = 0; c < rest; ++c) to[whole * plane + pixel * rest + c] = from[whole + c];
+    }
+  }
+}
+
+// A place in the kernel: where its pixel lies from the first one in the padded image, and where its channels begin in the packed kernel.
+struct Tap {
+  int64_t pixel, channels;
+};
+
+// P pixels of V vectors of channels: for each, the sum over taps and channels in of a pixel's channel times a vector of the kernel.
+template <int V, int P>
+void OutputTile(const float* x, int64_t step, const Tap* taps, int64_t count, int64_t channels, const float* kernel, float* y, int64_t y_step) {
+  Vector sum[P][V] = {};
+  for (int64_t t = 0; t < count; ++t) {
+    const float* in = x + taps[t].pixel;
+    const float* weights = kernel + taps[t].channels;
+    for (int64_t c = 0; c < channels; ++c, weights += V * kLanes) {
+      Vector weight[V];
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) weight[v] = Load(weights + v * kLanes);
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) sum[p][v] += in[p * step + c] * weight[v];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) Store(y + p * y_step + v * kLanes, sum[p][v]);
+  }
+}
+
+// Pixels that a gradient sums over: of `images`, each `height` padded rows of `wide` pixels, those that the kernel starts from for the rows and columns
+// of the output.
+struct Pixels {
+  int64_t images, height, wide, rows, columns, stride;
+};
+
+// The sums over pixels of C channels of T neighbours in a row times V vectors of the cotangent's channels, added to `sums`, an array (T, all channels
+// in, all channels out). x is (images, height, wide, C), and the cotangent (images, rows, columns, V vectors).
+template <int T, int V, int C>
+void KernelTile(const float* x, const float* cotangent, const Pixels& of, int64_t channels_in, int64_t channels_out, float* sums) {
+  Vector sum[T][C][V] = {};
+  for (int64_t n = 0; n < of.images; ++n) {
+    for (int64_t i = 0; i < of.rows; ++i) {
+      const float* in = x + (n * of.height + of.stride * i) * of.wide * C;
+      for (int64_t j = 0; j < of.columns; ++j, in += of.stride * C, cotangent += V * kLanes) {
+        Vector change[V];
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) change[v] = Load(cotangent + v * kLanes);
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) {
+#pragma GCC unroll 16
+          for (int c = 0; c < C; ++c) {
+#pragma GCC unroll 16
+            for (int v = 0; v < V; ++v) sum[t][c][v] += in[t * C + c] * change[v];
+          }
+        }
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) {
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c) {
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) {
+        float* to = sums + (t * channels_in + c) * channels_out + v * kLanes;
+        Store(to, Load(to) + sum[t][c][v]);
+      }
+    }
+  }
+}
+
+using OutputFunction = decltype(&OutputTile<1, 1>);
+using KernelFunction = decltype(&KernelTile<1, 1, 1>);
+
+template <int V, int... P>
+OutputFunction OutputTileOf(int64_t pixels, std::integer_sequence<int, P...>) {
+  static constexpr OutputFunction all[] = {OutputTile<V, P + 1>...};
+  return all[pixels - 1];
+}
+
+template <int T, int V, int... C>
+KernelFunction KernelTileOf(int64_t channels, std::integer_sequence<int, C...>) {
+  static constexpr KernelFunction all[] = {KernelTile<T, V, C + 1>...};
+  return all[channels - 1];
+}
+
+template <int V>
+void Outputs(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t size, const float* kernel, const Images& out, float* y, int64_t stride,
+             int64_t dilation, bool turned) {
+  constexpr int kPixels = std::min(16 / V, kSums / V);
+  const int64_t pad = size / 2, wide = (in.width + 2 * pad) * in.channels, block = V * kLanes, blocks = out.channels / block;
+  const int64_t depth = size * size * in.channels;
+  // With a dilated input each place of the output modulo `dilation` sees other taps; rows and columns count those of one place.
+  const int64_t all_rows = Quotient(out.height, dilation);
+
+  // A block of the kernel's channels out, as an array (depth, block). Turned, the kernel is (size, size, channels out, channels in), upside down.
+  auto pack = [&](int64_t b, float* to) {
+    if (!turned) {
+      for (int64_t row = 0; row < depth; ++row) to = std::copy_n(kernel + row * out.channels + b * block, block, to);
+      return;
+    }
+    for (int64_t tap = size * size - 1; tap >= 0; --tap, to += in.channels * block) {
+      const float* const from = kernel + (tap * out.channels + b * block) * in.channels;
+      for (int64_t first = 0; first < in.channels; first += 16) {
+        for (int64_t k = 0; k < block; ++k) {
+          for (int64_t c = first; c < std::min(first + 16, in.channels); ++c) to[c * block + k] = from[k * in.channels + c];
+        }
+      }
+    }
+  };
+  // What rows [first, end) of the output need of image n, with its padding; where there is none, where it lies.
+  auto padded = [&](int64_t n, int64_t first, int64_t end, float* to) -> const float* {
+    if (pad == 0) return x + n * in.image() + stride * first * in.row();
+    CopyPadded(x + n * in.image(), in, stride * first - pad, stride * (end - first - 1) + size, pad, to);
+    return to;
+  };
+  auto compute = [&](int64_t n, int64_t first, int64_t end, const float* band, int64_t b, const float* packed) {
+    std::vector<Tap> taps(size * size);
+    for (int64_t place = 0; place < dilation * dilation; ++place) {
+      const int64_t top = place / dilation, left = place % dilation;
+      int64_t count = 0;
+      for (int64_t tap = 0; tap < size * size; ++tap) {
+        const int64_t down = top + tap / size - pad, right = left + tap % size - pad;
+        if (down % dilation != 0 || right % dilation != 0) continue;
+        taps[count++] = {(down / dilation + pad) * wide + (right / dilation + pad) * in.channels, tap * in.channels * block};
+      }
+      const int64_t columns = Quotient(out.width - left, dilation);
+      if (columns <= 0) continue;
+      const int64_t most = Quotient(columns, Quotient(columns, kPixels));
+      for (int64_t row = first; row < end && dilation * row + top < out.height; ++row) {
+        const float* from = band + stride * (row - first) * wide;
+        float* to = y + n * out.image() + (dilation * row + top) * out.row() + left * out.channels + b * block;
+        for (int64_t column = 0; column < columns; column += most) {
+          const OutputFunction tile = OutputTileOf<V>(std::min(most, columns - column), std::make_integer_sequence<int, kPixels>());
+          tile(from + stride * column * in.channels, stride * in.channels, taps.data(), count, in.channels, packed,
+               to + dilation * column * out.channels, dilation * out.channels);
+        }
+      }
+    }
+  };
+
+  Floats all;
+  auto pack_all = [&]() -> const float* {
+    if (blocks == 1 && !turned) return kernel;
+    all.reset(new float[depth * out.channels]);
+    Parallel(pool, blocks, [&](int64_t b) { pack(b, &all[b * depth * block]); });
+    return all.get();
+  };
+
+  if (Quotient(out.width, dilation) <= kShortRow && in.count >= kPixels) {
+    // Tiles take the same pixel of several images, and none looks at zeros around these.
+    const float* const packed = pack_all();
+    const int64_t images = Quotient(Quotient(in.count, pool.num_threads()), kPixels) * kPixels, groups = Quotient(in.count, images);
+    Parallel(pool, groups * blocks, [&](int64_t index) {
+      const int64_t first = index / blocks * images, end = std::min(in.count, first + images), b = index % blocks;
+      std::vector<Tap> taps(size * size);
+      for (int64_t pixel = 0; pixel < out.height * out.width; ++pixel) {
+        int64_t count = 0;
+        for (int64_t tap = 0; tap < size * size; ++tap) {
+          const int64_t down = pixel / out.width * stride + tap / size - pad, right = pixel % out.width * stride + tap % size - pad;
+          if (down < 0 || down % dilation != 0 || down / dilation >= in.height) continue;
+          if (right < 0 || right % dilation != 0 || right / dilation >= in.width) continue;
+          taps[count++] = {(down / dilation * in.width + right / dilation) * in.channels, tap * in.channels * block};
+        }
+        for (int64_t n = first; n < end; n += kPixels) {
+          const OutputFunction tile = OutputTileOf<V>(std::min<int64_t>(kPixels, end - n), std::make_integer_sequence<int, kPixels>());
+          tile(x + n * in.image(), in.image(), taps.data(), count, in.channels, packed + b * depth * block,
+               y + n * out.image() + pixel * out.channels + b * block, out.image());
+        }
+      }
+    });
+    return;
+  }
+  if (in.count * out.height * out.width <= kFewPixels && blocks >= pool.num_threads()) {
+    // The kernel is what there is to be read: a thread takes a block of it.
+    Parallel(pool, blocks, [&](int64_t b) {
+      float* const packed = Scratch(depth * block + (stride * (all_rows - 1) + size) * wide);
+      pack(b, packed);
+      for (int64_t n = 0; n < in.count; ++n) compute(n, 0, all_rows, padded(n, 0, all_rows, packed + depth * block), b, packed);
+    });
+    return;
+  }
+  const float* const packed = pack_all();
+  const int64_t bands = std::min(all_rows, std::max(Quotient(8 * pool.num_threads(), in.count), Quotient(all_rows * stride * wide, kBand)));
+  const int64_t rows = Quotient(all_rows, bands);
+  Parallel(pool, in.count * bands, [&](int64_t index) {
+    const int64_t n = index / bands, first = index % bands * rows, end = std::min(all_rows, first + rows);
+    if (first >= end) return;
+    const float* const band = padded(n, first, end, Scratch((stride * (end - first - 1) + size) * wide));
+    for (int64_t b = 0; b < blocks; ++b) compute(n, first, end, band, b, packed + b * depth * block);
+  });
+}
+
+template <int T, int V>
+void KernelSums(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t size, const Images& out, const float* cotangent, float* kernel,
+                int64_t stride) {
+  constexpr int kChannels = std::max(1, std::min(16 / V, kSums / (T * V)));
+  const int64_t pad = size / 2, block = V * kLanes, total = size * size * in.channels * out.channels;
+
+  // Between the pixels that a 1x1 kernel looks at lie none that it needs.
+  const int64_t step = size == 1 ? stride : 1, apart = stride / step, wide = size == 1 ? out.width : in.width + 2 * pad;
+  // A piece is some rows of an image, or several images.
+  const int64_t row = apart * wide * in.channels + out.row();
+  const int64_t bands = Quotient(out.height, std::max<int64_t>(1, kBand / row)), rows = Quotient(out.height, bands);
+  const int64_t images = bands > 1 ? 1 : std::max<int64_t>(1, std::min(Quotient(in.count, 16), kBand / (row * rows)));
+  const int64_t pieces = Quotient(in.count, images) * bands;
+  // Parts of the sum, each of one thread: 64, or as many as take 4 MB, but no fewer than 8.
+  const int64_t parts = std::min(pieces, std::max<int64_t>(8, std::min<int64_t>(64, (1 << 20) / total)));
+  Floats sums(new float[parts * total]());
+  const std::vector<float> zeros(in.channels);
+  Parallel(pool, parts, [&](int64_t part) {
+    for (int64_t piece = part * pieces / parts; piece < (part + 1) * pieces / parts; ++piece) {
+      const int64_t n = piece / bands * images, first = piece % bands * rows;
+      Pixels of{std::min(images, in.count - n), 0, wide, std::min(rows, out.height - first), out.width, apart};
+      if (of.rows <= 0) continue;
+      of.height = apart * (of.rows - 1) + size;
+      const int64_t x_image = of.height * wide, x_plane = of.images * x_image, y_image = of.rows * of.columns, y_plane = of.images * y_image;
+      float* const x_blocks = Scratch(x_plane * in.channels + y_plane * out.channels);
+      float* const y_blocks = x_blocks + x_plane * in.channels;
+      for (int64_t m = 0; m < of.images; ++m) {
+        CopyBlocks<kChannels>(x + (n + m) * in.image(), in, stride * first - pad, of.height, pad, step, x_plane, m * x_image, zeros.data(), x_blocks);
+        CopyBlocks<V * kLanes>(cotangent + (n + m) * out.image(), out, first, of.rows, 0, 1, y_plane, m * y_image, nullptr, y_blocks);
+      }
+      for (int64_t c = 0; c < in.channels; c += kChannels) {
+        const int64_t channels = std::min<int64_t>(kChannels, in.channels - c);
+        const KernelFunction tile = KernelTileOf<T, V>(channels, std::make_integer_sequence<int, kChannels>());
+        for (int64_t k = 0; k < out.channels; k += block) {
+          for (int64_t tap = 0; tap < size * size; tap += T) {
+            tile(x_blocks + c * x_plane + (tap / size * wide + tap % size) * channels, y_blocks + k * y_plane, of, in.channels, out.channels,
+                 &sums[part * total + (tap * in.channels + c) * out.channels + k]);
+          }
+        }
+      }
+    }
+  });
+  constexpr int64_t kPiece = 4096;
+  Parallel(pool, Quotient(total, kPiece), [&](int64_t piece) {
+    const int64_t first = piece * kPiece, end = std::min(total, first + kPiece);
+    std::copy(&sums[first], &sums[end], kernel + first);
+    for (int64_t part = 1; part < parts; ++part) {
+      for (int64_t i = first; i < end; ++i) kernel[i] += sums[part * total + i];
+    }
+  });
+}
+
+// y[n, i, j, k] = sum of x'[n, stride i + a - pad, stride j + b - pad, c] kernel[a, b, c, k], where x' has dilation - 1 zeros between x's pixels;
+// turned, of kernel[size - 1 - a, size - 1 - b, k, c].
+ffi::Error Convolution(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernel, ffi::ResultBuffer<ffi::F32> y, int64_t stride,
+                       int64_t dilation, bool turned) {
+  const Images in(x.dimensions()), out(y->dimensions());
+  const int64_t size = kernel.dimensions()[0];
+  if (out.channels % 16 != 0) return ffi::Error::InvalidArgument("flaxres: channels out must be a multiple of 16");
+  try {
+    const auto run = out.channels % (kWide * kLanes) == 0 ? Outputs<kWide> : Outputs<kNarrow>;
+    run(pool, in, x.typed_data(), size, kernel.typed_data(), out, y->typed_data(), stride, dilation, turned);
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "flaxres: no memory for a convolution");
+  }
+  return ffi::Error::Success();
+}
+
+// The gradient of `Convolution`'s kernel, at dilation 1.
+ffi::Error KernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> cotangent, ffi::ResultBuffer<ffi::F32> kernel,
+                          int64_t stride) {
+  const Images in(x.dimensions()), out(cotangent.dimensions());
+  const int64_t size = kernel->dimensions()[0];
+  if (out.channels % 16 != 0) return ffi::Error::InvalidArgument("flaxres: channels out must be a multiple of 16");
+  try {
+    const bool wide = out.channels % (kWide * kLanes) == 0;
+    auto run = wide ? KernelSums<1, kWide> : KernelSums<1, kNarrow>;
+    if (size == 3) run = wide ? KernelSums<3, kWide> : KernelSums<3, kNarrow>;
+    if (size == 7) run = KernelSums<7, 1>;
+    run(pool, in, x.typed_data(), size, out, cotangent.typed_data(), kernel->typed_data(), stride);
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "flaxres: no memory for a kernel's gradient");
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_convolution, Convolution,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int64_t>("stride")
+                                  .Attr<int64_t>("dilation")
+                                  .Attr<bool>("turned"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_kernel_gradient, KernelGradient,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int64_t>("stride"));
