@@ -25,8 +25,6 @@ Extent = tuple[int, int]
 convolution_p = Primitive("flaxres_convolution")
 kernel_gradient_p = Primitive("flaxres_kernel_gradient")
 product_p = Primitive("flaxres_product")
-# Larger kernels have gradients as fast from XLA.
-NATIVE_KERNEL = 1 << 19
 
 
 def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -124,8 +122,7 @@ def native_convolution(context: mlir.LoweringRuleContext, *operands: Any, stride
 
 def native_kernel_gradient(context: mlir.LoweringRuleContext, *operands: Any, stride: int, size: int) -> Any:
     (result,) = context.avals_out
-    suits = result.dtype == jnp.float32 and result.shape[3] % 16 == 0 and math.prod(result.shape) <= NATIVE_KERNEL
-    if not (native.callable_in(context) and suits):
+    if not (native.callable_in(context) and result.dtype == jnp.float32 and result.shape[3] % 16 == 0):
         return mlir.lower_fun(usual_kernel_gradient, multiple_results=False)(context, *operands, stride=stride, size=size)
     return jax.ffi.ffi_lowering("flaxres_kernel_gradient")(context, *operands, stride=np.int64(stride))
 

@@ -45,6 +45,8 @@ constexpr int64_t kBand = 1 << 16;
 constexpr int64_t kFewPixels = 1024;
 // Rows of up to so many pixels are not divided into tiles.
 constexpr int64_t kShortRow = 16;
+// Kernels of more floats are too large to be summed by each thread apart; images of so many floats are then looked at at a time.
+constexpr int64_t kLargeKernel = 1 << 18, kSegment = 1 << 22;
 
 using Vector = float __attribute__((vector_size(4 * kLanes)));
 using Unaligned = float __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
@@ -355,6 +357,48 @@ void KernelSums(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t
 
   // Between the pixels that a 1x1 kernel looks at lie none that it needs.
   const int64_t step = size == 1 ? stride : 1, apart = stride / step, wide = size == 1 ? out.width : in.width + 2 * pad;
+  const std::vector<float> zeros(in.channels);
+
+  // Rows [first, first + rows) of the output of some images, and what they need of the input.
+  auto pixels = [&](int64_t images, int64_t rows) { return Pixels{images, apart * (rows - 1) + size, wide, rows, out.width, apart}; };
+  // Image n as the m-th of them, in blocks of the channels that a tile takes.
+  auto pack = [&](int64_t n, int64_t m, int64_t first, const Pixels& of, float* x_blocks, float* y_blocks) {
+    const int64_t x_image = of.height * of.wide, y_image = of.rows * of.columns;
+    CopyBlocks<kChannels>(x + n * in.image(), in, stride * first - pad, of.height, pad, step, of.images * x_image, m * x_image, zeros.data(), x_blocks);
+    CopyBlocks<V * kLanes>(cotangent + n * out.image(), out, first, of.rows, 0, 1, of.images * y_image, m * y_image, nullptr, y_blocks);
+  };
+  // Adds to `sums` what they give for channels in [first, end).
+  auto add = [&](int64_t first, int64_t end, const Pixels& of, const float* x_blocks, const float* y_blocks, float* sums) {
+    const int64_t x_plane = of.images * of.height * of.wide, y_plane = of.images * of.rows * of.columns;
+    for (int64_t k = 0; k < out.channels; k += block) {
+      for (int64_t c = first; c < end; c += kChannels) {
+        const int64_t channels = std::min<int64_t>(kChannels, in.channels - c);
+        const KernelFunction tile = KernelTileOf<T, V>(channels, std::make_integer_sequence<int, kChannels>());
+        for (int64_t tap = 0; tap < size * size; tap += T) {
+          tile(x_blocks + c * x_plane + (tap / size * wide + tap % size) * channels, y_blocks + k * y_plane, of, in.channels, out.channels,
+               sums + (tap * in.channels + c) * out.channels + k);
+        }
+      }
+    }
+  };
+
+  if (total > kLargeKernel) {
+    // Some images after another; a thread takes some channels in.
+    const Pixels one = pixels(1, out.height);
+    const int64_t x_image = one.height * wide * in.channels;
+    const int64_t images = std::max<int64_t>(1, std::min(in.count, kSegment / (x_image + out.image())));
+    Floats x_blocks(new float[images * x_image]), y_blocks(new float[images * out.image()]);
+    std::fill_n(kernel, total, 0.0f);
+    for (int64_t n = 0; n < in.count; n += images) {
+      const Pixels of = pixels(std::min(images, in.count - n), out.height);
+      Parallel(pool, of.images, [&](int64_t m) { pack(n + m, m, 0, of, x_blocks.get(), y_blocks.get()); });
+      constexpr int64_t kGroup = 4 * kChannels;
+      Parallel(pool, Quotient(in.channels, kGroup), [&](int64_t group) {
+        add(group * kGroup, std::min(in.channels, (group + 1) * kGroup), of, x_blocks.get(), y_blocks.get(), kernel);
+      });
+    }
+    return;
+  }
   // A piece is some rows of an image, or several images.
   const int64_t row = apart * wide * in.channels + out.row();
   const int64_t bands = Quotient(out.height, std::max<int64_t>(1, kBand / row)), rows = Quotient(out.height, bands);
@@ -363,30 +407,16 @@ void KernelSums(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t
   // Parts of the sum, each of one thread: 64, or as many as take 4 MB, but no fewer than 8.
   const int64_t parts = std::min(pieces, std::max<int64_t>(8, std::min<int64_t>(64, (1 << 20) / total)));
   Floats sums(new float[parts * total]());
-  const std::vector<float> zeros(in.channels);
   Parallel(pool, parts, [&](int64_t part) {
     for (int64_t piece = part * pieces / parts; piece < (part + 1) * pieces / parts; ++piece) {
       const int64_t n = piece / bands * images, first = piece % bands * rows;
-      Pixels of{std::min(images, in.count - n), 0, wide, std::min(rows, out.height - first), out.width, apart};
-      if (of.rows <= 0) continue;
-      of.height = apart * (of.rows - 1) + size;
-      const int64_t x_image = of.height * wide, x_plane = of.images * x_image, y_image = of.rows * of.columns, y_plane = of.images * y_image;
-      float* const x_blocks = Scratch(x_plane * in.channels + y_plane * out.channels);
-      float* const y_blocks = x_blocks + x_plane * in.channels;
-      for (int64_t m = 0; m < of.images; ++m) {
-        CopyBlocks<kChannels>(x + (n + m) * in.image(), in, stride * first - pad, of.height, pad, step, x_plane, m * x_image, zeros.data(), x_blocks);
-        CopyBlocks<V * kLanes>(cotangent + (n + m) * out.image(), out, first, of.rows, 0, 1, y_plane, m * y_image, nullptr, y_blocks);
-      }
-      for (int64_t c = 0; c < in.channels; c += kChannels) {
-        const int64_t channels = std::min<int64_t>(kChannels, in.channels - c);
-        const KernelFunction tile = KernelTileOf<T, V>(channels, std::make_integer_sequence<int, kChannels>());
-        for (int64_t k = 0; k < out.channels; k += block) {
-          for (int64_t tap = 0; tap < size * size; tap += T) {
-            tile(x_blocks + c * x_plane + (tap / size * wide + tap % size) * channels, y_blocks + k * y_plane, of, in.channels, out.channels,
-                 &sums[part * total + (tap * in.channels + c) * out.channels + k]);
-          }
-        }
-      }
+      if (first >= out.height) continue;
+      const Pixels of = pixels(std::min(images, in.count - n), std::min(rows, out.height - first));
+      const int64_t x_size = of.images * of.height * wide * in.channels, y_size = of.images * of.rows * out.row();
+      float* const x_blocks = Scratch(x_size + y_size);
+      float* const y_blocks = x_blocks + x_size;
+      for (int64_t m = 0; m < of.images; ++m) pack(n + m, m, first, of, x_blocks, y_blocks);
+      add(0, in.channels, of, x_blocks, y_blocks, &sums[part * total]);
     }
   });
   constexpr int64_t kPiece = 4096;
