@@ -49,10 +49,13 @@ constexpr int64_t kShortRow = 16;
 constexpr int64_t kLargeKernel = 1 << 18, kSegment = 1 << 22;
 
 using Vector = float __attribute__((vector_size(4 * kLanes)));
-using Unaligned = float __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
-inline Vector Load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
-inline void Store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
+inline Vector Load(const float* from) {
+  Vector value;
+  std::memcpy(&value, from, sizeof(value));
+  return value;
+}
+inline void Store(float* to, Vector value) { std::memcpy(to, &value, sizeof(value)); }
 inline int64_t Quotient(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Numbers too small to be normal are zero, on each thread alike.
@@ -81,6 +84,7 @@ template <typename Work>
 void Parallel(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   struct Shared {
     std::atomic<int64_t> next{0}, done{0};
+    std::atomic<bool> failed{false};
     int64_t count;
     const Work* work;
     std::mutex mutex;
@@ -89,7 +93,11 @@ void Parallel(ffi::ThreadPool& pool, int64_t count, const Work& work) {
     void Run() {
       FlushDenormals flush;
       for (int64_t i; (i = next.fetch_add(1)) < count;) {
-        (*work)(i);
+        try {
+          (*work)(i);
+        } catch (const std::bad_alloc&) {
+          failed = true;
+        }
         if (done.fetch_add(1) + 1 == count) {
           std::lock_guard<std::mutex> lock(mutex);
           finished.notify_all();
@@ -106,6 +114,7 @@ void Parallel(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   shared->Run();
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->finished.wait(lock, [&] { return shared->done == count; });
+  if (shared->failed) throw std::bad_alloc();
 }
 
 using Floats = std::unique_ptr<float[]>;
@@ -245,7 +254,7 @@ KernelFunction KernelTileOf(int64_t channels, std::integer_sequence<int, C...>) 
 template <int V>
 void Outputs(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t size, const float* kernel, const Images& out, float* y, int64_t stride,
              int64_t dilation, bool turned) {
-  constexpr int kPixels = std::min(16 / V, kSums / V);
+  constexpr int kPixels = std::min(8, kSums / V);
   const int64_t pad = size / 2, wide = (in.width + 2 * pad) * in.channels, block = V * kLanes, blocks = out.channels / block;
   const int64_t depth = size * size * in.channels;
   // With a dilated input each place of the output modulo `dilation` sees other taps; rows and columns count those of one place.
@@ -436,6 +445,10 @@ ffi::Error Convolution(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffe
   const Images in(x.dimensions()), out(y->dimensions());
   const int64_t size = kernel.dimensions()[0];
   if (out.channels % 16 != 0) return ffi::Error::InvalidArgument("flaxres: channels out must be a multiple of 16");
+  if (in.count * in.image() == 0) {
+    std::fill_n(y->typed_data(), out.count * out.image(), 0.0f);
+    return ffi::Error::Success();
+  }
   try {
     const auto run = out.channels % (kWide * kLanes) == 0 ? Outputs<kWide> : Outputs<kNarrow>;
     run(pool, in, x.typed_data(), size, kernel.typed_data(), out, y->typed_data(), stride, dilation, turned);
@@ -451,6 +464,10 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Bu
   const Images in(x.dimensions()), out(cotangent.dimensions());
   const int64_t size = kernel->dimensions()[0];
   if (out.channels % 16 != 0) return ffi::Error::InvalidArgument("flaxres: channels out must be a multiple of 16");
+  if (in.count * in.image() == 0) {
+    std::fill_n(kernel->typed_data(), kernel->element_count(), 0.0f);
+    return ffi::Error::Success();
+  }
   try {
     const bool wide = out.channels % (kWide * kLanes) == 0;
     auto run = wide ? KernelSums<1, kWide> : KernelSums<1, kNarrow>;
