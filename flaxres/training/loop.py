@@ -9,7 +9,7 @@ import os
 import pathlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -60,15 +60,15 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
     hosts.wait_for_all("workdir is written to")
     if not all(hosts.gather((folder / "config.json").exists())):
         raise InputError(f"workdir {str(folder)!r} is not the same folder for all processes: it must be on a file system that all of them see")
-    passed_over: list[str] = []
+    notes: list[str] = []
     with (
         stop_signals() as asked,
-        Checkpoints(folder / "checkpoints", config.train.keep_checkpoints, config.train.keep_best, True, passed_over.append) as checkpoints,
+        Checkpoints(folder / "checkpoints", config.train.keep_checkpoints, config.train.keep_best, True, notes.append) as checkpoints,
     ):
-        state, origin = begin(run, checkpoints, origin)
+        state, origin = begin(run, checkpoints, origin, notes.append)
         first = int(state.step)
         with metrics.Display(run.steps, first, hosts.leader(), config.train.progress) as display:
-            for line in [*passed_over, headline(run, first)]:
+            for line in [*notes, headline(run, first)]:
                 display.say(line)
             if first >= run.steps:
                 display.say(f"step {first:,} was the last one: this run is finished; to train longer, give more epochs and another workdir")
@@ -97,7 +97,7 @@ def require_same_run(config: Config, folder: pathlib.Path, free: set[str] = FREE
         raise InputError(f"workdir {str(folder)!r} has a run with another config ({'; '.join(changed)}): use another --workdir, or that config")
 
 
-def begin(run: Run, checkpoints: Checkpoints, origin: dict[str, Any]) -> tuple[State, dict[str, Any]]:
+def begin(run: Run, checkpoints: Checkpoints, origin: dict[str, Any], say: Callable[[str], None]) -> tuple[State, dict[str, Any]]:
     """The newest sound state in the workdir, or a new one, and the provenance that its checkpoints carry: `origin`, with what grows."""
     if checkpoints.step is None:
         return run.first_state(), origin
@@ -108,6 +108,8 @@ def begin(run: Run, checkpoints: Checkpoints, origin: dict[str, Any]) -> tuple[S
             f"dataset {run.train.name} has digest {run.train.digest[:12]}, the run's checkpoint was trained on {saved['data'][:12]}: "
             "give the same images, or another workdir"
         )
+    if (before := saved.get("convolutions", "XLA")) != origin["convolutions"]:
+        say(f"the run's convolutions were {before}'s and are now {origin['convolutions']}'s: other bits than those of a run without a stop")
     return checkpoints.restore(run.abstract_state()), origin | {name: saved[name] for name in ("seconds", "left_out", "skipped")}
 
 

@@ -52,7 +52,7 @@ def provenance(run: Run) -> dict[str, Any]:
         "command": sys.argv,
         "devices": f"{run.mesh.size} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
-        "convolutions": native.compiled_by or "XLA",
+        "convolutions": (run.mesh.size == 1 and native.compiled_by) or "XLA",
         "data": run.train.digest,
         "evaluation": f"{run.evaluation.name} {len(run.evaluation)} {run.evaluation.digest}",
         "classes": run.train.class_digest,

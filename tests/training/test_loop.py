@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +70,23 @@ def test_a_run_leaves_what_it_should_and_is_not_run_twice(data_dir: str, tmp_pat
     (tmp_path / "summary.json").unlink()  # as a kill after the last checkpoint leaves it
     flaxres.fit(config, tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["top1"] == summary["top1"]
+
+
+def test_a_run_that_goes_on_with_other_convolutions_says_so(data_dir: str, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = digits(data_dir, devices=1, tensorboard=False)
+
+    def said_from_step_6() -> str:
+        shutil.rmtree(tmp_path / "checkpoints" / "12", ignore_errors=True)
+        capfd.readouterr()
+        flaxres.fit(config, tmp_path)
+        said = capfd.readouterr().err
+        assert "going on at 6" in said
+        return said
+
+    flaxres.fit(config, tmp_path)
+    assert "convolutions" not in said_from_step_6()
+    compiler = flaxres.use_native_convolutions()
+    assert f"the run's convolutions were XLA's and are now {compiler}'s" in said_from_step_6()
 
 
 def test_a_scanned_run_leaves_weights_for_the_plain_network(data_dir: str, tmp_path: pathlib.Path) -> None:
