@@ -7,7 +7,7 @@ Needs the extra `parity`, and onnxruntime and onnx.
 import argparse
 import json
 
-from flaxres.cli import keep_memory
+from flaxres.cli import keep_memory, use_compiler
 from flaxres.inference import PEERS, measure
 
 
@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     chosen = parser.parse_args()
     keep_memory()
+    use_compiler()
     figures = measure("resnet50", (1, 32), pairs=chosen.pairs)
     missing = [peer for peer in PEERS if f"resnet50_batch1_vs_{peer}" not in figures]
     if missing:

@@ -4,10 +4,10 @@ Images/s of our network over those of the peers, float32, SGD with momentum, a b
 textbook Flax network, dm-haiku's and torchvision's; ResNet-20 (32 px, batch 128) against the textbook and PyTorch. A ratio above 1 means that ours is
 faster. Each network has a process of its own, and the two of a pair take turns, a step each; the ratio is the median of the pairs.
 
-Ours has what `train.py` gives its step: options of XLA, settings of malloc, and convolutions that this machine's C++ compiler makes.
-`..._vs_textbook` and the like are against peers with these settings of malloc; `..._vs_textbook_as_it_comes` against peers without, which is how their
-users run them, and `..._module_vs_textbook_as_it_comes` is of our module without any of the three, as in a loop of somebody's own. Images/s are medians
-of all turns of a network.
+Ours has what `train.py` gives its step: options of XLA, settings of malloc, and convolutions that this machine's C++ compiler makes. The ratios
+`..._vs_textbook` and the like are against peers with these settings of malloc; `..._vs_textbook_as_it_comes` against peers without, which is how
+their users run them, and `..._module_vs_textbook_as_it_comes` is of our module without any of the three, as in a loop of somebody's own. Images/s are
+medians of all turns of a network.
 Needs the extra `parity`, and dm-haiku.
 """
 

@@ -176,11 +176,11 @@ def define(primitive: Primitive, usual: Callable[..., jax.Array], left: Any, rig
     def batched(operands: Sequence[jax.Array], axes: Sequence[int | None], **settings: Any) -> tuple[jax.Array, int]:
         return jax.vmap(functools.partial(usual, **settings), in_axes=tuple(axes))(*operands), 0
 
-    def apply(*operands: jax.Array, **settings: Any) -> jax.Array:
-        result: jax.Array = jax.jit(functools.partial(primitive.bind, **settings))(*operands)
-        return result
+    @functools.cache
+    def program(**settings: Any) -> Callable[..., jax.Array]:
+        return jax.jit(functools.partial(primitive.bind, **settings))
 
-    primitive.def_impl(apply)
+    primitive.def_impl(lambda *operands, **settings: program(**settings)(*operands))
     primitive.def_abstract_eval(shape)
     ad.defbilinear(primitive, left, right)
     batching.primitive_batchers[primitive] = batched
