@@ -1,11 +1,10 @@
 """Convolutions whose form depends on the device: on CPUs XLA's compiler does some of them slowly.
 
 On CPU a 1x1 convolution is a product, and a 3x3 one over one or two pixels a side is one too, as is its image's gradient. With
-`flaxres.use_native_convolutions` all of float32 with 16, 32, ... channels out are code of our own.
+`flaxres.use_native_convolutions` those in float32 are code of our own.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,14 +24,16 @@ Extent = tuple[int, int]
 convolution_p = Primitive("flaxres_convolution")
 kernel_gradient_p = Primitive("flaxres_kernel_gradient")
 product_p = Primitive("flaxres_product")
+# Of fewer channels out vectors would be empty for the most part.
+NATIVE_CHANNELS = 12
 
 
 def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """`(N, H, W, C)`, `(S, S, C, K)` -> `(N, H', W', K)` for odd S, with `S // 2` pixels of zeros around the images; `stride` is 1 or 2."""
-    size, extent = kernel.shape[0], (math.ceil(x.shape[1] / stride), math.ceil(x.shape[2] / stride))
     if plainly.get():
         return direct(x, kernel, stride)
-    if native.compiled_by and x.dtype == kernel.dtype == jnp.float32 and kernel.shape[3] % 16 == 0:
+    size, extent = kernel.shape[0], (-(-x.shape[1] // stride), -(-x.shape[2] // stride))
+    if native.compiled_by and x.dtype == kernel.dtype == jnp.float32 and kernel.shape[3] >= NATIVE_CHANNELS:
         return keep_gradient(convolve(x, kernel, stride, 1, extent, False))
     if size == 1:
         return by_platform(x, kernel, cpu=functools.partial(pointwise_product, stride=stride), default=functools.partial(direct, stride=stride))
@@ -107,13 +108,29 @@ def usual_kernel_gradient(x: jax.Array, cotangent: jax.Array, stride: int, size:
     return jax.linear_transpose(lambda kernel: dilated(x, kernel, stride, 1, extent, False), varying_alike(kernel, x)[0])(cotangent)[0]
 
 
+def pointwise(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, extent: Extent, backwards: bool) -> jax.Array:
+    """`dilated` of a 1x1 kernel as a product."""
+    y = plain_product(x[:, ::stride, ::stride], kernel[0, 0].T if backwards else kernel[0, 0])
+    edges = [(0, out - (given - 1) * dilation - 1, dilation - 1) for out, given in zip(extent, y.shape[1:3], strict=True)]
+    return y if dilation == 1 else lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+
+
+def pointwise_kernel_gradient(x: jax.Array, cotangent: jax.Array, stride: int, size: int) -> jax.Array:
+    return kernel_of_product(cotangent, x[:, ::stride, ::stride])[None, None]
+
+
 def on_cpu(x: jax.Array, kernel: jax.Array, **settings: Any) -> jax.Array:
-    return (dense if dense_pays(x.shape[1:3], kernel) else dilated)(x, kernel, **settings)
+    form = pointwise if kernel.shape[0] == 1 else dense if dense_pays(x.shape[1:3], kernel) else dilated
+    return form(x, kernel, **settings)
+
+
+def kernel_gradient_on_cpu(x: jax.Array, cotangent: jax.Array, stride: int, size: int) -> jax.Array:
+    return (pointwise_kernel_gradient if size == 1 else usual_kernel_gradient)(x, cotangent, stride, size)
 
 
 def native_convolution(context: mlir.LoweringRuleContext, *operands: Any, stride: int, dilation: int, extent: Extent, backwards: bool) -> Any:
     (result,) = context.avals_out
-    if not (native.callable_in(context) and result.dtype == jnp.float32 and result.shape[3] % 16 == 0):
+    if not (native.callable_in(context) and result.dtype == jnp.float32 and result.shape[3] >= NATIVE_CHANNELS):
         form = functools.partial(on_cpu, stride=stride, dilation=dilation, extent=extent, backwards=backwards)
         return mlir.lower_fun(form, multiple_results=False)(context, *operands)
     call = jax.ffi.ffi_lowering("flaxres_convolution")
@@ -122,8 +139,8 @@ def native_convolution(context: mlir.LoweringRuleContext, *operands: Any, stride
 
 def native_kernel_gradient(context: mlir.LoweringRuleContext, *operands: Any, stride: int, size: int) -> Any:
     (result,) = context.avals_out
-    if not (native.callable_in(context) and result.dtype == jnp.float32 and result.shape[3] % 16 == 0):
-        return mlir.lower_fun(usual_kernel_gradient, multiple_results=False)(context, *operands, stride=stride, size=size)
+    if not (native.callable_in(context) and result.dtype == jnp.float32 and result.shape[3] >= NATIVE_CHANNELS):
+        return mlir.lower_fun(kernel_gradient_on_cpu, multiple_results=False)(context, *operands, stride=stride, size=size)
     return jax.ffi.ffi_lowering("flaxres_kernel_gradient")(context, *operands, stride=np.int64(stride))
 
 
@@ -161,23 +178,36 @@ def product_image_transpose(cotangent: jax.Array, x: ad.UndefinedPrimal, kernel:
 
 
 def product_kernel_transpose(cotangent: jax.Array, x: jax.Array, kernel: ad.UndefinedPrimal) -> jax.Array:
+    return kernel_of_product(cotangent, x)
+
+
+def kernel_of_product(cotangent: jax.Array, x: jax.Array) -> jax.Array:
     x, cotangent = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
     if x.shape[1] < 128:
         return lax.dot_general(x, cotangent, (((0,), (0,)), ((), ())))
     return lax.dot_general(lax.optimization_barrier(x.T), cotangent, (((1,), (0,)), ((), ())))
 
 
-def define(primitive: Primitive, usual: Callable[..., jax.Array], left: Any, right: Any, cpu: Any = None) -> None:
-    """A bilinear primitive that is `usual`, but on CPUs what the rule `cpu` lowers it to; `left` and `right` transpose it in its operands."""
+Form = Callable[..., jax.Array]
+
+
+def define(primitive: Primitive, usual: Form, left: Any, right: Any, cpu: Form | None = None, rule: Any = None) -> None:
+    """A bilinear primitive that is `usual`; on CPUs `cpu` under `jax.vmap`, and else what `rule` lowers it to. `left` and `right` transpose it in its
+    operands.
+    """
 
     def shape(*operands: ShapedArray, **settings: Any) -> ShapedArray:
         return jax.typeof(jax.eval_shape(functools.partial(usual, **settings), *operands))
 
     def batched(operands: Sequence[jax.Array], axes: Sequence[int | None], **settings: Any) -> tuple[jax.Array, int]:
-        return jax.vmap(functools.partial(usual, **settings), in_axes=tuple(axes))(*operands), 0
+        def form(*operands: jax.Array) -> jax.Array:
+            result: jax.Array = by_platform(*operands, cpu=functools.partial(cpu or usual, **settings), default=functools.partial(usual, **settings))
+            return result
+
+        return jax.vmap(form, in_axes=tuple(axes))(*operands), 0
 
     @functools.cache
-    def program(**settings: Any) -> Callable[..., jax.Array]:
+    def program(**settings: Any) -> Form:
         return jax.jit(functools.partial(primitive.bind, **settings))
 
     primitive.def_impl(lambda *operands, **settings: program(**settings)(*operands))
@@ -185,10 +215,10 @@ def define(primitive: Primitive, usual: Callable[..., jax.Array], left: Any, rig
     ad.defbilinear(primitive, left, right)
     batching.primitive_batchers[primitive] = batched
     mlir.register_lowering(primitive, mlir.lower_fun(usual, multiple_results=False))
-    if cpu is not None:
-        mlir.register_lowering(primitive, cpu, platform="cpu")
+    if rule is not None:
+        mlir.register_lowering(primitive, rule, platform="cpu")
 
 
-define(convolution_p, dilated, image_transpose, kernel_transpose, native_convolution)
-define(kernel_gradient_p, usual_kernel_gradient, gradient_of_image, gradient_of_cotangent, native_kernel_gradient)
+define(convolution_p, dilated, image_transpose, kernel_transpose, on_cpu, native_convolution)
+define(kernel_gradient_p, usual_kernel_gradient, gradient_of_image, gradient_of_cotangent, kernel_gradient_on_cpu, native_kernel_gradient)
 define(product_p, plain_product, product_image_transpose, product_kernel_transpose)

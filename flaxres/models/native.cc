@@ -36,7 +36,7 @@ constexpr int kLanes = 4, kSums = 24;
 #else
 constexpr int kLanes = 4, kSums = 12;
 #endif
-// A block of output channels is this many vectors where they are a multiple of it, and else 16 channels.
+// Vectors of a block of output channels, wide where that makes no more of them empty: 16 or 32 channels, of which the last block may have fewer.
 constexpr int kNarrow = 16 / kLanes;
 constexpr int kWide = kLanes == 16 ? 2 : kNarrow;
 // Floats of an image that a thread works on at a time, with room for the rest in a second-level cache of 512 KB.
@@ -56,7 +56,18 @@ inline Vector Load(const float* from) {
   return value;
 }
 inline void Store(float* to, Vector value) { std::memcpy(to, &value, sizeof(value)); }
+// The first `count` lanes.
+inline void StoreSome(float* to, Vector value, int64_t count) {
+  if (count > 0) std::memcpy(to, &value, std::min<int64_t>(count, kLanes) * sizeof(float));
+}
+inline Vector LoadSome(const float* from, int64_t count) {
+  Vector value = {};
+  if (count > 0) std::memcpy(&value, from, std::min<int64_t>(count, kLanes) * sizeof(float));
+  return value;
+}
 inline int64_t Quotient(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline bool WideBlocks(int64_t channels) { return Quotient(channels, 16) * 16 % (kWide * kLanes) == 0; }
 
 // Numbers too small to be normal are zero, on each thread alike.
 class FlushDenormals {
@@ -77,6 +88,8 @@ class FlushDenormals {
  private:
   uint64_t before_ = 0;
 };
+
+inline int64_t Threads(const ffi::ThreadPool& pool) { return std::max<int64_t>(1, pool.num_threads()); }
 
 // work(0) to work(count - 1) on this thread and on those of the pool that come while there is work left. This thread waits for no thread that has not
 // begun, so that handlers which run at once can't wait for each other.
@@ -108,8 +121,9 @@ void Parallel(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   auto shared = std::make_shared<Shared>();
   shared->count = count;
   shared->work = &work;
-  for (int64_t i = std::min<int64_t>(pool.num_threads(), count) - 1; i > 0; --i) {
-    pool.Schedule([shared] { shared->Run(); });
+  try {
+    for (int64_t i = std::min(Threads(pool), count) - 1; i > 0; --i) pool.Schedule([shared] { shared->Run(); });
+  } catch (const std::bad_alloc&) {  // those that were scheduled must end before this frame does
   }
   shared->Run();
   std::unique_lock<std::mutex> lock(shared->mutex);
@@ -148,18 +162,20 @@ void CopyPadded(const float* image, const Images& of, int64_t first, int64_t row
   }
 }
 
-// The same of every `step`-th pixel in blocks of B channels, and the rest of them in a last block: arrays (rows, width, B) at pixel `pixel`
-// of planes of `plane` pixels. `zeros` are as many as there are channels.
+// The same of every `step`-th pixel in blocks of B channels, and the rest of them in a last block, which zeros make `last` channels: arrays
+// (rows, width, B) at pixel `pixel` of planes of `plane` pixels. `zeros` are as many as there are channels.
 template <int B>
 void CopyBlocks(const float* image, const Images& of, int64_t first, int64_t rows, int64_t pad, int64_t step, int64_t plane, int64_t pixel,
-                const float* zeros, float* to) {
+                int64_t last, const float* zeros, float* to) {
   const int64_t whole = of.channels / B * B, rest = of.channels - whole;
   for (int64_t y = first; y < first + step * rows; y += step) {
     for (int64_t x = -pad; x < of.width + pad; x += step, ++pixel) {
       const bool inside = 0 <= y && y < of.height && 0 <= x && x < of.width;
       const float* from = inside ? image + (y * of.width + x) * of.channels : zeros;
       for (int64_t c = 0; c < whole; c += B) std::memcpy(to + c * plane + pixel * B, from + c, B * sizeof(float));
-      for (int64_t c = 0; c < rest; ++c) to[whole * plane + pixel * rest + c] = from[whole + c];
+      if (rest == 0) continue;
+      float* const end = to + whole * plane + pixel * last;
+      for (int64_t c = 0; c < last; ++c) end[c] = c < rest ? from[whole + c] : 0.0f;
     }
   }
 }
@@ -169,9 +185,11 @@ struct Tap {
   int64_t pixel, channels;
 };
 
-// P pixels of V vectors of channels: for each, the sum over taps and channels in of a pixel's channel times a vector of the kernel.
+// P pixels of V vectors of channels, of which `some` are wanted: for each, the sum over taps and channels in of a pixel's channel times a vector of the
+// kernel.
 template <int V, int P>
-void OutputTile(const float* x, int64_t step, const Tap* taps, int64_t count, int64_t channels, const float* kernel, float* y, int64_t y_step) {
+void OutputTile(const float* x, int64_t step, const Tap* taps, int64_t count, int64_t channels, const float* kernel, float* y, int64_t y_step,
+                int64_t some) {
   Vector sum[P][V] = {};
   for (int64_t t = 0; t < count; ++t) {
     const float* in = x + taps[t].pixel;
@@ -190,7 +208,14 @@ void OutputTile(const float* x, int64_t step, const Tap* taps, int64_t count, in
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) Store(y + p * y_step + v * kLanes, sum[p][v]);
+    for (int v = 0; v < V; ++v) {
+      float* const to = y + p * y_step + v * kLanes;
+      if (some == V * kLanes) {
+        Store(to, sum[p][v]);
+      } else {
+        StoreSome(to, sum[p][v], some - v * kLanes);
+      }
+    }
   }
 }
 
@@ -200,10 +225,10 @@ struct Pixels {
   int64_t images, height, wide, rows, columns, stride;
 };
 
-// The sums over pixels of C channels of T neighbours in a row times V vectors of the cotangent's channels, added to `sums`, an array (T, all channels
-// in, all channels out). x is (images, height, wide, C), and the cotangent (images, rows, columns, V vectors).
+// The sums over pixels of C channels of T neighbours in a row times V vectors of the cotangent's channels, of which `some` are wanted, added to `sums`,
+// an array (T, all channels in, all channels out). x is (images, height, wide, C), and the cotangent (images, rows, columns, V vectors).
 template <int T, int V, int C>
-void KernelTile(const float* x, const float* cotangent, const Pixels& of, int64_t channels_in, int64_t channels_out, float* sums) {
+void KernelTile(const float* x, const float* cotangent, const Pixels& of, int64_t channels_in, int64_t channels_out, float* sums, int64_t some) {
   Vector sum[T][C][V] = {};
   for (int64_t n = 0; n < of.images; ++n) {
     for (int64_t i = 0; i < of.rows; ++i) {
@@ -229,8 +254,12 @@ void KernelTile(const float* x, const float* cotangent, const Pixels& of, int64_
     for (int c = 0; c < C; ++c) {
 #pragma GCC unroll 16
       for (int v = 0; v < V; ++v) {
-        float* to = sums + (t * channels_in + c) * channels_out + v * kLanes;
-        Store(to, Load(to) + sum[t][c][v]);
+        float* const to = sums + (t * channels_in + c) * channels_out + v * kLanes;
+        if (some == V * kLanes) {
+          Store(to, Load(to) + sum[t][c][v]);
+        } else {
+          StoreSome(to, LoadSome(to, some - v * kLanes) + sum[t][c][v], some - v * kLanes);
+        }
       }
     }
   }
@@ -255,21 +284,25 @@ template <int V>
 void Outputs(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t size, const float* kernel, const Images& out, float* y, int64_t stride,
              int64_t dilation, bool turned) {
   constexpr int kPixels = std::min(8, kSums / V);
-  const int64_t pad = size / 2, wide = (in.width + 2 * pad) * in.channels, block = V * kLanes, blocks = out.channels / block;
+  const int64_t pad = size / 2, wide = (in.width + 2 * pad) * in.channels, block = V * kLanes, blocks = Quotient(out.channels, block);
   const int64_t depth = size * size * in.channels;
   // With a dilated input each place of the output modulo `dilation` sees other taps; rows and columns count those of one place.
   const int64_t all_rows = Quotient(out.height, dilation);
 
-  // A block of the kernel's channels out, as an array (depth, block). Turned, the kernel is (size, size, channels out, channels in), upside down.
+  auto channels_of = [&](int64_t b) { return std::min(block, out.channels - b * block); };
+  // A block of the kernel's channels out, as an array (depth, block), zeros behind the last. Turned, the kernel is (size, size, channels out, channels
+  // in), upside down.
   auto pack = [&](int64_t b, float* to) {
+    const int64_t channels = channels_of(b);
+    if (channels < block) std::fill_n(to, depth * block, 0.0f);
     if (!turned) {
-      for (int64_t row = 0; row < depth; ++row) to = std::copy_n(kernel + row * out.channels + b * block, block, to);
+      for (int64_t row = 0; row < depth; ++row, to += block) std::copy_n(kernel + row * out.channels + b * block, channels, to);
       return;
     }
     for (int64_t tap = size * size - 1; tap >= 0; --tap, to += in.channels * block) {
       const float* const from = kernel + (tap * out.channels + b * block) * in.channels;
       for (int64_t first = 0; first < in.channels; first += 16) {
-        for (int64_t k = 0; k < block; ++k) {
+        for (int64_t k = 0; k < channels; ++k) {
           for (int64_t c = first; c < std::min(first + 16, in.channels); ++c) to[c * block + k] = from[k * in.channels + c];
         }
       }
@@ -300,7 +333,7 @@ void Outputs(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t si
         for (int64_t column = 0; column < columns; column += most) {
           const OutputFunction tile = OutputTileOf<V>(std::min(most, columns - column), std::make_integer_sequence<int, kPixels>());
           tile(from + stride * column * in.channels, stride * in.channels, taps.data(), count, in.channels, packed,
-               to + dilation * column * out.channels, dilation * out.channels);
+               to + dilation * column * out.channels, dilation * out.channels, channels_of(b));
         }
       }
     }
@@ -308,8 +341,8 @@ void Outputs(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t si
 
   Floats all;
   auto pack_all = [&]() -> const float* {
-    if (blocks == 1 && !turned) return kernel;
-    all.reset(new float[depth * out.channels]);
+    if (out.channels == block && !turned) return kernel;
+    all.reset(new float[depth * blocks * block]);
     Parallel(pool, blocks, [&](int64_t b) { pack(b, &all[b * depth * block]); });
     return all.get();
   };
@@ -317,7 +350,7 @@ void Outputs(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t si
   if (Quotient(out.width, dilation) <= kShortRow && in.count >= kPixels) {
     // Tiles take the same pixel of several images, and none looks at zeros around these.
     const float* const packed = pack_all();
-    const int64_t images = Quotient(Quotient(in.count, pool.num_threads()), kPixels) * kPixels, groups = Quotient(in.count, images);
+    const int64_t images = Quotient(Quotient(in.count, Threads(pool)), kPixels) * kPixels, groups = Quotient(in.count, images);
     Parallel(pool, groups * blocks, [&](int64_t index) {
       const int64_t first = index / blocks * images, end = std::min(in.count, first + images), b = index % blocks;
       std::vector<Tap> taps(size * size);
@@ -332,13 +365,13 @@ void Outputs(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t si
         for (int64_t n = first; n < end; n += kPixels) {
           const OutputFunction tile = OutputTileOf<V>(std::min<int64_t>(kPixels, end - n), std::make_integer_sequence<int, kPixels>());
           tile(x + n * in.image(), in.image(), taps.data(), count, in.channels, packed + b * depth * block,
-               y + n * out.image() + pixel * out.channels + b * block, out.image());
+               y + n * out.image() + pixel * out.channels + b * block, out.image(), channels_of(b));
         }
       }
     });
     return;
   }
-  if (in.count * out.height * out.width <= kFewPixels && blocks >= pool.num_threads()) {
+  if (in.count * out.height * out.width <= kFewPixels && blocks >= Threads(pool)) {
     // The kernel is what there is to be read: a thread takes a block of it.
     Parallel(pool, blocks, [&](int64_t b) {
       float* const packed = Scratch(depth * block + (stride * (all_rows - 1) + size) * wide);
@@ -348,7 +381,7 @@ void Outputs(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t si
     return;
   }
   const float* const packed = pack_all();
-  const int64_t bands = std::min(all_rows, std::max(Quotient(8 * pool.num_threads(), in.count), Quotient(all_rows * stride * wide, kBand)));
+  const int64_t bands = std::min(all_rows, std::max(Quotient(8 * Threads(pool), in.count), Quotient(all_rows * stride * wide, kBand)));
   const int64_t rows = Quotient(all_rows, bands);
   Parallel(pool, in.count * bands, [&](int64_t index) {
     const int64_t n = index / bands, first = index % bands * rows, end = std::min(all_rows, first + rows);
@@ -363,6 +396,7 @@ void KernelSums(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t
                 int64_t stride) {
   constexpr int kChannels = std::max(1, std::min(16 / V, kSums / (T * V)));
   const int64_t pad = size / 2, block = V * kLanes, total = size * size * in.channels * out.channels;
+  const int64_t y_channels = Quotient(out.channels, block) * block;
 
   // Between the pixels that a 1x1 kernel looks at lie none that it needs.
   const int64_t step = size == 1 ? stride : 1, apart = stride / step, wide = size == 1 ? out.width : in.width + 2 * pad;
@@ -373,8 +407,9 @@ void KernelSums(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t
   // Image n as the m-th of them, in blocks of the channels that a tile takes.
   auto pack = [&](int64_t n, int64_t m, int64_t first, const Pixels& of, float* x_blocks, float* y_blocks) {
     const int64_t x_image = of.height * of.wide, y_image = of.rows * of.columns;
-    CopyBlocks<kChannels>(x + n * in.image(), in, stride * first - pad, of.height, pad, step, of.images * x_image, m * x_image, zeros.data(), x_blocks);
-    CopyBlocks<V * kLanes>(cotangent + n * out.image(), out, first, of.rows, 0, 1, of.images * y_image, m * y_image, nullptr, y_blocks);
+    CopyBlocks<kChannels>(x + n * in.image(), in, stride * first - pad, of.height, pad, step, of.images * x_image, m * x_image,
+                          in.channels % kChannels, zeros.data(), x_blocks);
+    CopyBlocks<V * kLanes>(cotangent + n * out.image(), out, first, of.rows, 0, 1, of.images * y_image, m * y_image, block, nullptr, y_blocks);
   };
   // Adds to `sums` what they give for channels in [first, end).
   auto add = [&](int64_t first, int64_t end, const Pixels& of, const float* x_blocks, const float* y_blocks, float* sums) {
@@ -385,7 +420,7 @@ void KernelSums(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t
         const KernelFunction tile = KernelTileOf<T, V>(channels, std::make_integer_sequence<int, kChannels>());
         for (int64_t tap = 0; tap < size * size; tap += T) {
           tile(x_blocks + c * x_plane + (tap / size * wide + tap % size) * channels, y_blocks + k * y_plane, of, in.channels, out.channels,
-               sums + (tap * in.channels + c) * out.channels + k);
+               sums + (tap * in.channels + c) * out.channels + k, std::min(block, out.channels - k));
         }
       }
     }
@@ -396,7 +431,7 @@ void KernelSums(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t
     const Pixels one = pixels(1, out.height);
     const int64_t x_image = one.height * wide * in.channels;
     const int64_t images = std::max<int64_t>(1, std::min(in.count, kSegment / (x_image + out.image())));
-    Floats x_blocks(new float[images * x_image]), y_blocks(new float[images * out.image()]);
+    Floats x_blocks(new float[images * x_image]), y_blocks(new float[images * out.height * out.width * y_channels]);
     std::fill_n(kernel, total, 0.0f);
     for (int64_t n = 0; n < in.count; n += images) {
       const Pixels of = pixels(std::min(images, in.count - n), out.height);
@@ -421,7 +456,7 @@ void KernelSums(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t
       const int64_t n = piece / bands * images, first = piece % bands * rows;
       if (first >= out.height) continue;
       const Pixels of = pixels(std::min(images, in.count - n), std::min(rows, out.height - first));
-      const int64_t x_size = of.images * of.height * wide * in.channels, y_size = of.images * of.rows * out.row();
+      const int64_t x_size = of.images * of.height * wide * in.channels, y_size = of.images * of.rows * out.width * y_channels;
       float* const x_blocks = Scratch(x_size + y_size);
       float* const y_blocks = x_blocks + x_size;
       for (int64_t m = 0; m < of.images; ++m) pack(n + m, m, first, of, x_blocks, y_blocks);
@@ -444,13 +479,12 @@ ffi::Error Convolution(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffe
                        int64_t dilation, bool turned) {
   const Images in(x.dimensions()), out(y->dimensions());
   const int64_t size = kernel.dimensions()[0];
-  if (out.channels % 16 != 0) return ffi::Error::InvalidArgument("flaxres: channels out must be a multiple of 16");
   if (in.count * in.image() == 0) {
     std::fill_n(y->typed_data(), out.count * out.image(), 0.0f);
     return ffi::Error::Success();
   }
   try {
-    const auto run = out.channels % (kWide * kLanes) == 0 ? Outputs<kWide> : Outputs<kNarrow>;
+    const auto run = WideBlocks(out.channels) ? Outputs<kWide> : Outputs<kNarrow>;
     run(pool, in, x.typed_data(), size, kernel.typed_data(), out, y->typed_data(), stride, dilation, turned);
   } catch (const std::bad_alloc&) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "flaxres: no memory for a convolution");
@@ -463,13 +497,12 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Bu
                           int64_t stride) {
   const Images in(x.dimensions()), out(cotangent.dimensions());
   const int64_t size = kernel->dimensions()[0];
-  if (out.channels % 16 != 0) return ffi::Error::InvalidArgument("flaxres: channels out must be a multiple of 16");
   if (in.count * in.image() == 0) {
     std::fill_n(kernel->typed_data(), kernel->element_count(), 0.0f);
     return ffi::Error::Success();
   }
   try {
-    const bool wide = out.channels % (kWide * kLanes) == 0;
+    const bool wide = WideBlocks(out.channels);
     auto run = wide ? KernelSums<1, kWide> : KernelSums<1, kNarrow>;
     if (size == 3) run = wide ? KernelSums<3, kWide> : KernelSums<3, kNarrow>;
     if (size == 7) run = KernelSums<7, 1>;

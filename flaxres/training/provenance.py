@@ -29,6 +29,12 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
+def convolutions(run: Run) -> str:
+    """Whose they are: the C++ compiler's where the run may call those that it made, else XLA's."""
+    native_ones = run.mesh.size == 1 and jax.default_backend() == "cpu" and run.config.model.compute_dtype == "float32"
+    return (native_ones and native.compiled_by) or "XLA"
+
+
 def provenance(run: Run) -> dict[str, Any]:
     """What a checkpoint of `run` carries, as JSON.
 
@@ -52,7 +58,7 @@ def provenance(run: Run) -> dict[str, Any]:
         "command": sys.argv,
         "devices": f"{run.mesh.size} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
-        "convolutions": (run.mesh.size == 1 and native.compiled_by) or "XLA",
+        "convolutions": convolutions(run),
         "data": run.train.digest,
         "evaluation": f"{run.evaluation.name} {len(run.evaluation)} {run.evaluation.digest}",
         "classes": run.train.class_digest,
