@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from flaxres import cli
 from flaxres.errors import InputError
 from flaxres.models import native
 from flaxres.models.convolution import convolution, direct
+
+pytestmark = pytest.mark.skipif(not any(map(shutil.which, native.COMPILERS)), reason="no C++ compiler")
 
 # (N, H, W, C, K), size of the kernel, stride: rows longer and shorter than a tile's, blocks whole and cut, one image and many, few pixels and many,
 # and kernels of more than 2^18 floats.

@@ -21,6 +21,7 @@ from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig,
 from flaxres.cli import load_config
 from flaxres.data.sources import Source
 from flaxres.errors import InputError
+from flaxres.models import native
 from flaxres.training import metrics, run
 from flaxres.training.config import from_json, resolved, to_json
 from flaxres.training.log import Log
@@ -72,6 +73,7 @@ def test_a_run_leaves_what_it_should_and_is_not_run_twice(data_dir: str, tmp_pat
     assert json.loads((tmp_path / "summary.json").read_text())["top1"] == summary["top1"]
 
 
+@pytest.mark.skipif(not any(map(shutil.which, native.COMPILERS)), reason="no C++ compiler")
 def test_a_run_that_goes_on_with_other_convolutions_says_so(data_dir: str, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = digits(data_dir, devices=1, tensorboard=False)
 
