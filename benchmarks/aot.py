@@ -29,8 +29,8 @@ from jax.sharding import Mesh
 import flaxres
 from benchmarks.textbook import TEXTBOOK, plain_step
 from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from flaxres.cache import cache_folder
 from flaxres.compiled import ENVIRONMENT, MEMORY, absent_devices, compile_facts, platform_of
-from flaxres.data.builders import cache_folder
 from flaxres.training.mesh import replicated, split
 from flaxres.training.optimizers import learning_rate, optimizer
 from flaxres.training.state import abstract_state

@@ -25,8 +25,8 @@ from typing import Any
 
 import jax
 
+from flaxres.cache import cache_folder
 from flaxres.data import augment
-from flaxres.data.builders import cache_folder
 from flaxres.data.decode import RandomResizedCrop
 from flaxres.data.loader import Loader, Speed, training_rows
 from flaxres.data.prepare import prepare, shrink

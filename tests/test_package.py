@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 HEAVY = ("tensorflow", "tensorflow_datasets", "grain", "tyro", "matplotlib", "orbax", "tensorboardX", "PIL", "simplejpeg")
 ROOMS = {
     "models": {"cache", "errors", "models"},
-    "data": {"errors", "data"},
+    "data": {"cache", "errors", "data"},
     "weights": {"errors", "models", "data", "weights"},
     "training": {"errors", "figures", "models", "data", "weights", "training"},
 }

@@ -6,7 +6,6 @@ Each is its classes, and for each split an iterator over `(name, bytes, class)`;
 import dataclasses
 import functools
 import io
-import os
 import pathlib
 import tarfile
 import urllib.error
@@ -18,6 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from flaxres.cache import cache_folder
 from flaxres.data import digests
 from flaxres.errors import InputError
 
@@ -221,10 +221,6 @@ def download(url: str, digest: str) -> pathlib.Path:
         raise InputError(f"{url} came with SHA-256 {found}: the rule is {digest}; try again, or give a local copy as data.source")
     part.rename(target)
     return target
-
-
-def cache_folder() -> pathlib.Path:
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "flaxres"
 
 
 def bar() -> Progress:
