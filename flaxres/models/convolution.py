@@ -20,6 +20,7 @@ from flaxres.models import native
 from flaxres.models.kept import by_platform, keep_gradient, plainly, varying_alike
 
 Extent = tuple[int, int]
+Form = Callable[..., jax.Array]
 
 convolution_p = Primitive("flaxres_convolution")
 kernel_gradient_p = Primitive("flaxres_kernel_gradient")
@@ -33,7 +34,7 @@ def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     if plainly.get():
         return direct(x, kernel, stride)
     size, extent = kernel.shape[0], (-(-x.shape[1] // stride), -(-x.shape[2] // stride))
-    if native.compiled_by and x.dtype == kernel.dtype == jnp.float32 and kernel.shape[3] >= NATIVE_CHANNELS:
+    if native.compiled_by and native_pays(kernel):
         return keep_gradient(convolve(x, kernel, stride, 1, extent, False))
     if size == 1:
         return by_platform(x, kernel, cpu=functools.partial(pointwise_product, stride=stride), default=functools.partial(direct, stride=stride))
@@ -67,6 +68,11 @@ def dense(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, extent: E
 def dense_pays(pixels: Sequence[int], kernel: Any) -> bool:
     """Measured: XLA's CPU compiler has but naive loops where the kernel is larger than what it slides over; few channels don't suffer much."""
     return kernel.shape[0] == 3 and max(pixels) <= 2 and kernel.shape[2] * kernel.shape[3] >= 128 * 128 and kernel.dtype.itemsize >= 4
+
+
+def native_pays(array: Any) -> bool:
+    """Of a kernel, or of what a native call gives: its last axis are the channels out."""
+    return bool(array.dtype == jnp.float32 and array.shape[3] >= NATIVE_CHANNELS)
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, extent: Extent, backwards: bool) -> jax.Array:
@@ -128,19 +134,23 @@ def kernel_gradient_on_cpu(x: jax.Array, cotangent: jax.Array, stride: int, size
     return (pointwise_kernel_gradient if size == 1 else usual_kernel_gradient)(x, cotangent, stride, size)
 
 
+def native_or(form: Form, call: Callable[..., Any]) -> Callable[..., Any]:
+    """The rule that lowers a primitive to a native call where the program may have one, and else to `form`."""
+
+    def rule(context: mlir.LoweringRuleContext, *operands: Any, **settings: Any) -> Any:
+        if native.callable_in(context) and native_pays(context.avals_out[0]):
+            return call(context, *operands, **settings)
+        return mlir.lower_fun(functools.partial(form, **settings), multiple_results=False)(context, *operands)
+
+    return rule
+
+
 def native_convolution(context: mlir.LoweringRuleContext, *operands: Any, stride: int, dilation: int, extent: Extent, backwards: bool) -> Any:
-    (result,) = context.avals_out
-    if not (native.callable_in(context) and result.dtype == jnp.float32 and result.shape[3] >= NATIVE_CHANNELS):
-        form = functools.partial(on_cpu, stride=stride, dilation=dilation, extent=extent, backwards=backwards)
-        return mlir.lower_fun(form, multiple_results=False)(context, *operands)
     call = jax.ffi.ffi_lowering("flaxres_convolution")
     return call(context, *operands, stride=np.int64(stride), dilation=np.int64(dilation), turned=backwards)
 
 
 def native_kernel_gradient(context: mlir.LoweringRuleContext, *operands: Any, stride: int, size: int) -> Any:
-    (result,) = context.avals_out
-    if not (native.callable_in(context) and result.dtype == jnp.float32 and result.shape[3] >= NATIVE_CHANNELS):
-        return mlir.lower_fun(kernel_gradient_on_cpu, multiple_results=False)(context, *operands, stride=stride, size=size)
     return jax.ffi.ffi_lowering("flaxres_kernel_gradient")(context, *operands, stride=np.int64(stride))
 
 
@@ -188,22 +198,18 @@ def kernel_of_product(cotangent: jax.Array, x: jax.Array) -> jax.Array:
     return lax.dot_general(lax.optimization_barrier(x.T), cotangent, (((1,), (0,)), ((), ())))
 
 
-Form = Callable[..., jax.Array]
-
-
-def define(primitive: Primitive, usual: Form, left: Any, right: Any, cpu: Form | None = None, rule: Any = None) -> None:
-    """A bilinear primitive that is `usual`; on CPUs `cpu` under `jax.vmap`, and else what `rule` lowers it to. `left` and `right` transpose it in its
-    operands.
+def define(primitive: Primitive, usual: Form, left: Any, right: Any, cpu: Form | None = None, call: Callable[..., Any] | None = None) -> None:
+    """A bilinear primitive that is `usual`; on CPUs `cpu`, or where that may be, and not under `jax.vmap`, the native `call`. `left` and `right`
+    transpose it in its operands.
     """
 
     def shape(*operands: ShapedArray, **settings: Any) -> ShapedArray:
         return jax.typeof(jax.eval_shape(functools.partial(usual, **settings), *operands))
 
     def batched(operands: Sequence[jax.Array], axes: Sequence[int | None], **settings: Any) -> tuple[jax.Array, int]:
-        def form(*operands: jax.Array) -> jax.Array:
-            result: jax.Array = by_platform(*operands, cpu=functools.partial(cpu or usual, **settings), default=functools.partial(usual, **settings))
-            return result
-
+        form = functools.partial(usual, **settings)
+        if cpu is not None:
+            form = functools.partial(by_platform, cpu=functools.partial(cpu, **settings), default=form)
         return jax.vmap(form, in_axes=tuple(axes))(*operands), 0
 
     @functools.cache
@@ -215,8 +221,8 @@ def define(primitive: Primitive, usual: Form, left: Any, right: Any, cpu: Form |
     ad.defbilinear(primitive, left, right)
     batching.primitive_batchers[primitive] = batched
     mlir.register_lowering(primitive, mlir.lower_fun(usual, multiple_results=False))
-    if rule is not None:
-        mlir.register_lowering(primitive, rule, platform="cpu")
+    if cpu is not None and call is not None:
+        mlir.register_lowering(primitive, native_or(cpu, call), platform="cpu")
 
 
 define(convolution_p, dilated, image_transpose, kernel_transpose, on_cpu, native_convolution)

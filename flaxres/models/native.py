@@ -86,7 +86,7 @@ def find_compiler() -> list[str]:
 
 
 def said(command: Sequence[str]) -> str:
-    """What a command of the compiler prints; raises InputError with its last line where it fails."""
+    """What a command of the compiler prints; raises InputError with the first error that it names where it fails."""
     try:
         environment = os.environ | {"LC_ALL": "C"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False)
