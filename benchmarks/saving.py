@@ -26,8 +26,8 @@ from unittest import mock
 
 import flaxres
 from flaxres.cli import keep_memory
+from flaxres.config.files import load_config
 from flaxres.training.checkpoints import Checkpoints
-from flaxres.training.config import load_config
 from flaxres.training.loop import Stepper
 from flaxres.training.watchdog import Watchdog
 

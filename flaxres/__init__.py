@@ -30,14 +30,14 @@ from flaxres.models.resnet9 import ResNet9 as ResNet9
 from flaxres.models.resnetv2 import ResNetV2 as ResNetV2
 
 if TYPE_CHECKING:
-    from flaxres.training.config import (
+    from flaxres.config.files import variant as variant
+    from flaxres.config.schema import (
         AugmentConfig as AugmentConfig,
         Config as Config,
         DataConfig as DataConfig,
         ModelConfig as ModelConfig,
         OptimConfig as OptimConfig,
         TrainConfig as TrainConfig,
-        variant as variant,
     )
     from flaxres.training.evaluation import Report as Report
     from flaxres.training.loop import evaluate as evaluate, fit as fit
@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 LAZY = {
-    **dict.fromkeys(("Config", "ModelConfig", "DataConfig", "AugmentConfig", "OptimConfig", "TrainConfig", "variant"), "flaxres.training.config"),
+    **dict.fromkeys(("Config", "ModelConfig", "DataConfig", "AugmentConfig", "OptimConfig", "TrainConfig"), "flaxres.config.schema"),
+    "variant": "flaxres.config.files",
     **dict.fromkeys(("fit", "evaluate"), "flaxres.training.loop"),
     "Report": "flaxres.training.evaluation",
     "load_pretrained": "flaxres.weights.hub",

@@ -10,7 +10,9 @@ import numpy as np
 
 from flaxres import figures
 from flaxres.compiled import MEMORY, absent_devices, compile_facts
-from flaxres.training.config import Config, check_devices, resolved
+from flaxres.config.check import check_devices
+from flaxres.config.files import resolved
+from flaxres.config.schema import Config
 from flaxres.training.described import described_run, lowered
 from flaxres.training.loop import Stepper
 from flaxres.training.run import Run, feed, prepare_run, training_transform

@@ -16,8 +16,10 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
+from flaxres.config.files import from_json, load_config
+from flaxres.config.kinds import described, options
+from flaxres.config.schema import SETTINGS, Config
 from flaxres.errors import InputError, WriteError, unknown
-from flaxres.training.config import Config, described, from_json, kinds, load_config, options
 
 if typing.TYPE_CHECKING:
     from flaxres.prediction import Predictor
@@ -57,13 +59,13 @@ def parse_run(arguments: Sequence[str], default: str | None, program: str, descr
 
     @dataclasses.dataclass(frozen=True)
     class Options:
-        config_file: Annotated[str, tyro.conf.arg(name="config", help="Python file that binds `config`.", metavar="FILE")] = file
+        config_file: Annotated[str, tyro.conf.arg(name="config", help="A recipe: a name of `flaxres configs`, or a Python file that binds `config`.", metavar="FILE")] = file
         workdir: Annotated[str, tyro.conf.arg(help="The folder of the run.", metavar="DIR")] = folder
         config: Annotated[Config, tyro.conf.arg(name="")] = start
 
     Options.__doc__ = description
     if not {"-h", "--help"} & set(rest):
-        try_each(rest, {flag(field): kind for field, kind in kinds().items()}, start)
+        try_each(rest, {flag(field): declared.kind for field, declared in SETTINGS.items()}, start)
     return tyro.cli(Options, args=rest, default=Options(), prog=program, config=(tyro.conf.FlagConversionOff,)).config, folder
 
 

@@ -206,7 +206,7 @@ def write_onnx(predictor: Predictor, variables: Any, form: Form, path: pathlib.P
 
 def accuracies(workdir: str, predictor: Predictor, form: Form) -> dict[str, float]:
     """Top-1 on a run's evaluation split, every example once and as it is, as trained and as exported."""
-    from flaxres.training.config import from_json
+    from flaxres.config.files import from_json
     from flaxres.training.evaluation import Evaluator
     from flaxres.training.run import prepare_run
     from flaxres.training.state import State

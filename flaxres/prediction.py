@@ -55,7 +55,7 @@ def from_weights(path: str, name: str, size: int | None, names: str | None) -> P
 
 def from_workdir(workdir: str) -> Predictor:
     """The newest checkpoint of a run, with the evaluation's preprocessing of its config."""
-    from flaxres.training.config import from_json
+    from flaxres.config.files import from_json
     from flaxres.training.loop import trained
 
     folder = pathlib.Path(workdir)

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxres import figures
+from flaxres.config.check import check
+from flaxres.config.schema import Config
 from flaxres.data import decode
 from flaxres.data.loader import Loader, Rows
 from flaxres.data.order import sample_ids
 from flaxres.data.sources import open_splits
-from flaxres.training.config import Config, check
 from flaxres.training.mesh import data_mesh, split
 from flaxres.training.run import Run, training_transform
 from flaxres.training.steps import inputs

@@ -118,9 +118,9 @@ def evaluation(folder: pathlib.Path, processes: list[int]) -> dict[str, float]:
 
 def worker(folder: str) -> None:
     """One process of an evaluation: prints a report for each number of examples."""
+    from flaxres.config.schema import Config, DataConfig, ModelConfig, TrainConfig
     from flaxres.data.sources import open_splits
     from flaxres.training import hosts
-    from flaxres.training.config import Config, DataConfig, ModelConfig, TrainConfig
     from flaxres.training.evaluation import Evaluator
     from flaxres.training.run import prepare_run
 

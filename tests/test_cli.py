@@ -88,7 +88,7 @@ def test_help_shows_every_option_with_the_configs_defaults(capfd: pytest.Capture
         train(["--help"], DIGITS, "train.py")
     assert stopped.value.code == 0
     text = capfd.readouterr().out
-    for words in ("--config FILE", "--workdir DIR", "--optim.learning-rate FLOAT", "(default: resnet20)", "At its peak"):
+    for words in ("--config FILE", "--workdir DIR", "--optim.learning-rate FLOAT", "(default: resnet20)", "Peak learning rate"):
         assert words in text
 
 

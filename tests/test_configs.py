@@ -5,7 +5,9 @@ import pathlib
 import pytest
 
 from flaxres.bench import schedule
-from flaxres.training.config import check_devices, flat, load_config
+from flaxres.config.check import check_devices
+from flaxres.config.files import load_config
+from flaxres.config.schema import flat
 from flaxres.training.described import described_run, lowered
 
 ROOT = pathlib.Path(__file__).parents[1]

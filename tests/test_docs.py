@@ -36,7 +36,7 @@ def test_the_notebook_runs(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_in_the_pages_exist(path: pathlib.Path) -> None:
     from flaxres.cli import BENCHES, COMMANDS
-    from flaxres.training.config import kinds
+    from flaxres.config.schema import SETTINGS
 
     text = path.read_text()
     for command, word in re.findall(r"\bflaxres (\w+)(?: (\w+))?", " ".join(re.findall(r"`[^`]+`|^flaxres .*$", text, re.MULTILINE))):
@@ -44,6 +44,6 @@ def test_commands_in_the_pages_exist(path: pathlib.Path) -> None:
         assert command != "bench" or word in BENCHES, word
     for name in re.findall(r"--((?:model|data|augment|optim|train)\.[\w-]+)", text):
         if name not in ("data.name",):
-            assert name.replace("-", "_") in kinds(), name
+            assert name.replace("-", "_") in SETTINGS, name
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         compile(block, str(path), "exec")

@@ -13,11 +13,12 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 import flaxres
 from flaxres.cli import parse_run
+from flaxres.config.files import from_json, to_json
+from flaxres.config.schema import Config, flat
 from flaxres.data.decode import CentreCrop, UnreadableError
 from flaxres.data.sources import Source, open_source
 from flaxres.errors import InputError
 from flaxres.prediction import class_names
-from flaxres.training.config import Config, flat, from_json, to_json
 from flaxres.weights.names import leaves
 from flaxres.weights.transfer import torch_from_variables, variables_from_torch
 

@@ -16,13 +16,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 HEAVY = ("tensorflow", "tensorflow_datasets", "grain", "tyro", "matplotlib", "orbax", "tensorboardX", "PIL", "simplejpeg")
 ROOMS = {
     "models": {"cache", "errors", "models"},
+    "config": {"config", "data", "errors", "models"},
     "data": {"cache", "errors", "data"},
     "weights": {"errors", "models", "data", "weights"},
-    "training": {"errors", "figures", "models", "data", "weights", "training"},
+    "training": {"config", "errors", "figures", "models", "data", "weights", "training"},
 }
 COMPUTE = [
     *(
         "models/*.py",
+        "config/*.py",
         "cache.py",
         "errors.py",
         "data/augment.py",
@@ -32,7 +34,7 @@ COMPUTE = [
         "data/__init__.py",
         "training/__init__.py",
     ),
-    *(f"training/{name}.py" for name in ("config", "optimizers", "state", "steps", "mesh", "xla")),
+    *(f"training/{name}.py" for name in ("optimizers", "state", "steps", "mesh", "xla")),
 ]
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from flaxres.config.schema import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from flaxres.data import decode
 from flaxres.data.augment import normalise
 from flaxres.data.loader import Loader, Rows
@@ -18,7 +19,6 @@ from flaxres.data.sources import Source
 from flaxres.lab.report import Say, Settings
 from flaxres.models.blocks import PreActivationBlock, ResidualBlock
 from flaxres.models.network import Network
-from flaxres.training.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from flaxres.training.loop import fit, trained
 from flaxres.training.mesh import data_mesh, split
 from flaxres.training.metrics import read_metrics

@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flaxres.config.check import check
+from flaxres.config.schema import Config
 from flaxres.data.sources import open_splits
-from flaxres.training.config import Config, check
 from flaxres.training.mesh import replicated, split
 from flaxres.training.run import Run
 from flaxres.training.steps import steps_per_dispatch

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from flaxres.config.schema import SETTINGS, Config, flat
 from flaxres.errors import InputError
-from flaxres.training.config import Config, flat
 from flaxres.training.mesh import place, replicated, split
 
 Result = TypeVar("Result")
@@ -30,11 +30,6 @@ CLUSTERS: Mapping[str, Callable[[str], bool]] = {
     "OMPI_COMM_WORLD_SIZE": lambda value: int(value) > 1,
     "TPU_WORKER_HOSTNAMES": lambda value: "," in value,
     "MEGASCALE_COORDINATOR_ADDRESS": bool,
-}
-# Settings that may differ between processes.
-LOCAL = {
-    *("data.source", "data.data_dir", "data.threads", "data.workers", "data.worker_seconds", "data.prefetch", "data.buffer_mib"),
-    *("train.progress", "train.tensorboard", "train.wandb"),
 }
 VOTES_BEHIND = 2
 # All processes pass the same barriers in the same order, so that a number tells them apart.
@@ -148,7 +143,7 @@ def require_same(facts: Mapping[str, Any]) -> None:
 
 def facts(config: Config, origin: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same in all processes: settings, versions, code and data. `origin`: the provenance of the run."""
-    settings = {name: repr(value) for name, value in flat(config).items() if name not in LOCAL}
+    settings = {name: repr(value) for name, value in flat(config).items() if not SETTINGS[name].facts.local}
     return settings | dict(origin["packages"]) | {name: origin[name] for name in ("flaxres", "code", "python", "data", "evaluation", "classes")}
 
 

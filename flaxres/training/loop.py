@@ -16,12 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxres.config.check import check, check_devices
+from flaxres.config.files import from_json, resolved, to_json
+from flaxres.config.schema import Config, differences
 from flaxres.data.loader import note
 from flaxres.data.order import step_positions, training_ids
 from flaxres.errors import InputError
 from flaxres.training import hosts, metrics
 from flaxres.training.checkpoints import Checkpoints
-from flaxres.training.config import FREE, MEASURE, Config, check, check_devices, differences, from_json, resolved, to_json
 from flaxres.training.evaluation import Evaluator, Report
 from flaxres.training.log import Log
 from flaxres.training.provenance import provenance
@@ -89,11 +91,14 @@ def ready(config: Config, folder: pathlib.Path) -> Run:
     return run
 
 
-def require_same_run(config: Config, folder: pathlib.Path, free: set[str] = FREE) -> None:
-    """Refuses another config for a workdir that has checkpoints; one whose run never saved anything is free."""
+def require_same_run(config: Config, folder: pathlib.Path, measuring: bool = False) -> None:
+    """Refuses another config for a workdir that has checkpoints.
+
+    With `measuring`, settings that only say how the model is measured may differ.
+    """
     if not any((folder / "checkpoints").glob("[0-9]*")) or not (folder / "config.json").exists():
         return
-    if changed := differences(from_json(folder / "config.json"), config, free):
+    if changed := differences(from_json(folder / "config.json"), config, measuring):
         raise InputError(f"workdir {str(folder)!r} has a run with another config ({'; '.join(changed)}): use another --workdir, or that config")
 
 
@@ -344,7 +349,7 @@ def evaluate(config: Config, workdir: str | os.PathLike[str] | None = None, *, w
 def trained(config: Config, folder: pathlib.Path) -> tuple[Run, State]:
     """The newest state in a workdir, and its run; raises InputError where there is none or the config or its classes are others."""
     config = resolved(config)
-    require_same_run(config, folder, FREE | MEASURE)
+    require_same_run(config, folder, measuring=True)
     if not (folder / "checkpoints").is_dir():
         raise InputError(f"workdir {str(folder)!r} has no checkpoints: train first, or give another --workdir")
     run = hosts.together(lambda: prepare_run(config))

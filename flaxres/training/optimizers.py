@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from flaxres.training.config import OptimConfig
+from flaxres.config.schema import OptimConfig
 
 
 def warmup_steps(config: OptimConfig, steps_per_epoch: float) -> int:

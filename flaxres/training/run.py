@@ -14,13 +14,14 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
+from flaxres.config.check import check, check_devices
+from flaxres.config.schema import Config
 from flaxres.data import decode
 from flaxres.data.loader import Loader, Speed, require_resident, resident, training_rows
 from flaxres.data.sources import Source, open_splits
 from flaxres.errors import InputError
 from flaxres.models.network import Network
 from flaxres.models.registry import create_model
-from flaxres.training.config import Config, check, check_devices
 from flaxres.training.mesh import data_mesh, place, replicated, split
 from flaxres.training.optimizers import learning_rate, optimizer
 from flaxres.training.state import State, abstract_state, born, create_state

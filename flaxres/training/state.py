@@ -9,7 +9,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from flaxres.training.config import Config
+from flaxres.config.schema import Config
 from flaxres.training.mesh import replicated
 
 INIT, AUGMENT, DROPOUT, MIX = range(4)

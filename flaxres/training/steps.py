@@ -10,10 +10,10 @@ from flax.typing import Dtype
 from jax import lax
 from jax.sharding import Mesh
 
+from flaxres.config.schema import Config, DataConfig
 from flaxres.data import augment, autoaugment
 from flaxres.data.order import mirrored, step_positions, training_ids
 from flaxres.models.network import Network
-from flaxres.training.config import Config, DataConfig
 from flaxres.training.mesh import replicated, split
 from flaxres.training.state import AUGMENT, DROPOUT, MIX, State, purpose
 from flaxres.training.xla import compiler_options

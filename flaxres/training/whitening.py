@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxres.config.schema import DataConfig
 from flaxres.data.augment import normalise
 from flaxres.data.decode import CentreCrop
 from flaxres.data.loader import Job, fill
 from flaxres.data.sources import Source
 from flaxres.errors import InputError
-from flaxres.training.config import DataConfig
 
 PICTURES, PATCHES = 2048, 64
 REGULARISED = 1e-2

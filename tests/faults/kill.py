@@ -20,9 +20,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from flaxres.config.files import from_json
 from flaxres.data.prepare import prepare
 from flaxres.training.checkpoints import Checkpoints
-from flaxres.training.config import from_json
 from flaxres.training.metrics import read_metrics
 from flaxres.training.run import prepare_run
 from tests import processes

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 
 import flaxres
 from flaxres import Config
+from flaxres.config.files import load_config
 from flaxres.training import run, state as states
 from flaxres.training.checkpoints import Checkpoints
-from flaxres.training.config import load_config
 from flaxres.training.loop import Preempted, Stepper
 from flaxres.training.state import State
 from tests.faults.kill import digest

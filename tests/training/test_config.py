@@ -1,14 +1,19 @@
 """Configs: every shipped one is sound, every broken one is refused by name before anything is compiled."""
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import pathlib
 
 import pytest
 
 from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from flaxres.cli import load_config
+from flaxres.config import recipes, schema
+from flaxres.config.check import check, check_devices
+from flaxres.config.files import from_json, load_config, to_json
+from flaxres.config.schema import SETTINGS, differences, flat
 from flaxres.errors import InputError
-from flaxres.training.config import FREE, MEASURE, RULES, check, check_devices, differences, flat, from_json, kinds, to_json
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").rglob("*.py"))
 
@@ -21,8 +26,31 @@ def test_every_shipped_config_is_sound_and_survives_json(path: pathlib.Path, tmp
     assert from_json(tmp_path / "config.json") == config
 
 
-def test_settings_named_in_rules_exist() -> None:
-    assert RULES.keys() | FREE | MEASURE <= kinds().keys() == flat(Config()).keys()
+def test_every_setting_is_declared_with_a_help_text() -> None:
+    assert SETTINGS.keys() == flat(Config()).keys()
+    sections = [node for node in ast.parse(inspect.getsource(schema)).body if isinstance(node, ast.ClassDef) and node.name.endswith("Config")]
+    fields = 0
+    for section in sections:
+        for field, text in itertools.pairwise(section.body):
+            if isinstance(field, ast.AnnAssign) and section.name != "Config":
+                assert isinstance(text, ast.Expr), ast.unparse(field)
+                assert isinstance(text.value, ast.Constant), ast.unparse(field)
+                fields += 1
+    assert fields == len(SETTINGS)
+
+
+def test_a_setting_that_only_measures_may_differ_for_evaluation_alone() -> None:
+    old, new = Config(), Config(data=DataConfig(eval_flip=True))
+    assert differences(old, new) == ["data.eval_flip: False -> True"]
+    assert differences(old, new, measuring=True) == []
+
+
+def test_recipes_go_by_name_in_any_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = load_config("cifar10/resnet20")
+    assert named == load_config("configs/cifar10/resnet20.py") == load_config(str(recipes.folder() / "cifar10/resnet20.py"))
+    with pytest.raises(InputError, match="unknown config file 'cifar10/resnet2O': did you mean .*cifar10/resnet20"):
+        load_config("cifar10/resnet2O")
 
 
 @pytest.mark.parametrize(

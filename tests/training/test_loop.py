@@ -18,12 +18,11 @@ import pytest
 
 import flaxres
 from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from flaxres.cli import load_config
+from flaxres.config.files import from_json, load_config, resolved, to_json
 from flaxres.data.sources import Source
 from flaxres.errors import InputError
 from flaxres.models import native
 from flaxres.training import metrics, run
-from flaxres.training.config import from_json, resolved, to_json
 from flaxres.training.log import Log
 from flaxres.training.loop import Stepper
 from flaxres.training.run import prepare_run

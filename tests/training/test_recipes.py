@@ -10,10 +10,10 @@ import optax
 import pytest
 
 from flaxres import AugmentConfig, Config, DataConfig, InputError, ModelConfig, OptimConfig, TrainConfig
+from flaxres.config.check import check
 from flaxres.data.augment import normalise
 from flaxres.data.order import mirrored
 from flaxres.models.resnet import ResNet
-from flaxres.training.config import check
 from flaxres.training.mesh import data_mesh
 from flaxres.training.optimizers import learning_rate, optimizer
 from flaxres.training.state import State, create_state

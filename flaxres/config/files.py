@@ -1,0 +1,121 @@
+"""Configs in files: recipes in Python, and the config.json that a run leaves in its workdir."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import typing
+from typing import Any
+
+from flaxres.config import recipes
+from flaxres.config.check import check
+from flaxres.config.schema import Config, flat
+from flaxres.errors import InputError, unknown
+
+
+def load_config(name: str) -> Config:
+    """Loads a recipe.
+
+    Args:
+      name: path of a Python file that binds `config`, or the name of a shipped recipe.
+
+    Raises:
+      InputError: there is no such file or recipe, or it binds no config.
+
+    Example:
+
+      >>> load_config("cifar10/resnet20").model.name
+      'resnet20'
+    """
+    file: pathlib.Path | None = pathlib.Path(name)
+    if not os.path.isfile(name):  # noqa: PTH113 (false where it can't be read)
+        file = recipes.find(name)
+    if file is None:
+        here = [str(path) for path in pathlib.Path("configs").rglob("*.py")]
+        raise unknown("config file", name, [*here, *recipes.names()])
+    if file.suffix != ".py":
+        raise InputError(
+            f"config file {name!r} is no .py file: give one that binds "
+            "`config = flaxres.Config(...)`"
+        )
+    spec = importlib.util.spec_from_file_location(f"flaxres_config_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"config file {name!r} can't be read: {reason}") from error
+    config = getattr(module, "config", None)
+    if not isinstance(config, Config):
+        raise InputError(f"config file {name!r} binds no `config = flaxres.Config(...)`")
+    return config
+
+
+def variant(file: str, base: str, changes: dict[str, Any]) -> Config:
+    """Returns another recipe with some settings changed; for a recipe's other depths.
+
+    Args:
+      file: `__file__` of the calling recipe.
+      base: name of the other recipe's file, in the same folder.
+      changes: full names of settings to values, `{"model.name": "resnet101"}`.
+
+    Raises:
+      InputError: a name is not a setting.
+
+    Example:
+
+      >>> here = recipes.folder() / "cifar10" / "mine.py"
+      >>> variant(str(here), "resnet20.py", {"train.seed": 7}).train.seed
+      7
+    """
+    config = load_config(str(pathlib.Path(file).with_name(base)))
+    for name, value in changes.items():
+        section, _, field = name.partition(".")
+        if name not in flat(config):
+            raise unknown("setting", name, flat(config))
+        changed = dataclasses.replace(getattr(config, section), **{field: value})
+        config = dataclasses.replace(config, **{section: changed})
+    return config
+
+
+def resolved(config: Config) -> Config:
+    """Returns the config as it is saved and compared: with the machine's dtype written out."""
+    dtype: Any = config.model.compute_dtype
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+
+
+def to_json(config: Config) -> str:
+    """Returns the config as the text of config.json."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def _tuples(value: Any) -> Any:
+    """Turns JSON's lists into tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def from_json(path: pathlib.Path) -> Config:
+    """Reads the config.json of a run.
+
+    Raises:
+      InputError: the file does not exist, or is not a config of this version of flaxres.
+    """
+    try:
+        sections = json.loads(path.read_text())
+        kinds = typing.get_type_hints(Config)
+        built = {
+            name: kinds[name](**{key: _tuples(value) for key, value in fields.items()})
+            for name, fields in sections.items()
+        }
+        config = Config(**built)
+    except FileNotFoundError as error:
+        raise InputError(f"{str(path)!r} does not exist: give the workdir of a run") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{str(path)!r} is not a config of this version of flaxres: {error}"
+        ) from error
+    check(config)
+    return config
