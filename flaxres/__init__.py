@@ -6,7 +6,7 @@ Importing this costs jax and flax and no more: what needs further packages is im
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from flaxres.errors import InputError as InputError
+from flaxres.errors import InputError as InputError, missing_extra
 from flaxres.models.densenet import DenseNet as DenseNet
 from flaxres.models.native import use_native_convolutions as use_native_convolutions
 from flaxres.models.registry import (
@@ -61,7 +61,12 @@ LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in LAZY:
         raise AttributeError(f"module 'flaxres' has no attribute {name!r}")
-    return getattr(importlib.import_module(LAZY[name]), name)
+    try:
+        return getattr(importlib.import_module(LAZY[name]), name)
+    except ModuleNotFoundError as error:
+        if (refusal := missing_extra(error)) is None:
+            raise
+        raise ImportError(f"flaxres.{name}: {refusal}", name=error.name) from error
 
 
 def __dir__() -> list[str]:

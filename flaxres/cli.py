@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import fnmatch
 import importlib.util
 import io
 import json
@@ -16,10 +17,11 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
+import flaxres
 from flaxres.config.files import from_json, load_config
 from flaxres.config.kinds import described, options
 from flaxres.config.schema import SETTINGS, Config
-from flaxres.errors import InputError, WriteError, unknown
+from flaxres.errors import InputError, WriteError, missing_extra, unknown
 
 if typing.TYPE_CHECKING:
     from flaxres.prediction import Predictor
@@ -45,12 +47,9 @@ def parse_run(arguments: Sequence[str], default: str | None, program: str, descr
     saved = pathlib.Path(where or "") / "config.json"
     there = os.path.exists(saved)  # noqa: PTH110 (Path.exists raises where the folder can't be read)
     if chosen is None and (default is None or (where and there)):
-        hint = ", or --config FILE to start one" if program == "flaxres train" else ""
-        if where and not there and hint:
-            raise InputError(f"workdir {where!r} has no run to go on with: give another{hint}")
         asks = {"-h", "--help"} & set(rest)
         if not where and not asks:
-            raise InputError(f"--workdir is missing: give the workdir of a run{hint}")
+            raise InputError("--workdir is missing: give the workdir of a run")
         file, start = str(saved), Config() if asks and not there else from_json(saved)
     else:
         file = chosen or str(default)
@@ -59,7 +58,9 @@ def parse_run(arguments: Sequence[str], default: str | None, program: str, descr
 
     @dataclasses.dataclass(frozen=True)
     class Options:
-        config_file: Annotated[str, tyro.conf.arg(name="config", help="A recipe: a name of `flaxres configs`, or a Python file that binds `config`.", metavar="FILE")] = file
+        config_file: Annotated[
+            str, tyro.conf.arg(name="config", help="A recipe of `flaxres configs`, or a Python file that binds `config`.", metavar="FILE")
+        ] = file
         workdir: Annotated[str, tyro.conf.arg(help="The folder of the run.", metavar="DIR")] = folder
         config: Annotated[Config, tyro.conf.arg(name="")] = start
 
@@ -125,6 +126,11 @@ def refusing(function: Callable[[], Any]) -> int:
         os._exit(130)  # the compiler's threads may still run, and an orderly exit would crash over them
     except InputError as error:
         print(f"flaxres: {' '.join(str(error).split())}", file=sys.stderr)
+        return ended(EXIT_REFUSED)
+    except ModuleNotFoundError as error:
+        if (refusal := missing_extra(error)) is None:
+            return crashed()
+        print(f"flaxres: {refusal}", file=sys.stderr)
         return ended(EXIT_REFUSED)
     except FloatingPointError as error:
         print(f"flaxres: {error}", file=sys.stderr)
@@ -242,10 +248,10 @@ def joined(arguments: Sequence[str]) -> list[str]:
     return rest
 
 
-def train(arguments: Sequence[str], default: str | None, program: str) -> None:
-    """Trains a config; see `flaxres.fit`."""
+def train(arguments: Sequence[str], program: str = "flaxres train") -> None:
+    """Trains a config, by default the digits; see `flaxres.fit`."""
     arguments = joined(arguments)
-    config, workdir = parse_run(arguments, default, program, "Train a residual network, or go on from the workdir's newest checkpoint.")
+    config, workdir = parse_run(arguments, "digits", program, "Train a residual network, or go on from the workdir's newest checkpoint.")
     silence()
     from flaxres.training.loop import fit
 
@@ -676,6 +682,27 @@ def lab(arguments: Sequence[str]) -> None:
         print(json.dumps({fact["experiment"]: {"seconds": fact["seconds"], "claims": fact["claims"]} for fact in facts}))
 
 
+def configs(arguments: Sequence[str]) -> None:
+    """Lists the shipped recipes, or shows one."""
+    from flaxres.config import recipes
+
+    parser = Parser("flaxres configs", description="List the shipped recipes that match a shell pattern, or show one in full.")
+    parser.add_argument("pattern", nargs="?", default="*", help="e.g. 'cifar10/*', or the name of a recipe")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    chosen = parser.parse_args(arguments)
+    if not (names := [name for name in recipes.names() if fnmatch.fnmatch(name, chosen.pattern)]):
+        raise unknown("recipe", chosen.pattern, recipes.names())
+    facts = {name: recipes.describe(name) for name in names}
+    if chosen.pattern in facts and not chosen.json:
+        print(recipes.docstring(chosen.pattern))
+        return
+    lines = []
+    for name, (summary, expected, cost) in facts.items():
+        lines += [name, f"    {summary}", f"    Expected: {expected}"] + ([f"    Cost: {cost}"] if cost else [])
+    hint = ["", "flaxres train --config NAME trains one; flaxres configs NAME shows all that is known of it."]
+    show(chosen.json, {name: dict(zip(("summary", "expected", "cost"), fact, strict=True)) for name, fact in facts.items()}, lines + hint)
+
+
 def show(as_json: bool, facts: dict[str, Any], lines: list[str]) -> None:
     print(json.dumps(facts) if as_json else "\n".join(lines))
 
@@ -688,10 +715,11 @@ class Parser(argparse.ArgumentParser):
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "train": lambda arguments: train(arguments, None, "flaxres train"),
+    "train": train,
     "evaluate": evaluate,
     "bench": bench,
     "checkpoints": checkpoints,
+    "configs": configs,
     "convert": convert,
     "data": data,
     "export": export,
@@ -701,8 +729,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 }
 USAGE = """usage: flaxres COMMAND ...
 
-  train        train a config, or go on with a run        flaxres train --config FILE --workdir DIR
+  train        train a recipe, or go on with a run        flaxres train --config cifar10/quick
   evaluate     measure a run's newest checkpoint          flaxres evaluate --workdir DIR
+  configs      list the recipes                           flaxres configs 'cifar10/*'
   checkpoints  list and verify a run's checkpoints        flaxres checkpoints DIR
   bench        measure a config before it is trained      flaxres bench schedule --config FILE
   convert      weights to torchvision/timm safetensors    flaxres convert IN OUT --model resnet50
@@ -715,17 +744,31 @@ USAGE = """usage: flaxres COMMAND ...
 flaxres COMMAND --help tells more."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The `flaxres` command."""
+def main(arguments: Sequence[str] | None = None, program: str = "") -> int:
+    """Runs the `flaxres` command.
+
+    Args:
+      arguments: the words after the program's name; None takes those of the process.
+      program: name that `train` gives itself in its help, `flaxres train` by default.
+
+    Returns:
+      The exit code.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if words else EXIT_REFUSED
+    if words[0] == "--version":
+        print(f"flaxres {flaxres.__version__}")
+        return 0
 
     def run() -> None:
         if words[0] not in COMMANDS:
             raise unknown("command", words[0], COMMANDS)
-        COMMANDS[words[0]](words[1:])
+        if words[0] == "train" and program:
+            train(words[1:], program)
+        else:
+            COMMANDS[words[0]](words[1:])
 
     return refusing(run)
 

@@ -20,6 +20,28 @@ class WriteError(OSError):
     """
 
 
+# Packages of the extra `train` that flax itself does not bring.
+TRAINER_PACKAGES = {
+    *("array_record", "cv2", "flatbuffers", "huggingface_hub", "importlib_resources", "matplotlib"),
+    *("PIL", "simplejpeg", "tensorboardX", "tensorflow_datasets", "tyro"),
+}
+
+
+def missing_extra(error: ModuleNotFoundError) -> InputError | None:
+    """Returns the refusal for a package of the extra `train` that is not installed.
+
+    Args:
+      error: the failed import.
+
+    Returns:
+      An InputError with the command that installs the package; None for any other module.
+    """
+    package = (error.name or "").partition(".")[0]
+    if package not in TRAINER_PACKAGES:
+        return None
+    return InputError(f"this needs the package {package!r}, which is not installed: pip install 'flaxres[train]'")
+
+
 @contextlib.contextmanager
 def writing_to(folder: pathlib.Path) -> Iterator[None]:
     """Refuses, by name, the folder that a command's `--out` gives where it can't be written."""

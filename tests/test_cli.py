@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 from jax.experimental import topologies
 
+import flaxres
 from flaxres.cli import main, refusing, train
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -18,7 +19,7 @@ DIGITS = str(ROOT / "configs" / "digits.py")
 
 def refusal(capfd: pytest.CaptureFixture[str], *words: str) -> str:
     """The one line that `train.py` prints when it refuses."""
-    assert refusing(lambda: train(words, DIGITS, "train.py")) == 2
+    assert refusing(lambda: train(words)) == 2
     out, err = capfd.readouterr()
     assert not out
     assert err.count("\n") == 1
@@ -74,6 +75,7 @@ def test_a_config_of_another_kind_and_an_early_interrupt(capfd: pytest.CaptureFi
     assert "is no .py file" in refusal(capfd, "--config", str(ROOT / "README.md"))
     program = """
 import signal
+import flaxres
 from flaxres.cli import refusing
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells have background jobs ignore
 refusing(lambda: signal.raise_signal(signal.SIGINT))
@@ -85,7 +87,7 @@ refusing(lambda: signal.raise_signal(signal.SIGINT))
 
 def test_help_shows_every_option_with_the_configs_defaults(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        train(["--help"], DIGITS, "train.py")
+        train(["--help"], "train.py")
     assert stopped.value.code == 0
     text = capfd.readouterr().out
     for words in ("--config FILE", "--workdir DIR", "--optim.learning-rate FLOAT", "(default: resnet20)", "Peak learning rate"):
@@ -111,18 +113,21 @@ def test_the_flaxres_command(data_dir: str, tmp_path: pathlib.Path, capfd: pytes
     assert json.loads(run("evaluate", "--workdir", workdir, "--data.eval-split", "train"))["examples"] == 1297
     run("train", "--workdir", workdir)  # goes on with the config that is there
     assert "flaxres COMMAND" in run("--help")
+    assert run("--version").strip() == f"flaxres {flaxres.__version__}"
+    assert "imagenet/resnet50\n" in run("configs", "imagenet/*")
+    assert "python train.py --config configs/cifar10/resnet20.py" in run("configs", "cifar10/resnet20")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("configs cifar10/resnet2O", "unknown recipe 'cifar10/resnet2O': did you mean"),
         ("trian", "unknown command 'trian': did you mean train?"),
         ("data prepar digits", "invalid choice: 'prepar'"),
         ("data info digit", "unknown dataset 'digit': did you mean digits?"),
         ("models resnet5O", "unknown model 'resnet5O'"),
         ("evaluate", "--workdir is missing"),
         ("evaluate --workdir /nothing", "'/nothing/config.json' does not exist"),
-        ("train", "--workdir is missing"),
     ],
 )
 def test_mistakes_of_the_flaxres_command_are_one_line(words: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:

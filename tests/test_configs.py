@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from flaxres.bench import schedule
+from flaxres.config import recipes
 from flaxres.config.check import check_devices
 from flaxres.config.files import load_config
 from flaxres.config.schema import flat
@@ -34,6 +35,14 @@ def test_a_config_loads_and_says_what_it_costs_and_gives(name: str) -> None:
     rates = [float(run.schedule(step)) for step in steps]
     assert max(rates) == pytest.approx(config.optim.learning_rate, rel=0.05)
     assert min(rates) >= 0
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_the_list_of_recipes_says_what_each_gives(name: str) -> None:
+    summary, expected, cost = recipes.describe(name)
+    assert summary.endswith((".", ")."))
+    assert expected
+    assert bool(cost) == ("Cost" in recipes.docstring(name))
 
 
 def test_no_two_recipes_are_the_same() -> None:

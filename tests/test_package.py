@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -11,6 +12,8 @@ import tomllib
 import pytest
 
 import flaxres
+from flaxres.config import recipes
+from flaxres.errors import TRAINER_PACKAGES
 
 ROOT = pathlib.Path(__file__).parents[1]
 HEAVY = ("tensorflow", "tensorflow_datasets", "grain", "tyro", "matplotlib", "orbax", "tensorboardX", "PIL", "simplejpeg")
@@ -89,9 +92,76 @@ import flaxres.training.steps, flaxres.training.optimizers, flaxres.training.sta
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+ABSENT = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {sorted(TRAINER_PACKAGES)!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def test_networks_and_safetensors_need_no_extra(tmp_path: pathlib.Path) -> None:
+    program = f"""{ABSENT}
+import flaxres, jax, jax.numpy as jnp, numpy as np
+model = flaxres.ResNet50(num_classes=3, depths=(1, 1, 1, 1))
+variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+flaxres.save_weights("w.safetensors", variables, model)
+same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), dict(variables), flaxres.load_weights("w.safetensors", model))
+assert jax.tree.all(same)
+assert flaxres.Config().optim.learning_rate == 0.1
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+MISSING = [("sys.exit(flaxres.cli.main(['train']))", "flaxres: this needs"), ("flaxres.fit", "flaxres.fit: this needs")]
+
+
+@pytest.mark.parametrize(("code", "message"), MISSING)
+def test_a_missing_extra_is_named_with_its_command(code: str, message: str, tmp_path: pathlib.Path) -> None:
+    program = f"{ABSENT}\nimport flaxres.cli\n{code}"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode != 0
+    line = done.stderr.strip().splitlines()[-1]
+    assert message in line
+    assert line.endswith("which is not installed: pip install 'flaxres[train]'")
+
+
+def test_every_package_of_the_tree_is_in_the_wheel() -> None:
+    named = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    code = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "flaxres").rglob("*.py")}
+    shipped = {".".join(("flaxres", *path.parent.relative_to(ROOT).parts)) for path in (ROOT / "configs").rglob("*.py")}
+    assert named == code | shipped
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_trains_by_name(tmp_path: pathlib.Path) -> None:
+    """Installs the built wheel into an empty folder, from which everything but its dependencies comes."""
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    place, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(place), str(wheel)], check=True)
+
+    def flaxres_of_the_wheel(*words: str) -> str:
+        command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(place)!r}); import flaxres.cli; sys.exit(flaxres.cli.main())", *words]
+        done = subprocess.run(command, cwd=empty, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert set(json.loads(flaxres_of_the_wheel("configs", "--json"))) == set(recipes.names())
+    options = ["--data.data-dir", str(tmp_path / "data"), "--train.steps", "3", "--train.tensorboard", "False"]
+    flaxres_of_the_wheel("train", "--config", "digits", "--workdir", "run", *options)
+    assert json.loads((empty / "run" / "summary.json").read_text())["step"] == 3
+
+
 def test_the_lock_has_every_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = {re.split(r"[^\w-]", requirement)[0].lower().replace("_", "-") for requirement in project["dependencies"]}
+    wanted = {
+        re.split(r"[^\w-]", requirement)[0].lower().replace("_", "-")
+        for requirement in [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    }
     locked = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
     assert wanted <= {name.lower().replace("_", "-") for name in locked}
 

@@ -1,6 +1,8 @@
 """Shipped recipes, by name: the files of configs/, which the wheel carries inside the package."""
 
+import ast
 import pathlib
+import re
 
 
 def folder() -> pathlib.Path:
@@ -36,7 +38,27 @@ def find(name: str) -> pathlib.Path | None:
     return folder() / f"{bare}.py" if bare in names() else None
 
 
-def summary(name: str) -> str:
-    """Returns the first line of a recipe's docstring, without quotes."""
+def docstring(name: str) -> str:
+    """Returns the docstring of the recipe `name`: its command, settings, source and cost."""
     text = (folder() / f"{name}.py").read_text(encoding="utf-8")
-    return text.partition('"""')[2].partition('"""')[0].strip().partition("\n")[0]
+    return str(ast.get_docstring(ast.parse(text)))
+
+
+def describe(name: str) -> tuple[str, str, str]:
+    """Describes the recipe `name` in three sentences.
+
+    Returns:
+      Its summary, its expected result with the source of the figure, and its cost, which is
+      empty for recipes that state none.
+
+    Example:
+
+      >>> describe("cifar10/resnet20")[0]
+      "ResNet-20 on CIFAR-10: the paper's recipe (He et al. 2016, section 4.2)."
+    """
+    text = docstring(name)
+    sentences = {}
+    for key in ("Expected", "Cost"):
+        match = re.search(rf"{key}[^:.]*: (.*?)\.(?:\s|$)", text, re.DOTALL)
+        sentences[key] = " ".join(match[1].split()) if match else ""
+    return text.partition("\n")[0], sentences["Expected"], sentences["Cost"]

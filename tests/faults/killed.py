@@ -82,4 +82,4 @@ if __name__ == "__main__":
         signals, points, counts = (word.split(",") for word in sys.argv[1:4])
         for one, point, count in zip(signals, points, counts, strict=True):
             arm(signal.Signals[f"SIG{one}"], point, int(count))
-    sys.exit(refusing(lambda: train(words, "configs/digits.py", "train.py")))
+    sys.exit(refusing(lambda: train(words)))
