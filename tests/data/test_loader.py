@@ -322,8 +322,8 @@ def test_fault_19_a_full_dev_shm_is_named(digits: Source, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_the_input_is_the_same_whatever_feeds_it() -> None:
-    """Threads, loading processes, hosts and resumes; see `tests/input_digest.py`."""
-    output = subprocess.run([sys.executable, "-m", "tests.input_digest", "--json"], check=True, capture_output=True, text=True).stdout
+    """Threads, loading processes, hosts and resumes; see `tools/input_digest.py`."""
+    output = subprocess.run([sys.executable, "-m", "tools.input_digest", "--json"], check=True, capture_output=True, text=True).stdout
     figures = json.loads(output.splitlines()[-1])
     assert figures["rows"] == 240
     assert figures["differing"] == 0

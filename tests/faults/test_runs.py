@@ -24,9 +24,8 @@ from flaxres.config.schema import SETTINGS, differences, flat
 from flaxres.training import metrics, pace
 from flaxres.training.checkpoints import newest_sound
 from flaxres.training.watchdog import EXIT_STUCK
-from tests import processes
-from tests.faults import kill
 from tests.training.test_loop import digits
+from tools import kill, processes
 
 ROOT = pathlib.Path(__file__).parents[2]
 ENDLESS = ("--train.steps", "100000")
@@ -138,7 +137,7 @@ def test_fault_11_each_field_that_changes_is_refused_or_on_the_list() -> None:
 
 @pytest.mark.slow
 def test_fault_13_a_part_of_the_state_that_is_not_saved_is_noticed() -> None:
-    done = subprocess.run([sys.executable, "-m", "tests.faults.mutants", "--json"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "tools.mutants", "--json"], cwd=ROOT, capture_output=True, text=True, check=True)
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["killed"] == figures["mutants"] == 8
 

@@ -26,8 +26,7 @@ from flaxres.training import metrics, run
 from flaxres.training.log import Log
 from flaxres.training.loop import Stepper
 from flaxres.training.run import prepare_run
-from tests import processes
-from tests.faults import kill
+from tools import kill, processes
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -235,7 +234,7 @@ def test_photographs_train_and_every_one_is_counted(
 
 
 def test_fault_01_kill_9_and_the_same_command_end_in_the_same_bits() -> None:
-    done = subprocess.run([sys.executable, "-m", "tests.faults.kill", "--kills", "1", "--json"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "tools.kill", "--kills", "1", "--json"], cwd=ROOT, capture_output=True, text=True, check=True)
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["kills"] == 1
     assert figures["mismatches"] == figures["losses"] == 0

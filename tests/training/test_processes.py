@@ -11,13 +11,13 @@ import pytest
 
 from flaxres import Config, InputError, OptimConfig
 from flaxres.training import hosts
-from tests.processes import DIGITS, ROOT, finish, rows, start
+from tools.processes import DIGITS, ROOT, finish, rows, start
 
 
 def figures(what: str, processes: str = "2") -> dict[str, float]:
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.processes", what, "--processes", processes, "--json"], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "tools.processes", what, "--processes", processes, "--json"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])

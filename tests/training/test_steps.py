@@ -66,9 +66,9 @@ def test_convolutions_on_cpu_are_given_to_all_cores() -> None:
 
 
 def same_result(precision: str, steps: int, groups: str) -> dict[str, float]:
-    """Runs `python -m tests.same_result` in a process of its own, whose JAX has the precision."""
+    """Runs `python -m tools.same_result` in a process of its own, whose JAX has the precision."""
     environment = os.environ | {"JAX_ENABLE_X64": str(int(precision == "float64"))}
-    program = [sys.executable, "-m", "tests.same_result", "--precision", precision, "--steps", str(steps), "--groups", groups, "--json"]
+    program = [sys.executable, "-m", "tools.same_result", "--precision", precision, "--steps", str(steps), "--groups", groups, "--json"]
     done = subprocess.run(program, env=environment, cwd=pathlib.Path(__file__).parents[2], capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 

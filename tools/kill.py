@@ -1,4 +1,4 @@
-"""SIGKILL at random times, then the same command again: `python -m tests.faults.kill --kills 5 [--points] [--processes 2] --json`.
+"""Sends SIGKILL at random times and repeats the command: `python -m tools.kill --kills 5 [--points] [--processes 2] --json`.
 
 D is the SHA-256 over every leaf of the final state (parameters, batch statistics, optimizer state, step). Prints the kills, how many runs ended
 with another D or another log than the run that was never killed (`mismatches`), how many could not go on (`losses`), and the seconds that a
@@ -25,8 +25,8 @@ from flaxres.data.prepare import prepare
 from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.metrics import read_metrics
 from flaxres.training.run import prepare_run
-from tests import processes
-from tests.faults.killed import LEADING, MOST, POINTS, RESUMING
+from tools import processes
+from tools.killed import LEADING, MOST, POINTS, RESUMING
 
 TIMES = ("images_per_second", "input_stall_percent")
 Started = list[subprocess.Popen[str]]
@@ -44,7 +44,7 @@ def start(words: list[str], count: int = 1, hits: tuple[Hit, ...] = (), victim: 
     """`train.py` with these arguments on `count` processes, of which the victim sends itself the signals of `hits`."""
     if not hits:
         return processes.start(["train.py", *words], count, **environment)
-    program = ["-m", "tests.faults.killed", *(",".join(map(str, column)) for column in zip(*hits, strict=True))]
+    program = ["-m", "tools.killed", *(",".join(map(str, column)) for column in zip(*hits, strict=True))]
     return processes.start([*program, *words], count, FLAXRES_VICTIM=str(victim), **environment)
 
 
@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--kills-per-run", type=int, default=1, help="the same run is killed so often before it may finish")
-    parser.add_argument("--points", action="store_true", help="kill at the points of tests/faults/killed.py too, in turn with random times")
+    parser.add_argument("--points", action="store_true", help="kill at the points of tools/killed.py too, in turn with random times")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")

@@ -1,4 +1,4 @@
-"""The same run on 1, 2, 4 and 8 devices: `JAX_ENABLE_X64=1 python -m tests.same_result --precision float64 --steps 20 --groups none,8`.
+"""Compares the same run on 1, 2, 4 and 8 devices: `JAX_ENABLE_X64=1 python -m tools.same_result --precision float64 --steps 20 --groups none,8`.
 
 Trains ResNet-20 on the digits and prints, over all runs with the same statistics group: in how many places the ledgers (sample ids and a digest
 of the augmented pictures of each step) differ from those of one device, and the largest relative difference of a final parameter array

@@ -1,4 +1,4 @@
-"""One run on several real processes, joined on loopback: `python -m tests.processes {losses,resume,evaluation} [--processes 2,4] [--json]`.
+"""Runs one training on several real processes, joined on loopback: `python -m tools.processes {losses,resume,evaluation} [--processes 2,4] [--json]`.
 
 losses      trains ResNet-20 on the digits by train.py, on one process and on several, in float64 for 20 steps and in float32 for one, and
             prints the largest relative difference between their losses.
@@ -106,7 +106,7 @@ def evaluation(folder: pathlib.Path, processes: list[int]) -> dict[str, float]:
     """Sums of one process against those of several."""
     found = {}
     for count in sorted({1, *processes}):
-        command = ["-m", "tests.processes", "worker", "--folder", str(folder / "data")]
+        command = ["-m", "tools.processes", "worker", "--folder", str(folder / "data")]
         found[count] = json.loads(finish(start(command, count))[0].splitlines()[-1])
     wrong = sum(
         ours["examples"] != examples or ours["top1"] != alone["top1"] or abs(ours["loss"] - alone["loss"]) > 1e-5 * alone["loss"]

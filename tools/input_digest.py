@@ -1,4 +1,4 @@
-"""The same input whatever feeds it: `python -m tests.input_digest [--json]`.
+"""Compares the input across threads, processes, hosts and resumes: `python -m tools.input_digest [--json]`.
 
 Takes two epochs of a folder of photographs through random resized crops, flips, colour jitter, RandAugment, erasing, mixup and cutmix with repeated
 augmentation, and digests the record, the label and the augmented pixels of every row. Prints how many rows differ from those of one process with one
@@ -96,7 +96,7 @@ def host(arguments: list[str]) -> None:
 
 
 def hosts(root: str, data_dir: str, count: int) -> dict[int, str]:
-    words = [sys.executable, "-m", "tests.input_digest", "--host", root, data_dir, loopback(), str(count)]
+    words = [sys.executable, "-m", "tools.input_digest", "--host", root, data_dir, loopback(), str(count)]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     processes = [subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True, env=environment) for rank in range(count)]
     merged: dict[int, str] = {}

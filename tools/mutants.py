@@ -1,4 +1,4 @@
-"""Whether the tests would notice if a part of the state were left out of a save: `python -m tests.faults.mutants [--json]`.
+"""Checks that a comparison of resumes notices each missing part of the state: `python -m tools.mutants [--json]`.
 
 A run with every part that a state can have (momentum, statistics, moving averages, a loss scale) is stopped in the middle and goes on, once as it
 should and then once for each part that is taken from a new run in place of the checkpoint. A mutant is killed where the comparison that every
@@ -26,9 +26,9 @@ from flaxres.training import run, state as states
 from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.loop import Preempted, Stepper
 from flaxres.training.state import State
-from tests.faults.kill import digest
+from tools.kill import digest
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[1]
 STEPS, STOP = 8, 5
 
 

@@ -1,4 +1,4 @@
-"""`train.py` that is sent a signal from within: `python -m tests.faults.killed SIGNALS POINTS COUNTS train-arguments`.
+"""Runs `train.py` and sends itself a signal from within: `python -m tools.killed SIGNALS POINTS COUNTS train-arguments`.
 
 A signal (KILL, TERM, STOP) comes at the COUNT-th time that its point is reached, so that it hits each stage of compiling, stepping, evaluating,
 saving and restoring, and not only those that take long. With several processes only the one of number $FLAXRES_VICTIM is hit.

@@ -1,4 +1,4 @@
-"""Training against PyTorch, step by step: `JAX_ENABLE_X64=1 python -m tests.training_parity resnet18 --json`.
+"""Compares training with PyTorch, step by step: `JAX_ENABLE_X64=1 python -m tools.training_parity resnet18 --json`.
 
 The same weights and 5 batches through PyTorch's SGD and ours, in float64. Prints the largest relative difference of the losses, and of the
 final parameters and running statistics (largest difference over largest value of an array). PyTorch's running variance is unbiased and ours is
