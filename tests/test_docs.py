@@ -1,4 +1,4 @@
-"""The documentation builds without a warning, and its notebook runs."""
+"""The documentation builds without a warning, its commands and links exist, and its Python and its notebook run."""
 
 import pathlib
 import re
@@ -8,7 +8,24 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+LINKED = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md")), *PAGES]
+# A line that keeps the next block from being run, and that block: `<!-- not run: needs the Hugging Face hub -->`.
+NOT_RUN = re.compile(r"<!-- not run: \S.* -->\s*```python\n.*?```", re.DOTALL)
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
+README_LINES = 150
+
+
+def runnable(path: pathlib.Path) -> list[str]:
+    """The Python blocks of a page, without those that say they need something else."""
+    return PYTHON.findall(NOT_RUN.sub("", path.read_text()))
+
+
+def name_of(path: pathlib.Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+RUNNABLE = [path for path in (ROOT / "README.md", *PAGES) if runnable(path)]
 
 
 @pytest.mark.slow
@@ -33,7 +50,7 @@ def test_the_notebook_runs(tmp_path: pathlib.Path) -> None:
     assert "residual: loss" in printed
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_commands_in_the_pages_exist(path: pathlib.Path) -> None:
     from flaxres.cli import BENCHES, COMMANDS
     from flaxres.config.schema import SETTINGS
@@ -47,3 +64,31 @@ def test_commands_in_the_pages_exist(path: pathlib.Path) -> None:
             assert name.replace("-", "_") in SETTINGS, name
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         compile(block, str(path), "exec")
+
+
+def test_pages_have_python_to_run() -> None:
+    assert {"README.md", "docs/guide/models.md", "docs/guide/weights.md", "docs/guide/backbone.md"} <= set(map(name_of, RUNNABLE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
+def test_the_python_of_a_page_runs(path: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All blocks in one namespace, in their order."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {}
+    for block in runnable(path):
+        exec(compile(block, name_of(path), "exec"), namespace)
+
+
+def test_the_readme_is_short() -> None:
+    lines = len((ROOT / "README.md").read_text().splitlines())
+    assert lines <= README_LINES, f"README.md has {lines} lines: move what a newcomer does not need to docs/"
+
+
+@pytest.mark.parametrize("path", LINKED, ids=name_of)
+def test_relative_links_point_to_files(path: pathlib.Path) -> None:
+    text = re.sub(r"```.*?```|`[^`\n]+`", "", path.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        file = target.partition("#")[0]
+        if file and not re.match(r"[a-z]+:", file):
+            assert (path.parent / file).exists(), f"{name_of(path)} links to {target}"

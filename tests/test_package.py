@@ -179,19 +179,6 @@ def test_every_public_name_is_there() -> None:
         flaxres.nothing_such  # noqa: B018
 
 
-@pytest.mark.slow
-def test_the_readmes_python_runs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of it in one namespace, in order; the block that needs the hub is left to the tests of the hub."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 6
-    monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {}
-    for block in blocks:
-        if "load_pretrained" not in block:
-            exec(compile(block, "README.md", "exec"), namespace)
-    assert float(namespace["value"]) > 0  # type: ignore[arg-type]
-
-
 def test_every_name_in_the_readme_exists() -> None:
     text = (ROOT / "README.md").read_text()
     for name in set(re.findall(r"flaxres\.([A-Za-z_]\w*)", text)) - {"git"}:
