@@ -7,7 +7,7 @@ Needs the extra `parity`, and onnxruntime and onnx.
 import argparse
 import json
 
-from flaxres.cli import keep_memory, use_compiler
+from flaxres.cli._process import keep_memory, use_compiler
 from flaxres.inference import PEERS, measure
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from unittest import mock
 
 import flaxres
-from flaxres.cli import keep_memory
+from flaxres.cli._process import keep_memory
 from flaxres.config.files import load_config
 from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.loop import Stepper

@@ -21,7 +21,7 @@ IMAGES, SIZE, STEPS = 64, 32, 15
 def worker(coordinator: str, processes: int, process: int) -> None:
     """One process: prints its images/s, of all processes together."""
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[process]})
-    from flaxres.cli import keep_memory
+    from flaxres.cli._process import keep_memory
 
     keep_memory()
     import jax

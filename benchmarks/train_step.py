@@ -32,7 +32,7 @@ import optax
 import flaxres
 from benchmarks.peers import torch_and_timm, torch_resnet20
 from benchmarks.textbook import TEXTBOOK, plain_step
-from flaxres.cli import keep_memory
+from flaxres.cli._process import keep_memory
 from flaxres.training.xla import compiler_options
 
 Advance = Callable[[], Any]

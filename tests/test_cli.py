@@ -11,7 +11,9 @@ import pytest
 from jax.experimental import topologies
 
 import flaxres
-from flaxres.cli import main, refusing, train
+from flaxres.cli import main
+from flaxres.cli._process import refusing
+from flaxres.cli._train import train
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = str(ROOT / "configs" / "digits.py")
@@ -76,7 +78,7 @@ def test_a_config_of_another_kind_and_an_early_interrupt(capfd: pytest.CaptureFi
     program = """
 import signal
 import flaxres
-from flaxres.cli import refusing
+from flaxres.cli._process import refusing
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells have background jobs ignore
 refusing(lambda: signal.raise_signal(signal.SIGINT))
 """

@@ -52,7 +52,8 @@ def test_the_notebook_runs(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_commands_in_the_pages_exist(path: pathlib.Path) -> None:
-    from flaxres.cli import BENCHES, COMMANDS
+    from flaxres.cli import COMMANDS
+    from flaxres.cli._bench import BENCHES
     from flaxres.config.schema import SETTINGS
 
     text = path.read_text()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 import flaxres
-from flaxres.cli import parse_run
+from flaxres.cli._options import parse_run
 from flaxres.config.files import from_json, to_json
 from flaxres.config.schema import Config, flat
 from flaxres.data.decode import CentreCrop, UnreadableError

@@ -12,7 +12,8 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from flaxres.cli import refusing, train
+from flaxres.cli._process import refusing
+from flaxres.cli._train import train
 from flaxres.training import checkpoints, evaluation, log, loop, metrics
 
 # Where the signal comes -> the owner of the function and its name; `+` after the call, `-` before it.

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxres.cli import LAB, main
+from flaxres.cli import main
+from flaxres.cli._lab import LAB
 from flaxres.lab import EXPERIMENTS, block, gradients, lesion
 from flaxres.lab.report import Claim, Experiment, Settings, conduct, summary
 from flaxres.lab.stacks import KINDS, Stack, digits, norms

@@ -18,7 +18,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 import flaxres
-from flaxres import cli
+from flaxres.cli import _process as cli
 from flaxres.errors import InputError
 from flaxres.models import native
 from flaxres.models.convolution import convolution, direct

@@ -1,0 +1,74 @@
+"""The command line: `train.py` and the `flaxres` command. It reads words and calls the library."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import flaxres
+from flaxres.cli._bench import bench
+from flaxres.cli._data import data
+from flaxres.cli._lab import lab
+from flaxres.cli._lists import configs, models
+from flaxres.cli._predict import convert, export, predict
+from flaxres.cli._process import EXIT_REFUSED, refusing
+from flaxres.cli._train import checkpoints, evaluate, train
+from flaxres.errors import unknown
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "bench": bench,
+    "checkpoints": checkpoints,
+    "configs": configs,
+    "convert": convert,
+    "data": data,
+    "export": export,
+    "lab": lab,
+    "models": models,
+    "predict": predict,
+}
+
+
+USAGE = """usage: flaxres COMMAND ...
+
+  train        train a recipe, or go on with a run        flaxres train --config cifar10/quick
+  evaluate     measure a run's newest checkpoint          flaxres evaluate --workdir DIR
+  configs      list the recipes                           flaxres configs 'cifar10/*'
+  checkpoints  list and verify a run's checkpoints        flaxres checkpoints DIR
+  bench        measure a config before it is trained      flaxres bench schedule --config FILE
+  convert      weights to torchvision/timm safetensors    flaxres convert IN OUT --model resnet50
+  data         prepare datasets and look at them          flaxres data prepare folder --source DIR
+  export       a program that needs jax alone             flaxres export --workdir DIR --out DIR
+  lab          why skip connections work                  flaxres lab all --out DIR
+  models       list the models                            flaxres models 'resnet*'
+  predict      say what is in pictures                    flaxres predict IMAGE... --workdir DIR
+
+flaxres COMMAND --help tells more."""
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "") -> int:
+    """Runs the `flaxres` command.
+
+    Args:
+      arguments: the words after the program's name; None takes those of the process.
+      program: name that `train` gives itself in its help, `flaxres train` by default.
+
+    Returns:
+      The exit code.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if words else EXIT_REFUSED
+    if words[0] == "--version":
+        print(f"flaxres {flaxres.__version__}")
+        return 0
+
+    def run() -> None:
+        if words[0] not in COMMANDS:
+            raise unknown("command", words[0], COMMANDS)
+        if words[0] == "train" and program:
+            train(words[1:], program)
+        else:
+            COMMANDS[words[0]](words[1:])
+
+    return refusing(run)

@@ -1,0 +1,58 @@
+"""`flaxres models` and `flaxres configs`: what the package ships."""
+
+import fnmatch
+import json
+from collections.abc import Sequence
+
+from flaxres.cli._options import Parser, show
+from flaxres.errors import InputError, unknown
+
+
+def models(arguments: Sequence[str]) -> None:
+    """Lists the models with their costs, counted."""
+    from flaxres.models.count import multiply_accumulates, parameters
+    from flaxres.models.registry import create_model, list_models, small_images
+
+    parser = Parser("flaxres models", description="List the models whose names match a shell pattern, with their costs for one image.")
+    parser.add_argument("pattern", nargs="?", default="*")
+    parser.add_argument("--size", type=int, help="pixels of a side (224; 32 for the CIFAR networks)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    chosen = parser.parse_args(arguments)
+    if not (names := list_models(chosen.pattern)):
+        if set("*?[") & set(chosen.pattern):
+            raise InputError(f"no model matches {chosen.pattern!r}: flaxres models lists all of them")
+        raise unknown("model", chosen.pattern, list_models())
+    if chosen.size is not None and chosen.size < 32:
+        raise InputError(f"--size={chosen.size}: the rule is >= 32")
+    if not chosen.json:
+        print(f"{'name':<20}{'parameters':>13}{'GMACs':>9}{'pixels':>8}")
+    facts = {}
+    for name in names:
+        # Under a scan the trace of a deep network is short, and the counts are the same.
+        model, size = create_model(name, scan_blocks=True), chosen.size or (32 if small_images(name) else 224)
+        facts[name] = {"parameters": parameters(model), "gmacs": round(multiply_accumulates(model, size) / 1e9, 3), "pixels": size}
+        if not chosen.json:
+            print(f"{name:<20}{facts[name]['parameters']:>13,}{facts[name]['gmacs']:>9.2f}{size:>8}", flush=True)
+    if chosen.json:
+        print(json.dumps(facts))
+
+
+def configs(arguments: Sequence[str]) -> None:
+    """Lists the shipped recipes, or shows one."""
+    from flaxres.config import recipes
+
+    parser = Parser("flaxres configs", description="List the shipped recipes that match a shell pattern, or show one in full.")
+    parser.add_argument("pattern", nargs="?", default="*", help="e.g. 'cifar10/*', or the name of a recipe")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    chosen = parser.parse_args(arguments)
+    if not (names := [name for name in recipes.names() if fnmatch.fnmatch(name, chosen.pattern)]):
+        raise unknown("recipe", chosen.pattern, recipes.names())
+    facts = {name: recipes.describe(name) for name in names}
+    if chosen.pattern in facts and not chosen.json:
+        print(recipes.docstring(chosen.pattern))
+        return
+    lines = []
+    for name, (summary, expected, cost) in facts.items():
+        lines += [name, f"    {summary}", f"    Expected: {expected}"] + ([f"    Cost: {cost}"] if cost else [])
+    hint = ["", "flaxres train --config NAME trains one; flaxres configs NAME shows all that is known of it."]
+    show(chosen.json, {name: dict(zip(("summary", "expected", "cost"), fact, strict=True)) for name, fact in facts.items()}, lines + hint)

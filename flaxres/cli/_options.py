@@ -1,0 +1,114 @@
+"""Options of the command line: settings of a config, flags of commands, and their errors."""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import typing
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from flaxres.config.files import from_json, load_config
+from flaxres.config.kinds import described, options
+from flaxres.config.schema import SETTINGS, Config
+from flaxres.errors import InputError, unknown
+
+
+def flag(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def parse_run(arguments: Sequence[str], default: str | None, program: str, description: str) -> tuple[Config, str]:
+    """`--config FILE --workdir DIR --section.field VALUE ...` -> the config and the workdir; raises InputError, one line, for any mistake.
+
+    Without `--config` the config is that of the run in the workdir, if there is one, else the file `default`.
+    """
+    import tyro
+
+    chosen, rest = value_of(arguments, "--config")
+    where, rest = value_of(rest, "--workdir")
+    saved = pathlib.Path(where or "") / "config.json"
+    there = os.path.exists(saved)  # noqa: PTH110 (Path.exists raises where the folder can't be read)
+    if chosen is None and (default is None or (where and there)):
+        asks = {"-h", "--help"} & set(rest)
+        if not where and not asks:
+            raise InputError("--workdir is missing: give the workdir of a run")
+        file, start = str(saved), Config() if asks and not there else from_json(saved)
+    else:
+        file = chosen or str(default)
+        start = load_config(file)
+    folder = where or f"runs/{pathlib.Path(file).stem}"
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        config_file: Annotated[
+            str, tyro.conf.arg(name="config", help="A recipe of `flaxres configs`, or a Python file that binds `config`.", metavar="FILE")
+        ] = file
+        workdir: Annotated[str, tyro.conf.arg(help="The folder of the run.", metavar="DIR")] = folder
+        config: Annotated[Config, tyro.conf.arg(name="")] = start
+
+    Options.__doc__ = description
+    if not {"-h", "--help"} & set(rest):
+        try_each(rest, {flag(field): declared.kind for field, declared in SETTINGS.items()}, start)
+    return tyro.cli(Options, args=rest, default=Options(), prog=program, config=(tyro.conf.FlagConversionOff,)).config, folder
+
+
+def value_of(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of the flag `name`, `--name V` or `--name=V`, and the arguments without it; the last one counts."""
+    value, rest, i = None, [], 0
+    while i < len(arguments):
+        word, i = arguments[i], i + 1
+        if word == name:
+            if i == len(arguments):
+                raise InputError(f"{name} needs a value")
+            value, i = arguments[i], i + 1
+        elif word.startswith(name + "="):
+            value = word.partition("=")[2]
+        else:
+            rest.append(word)
+    return value, rest
+
+
+def groups(arguments: Sequence[str]) -> list[list[str]]:
+    """The arguments, one list for each flag with its values."""
+    found: list[list[str]] = []
+    for word in arguments:
+        if word.startswith("--"):
+            found.append([word])
+        elif found:
+            found[-1].append(word)
+        else:
+            raise InputError(f"{word!r} is no option: options are --config, --workdir and --section.field, see --help")
+    return found
+
+
+def try_each(arguments: Sequence[str], names: dict[str, Any], start: Config) -> None:
+    """Parses each option by itself, so that the one that can't be parsed is named."""
+    import tyro
+
+    for words in groups(arguments):
+        name, _, value = words[0].partition("=")
+        if (kind := names.get(name.replace("_", "-"))) is None:
+            raise unknown("option", name, [*names, "--config", "--workdir"])
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                tyro.cli(Config, args=words, default=start, console_outputs=False, config=(tyro.conf.FlagConversionOff,))
+        except SystemExit as error:
+            given = " ".join([value, *words[1:]] if value else words[1:])
+            if choices := options(kind):
+                raise unknown(f"value of {name}", given, map(str, choices)) from error
+            raise InputError(f"{name}={given!r}: the rule is {described(kind)}") from error
+
+
+def show(as_json: bool, facts: dict[str, Any], lines: list[str]) -> None:
+    print(json.dumps(facts) if as_json else "\n".join(lines))
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose refusals are ours: one line."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
