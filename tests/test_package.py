@@ -15,14 +15,16 @@ import flaxres
 ROOT = pathlib.Path(__file__).parents[1]
 HEAVY = ("tensorflow", "tensorflow_datasets", "grain", "tyro", "matplotlib", "orbax", "tensorboardX", "PIL", "simplejpeg")
 ROOMS = {
-    "models": {"cache", "errors", "models"},
+    "ops": {"cache", "errors", "ops"},
+    "models": {"errors", "ops", "models"},
     "data": {"cache", "errors", "data"},
     "weights": {"errors", "models", "data", "weights"},
-    "training": {"errors", "figures", "models", "data", "weights", "training"},
+    "training": {"errors", "figures", "ops", "models", "data", "weights", "training"},
 }
 COMPUTE = [
     *(
         "models/*.py",
+        "ops/*.py",
         "cache.py",
         "errors.py",
         "data/augment.py",

@@ -11,7 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxres.models.layers import activated, average_pool, blur_pool, relu, shrink_average, zero_pad_shortcut
+from flaxres.models.layers import (
+    activated,
+    average_pool,
+    blur_pool,
+    relu,
+    shrink_average,
+    zero_pad_shortcut,
+)
 
 Row = tuple[int, int, int, int, int]  # features, kernel size, stride, groups, dilation
 EXPANSION = {"basic": 1, "bottleneck": 4}

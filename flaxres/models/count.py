@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flaxres.models.convolution import convolution_p
 from flaxres.models.network import Network
+from flaxres.ops.convolution import convolution_p
 
 
 def parameters(model: Network, size: int = 64) -> int:

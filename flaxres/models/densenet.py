@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxres.models.layers import activated, activated_and_pooled, average_pool, max_pool
+from flaxres.models.layers import activated, activated_and_pooled, average_pool
 from flaxres.models.network import Network
+from flaxres.ops.pool import max_pool
 
 kaiming_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 

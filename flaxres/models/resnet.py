@@ -8,8 +8,16 @@ import jax
 from flax import linen as nn
 
 from flaxres.models.blocks import EXPANSION, ResidualBlock, Stage
-from flaxres.models.layers import EfficientChannelAttention, SqueezeExcite, activated, activated_and_pooled, average_pool, blur_pool, max_pool
+from flaxres.models.layers import (
+    EfficientChannelAttention,
+    SqueezeExcite,
+    activated,
+    activated_and_pooled,
+    average_pool,
+    blur_pool,
+)
 from flaxres.models.network import Network
+from flaxres.ops.pool import max_pool
 
 STEMS = ("standard", "small", "deep", "deep_tiered")
 CHOICES = {

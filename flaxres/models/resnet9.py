@@ -9,8 +9,9 @@ from flax import linen as nn
 
 from flaxres.errors import InputError
 from flaxres.models.blocks import ResidualBlock, Stage
-from flaxres.models.layers import activated, max_pool
+from flaxres.models.layers import activated
 from flaxres.models.network import Network
+from flaxres.ops.pool import max_pool
 
 
 class PooledConvolution(nn.Module):

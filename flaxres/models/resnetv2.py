@@ -8,8 +8,9 @@ import jax
 from flax import linen as nn
 
 from flaxres.models.blocks import EXPANSION, PreActivationBlock, Stage
-from flaxres.models.layers import activated, head_init, max_pool
+from flaxres.models.layers import activated, head_init
 from flaxres.models.network import Network
+from flaxres.ops.pool import max_pool
 
 CHOICES = {"block": tuple(EXPANSION), "stem": ("standard", "small", "deep", "fixed"), "norm_kind": ("batch", "group")}
 

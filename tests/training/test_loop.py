@@ -21,7 +21,7 @@ from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig,
 from flaxres.cli import load_config
 from flaxres.data.sources import Source
 from flaxres.errors import InputError
-from flaxres.models import native
+from flaxres.ops import native
 from flaxres.training import metrics, run
 from flaxres.training.config import from_json, resolved, to_json
 from flaxres.training.log import Log
