@@ -8,7 +8,7 @@ after the first share one trace, and their parameters are stacked under the name
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,18 @@ from flaxres.models.layers import (
     zero_pad_shortcut,
 )
 
-Row = tuple[int, int, int, int, int]  # features, kernel size, stride, groups, dilation
 EXPANSION = {"basic": 1, "bottleneck": 4}
 SCANNED = "scanned"
+
+
+class Row(NamedTuple):
+    """One convolution of a branch; the fields are attributes of `flaxres.models.layers.Conv`."""
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    groups: int = 1
+    dilation: int = 1
 
 
 def branch(
@@ -51,12 +60,13 @@ def branch(
     """
     first, rest = dilation
     if kind == "basic":
-        return [(width, 3, stride, 1, first), (width, 3, 1, 1, rest)]
+        return [Row(width, 3, stride, dilation=first), Row(width, 3, dilation=rest)]
     inner = width * base_width // 64 * cardinality
+    strides = (stride, 1) if v1 else (1, stride)
     return [
-        (inner, 1, stride if v1 else 1, 1, 1),
-        (inner, 3, 1 if v1 else stride, cardinality, first),
-        (4 * width, 1, 1, 1, 1),
+        Row(inner, 1, strides[0]),
+        Row(inner, 3, strides[1], cardinality, first),
+        Row(4 * width, 1),
     ]
 
 
@@ -142,31 +152,24 @@ class ResidualBlock(nn.Module):
             self.dilation,
         )
         y = x
-        for i, (features, size, stride, groups, dilation) in enumerate(rows, 1):
-            last, aliased = i == len(rows), self.anti_alias and stride == 2
-            y = self.conv(
-                features,
-                kernel_size=size,
-                stride=1 if aliased else stride,
-                groups=groups,
-                dilation=dilation,
-                name=f"conv{i}",
-            )(y)
-            if last:
-                zero = {"scale_init": nn.initializers.zeros_init()}
-                norm = self.norm(name=f"bn{i}", **(zero if self.shortcut != "none" else {}))
-                y = norm(y, use_running_average=not train)
-            else:
-                y = activated(self.norm(name=f"bn{i}"), y, train, rows[i][1])
-            if aliased:
+        for i, row in enumerate(rows[:-1], 1):
+            pooled = self.anti_alias and row.stride == 2
+            row = row._replace(stride=1) if pooled else row
+            y = self.conv(**row._asdict(), name=f"conv{i}")(y)
+            y = activated(self.norm(name=f"bn{i}"), y, train, before=rows[i].kernel_size)
+            if pooled:
                 y = blur_pool(y) if self.anti_alias == "blur" else average_pool(y, 2, 2)
+        last = len(rows)
+        zero = {"scale_init": nn.initializers.zeros_init()} if self.shortcut != "none" else {}
+        y = self.conv(**rows[-1]._asdict(), name=f"conv{last}")(y)
+        y = self.norm(name=f"bn{last}", **zero)(y, use_running_average=not train)
         if self.attention is not None:
             y = self.attention(name="se")(y)
         if self.stochastic:
             y = drop_path(self, y, drop_rate, train)
         if self.shortcut == "none":
-            return relu(y, rows[0][1])
-        return relu(y + self.shortened(x, train), rows[0][1])
+            return relu(y, before=rows[0].kernel_size)
+        return relu(y + self.shortened(x, train), before=rows[0].kernel_size)
 
     def shortened(self, x: jax.Array, train: bool) -> jax.Array:
         """Return `x` in the shape of the branch's result."""
@@ -228,23 +231,16 @@ class PreActivationBlock(nn.Module):
     def __call__(self, x: jax.Array, train: bool, drop_rate: Any = 0.0) -> jax.Array:
         width = self.features // EXPANSION[self.kind]
         rows = branch(self.kind, width, self.stride, False, 1, 64, (1, 1))
-        y = activated(self.norm(name="norm1"), x, train, rows[0][1])
+        y = activated(self.norm(name="norm1"), x, train, before=rows[0].kernel_size)
         if self.project:
             shortcut = Downsample(
                 self.features, self.stride, self.averaged, self.conv, name="downsample"
             )
             x = shortcut(y)
-        for i, (features, size, stride, groups, dilation) in enumerate(rows, 1):
-            if i > 1:
-                y = activated(self.norm(name=f"norm{i}"), y, train, size)
-            y = self.conv(
-                features,
-                kernel_size=size,
-                stride=stride,
-                groups=groups,
-                dilation=dilation,
-                name=f"conv{i}",
-            )(y)
+        y = self.conv(**rows[0]._asdict(), name="conv1")(y)
+        for i, row in enumerate(rows[1:], 2):
+            y = activated(self.norm(name=f"norm{i}"), y, train, before=row.kernel_size)
+            y = self.conv(**row._asdict(), name=f"conv{i}")(y)
         if self.stochastic:
             y = drop_path(self, y, drop_rate, train)
         return x + y

@@ -119,7 +119,7 @@ class ResNetV2(Network):
             norm=norm,
             stochastic=self.stochastic_depth > 0,
         )
-        stages = []
+        stages: list[Callable[..., nn.Module]] = []
         for width, rates in zip(self.widths, self.drop_rates(self.depths), strict=True):
             rest = functools.partial(block, features=width, stride=1)
             stride = 2 if stages else 1
