@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from flaxres.errors import InputError as InputError, missing_extra
 from flaxres.models.densenet import DenseNet as DenseNet
-from flaxres.models.native import use_native_convolutions as use_native_convolutions
 from flaxres.models.registry import (
     ResNet18 as ResNet18,
     ResNet20 as ResNet20,
@@ -28,6 +27,7 @@ from flaxres.models.registry import (
 from flaxres.models.resnet import ResNet as ResNet
 from flaxres.models.resnet9 import ResNet9 as ResNet9
 from flaxres.models.resnetv2 import ResNetV2 as ResNetV2
+from flaxres.ops.native import use_native_convolutions as use_native_convolutions
 
 if TYPE_CHECKING:
     from flaxres.config.files import variant as variant

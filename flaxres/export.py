@@ -18,9 +18,9 @@ from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError, writing_to
 from flaxres.models.blocks import unstack_blocks
 from flaxres.models.count import multiply_accumulates, parameters
-from flaxres.models.kept import jax_operations_only
 from flaxres.models.layers import BatchNorm, Conv
 from flaxres.models.network import Network
+from flaxres.ops.kept import jax_operations_only
 from flaxres.prediction import Predictor
 from flaxres.weights.names import leaves, nested
 from flaxres.weights.transfer import save_weights

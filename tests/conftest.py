@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flaxres.models import native
+from flaxres.ops import native
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
 

@@ -23,7 +23,7 @@ from benchmarks.scaling import loopback
 from flaxres.cli import main
 from flaxres.data.preprocess import Preprocess
 from flaxres.export import CLASSES, GET_ONNX, ONNX, PROGRAM, SERVER, WEIGHTS, Form, export, folded, in_8_bits, in_floats, prepared
-from flaxres.models.kept import jax_operations_only
+from flaxres.ops.kept import jax_operations_only
 from flaxres.prediction import Predictor, from_workdir
 
 RNG = np.random.default_rng(0)

@@ -18,16 +18,18 @@ from flaxres.errors import TRAINER_PACKAGES
 ROOT = pathlib.Path(__file__).parents[1]
 HEAVY = ("tensorflow", "tensorflow_datasets", "grain", "tyro", "matplotlib", "orbax", "tensorboardX", "PIL", "simplejpeg")
 ROOMS = {
-    "models": {"cache", "errors", "models"},
+    "ops": {"cache", "errors", "ops"},
+    "models": {"errors", "ops", "models"},
     "config": {"config", "data", "errors", "models"},
     "data": {"cache", "errors", "data"},
     "weights": {"errors", "models", "data", "weights"},
-    "training": {"config", "errors", "figures", "models", "data", "weights", "training"},
+    "training": {"config", "errors", "figures", "ops", "models", "data", "weights", "training"},
 }
 COMPUTE = [
     *(
         "models/*.py",
         "config/*.py",
+        "ops/*.py",
         "cache.py",
         "errors.py",
         "data/augment.py",

@@ -116,7 +116,7 @@ def use_compiler() -> None:
     """Convolutions that this machine's C++ compiler makes, where JAX has CPUs alone and the environment has no FLAXRES_NATIVE_CONVOLUTIONS=0."""
     if not cpus_alone() or os.environ.get("FLAXRES_NATIVE_CONVOLUTIONS") == "0":
         return
-    from flaxres.models.native import use_native_convolutions
+    from flaxres.ops.native import use_native_convolutions
 
     try:
         use_native_convolutions()

@@ -1,37 +1,80 @@
-"""Residual blocks (He et al. 2016, sections 3.2 to 3.4; "Identity mappings", 2016, for pre-activation): one place for each formula.
+"""Residual blocks (He et al. 2016, sections 3.2 to 3.4) and pre-activation blocks.
 
-Blocks of a stage are named by index, as in PyTorch's `layer1`. Scanned, the blocks after the first share one trace, and their parameters are
-stacked under the name `SCANNED`; `stack_blocks` and `unstack_blocks` go from one form to the other.
+Pre-activation blocks are those of He et al. 2016, "Identity mappings in deep residual networks".
+
+The blocks of a stage are named by index, as in PyTorch's `layer1`. In a scanned stage the blocks
+after the first share one trace, and their parameters are stacked under the name `SCANNED`.
+`stack_blocks` and `unstack_blocks` convert between the two forms.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxres.models.layers import activated, average_pool, blur_pool, relu, shrink_average, zero_pad_shortcut
+from flaxres.models.layers import (
+    activated,
+    average_pool,
+    blur_pool,
+    relu,
+    shrink_average,
+    zero_pad_shortcut,
+)
 
-Row = tuple[int, int, int, int, int]  # features, kernel size, stride, groups, dilation
 EXPANSION = {"basic": 1, "bottleneck": 4}
 SCANNED = "scanned"
 
 
-def branch(kind: str, width: int, stride: int, v1: bool, cardinality: int, base_width: int, dilation: tuple[int, int]) -> list[Row]:
-    """The convolutions of a block. `dilation`: of the strided 3x3, and of a basic block's second one.
+class Row(NamedTuple):
+    """One convolution of a branch; the fields are attributes of `flaxres.models.layers.Conv`."""
 
-    v1.5, as PyTorch has it, strides on a bottleneck's 3x3, v1 on its first 1x1. Xie et al. 2017, table 1: cardinality and base width.
+    features: int
+    kernel_size: int
+    stride: int = 1
+    groups: int = 1
+    dilation: int = 1
+
+
+def branch(
+    kind: str,
+    width: int,
+    stride: int,
+    v1: bool,
+    cardinality: int,
+    base_width: int,
+    dilation: tuple[int, int],
+) -> list[Row]:
+    """Return the convolutions of a residual branch.
+
+    Args:
+      kind: 'basic' or 'bottleneck'.
+      width: width of the block; a bottleneck's output is four times as wide.
+      stride: stride of the block.
+      v1: stride on a bottleneck's first 1x1, as in the paper. The default, v1.5, strides on the
+        3x3, as PyTorch does.
+      cardinality: groups of the 3x3 (Xie et al. 2017, table 1).
+      base_width: width of a group where the block's width is 64 (Xie et al. 2017, table 1).
+      dilation: dilation of the strided 3x3, and of a basic block's second 3x3.
     """
     first, rest = dilation
     if kind == "basic":
-        return [(width, 3, stride, 1, first), (width, 3, 1, 1, rest)]
+        return [Row(width, 3, stride, dilation=first), Row(width, 3, dilation=rest)]
     inner = width * base_width // 64 * cardinality
-    return [(inner, 1, stride if v1 else 1, 1, 1), (inner, 3, 1 if v1 else stride, cardinality, first), (4 * width, 1, 1, 1, 1)]
+    strides = (stride, 1) if v1 else (1, stride)
+    return [
+        Row(inner, 1, strides[0]),
+        Row(inner, 3, strides[1], cardinality, first),
+        Row(4 * width, 1),
+    ]
 
 
 def drop_path(module: nn.Module, x: jax.Array, rate: Any, train: bool) -> jax.Array:
-    """Stochastic depth (Huang et al. 2016, eq. 5): an image's whole branch is dropped with probability `rate`, and scaled up where it is kept."""
+    """Drop the whole branch of an image with probability `rate` (Huang et al. 2016, eq. 5).
+
+    Branches that are not dropped are divided by `1 - rate`. Nothing is dropped outside training.
+    """
     if not train:
         return x
     keep = 1 - jnp.asarray(rate, jnp.float32)
@@ -40,8 +83,10 @@ def drop_path(module: nn.Module, x: jax.Array, rate: Any, train: bool) -> jax.Ar
 
 
 class Projection(nn.Module):
-    """Option B of He et al. 2016, section 3.3: a 1x1 convolution and a norm; or, averaged, ResNet-D's (He et al. 2019, section 4.2), which
-    pools instead of skipping pixels. Named by index, as in PyTorch's `downsample`.
+    """A shortcut with parameters; layers are named by index, as in PyTorch's `downsample`.
+
+    Option B of He et al. 2016, section 3.3: a 1x1 convolution and a norm. With `averaged`, that of
+    ResNet-D (He et al. 2019, section 4.2), which averages pixels instead of skipping them.
     """
 
     features: int
@@ -63,17 +108,20 @@ class Projection(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """`relu(F(x) + shortcut(x))` (He et al. 2016, eq. 1 and 2), where F is the row `branch` gives.
+    """`relu(F(x) + shortcut(x))` (He et al. 2016, eq. 1 and 2); `branch` gives F.
 
-    Where there is a shortcut, the last norm's scale starts at zero, so that the block starts as it (Goyal et al. 2017, section 5.1).
+    In blocks with a shortcut the last norm's scale starts at zero, so that each block starts as its
+    shortcut (Goyal et al. 2017, section 5.1).
 
     Attributes:
-      shortcut: 'projection', 'average' or 'zero_pad', used only where the shape changes; the identity elsewhere. 'none' leaves all shortcuts out: the
-        plain network of section 3.3, `relu(F(x))`.
-      attention: a module at the end of the branch, named `se` as in timm.
-      anti_alias: 'blur' or 'average' instead of the stride of the 3x3.
+      kind, width, stride, v1, cardinality, base_width, dilation: see `branch`.
+      shortcut: 'projection', 'average' or 'zero_pad' where the shape changes; elsewhere the
+        shortcut is the identity. 'none' leaves out all shortcuts: `relu(F(x))`, the plain
+        network of section 3.3.
+      attention: module at the end of the branch, named `se` as in timm.
+      anti_alias: 'blur' or 'average' pooling in place of the stride of the 3x3.
       conv, norm: layers with their dtypes bound.
-      stochastic: whether the call's `drop_rate` is used.
+      stochastic: use `drop_rate`, an argument of the call.
 
     Call: `(N, H, W, C)` -> `(N, H / stride, W / stride, expansion * width)`.
     """
@@ -94,34 +142,58 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, drop_rate: Any = 0.0) -> jax.Array:
-        rows = branch(self.kind, self.width, self.stride, self.v1, self.cardinality, self.base_width, self.dilation)
+        rows = branch(
+            self.kind,
+            self.width,
+            self.stride,
+            self.v1,
+            self.cardinality,
+            self.base_width,
+            self.dilation,
+        )
         y = x
-        for i, (features, size, stride, groups, dilation) in enumerate(rows, 1):
-            last, aliased = i == len(rows), self.anti_alias and stride == 2
-            y = self.conv(features, kernel_size=size, stride=1 if aliased else stride, groups=groups, dilation=dilation, name=f"conv{i}")(y)
-            init: dict[str, Any] = {"scale_init": nn.initializers.zeros_init()} if last and self.shortcut != "none" else {}
-            norm = self.norm(name=f"bn{i}", **init)
-            y = norm(y, use_running_average=not train) if last else activated(norm, y, train, rows[i][1])
-            if aliased:
+        for i, row in enumerate(rows[:-1], 1):
+            pooled = self.anti_alias and row.stride == 2
+            row = row._replace(stride=1) if pooled else row
+            y = self.conv(**row._asdict(), name=f"conv{i}")(y)
+            y = activated(self.norm(name=f"bn{i}"), y, train, before=rows[i].kernel_size)
+            if pooled:
                 y = blur_pool(y) if self.anti_alias == "blur" else average_pool(y, 2, 2)
+        last = len(rows)
+        zero = {"scale_init": nn.initializers.zeros_init()} if self.shortcut != "none" else {}
+        y = self.conv(**rows[-1]._asdict(), name=f"conv{last}")(y)
+        y = self.norm(name=f"bn{last}", **zero)(y, use_running_average=not train)
         if self.attention is not None:
             y = self.attention(name="se")(y)
         if self.stochastic:
             y = drop_path(self, y, drop_rate, train)
         if self.shortcut == "none":
-            return relu(y, rows[0][1])
+            return relu(y, before=rows[0].kernel_size)
+        return relu(y + self.shortened(x, train), before=rows[0].kernel_size)
+
+    def shortened(self, x: jax.Array, train: bool) -> jax.Array:
+        """Return `x` in the shape of the branch's result."""
         features = EXPANSION[self.kind] * self.width
-        if self.stride != 1 or x.shape[-1] != features:
-            if self.shortcut == "zero_pad":
-                x = zero_pad_shortcut(x, features, self.stride)
-            else:
-                averaged = self.shortcut == "average"
-                x = Projection(features, self.stride, self.dilation[1], averaged, self.conv, self.norm, name="downsample")(x, train)
-        return relu(y + x, rows[0][1])
+        if self.stride == 1 and x.shape[-1] == features:
+            return x
+        if self.shortcut == "zero_pad":
+            return zero_pad_shortcut(x, features, self.stride)
+        return Projection(
+            features,
+            self.stride,
+            self.dilation[1],
+            self.shortcut == "average",
+            self.conv,
+            self.norm,
+            name="downsample",
+        )(x, train)
 
 
 class Downsample(nn.Module):
-    """The shortcut of a pre-activation stage's first block: no norm of its own. Named as in timm's `downsample.conv`."""
+    """The shortcut of a pre-activation stage's first block, without a norm of its own.
+
+    Named as in timm's `downsample.conv`.
+    """
 
     features: int
     stride: int
@@ -132,15 +204,18 @@ class Downsample(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.averaged and self.stride != 1:
             x = shrink_average(x, self.stride)
-        return self.conv(self.features, kernel_size=1, stride=1 if self.averaged else self.stride, name="conv")(x)
+        stride = 1 if self.averaged else self.stride
+        return self.conv(self.features, kernel_size=1, stride=stride, name="conv")(x)
 
 
 class PreActivationBlock(nn.Module):
-    """`F(relu(norm(x))) + shortcut` (He et al. 2016, "Identity mappings in deep residual networks", figure 4e).
+    """`F(relu(norm(x))) + shortcut` (He et al. 2016, "Identity mappings", figure 4e).
 
-    The shortcut is x itself or, where `project`, taken from the normalised and activated x. Named as in timm's resnetv2.
+    The shortcut is `x`. With `project` it is a projection of `relu(norm(x))`. Layers are named as
+    in timm's resnetv2.
 
-    Call: `(N, H, W, C)` -> `(N, H / stride, W / stride, features)`; the branch of a bottleneck is a quarter as wide.
+    Call: `(N, H, W, C)` -> `(N, H / stride, W / stride, features)`. A bottleneck's branch is a
+    quarter as wide.
     """
 
     kind: str
@@ -154,25 +229,32 @@ class PreActivationBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, drop_rate: Any = 0.0) -> jax.Array:
-        rows = branch(self.kind, self.features // EXPANSION[self.kind], self.stride, False, 1, 64, (1, 1))
-        y = activated(self.norm(name="norm1"), x, train, rows[0][1])
+        width = self.features // EXPANSION[self.kind]
+        rows = branch(self.kind, width, self.stride, False, 1, 64, (1, 1))
+        y = activated(self.norm(name="norm1"), x, train, before=rows[0].kernel_size)
         if self.project:
-            x = Downsample(self.features, self.stride, self.averaged, self.conv, name="downsample")(y)
-        for i, (features, size, stride, groups, dilation) in enumerate(rows, 1):
-            if i > 1:
-                y = activated(self.norm(name=f"norm{i}"), y, train, size)
-            y = self.conv(features, kernel_size=size, stride=stride, groups=groups, dilation=dilation, name=f"conv{i}")(y)
+            shortcut = Downsample(
+                self.features, self.stride, self.averaged, self.conv, name="downsample"
+            )
+            x = shortcut(y)
+        y = self.conv(**rows[0]._asdict(), name="conv1")(y)
+        for i, row in enumerate(rows[1:], 2):
+            y = activated(self.norm(name=f"norm{i}"), y, train, before=row.kernel_size)
+            y = self.conv(**row._asdict(), name=f"conv{i}")(y)
         if self.stochastic:
             y = drop_path(self, y, drop_rate, train)
         return x + y
 
 
 class Stage(nn.Module):
-    """The blocks of one width; the first one, from `first`, changes the shape, the `rest` don't.
+    """The blocks of one width.
 
     Attributes:
-      drop_rates: of stochastic depth, one a block.
-      scan: trace the blocks after the first once, under `nn.scan`, so that compile time does not grow with depth.
+      first: makes the first block, which may change the shape.
+      rest: makes each further block, which keeps the shape.
+      drop_rates: rate of stochastic depth of each block.
+      scan: trace the blocks after the first only once, under `nn.scan`, so that compile time does
+        not grow with depth.
       remat: recompute a block's activations in the backward pass instead of keeping them.
     """
 
@@ -199,13 +281,20 @@ class Stage(nn.Module):
         return x
 
     def call(self, block: nn.Module, x: jax.Array, train: bool, rate: Any) -> jax.Array:
+        """Call a block, rematerialised if `remat` is set."""
         if not self.remat:
             return block(x, train, rate)
-        return nn.remat(lambda block, x, rate: block(x, train, rate), prevent_cse=not self.scan)(block, x, rate)
+        recomputed = nn.remat(
+            lambda block, x, rate: block(x, train, rate), prevent_cse=not self.scan
+        )
+        return recomputed(block, x, rate)
 
 
 def unstack_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables (or any part of them) with every scanned stage's blocks each under its own index; others are left as they are."""
+    """Split every scanned stage of `variables` into blocks named by index.
+
+    Other stages are left unchanged. `variables` may be any part of a network's variables.
+    """
     result: dict[str, Any] = {}
     for name, value in variables.items():
         if name == SCANNED:
@@ -217,10 +306,18 @@ def unstack_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stack_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `unstack_blocks`, for stages of more than two blocks: what a network with `scan_blocks=True` takes."""
-    result = {name: stack_blocks(value) if isinstance(value, Mapping) else value for name, value in variables.items()}
+    """Stack the blocks of each stage for a network with `scan_blocks=True`.
+
+    The inverse of `unstack_blocks`. Stages of fewer than three blocks are left unchanged.
+    """
+    result = {
+        name: stack_blocks(value) if isinstance(value, Mapping) else value
+        for name, value in variables.items()
+    }
     blocks = [result[str(i)] for i in range(1, len(result)) if str(i) in result]
-    if result.keys() != {str(i) for i in range(len(result))} or len(result) < 3 or any(not isinstance(block, dict) for block in blocks):
+    if result.keys() != {str(i) for i in range(len(result))} or len(result) < 3:
+        return result
+    if any(not isinstance(block, dict) for block in blocks):
         return result
     if len({str(jax.tree.map(jnp.shape, block)) for block in blocks}) > 1:
         return result

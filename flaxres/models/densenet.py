@@ -7,14 +7,19 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxres.models.layers import activated, activated_and_pooled, average_pool, max_pool
+from flaxres.models.layers import activated, activated_and_pooled, average_pool
 from flaxres.models.network import Network
+from flaxres.ops.pool import max_pool
 
 kaiming_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 class DenseLayer(nn.Module):
-    """norm, ReLU, 1x1 to four times the growth, norm, ReLU, 3x3 to the growth (section 3, DenseNet-B): what the layer adds."""
+    """norm, ReLU, 1x1, norm, ReLU, 3x3 (section 3, DenseNet-B).
+
+    The 1x1 has four times `growth` channels, the 3x3 has `growth`. Returns only the channels that
+    the layer adds.
+    """
 
     growth: int
     conv: Callable[..., nn.Module]
@@ -29,7 +34,7 @@ class DenseLayer(nn.Module):
 
 
 class DenseBlock(nn.Module):
-    """Each layer reads all that came before it, and adds its own (eq. 2)."""
+    """Layers that each read all earlier feature maps and add their own (eq. 2)."""
 
     layers: int
     growth: int
@@ -41,12 +46,13 @@ class DenseBlock(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         layer = nn.remat(DenseLayer, static_argnums=(2,)) if self.remat else DenseLayer
         for i in range(1, self.layers + 1):
-            x = jnp.concatenate([x, layer(self.growth, self.conv, self.norm, name=f"denselayer{i}")(x, train)], -1)
+            added = layer(self.growth, self.conv, self.norm, name=f"denselayer{i}")(x, train)
+            x = jnp.concatenate([x, added], -1)
         return x
 
 
 class Transition(nn.Module):
-    """Halves the channels (compression 0.5) and the resolution (section 3, "pooling layers")."""
+    """norm, ReLU, 1x1 to half the channels, 2x2 average pooling (section 3)."""
 
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
@@ -58,7 +64,10 @@ class Transition(nn.Module):
 
 
 class Features(nn.Module):
-    """Everything before the head; returns the maps by name, with `whole` the stem's too."""
+    """Everything before the head.
+
+    Returns feature maps by name, among them the stem's if `whole` is set.
+    """
 
     depths: tuple[int, ...]
     growth: int
@@ -73,7 +82,10 @@ class Features(nn.Module):
         stem, x = activated_and_pooled(self.norm(name="norm0"), x, train, max_pool, whole)
         maps = {} if stem is None else {"stem": stem}
         for i, layers in enumerate(self.depths, 1):
-            x = DenseBlock(layers, self.growth, self.conv, self.norm, self.remat, name=f"denseblock{i}")(x, train)
+            name = f"denseblock{i}"
+            x = DenseBlock(layers, self.growth, self.conv, self.norm, self.remat, name=name)(
+                x, train
+            )
             maps[f"stage{i}"] = x
             if i < len(self.depths):
                 x = Transition(self.conv, self.norm, name=f"transition{i}")(x, train)
@@ -81,12 +93,15 @@ class Features(nn.Module):
 
 
 class DenseNet(Network):
-    """DenseNet-BC. Names of layers are PyTorch's: `features.denseblock1.denselayer1`, ..., `classifier`.
+    """DenseNet-BC. Layers have PyTorch's names: `features.denseblock1.denselayer1`, `classifier`.
 
-    Attributes (and those of `Network`, of which `stochastic_depth` and `scan_blocks` do nothing here, since no two layers are equal):
-      depths: layers a block; growth: channels that each adds; stem_width: channels before the first block.
+    Attributes (and those of `Network`; `stochastic_depth` and `scan_blocks` have no effect, since
+    no two layers are equal):
+      depths: layers in each block.
+      growth: channels that each layer adds.
+      stem_width: channels before the first block.
 
-    Calls as `ResNet` does; `stage1` to `stage4` are the outputs of the dense blocks.
+    Called as `ResNet` is. `stage1` to `stage4` are the outputs of the dense blocks.
     """
 
     depths: tuple[int, ...] = (6, 12, 24, 16)
@@ -97,6 +112,9 @@ class DenseNet(Network):
     def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> Any:
         self.check(images)
         conv, norm = self.conv(kernel_init=kaiming_fan_in), self.norm()
-        maps = Features(self.depths, self.growth, self.stem_width, conv, norm, self.remat, name="features")(images, train, features)
+        body = Features(
+            self.depths, self.growth, self.stem_width, conv, norm, self.remat, name="features"
+        )
+        maps = body(images, train, features)
         maps["pooled"] = self.pooled(maps.pop("last"))
         return maps if features else self.head(maps["pooled"], train, "classifier")

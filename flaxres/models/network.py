@@ -1,4 +1,4 @@
-"""What all networks share: the attributes of a classifier, its refusals, its head."""
+"""The base class of all networks: shared attributes, checks of the input, and the head."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -18,13 +18,19 @@ class Network(nn.Module):
 
     Attributes:
       num_classes: outputs of the head; 0 returns the pooled features.
-      in_channels: of the images.
-      dtype: of the computation; param_dtype: of the parameters. Logits are never narrower than float32.
-      bn_group, axis_name, bn_momentum: see `flaxres.models.layers.BatchNorm`; bn_frozen trains with fixed statistics.
-      dropout: rate before the head; head_bias: what the head's biases start from.
-      stochastic_depth: rate of the last block, growing linearly from 0 at the first (Huang et al. 2016).
-      remat: recompute activations in the backward pass, block by block: less memory, a third more time.
-      scan_blocks: run the equal blocks of a stage under `nn.scan`, so that compile time does not grow with depth.
+      in_channels: channels of the images.
+      dtype: dtype of the computation; logits are never narrower than float32.
+      param_dtype: dtype of the parameters.
+      bn_group, axis_name, bn_momentum: see `flaxres.models.layers.BatchNorm`.
+      bn_frozen: train with fixed statistics.
+      dropout: dropout rate before the head.
+      head_bias: initial value of the head's biases.
+      stochastic_depth: drop rate of the last block; rates grow linearly from 0 at the first block
+        (Huang et al. 2016).
+      remat: recompute activations block by block in the backward pass; takes less memory and a
+        third more time.
+      scan_blocks: run the equal blocks of a stage under `nn.scan`, so that compile time does not
+        grow with depth.
     """
 
     num_classes: int = 1000
@@ -42,24 +48,31 @@ class Network(nn.Module):
     scan_blocks: bool = False
 
     def conv(self, **attributes: Any) -> Callable[..., nn.Module]:
-        """Convolutions with the network's dtypes."""
+        """Return the convolution module with the network's dtypes bound."""
         return functools.partial(Conv, dtype=self.dtype, param_dtype=self.param_dtype, **attributes)
 
     def norm(self, kind: str = "batch") -> Callable[..., nn.Module]:
-        """Norms of a kind with the network's dtypes and statistics."""
+        """Return the norm module of a kind with the network's dtypes and statistics bound."""
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if kind == "group":
             return functools.partial(GroupNorm, **dtypes)
-        return functools.partial(BatchNorm, group=self.bn_group, axis_name=self.axis_name, momentum=self.bn_momentum, frozen=self.bn_frozen, **dtypes)
+        return functools.partial(
+            BatchNorm,
+            group=self.bn_group,
+            axis_name=self.axis_name,
+            momentum=self.bn_momentum,
+            frozen=self.bn_frozen,
+            **dtypes,
+        )
 
     def drop_rates(self, depths: tuple[int, ...]) -> list[tuple[float, ...]]:
-        """Stochastic depth of each block of each stage."""
+        """Return the rate of stochastic depth of each block of each stage."""
         last = max(sum(depths) - 1, 1)
         rates = [self.stochastic_depth * i / last for i in range(sum(depths))]
         return [tuple(rates[sum(depths[:i]) : sum(depths[: i + 1])]) for i in range(len(depths))]
 
     def pooled(self, x: jax.Array) -> jax.Array:
-        """Global average pooling, at least float32."""
+        """Pool globally by averaging, in float32 or wider."""
         return x.mean((1, 2), dtype=jnp.promote_types(jnp.float32, self.dtype))
 
     @property
@@ -67,29 +80,57 @@ class Network(nn.Module):
         return nn.initializers.constant(self.head_bias)
 
     def head(self, x: jax.Array, train: bool, name: str) -> jax.Array:
-        """Pooled features -> logits."""
+        """Classify pooled features: `(N, C)` -> logits `(N, num_classes)`."""
         if not self.num_classes:
             return x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(
-            self.num_classes, dtype=x.dtype, param_dtype=self.param_dtype, kernel_init=head_init, bias_init=self.head_bias_init, name=name
+            self.num_classes,
+            dtype=x.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=head_init,
+            bias_init=self.head_bias_init,
+            name=name,
         )(x)
 
     def check(self, images: jax.Array, **choices: tuple[Any, Iterable[Any]]) -> None:
-        """Raises InputError for an attribute that is not among its choices, and for images of a wrong rank, layout or dtype."""
+        """Check attributes against their choices, and the rank, layout and dtype of images.
+
+        Raises:
+          InputError: one of them does not fit.
+        """
         for attribute, (value, allowed) in choices.items():
             if value not in allowed:
                 raise unknown(attribute, value, map(str, allowed))
         if images.ndim != 4:
-            raise InputError(f"images have shape {images.shape}: the rule is (N, H, W, {self.in_channels}); add a batch axis with images[None]")
+            raise InputError(
+                f"images have shape {images.shape}: the rule is (N, H, W, {self.in_channels}); "
+                "add a batch axis with images[None]"
+            )
         if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise InputError(f"images are {images.dtype}: the rule is float in the range of the weight's preprocessing; normalise them first")
+            raise InputError(
+                f"images are {images.dtype}: the rule is float in the range of the weight's "
+                "preprocessing; normalise them first"
+            )
         if images.shape[3] != self.in_channels:
             if images.shape[1] == self.in_channels:
-                raise InputError(f"images have shape {images.shape}, which looks like NCHW: make them NHWC with images.transpose(0, 2, 3, 1)")
-            raise InputError(f"images have {images.shape[3]} channels, in_channels is {self.in_channels}: set in_channels={images.shape[3]}")
+                raise InputError(
+                    f"images have shape {images.shape}, which looks like NCHW: make them NHWC "
+                    "with images.transpose(0, 2, 3, 1)"
+                )
+            raise InputError(
+                f"images have {images.shape[3]} channels, in_channels is {self.in_channels}: "
+                f"set in_channels={images.shape[3]}"
+            )
 
     def check_stages(self, depths: tuple[int, ...], widths: tuple[int, ...]) -> None:
-        """Raises InputError where the stages have not a depth and a width each."""
+        """Check that each stage has one depth and one width.
+
+        Raises:
+          InputError: `depths` and `widths` differ in length.
+        """
         if len(depths) != len(widths):
-            raise InputError(f"depths (={depths}) and widths (={widths}) must be equally many, one of each a stage")
+            raise InputError(
+                f"depths (={depths}) and widths (={widths}) must be equally many, "
+                "one of each a stage"
+            )

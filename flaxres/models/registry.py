@@ -1,4 +1,7 @@
-"""The table of names: timm's, and for CIFAR the papers'. A row is a network with some attributes bound."""
+"""The table of model names: timm's, and the papers' names for CIFAR.
+
+A row is a network class with some attributes bound.
+"""
 
 import fnmatch
 import functools
@@ -16,8 +19,11 @@ from flaxres.models.resnetv2 import ResNetV2
 Row = functools.partial[Any]
 partial = functools.partial
 
-# Blocks a stage: He et al. 2016, table 1; "Identity mappings", section 5, for 200; Bello et al. 2021, table 11, for 270 to 420.
-D18, D26, D34, D50, D101, D152, D200 = (2, 2, 2, 2), (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3), (3, 24, 36, 3)
+# Blocks of each stage: He et al. 2016, table 1; "Identity mappings", section 5, for 200; Bello et
+# al. 2021, table 11, for 270 to 420.
+D18 = D26 = (2, 2, 2, 2)
+D34 = D50 = (3, 4, 6, 3)
+D101, D152, D200 = (3, 4, 23, 3), (3, 8, 36, 3), (3, 24, 36, 3)
 BOTTLENECKS = {26: D26, 50: D50, 101: D101, 152: D152, 200: D200}
 
 basic = partial(ResNet, block="basic")
@@ -28,8 +34,18 @@ t: dict[str, Any] = tiered | {"shortcut": "average"}
 rs: dict[str, Any] = d | {"stem_convolution": True, "attention": "se", "se_ratio": 0.25}
 bit: dict[str, Any] = {"stem": "fixed", "norm_kind": "group", "standardise": 1e-8}
 
-# He et al. 2016, section 4.2: 6n + 2 layers, n blocks a stage, option A shortcuts; the head's name is akamaster's.
-cifar = partial(ResNet, block="basic", widths=(16, 32, 64), stem="small", stem_width=16, shortcut="zero_pad", num_classes=10, head_name="linear")
+# He et al. 2016, section 4.2: 6n + 2 layers, n blocks in each stage, option A shortcuts. The head's
+# name is that of akamaster's weights.
+cifar = partial(
+    ResNet,
+    block="basic",
+    widths=(16, 32, 64),
+    stem="small",
+    stem_width=16,
+    shortcut="zero_pad",
+    num_classes=10,
+    head_name="linear",
+)
 # "Identity mappings", section 3: 9n + 2 layers.
 cifar_v2 = partial(ResNetV2, widths=(64, 128, 256), stem="small", stem_width=16, num_classes=10)
 
@@ -61,9 +77,14 @@ MODELS: dict[str, Row] = {
     # Hu et al. 2018; Wang et al. 2020; Bello et al. 2021.
     "seresnet18": partial(basic, depths=D18, attention="se"),
     "seresnet34": partial(basic, depths=D34, attention="se"),
-    **{f"seresnet{n}": partial(ResNet, depths=BOTTLENECKS[n], attention="se") for n in (50, 101, 152)},
+    **{
+        f"seresnet{n}": partial(ResNet, depths=BOTTLENECKS[n], attention="se")
+        for n in (50, 101, 152)
+    },
     "seresnext50_32x4d": partial(ResNet, depths=D50, attention="se", cardinality=32, base_width=4),
-    "seresnext101_32x4d": partial(ResNet, depths=D101, attention="se", cardinality=32, base_width=4),
+    "seresnext101_32x4d": partial(
+        ResNet, depths=D101, attention="se", cardinality=32, base_width=4
+    ),
     "ecaresnet50d": partial(ResNet, depths=D50, attention="eca", **d),
     "ecaresnet50t": partial(ResNet, depths=D50, attention="eca", **t),
     **{f"resnetrs{n}": partial(ResNet, depths=BOTTLENECKS[n], **rs) for n in (50, 101, 152, 200)},
@@ -76,10 +97,17 @@ MODELS: dict[str, Row] = {
     "resnetaa50d": partial(ResNet, depths=D50, anti_alias="average", **d),
     # He et al. 2016, "Identity mappings"; Kolesnikov et al. 2020.
     **{f"resnetv2_{n}": partial(ResNetV2, depths=BOTTLENECKS[n]) for n in (50, 101, 152)},
-    **{f"resnetv2_{n}d": partial(ResNetV2, depths=BOTTLENECKS[n], stem="deep", averaged=True) for n in (50, 101, 152)},
+    **{
+        f"resnetv2_{n}d": partial(ResNetV2, depths=BOTTLENECKS[n], stem="deep", averaged=True)
+        for n in (50, 101, 152)
+    },
     **{
         f"resnetv2_{n}x{factor}_bit": partial(
-            ResNetV2, depths=BOTTLENECKS[n], widths=tuple(256 * factor * 2**i for i in range(4)), stem_width=64 * factor, **bit
+            ResNetV2,
+            depths=BOTTLENECKS[n],
+            widths=tuple(256 * factor * 2**i for i in range(4)),
+            stem_width=64 * factor,
+            **bit,
         )
         for n, factor in ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4))
     },
@@ -94,19 +122,40 @@ MODELS: dict[str, Row] = {
     "resnet9": partial(ResNet9),
 }
 
-ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, ResNet200 = (MODELS[f"resnet{n}"] for n in (18, 34, 50, 101, 152, 200))
-ResNet20, ResNet32, ResNet44, ResNet56, ResNet110, ResNet1202 = (MODELS[f"resnet{n}"] for n in (20, 32, 44, 56, 110, 1202))
+ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, ResNet200 = (
+    MODELS[f"resnet{n}"] for n in (18, 34, 50, 101, 152, 200)
+)
+ResNet20, ResNet32, ResNet44, ResNet56, ResNet110, ResNet1202 = (
+    MODELS[f"resnet{n}"] for n in (20, 32, 44, 56, 110, 1202)
+)
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names that match a shell pattern such as `resnet*d`, in natural order (resnet50 before resnet101)."""
-    return sorted(fnmatch.filter(MODELS, pattern), key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    """Return the names that match a shell pattern, in natural order (resnet50 before resnet101).
+
+    Example:
+      >>> flaxres.list_models("resnet*c")
+      ['resnet50c']
+    """
+
+    def natural(name: str) -> list[int | str]:
+        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+    return sorted(fnmatch.filter(MODELS, pattern), key=natural)
 
 
 def create_model(name: str, **attributes: Any) -> Network:
-    """The Linen module called `name`, with `attributes` of its class changed, e.g. `create_model("resnet50", num_classes=10)`.
+    """Create the network called `name` with some attributes of its class changed.
 
-    Raises InputError for an unknown name (with the near ones) or attribute.
+    Args:
+      name: a name from `list_models`.
+      **attributes: fields of the class, e.g. `num_classes`.
+
+    Raises:
+      InputError: the name or an attribute is unknown; the message names the nearest ones.
+
+    Example:
+      >>> model = flaxres.create_model("resnet50", num_classes=10)
     """
     if name not in MODELS:
         raise unknown("model", name, MODELS)
@@ -121,5 +170,5 @@ def create_model(name: str, **attributes: Any) -> Network:
 
 
 def small_images(name: str) -> bool:
-    """Whether a model is made for images of 32 pixels: those of CIFAR-10, born with its classes."""
+    """Return whether a model is made for CIFAR-10: 32 pixels and ten classes by default."""
     return bool(MODELS[name]().num_classes == 10)

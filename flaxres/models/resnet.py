@@ -1,4 +1,7 @@
-"""The residual network (He et al. 2016, "Deep residual learning for image recognition") with the options that its descendants brought."""
+"""Residual networks (He et al. 2016, "Deep residual learning for image recognition").
+
+Options cover the descendants: ResNet-C, -D, -RS, ResNeXt, SE, ECA, wide and anti-aliased networks.
+"""
 
 import functools
 from collections.abc import Callable
@@ -8,8 +11,16 @@ import jax
 from flax import linen as nn
 
 from flaxres.models.blocks import EXPANSION, ResidualBlock, Stage
-from flaxres.models.layers import EfficientChannelAttention, SqueezeExcite, activated, activated_and_pooled, average_pool, blur_pool, max_pool
+from flaxres.models.layers import (
+    EfficientChannelAttention,
+    SqueezeExcite,
+    activated,
+    activated_and_pooled,
+    average_pool,
+    blur_pool,
+)
 from flaxres.models.network import Network
+from flaxres.ops.pool import max_pool
 
 STEMS = ("standard", "small", "deep", "deep_tiered")
 CHOICES = {
@@ -24,7 +35,10 @@ CHOICES = {
 
 
 class DeepStem(nn.Module):
-    """Three 3x3 convolutions instead of one 7x7 (ResNet-C, He et al. 2019, section 4.2), the last norm left to the network."""
+    """Three 3x3 convolutions in place of one 7x7 (ResNet-C, He et al. 2019, section 4.2).
+
+    The last norm is left to the network.
+    """
 
     widths: tuple[int, int, int]
     conv: Callable[..., nn.Module]
@@ -40,7 +54,10 @@ class DeepStem(nn.Module):
 
 
 class PoolingConvolution(nn.Module):
-    """A strided 3x3 convolution instead of the stem's max pooling (ResNet-RS, Bello et al. 2021, section 4.2)."""
+    """A strided 3x3 convolution in place of the stem's max pooling (ResNet-RS).
+
+    See Bello et al. 2021, section 4.2.
+    """
 
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
@@ -52,29 +69,43 @@ class PoolingConvolution(nn.Module):
 
 
 class ResNet(Network):
-    """A residual network. Names of layers are PyTorch's: `conv1`, `bn1`, `layer1` ... , `fc`.
+    """A residual network. Layers have PyTorch's names: `conv1`, `bn1`, `layer1` ... , `fc`.
 
     Attributes (and those of `Network`):
-      depths: blocks a stage.
+      depths: blocks in each stage.
       block: 'basic' or 'bottleneck'.
       widths: inner width of each stage's blocks; stages after the first halve the resolution.
-      stem: 'standard' is a 7x7/2 convolution and 3x3/2 max pooling, 'small' a 3x3 convolution for small images, 'deep' three 3x3
-        convolutions of widths `stem_width`, `stem_width`, `2 * stem_width`, 'deep_tiered' the same with the first 3/4 as wide.
-      stem_convolution: a strided convolution instead of the max pooling (ResNet-RS).
-      shortcut: 'projection' (option B), 'average' (ResNet-D), 'zero_pad' (option A, no parameters), or 'none': a plain network.
-      v1: the stride on a bottleneck's first 1x1 (He et al. 2016); the default, v1.5, has it on the 3x3.
-      cardinality, base_width: groups of the 3x3, and their width where a block's is 64 (ResNeXt, Xie et al. 2017; wide ResNets).
-      attention: 'se' (of `se_ratio`) or 'eca'.
-      anti_alias: 'blur' or 'average' pooling in place of strides.
+      stem: 'standard' is a 7x7/2 convolution and 3x3/2 max pooling. 'small' is a 3x3 convolution
+        for small images. 'deep' is three 3x3 convolutions of widths `stem_width`, `stem_width` and
+        `2 * stem_width`; 'deep_tiered' makes the first of them 3/4 as wide.
+      stem_width: width of the stem's first convolution.
+      stem_convolution: a strided convolution in place of the max pooling (ResNet-RS).
+      shortcut: 'projection' (option B), 'average' (ResNet-D), 'zero_pad' (option A, without
+        parameters), or 'none' (a plain network).
+      v1: stride on a bottleneck's first 1x1 (He et al. 2016) and not, as v1.5, on the 3x3.
+      cardinality: groups of the 3x3 (ResNeXt, Xie et al. 2017).
+      base_width: width of a group where the block's width is 64 (ResNeXt, wide ResNets).
+      attention: None, 'se' (of `se_ratio`) or 'eca'.
+      anti_alias: None, or 'blur' or 'average' pooling in place of strides.
       norm_kind: 'batch' or 'group'.
       output_stride: 32, or 16 or 8 with dilated convolutions in the last stages.
-      head_name: the head's name in weight files.
+      head_name: name of the head in weight files.
 
-    Call: images `(N, H, W, C)`, float, already normalised -> logits `(N, num_classes)`. `train=True` uses batch statistics
-    and needs `mutable=["batch_stats"]` (and `rngs={"dropout": key}` with dropout or stochastic depth). `features=True` returns instead a
-    dictionary of `stem`, `stage1`, ..., `pooled`: the activations before the pooling of the stem, after each stage and after the global pooling.
+    Call: normalised float images `(N, H, W, C)` -> logits `(N, num_classes)`. `train=True` uses
+    batch statistics. It needs `mutable=["batch_stats"]`, and `rngs={"dropout": key}` with dropout
+    or stochastic depth. `features=True` returns a dictionary of activations instead: `stem` before
+    the stem's pooling, `stage1`, ... after each stage, and `pooled` after the global pooling.
 
-    Raises InputError for an unknown attribute value or images of another rank, layout or an integer dtype.
+    Raises:
+      InputError: an attribute has an unknown value, or the images have another rank, another
+        layout or an integer dtype.
+
+    Example:
+      >>> model = flaxres.ResNet(depths=(2, 2, 2, 2), block="basic", num_classes=10)
+      >>> images = jnp.zeros((1, 224, 224, 3))
+      >>> variables = model.init(jax.random.key(0), images)
+      >>> model.apply(variables, images).shape
+      (1, 10)
     """
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
@@ -96,7 +127,8 @@ class ResNet(Network):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> Any:
-        self.check(images, **{name: (getattr(self, name), allowed) for name, allowed in CHOICES.items()})
+        choices = {name: (getattr(self, name), allowed) for name, allowed in CHOICES.items()}
+        self.check(images, **choices)
         self.check_stages(self.depths, self.widths)
         conv, norm = self.conv(), self.norm(self.norm_kind)
         stem, x = self.stem_maps(images, train, conv, norm, features)
@@ -115,12 +147,14 @@ class ResNet(Network):
             stochastic=self.stochastic_depth > 0,
         )
         reached, dilation = 4, 1
-        for i, (width, rates) in enumerate(zip(self.widths, self.drop_rates(self.depths), strict=True), 1):
+        stages = zip(self.widths, self.drop_rates(self.depths), strict=True)
+        for i, (width, rates) in enumerate(stages, 1):
             stride, before = 1 if i == 1 else 2, dilation
             if stride == 2 and reached >= self.output_stride:
                 stride, dilation = 1, 2 * dilation
             reached *= stride
-            first = functools.partial(block, width=width, stride=stride, dilation=(before, dilation))
+            dilations = (before, dilation)
+            first = functools.partial(block, width=width, stride=stride, dilation=dilations)
             rest = functools.partial(block, width=width, stride=1, dilation=(dilation, dilation))
             x = Stage(first, rest, rates, self.scan_blocks, self.remat, name=f"layer{i}")(x, train)
             maps[f"stage{i}"] = x
@@ -128,26 +162,41 @@ class ResNet(Network):
         return maps if features else self.head(maps["pooled"], train, self.head_name)
 
     def stem_maps(
-        self, x: jax.Array, train: bool, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module], whole: bool
+        self,
+        x: jax.Array,
+        train: bool,
+        conv: Callable[..., nn.Module],
+        norm: Callable[..., nn.Module],
+        whole: bool,
     ) -> tuple[jax.Array | None, jax.Array]:
-        """The stem's activations before its pooling, which may be None without `whole`, and after it."""
+        """Return the stem's activations before its pooling and after it.
+
+        The first is None if `whole` is False and the pooling comes before the norm.
+        """
         if self.stem in ("standard", "small"):
             size, stride = (7, 2) if self.stem == "standard" else (3, 1)
             x = conv(self.stem_width, kernel_size=size, stride=stride, name="conv1")(x)
         else:
             first = self.stem_width // 4 * 3 if self.stem == "deep_tiered" else self.stem_width
-            x = DeepStem((first, self.stem_width, 2 * self.stem_width), conv, norm, name="conv1")(x, train)
+            widths = (first, self.stem_width, 2 * self.stem_width)
+            x = DeepStem(widths, conv, norm, name="conv1")(x, train)
         norm1 = norm(name="bn1")
         if self.stem != "small" and not self.stem_convolution and self.anti_alias != "average":
             blurs = self.anti_alias == "blur"
-            before, x = activated_and_pooled(norm1, x, train, functools.partial(max_pool, stride=1 if blurs else 2), whole)
+            pool = functools.partial(max_pool, stride=1 if blurs else 2)
+            before, x = activated_and_pooled(norm1, x, train, pool, whole)
             return before, blur_pool(x) if blurs else x
         x = activated(norm1, x, train)
         if self.stem == "small":
             return x, x
-        return x, PoolingConvolution(conv, norm, name="maxpool")(x, train) if self.stem_convolution else average_pool(x, 2, 2)
+        if self.stem_convolution:
+            return x, PoolingConvolution(conv, norm, name="maxpool")(x, train)
+        return x, average_pool(x, 2, 2)
 
     def attention_module(self, conv: Callable[..., nn.Module]) -> Callable[..., nn.Module] | None:
+        """Return the attention module with its attributes bound, or None."""
         if self.attention == "se":
             return functools.partial(SqueezeExcite, conv, self.se_ratio)
-        return functools.partial(EfficientChannelAttention, self.dtype, self.param_dtype) if self.attention == "eca" else None
+        if self.attention == "eca":
+            return functools.partial(EfficientChannelAttention, self.dtype, self.param_dtype)
+        return None

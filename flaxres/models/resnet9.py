@@ -1,4 +1,7 @@
-"""ResNet-9, the small residual network of the races for the fastest CIFAR-10 training (Page 2018, "How to train your ResNet", part 4)."""
+"""ResNet-9, from the races for the fastest training on CIFAR-10.
+
+Page 2018, "How to train your ResNet", part 4.
+"""
 
 import functools
 from collections.abc import Callable
@@ -9,14 +12,16 @@ from flax import linen as nn
 
 from flaxres.errors import InputError
 from flaxres.models.blocks import ResidualBlock, Stage
-from flaxres.models.layers import activated, max_pool
+from flaxres.models.layers import activated
 from flaxres.models.network import Network
+from flaxres.ops.pool import max_pool
 
 
 class PooledConvolution(nn.Module):
-    """A 3x3 convolution, 2x2 max pooling, a norm and a ReLU: `(N, H, W, C)` -> `(N, H // 2, W // 2, width)`.
+    """A 3x3 convolution, 2x2 max pooling, a norm and a ReLU.
 
-    The pooling is before the norm, which then has a quarter to read (Jordan 2024, section 3.1).
+    `(N, H, W, C)` -> `(N, H // 2, W // 2, width)`. The pooling comes before the norm, which then
+    reads a quarter of the pixels (Jordan 2024, section 3.1).
     """
 
     width: int
@@ -25,26 +30,36 @@ class PooledConvolution(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, drop_rate: Any = 0.0) -> jax.Array:
-        del drop_rate  # it has no shortcut that could stand for it
-        x = max_pool(self.conv(self.width, kernel_size=3, name="conv1")(x), size=2, stride=2, padding=0)
+        del drop_rate  # without a shortcut this block can't be dropped
+        x = self.conv(self.width, kernel_size=3, name="conv1")(x)
+        x = max_pool(x, size=2, stride=2, padding=0)
         return activated(self.norm(name="bn1"), x, train)
 
 
 class ResNet9(Network):
-    """A shallow and wide residual network for small images, which learns more in the first minutes than the deep and narrow ones of He et al. 2016.
+    """A shallow and wide residual network for small images.
 
-    Each stage convolves before it halves the resolution, by max pooling; residual blocks without any stride follow. Other than Page's: pooling is
-    before the norm, a block is He et al.'s (the ReLU after the sum, the last norm's scale zero at first), global pooling is an average, and logits
-    are not scaled. Names of layers are `ResNet`'s: `conv1`, `layer1.0.conv1`, ...
+    It learns more in the first minutes than the deep and narrow networks of He et al. 2016. Each
+    stage is a convolution and a max pooling, followed by residual blocks without strides.
+    Differences from Page's network: pooling comes before the norm; a block is He et al.'s, with the
+    ReLU after the sum and the last norm's scale initialised to zero; global pooling is an average;
+    logits are not scaled. Layers have the names of `ResNet`: `conv1`, `layer1.0.conv1`, ...
 
-    Attributes (and those of `Network`, `num_classes` being 10):
-      widths: of each stage.
-      depths: blocks of each stage, of which the first is the pooled convolution, and each further one residual, of two 3x3 convolutions. Stochastic
-        depth is that of the residual ones.
+    Attributes (and those of `Network`, with `num_classes` 10):
+      depths: blocks in each stage. The first is the pooled convolution, the others are residual
+        blocks of two 3x3 convolutions. Stochastic depth applies to the residual blocks.
+      widths: width of each stage.
       stem_width: width of the stem's 3x3 convolution.
 
-    Calls as `ResNet` does. Raises InputError, beyond what that does, for images that the stages would halve to nothing and for
-    stochastic depth without a residual block.
+    Called as `ResNet` is.
+
+    Raises:
+      InputError: as `ResNet`; or the images are smaller than the stages can halve; or
+        `stochastic_depth` is set without a residual block.
+
+    Example:
+      >>> model = flaxres.ResNet9()
+      >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     """
 
     num_classes: int = 10
@@ -57,19 +72,32 @@ class ResNet9(Network):
         self.check(images)
         self.check_stages(self.depths, self.widths)
         if min(images.shape[1:3]) < (smallest := 2 ** len(self.widths)):
-            raise InputError(f"images have shape {images.shape}: {len(self.widths)} stages halve the sides, which must be at least {smallest} pixels")
+            raise InputError(
+                f"images have shape {images.shape}: {len(self.widths)} stages halve the sides, "
+                f"which must be at least {smallest} pixels"
+            )
         if self.stochastic_depth and max(self.depths) < 2:
             raise InputError(
-                f"stochastic_depth (={self.stochastic_depth}) drops residual blocks, of which depths={self.depths} has none: leave it at 0"
+                f"stochastic_depth (={self.stochastic_depth}) drops residual blocks, "
+                f"of which depths={self.depths} has none: leave it at 0"
             )
         conv, norm = self.conv(), self.norm()
         x = conv(self.stem_width, kernel_size=3, name="conv1")(images)
         x = activated(norm(name="bn1"), x, train)
         maps = {"stem": x}
-        block = functools.partial(ResidualBlock, kind="basic", stride=1, conv=conv, norm=norm, stochastic=self.stochastic_depth > 0)
-        for i, (width, rates) in enumerate(zip(self.widths, self.drop_rates(tuple(depth - 1 for depth in self.depths)), strict=True), 1):
-            first, rest = functools.partial(PooledConvolution, width, conv, norm), functools.partial(block, width=width)
-            x = Stage(first, rest, (0.0, *rates), self.scan_blocks, self.remat, name=f"layer{i}")(x, train)
+        block = functools.partial(
+            ResidualBlock,
+            kind="basic",
+            stride=1,
+            conv=conv,
+            norm=norm,
+            stochastic=self.stochastic_depth > 0,
+        )
+        residual_rates = self.drop_rates(tuple(depth - 1 for depth in self.depths))
+        for i, (width, rates) in enumerate(zip(self.widths, residual_rates, strict=True), 1):
+            first = functools.partial(PooledConvolution, width, conv, norm)
+            rest, rates = functools.partial(block, width=width), (0.0, *rates)
+            x = Stage(first, rest, rates, self.scan_blocks, self.remat, name=f"layer{i}")(x, train)
             maps[f"stage{i}"] = x
         maps["pooled"] = self.pooled(x)
         return maps if features else self.head(maps["pooled"], train, "fc")

@@ -1,4 +1,7 @@
-"""Pre-activation residual networks (He et al. 2016, "Identity mappings in deep residual networks") and BiT (Kolesnikov et al. 2020)."""
+"""Pre-activation residual networks and BiT.
+
+He et al. 2016, "Identity mappings in deep residual networks"; Kolesnikov et al. 2020.
+"""
 
 import functools
 from collections.abc import Callable
@@ -8,14 +11,22 @@ import jax
 from flax import linen as nn
 
 from flaxres.models.blocks import EXPANSION, PreActivationBlock, Stage
-from flaxres.models.layers import activated, head_init, max_pool
+from flaxres.models.layers import activated, head_init
 from flaxres.models.network import Network
+from flaxres.ops.pool import max_pool
 
-CHOICES = {"block": tuple(EXPANSION), "stem": ("standard", "small", "deep", "fixed"), "norm_kind": ("batch", "group")}
+CHOICES = {
+    "block": tuple(EXPANSION),
+    "stem": ("standard", "small", "deep", "fixed"),
+    "norm_kind": ("batch", "group"),
+}
 
 
 class Stem(nn.Module):
-    """The convolutions before the first block; no norm and no activation behind the last one, since the blocks begin with theirs."""
+    """The convolutions before the first block.
+
+    No norm or ReLU follows the last convolution, since the blocks begin with theirs.
+    """
 
     kind: str
     width: int
@@ -35,7 +46,7 @@ class Stem(nn.Module):
 
 
 class Nested(nn.Module):
-    """A module one level down under `name`, for the sake of the names in weight files."""
+    """Nest a module one level down under `child`, to match the names in weight files."""
 
     module: Callable[..., nn.Module]
     child: str
@@ -46,7 +57,7 @@ class Nested(nn.Module):
 
 
 class Stages(nn.Module):
-    """`stages.0.blocks`, `stages.1.blocks`, ...; returns the output of each."""
+    """Run `stages.0.blocks`, `stages.1.blocks`, ... and return the output of each."""
 
     stages: tuple[Callable[..., nn.Module], ...]
 
@@ -60,18 +71,26 @@ class Stages(nn.Module):
 
 
 class ResNetV2(Network):
-    """A pre-activation residual network. Names of layers are timm's: `stem`, `stages.0.blocks.0`, ..., `norm`, `head.fc`.
+    """A pre-activation residual network.
+
+    Layers have timm's names: `stem`, `stages.0.blocks.0`, ..., `norm`, `head.fc`.
 
     Attributes (and those of `Network`):
-      depths, widths: blocks and outer width of each stage; stages after the first halve the resolution.
+      depths: blocks in each stage.
+      widths: outer width of each stage; stages after the first halve the resolution.
       block: 'bottleneck' or 'basic'.
-      stem: 'standard' (7x7/2, max pooling), 'small' (3x3), 'deep' (three 3x3) or 'fixed' (BiT's: zeros around the max pooling).
+      stem: 'standard' (7x7/2, max pooling), 'small' (3x3), 'deep' (three 3x3, max pooling) or
+        'fixed' (BiT's: the max pooling pads by zeros).
       stem_width: width of the stem's output.
       averaged: average pooling before the projections, as in ResNet-D.
       norm_kind: 'batch' or 'group'.
-      standardise: epsilon of weight standardisation, None for none.
+      standardise: epsilon of weight standardisation, or None.
 
-    Calls as `ResNet` does; `stem` and `stage1` to `stage4` are raw sums, before any norm.
+    Called as `ResNet` is. `stem` and `stage1` to `stage4` are raw sums, before any norm.
+
+    Example:
+      >>> model = flaxres.ResNetV2(num_classes=10)
+      >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
     """
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
@@ -85,18 +104,29 @@ class ResNetV2(Network):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> Any:
-        self.check(images, **{name: (getattr(self, name), allowed) for name, allowed in CHOICES.items()})
+        choices = {name: (getattr(self, name), allowed) for name, allowed in CHOICES.items()}
+        self.check(images, **choices)
         self.check_stages(self.depths, self.widths)
         conv, norm = self.conv(standardise=self.standardise), self.norm(self.norm_kind)
         x = Stem(self.stem, self.stem_width, conv, norm, name="stem")(images, train)
         maps = {"stem": x}
         if self.stem != "small":
             x = max_pool(x, fill=0.0) if self.stem == "fixed" else max_pool(x)
-        block = functools.partial(PreActivationBlock, kind=self.block, conv=conv, norm=norm, stochastic=self.stochastic_depth > 0)
-        stages = []
-        for i, (width, rates) in enumerate(zip(self.widths, self.drop_rates(self.depths), strict=True)):
-            first = functools.partial(block, features=width, stride=2 if i else 1, project=True, averaged=self.averaged)
-            stages.append(functools.partial(Stage, first, functools.partial(block, features=width, stride=1), rates, self.scan_blocks, self.remat))
+        block = functools.partial(
+            PreActivationBlock,
+            kind=self.block,
+            conv=conv,
+            norm=norm,
+            stochastic=self.stochastic_depth > 0,
+        )
+        stages: list[Callable[..., nn.Module]] = []
+        for width, rates in zip(self.widths, self.drop_rates(self.depths), strict=True):
+            rest = functools.partial(block, features=width, stride=1)
+            stride = 2 if stages else 1
+            first = functools.partial(rest, stride=stride, project=True, averaged=self.averaged)
+            stages.append(
+                functools.partial(Stage, first, rest, rates, self.scan_blocks, self.remat)
+            )
         outputs = Stages(tuple(stages), name="stages")(x, train)
         maps |= {f"stage{i}": output for i, output in enumerate(outputs, 1)}
         x = activated(norm(name="norm"), outputs[-1], train)
@@ -104,11 +134,17 @@ class ResNetV2(Network):
         return maps if features else self.head(maps["pooled"], train, "head")
 
     def head(self, x: jax.Array, train: bool, name: str) -> jax.Array:
-        """timm's head here is a 1x1 convolution named `head.fc`."""
+        """Classify by a 1x1 convolution named `head.fc`, as timm does in this network."""
         if not self.num_classes:
             return x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         fc = functools.partial(
-            self.conv(), self.num_classes, kernel_size=1, use_bias=True, kernel_init=head_init, bias_init=self.head_bias_init, dtype=x.dtype
+            self.conv(),
+            self.num_classes,
+            kernel_size=1,
+            use_bias=True,
+            kernel_init=head_init,
+            bias_init=self.head_bias_init,
+            dtype=x.dtype,
         )
         return Nested(fc, "fc", name=name)(x[:, None, None])[:, 0, 0]

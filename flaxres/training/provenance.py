@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from flaxres.models import native
+from flaxres.ops import native
 from flaxres.training.run import Run
 
 PACKAGES = (

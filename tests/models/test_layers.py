@@ -1,9 +1,6 @@
 """Layers against plain formulas and against XLA's own operations."""
 
-import contextlib
 import functools
-import re
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from jax import lax
 from jax.sharding import PartitionSpec
 
 import flaxres
 from flaxres.errors import InputError
-from flaxres.models.kept import by_input, by_result, jax_operations_only
-from flaxres.models.layers import BatchNorm, Conv, GroupNorm, max_pool, relu, zero_pad_shortcut
+from flaxres.models.layers import BatchNorm, Conv, GroupNorm, zero_pad_shortcut
+from flaxres.ops.pool import max_pool
 from flaxres.training.mesh import data_mesh, split
 
 
@@ -165,38 +161,6 @@ def test_the_map_of_the_stem_changes_nothing(stem: str) -> None:
     assert maps["stem"].shape[1:3] == (16, 16)
 
 
-def test_relu_is_jaxs_to_any_order_and_under_every_transformation() -> None:
-    x, v = jnp.asarray([-2.0, -0.0, 0.0, 1e-30, 3.0]), jnp.arange(1.0, 6.0)
-
-    def found(function: Callable[[jax.Array], jax.Array]) -> list[jax.Array]:
-        return [
-            function(x),
-            jax.grad(lambda x: (function(x) * v).sum())(x),
-            jax.jvp(function, (x,), (v,))[1],
-            jax.vmap(jax.grad(lambda x: function(x) ** 2))(x),
-            jax.hessian(lambda x: (function(x) ** 3).sum())(x),
-            jax.grad(lambda x: (jax.checkpoint(function)(x) * v).sum())(x),
-            jax.vmap(lambda v: jax.jvp(function, (x,), (v,))[1])(jnp.eye(5)),
-            jax.vmap(lambda x: jax.jvp(function, (x,), (v,))[1], 1)(jnp.eye(5)),
-            jax.vmap(jax.grad(lambda x: function(x).sum()))(jnp.eye(5) - 0.5),
-            jax.vmap(jax.vmap(jax.grad(lambda x: function(x).sum())), 1)(jnp.eye(10).reshape(2, 5, 10) - 0.5),
-        ]
-
-    usual = found(nn.relu)
-    for ours in (found(relu), jax.jit(lambda: found(relu))()):
-        jax.tree.map(np.testing.assert_array_equal, ours, usual)
-
-
-def test_relu_of_varying_values_has_a_tangent_that_does_not_vary() -> None:
-    def derivative(x: jax.Array) -> jax.Array:
-        return jax.jvp(relu, (x,), (jnp.ones(2),))[1]
-
-    found = jax.jit(jax.shard_map(derivative, mesh=data_mesh(2), in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data")))(
-        jnp.asarray([-1.0, 1.0, 2.0, -2.0])
-    )
-    np.testing.assert_array_equal(found, [0, 1, 1, 0])
-
-
 def test_gradients_of_each_image_apart() -> None:
     """A saliency map: what reads the images is mapped, the parameters are not."""
     model, x = STEMS["maximum"], images(3, 32, 32, 3)
@@ -234,48 +198,6 @@ def test_a_rectified_norm_is_a_norm_and_a_relu(group: int | None, dtype: jnp.dty
                 found[-1] += (jax.jvp(gradient, (params, x, stats), change)[1],)
         for got, expected in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
             np.testing.assert_allclose(got.astype(jnp.float32), expected.astype(jnp.float32), rtol=tolerance, atol=tolerance)
-
-
-def test_both_gates_are_the_derivative_of_a_relu() -> None:
-    x, tangent = jnp.asarray([-1.0, -0.0, 0.0, 1e-30, 2.0]), jnp.arange(1.0, 6.0)
-    for apart in (False, True):
-        np.testing.assert_array_equal(by_input(tangent, x, nn.relu(x), apart), by_result(tangent, x, nn.relu(x), apart))
-
-
-@pytest.mark.parametrize(
-    ("platform", "alone", "behind_a_norm", "barriers"),
-    [("cuda", ["NE"], ["GT", "NE"], 1), ("rocm", ["NE"], ["GT", "NE"], 1), ("tpu", ["GT"], ["GT", "GT"], 0), ("cpu", ["GT"], ["GT", "GT"], 0)],
-)
-def test_the_gradient_of_relu_reads_the_result_on_gpus(platform: str, alone: list[str], behind_a_norm: list[str], barriers: int) -> None:
-    layer, x = BatchNorm(), jnp.ones((2, 2, 2, 4))
-    variables = layer.init(jax.random.key(0), x, use_running_average=True)
-
-    def norm(x: jax.Array) -> jax.Array:
-        return layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"], rectified=True)[0].sum()
-
-    for function, expected, count in ((lambda x: relu(x).sum(), alone, 0), (norm, behind_a_norm, barriers)):
-        program = jax.export.export(jax.jit(jax.grad(function)), platforms=[platform])(x).mlir_module()
-        assert sorted(re.findall(r"compare +(GT|NE)", program)) == expected
-        assert len(re.findall(r"stablehlo.optimization_barrier", program)) == count
-
-
-@pytest.mark.parametrize("elsewhere", [False, True])
-@pytest.mark.parametrize(("size", "padding", "tolerance"), [(3, 1, 1e-6), (2, 0, 1e-6), (17, 8, 1e-5)])
-@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 7, 9, 2), (2, 112, 112, 4)])
-def test_max_pool_and_its_gradient_are_xlas(shape: tuple[int, ...], size: int, padding: int, tolerance: float, elsewhere: bool) -> None:
-    def ours(x: jax.Array) -> jax.Array:
-        with jax_operations_only() if elsewhere else contextlib.nullcontext():  # GPUs have the form that converters get
-            return max_pool(x, size, 2, padding)
-
-    def reference(x: jax.Array) -> jax.Array:
-        return lax.reduce_window(x, -jnp.inf, lax.max, (1, size, size, 1), (1, 2, 2, 1), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-
-    x = images(*shape)
-    np.testing.assert_array_equal(ours(x), reference(x))
-    weights = images(*reference(x).shape, seed=1)
-    for values in (x, jnp.round(x)):  # the second has ties, which go to the first maximum
-        gradient, expected = (jax.grad(lambda x, pool=pool: (pool(x) * weights).sum())(values) for pool in (ours, reference))
-        np.testing.assert_allclose(gradient, expected, atol=tolerance)
 
 
 def test_zero_pad_shortcut_subsamples_and_centres_the_channels() -> None:

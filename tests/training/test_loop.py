@@ -21,7 +21,7 @@ from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig,
 from flaxres.config.files import from_json, load_config, resolved, to_json
 from flaxres.data.sources import Source
 from flaxres.errors import InputError
-from flaxres.models import native
+from flaxres.ops import native
 from flaxres.training import metrics, run
 from flaxres.training.log import Log
 from flaxres.training.loop import Stepper

@@ -13,8 +13,8 @@ import pytest
 
 import flaxres
 from flaxres import Config, DataConfig, ModelConfig, TrainConfig
-from flaxres.models.convolution import direct
 from flaxres.models.resnet import ResNet
+from flaxres.ops.convolution import direct
 from flaxres.training.mesh import data_mesh
 from flaxres.training.steps import compiled_eval_step, eval_step, smooth_targets
 

@@ -1,7 +1,8 @@
 // Convolutions of NHWC images in float32 for XLA's CPU client, and the gradients of their kernels.
 //
-// XLA calls the two handlers at the end with its own buffers and threads. What they sum, and in which order, depends on the shapes alone: neither
-// the number of threads nor which of them does what changes a bit of the result.
+// XLA calls the two handlers at the end of this file with its own buffers and threads. The order of
+// all sums depends on the shapes alone. The number of threads and the division of work among them
+// change no bit of the result.
 
 #include <algorithm>
 #include <atomic>
@@ -24,7 +25,7 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-// Lanes of a vector, and vectors that sums may take; what is left of the registers holds operands.
+// Lanes of a vector, and number of vector registers for sums. The other registers hold operands.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16, kSums = 24;
 #elif defined(__AVX__)
@@ -34,16 +35,19 @@ constexpr int kLanes = 4, kSums = 24;
 #else
 constexpr int kLanes = 4, kSums = 12;
 #endif
-// Vectors of a block of output channels, wide where that makes no more of them empty: 16 or 32 channels, of which the last block may have fewer.
+// Vectors in a block of output channels: 16 channels, or 32 (wide) if that leaves no more lanes
+// empty. The last block may have fewer channels.
 constexpr int kNarrow = 16 / kLanes;
 constexpr int kWide = kLanes == 16 ? 2 : kNarrow;
-// Floats of an image that a thread works on at a time, with room for the rest in a second-level cache of 512 KB.
+// Floats of an image that a thread processes at a time. They leave room for the other operands in a
+// second-level cache of 512 KB.
 constexpr int64_t kBand = 1 << 16;
-// Up to so many pixels of a batch, blocks of the kernel are what is divided among threads.
+// With at most this many pixels in a batch, threads divide the kernel among themselves.
 constexpr int64_t kFewPixels = 1024;
-// Rows of up to so many pixels are not divided into tiles.
+// Rows of at most this many pixels are not divided into tiles.
 constexpr int64_t kShortRow = 16;
-// Kernels of more floats are too large to be summed by each thread apart; images of so many floats are then looked at at a time.
+// Kernels of more than kLargeKernel floats are too large for one copy of the sums per thread.
+// Images are then processed in segments of kSegment floats.
 constexpr int64_t kLargeKernel = 1 << 18, kSegment = 1 << 22;
 
 using Vector = float __attribute__((vector_size(4 * kLanes)));
@@ -54,7 +58,7 @@ inline Vector Load(const float* from) {
   return value;
 }
 inline void Store(float* to, Vector value) { std::memcpy(to, &value, sizeof(value)); }
-// The first `count` lanes.
+// Stores the first `count` lanes.
 inline void StoreSome(float* to, Vector value, int64_t count) {
   if (count > 0) std::memcpy(to, &value, std::min<int64_t>(count, kLanes) * sizeof(float));
 }
@@ -65,9 +69,11 @@ inline Vector LoadSome(const float* from, int64_t count) {
 }
 inline int64_t Quotient(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-inline bool WideBlocks(int64_t channels) { return Quotient(channels, 16) * 16 % (kWide * kLanes) == 0; }
+inline bool WideBlocks(int64_t channels) {
+  return Quotient(channels, 16) * 16 % (kWide * kLanes) == 0;
+}
 
-// Numbers too small to be normal are zero, on each thread alike.
+// Flushes denormal numbers to zero on the current thread while it lives.
 class FlushDenormals {
  public:
 #if defined(__x86_64__)
@@ -87,10 +93,13 @@ class FlushDenormals {
   uint64_t before_ = 0;
 };
 
-inline int64_t Threads(const ffi::ThreadPool& pool) { return std::max<int64_t>(1, pool.num_threads()); }
+inline int64_t Threads(const ffi::ThreadPool& pool) {
+  return std::max<int64_t>(1, pool.num_threads());
+}
 
-// work(0) to work(count - 1) on this thread and on those of the pool that come while there is work left. This thread waits for no thread that has not
-// begun, so that handlers which run at once can't wait for each other.
+// Calls work(0) to work(count - 1) on this thread and on threads of the pool that become free while
+// work is left. This thread never waits for a thread that has not started, so that concurrent
+// handlers can't deadlock.
 template <typename Work>
 void Parallel(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   struct Shared {
@@ -120,8 +129,9 @@ void Parallel(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   shared->count = count;
   shared->work = &work;
   try {
-    for (int64_t i = std::min(Threads(pool), count) - 1; i > 0; --i) pool.Schedule([shared] { shared->Run(); });
-  } catch (const std::bad_alloc&) {  // those that were scheduled must end before this frame does
+    for (int64_t i = std::min(Threads(pool), count) - 1; i > 0; --i)
+      pool.Schedule([shared] { shared->Run(); });
+  } catch (const std::bad_alloc&) {  // scheduled tasks must end before this frame does
   }
   shared->Run();
   std::unique_lock<std::mutex> lock(shared->mutex);
@@ -131,7 +141,7 @@ void Parallel(ffi::ThreadPool& pool, int64_t count, const Work& work) {
 
 using Floats = std::unique_ptr<float[]>;
 
-// A thread's own floats, which it keeps.
+// Returns memory of the current thread, which keeps it for later calls.
 float* Scratch(int64_t size) {
   static thread_local std::vector<float> scratch;
   if (static_cast<int64_t>(scratch.size()) < size) scratch.resize(size);
@@ -141,13 +151,16 @@ float* Scratch(int64_t size) {
 struct Images {
   int64_t count, height, width, channels;
 
-  explicit Images(ffi::Span<const int64_t> shape) : count(shape[0]), height(shape[1]), width(shape[2]), channels(shape[3]) {}
+  explicit Images(ffi::Span<const int64_t> shape)
+      : count(shape[0]), height(shape[1]), width(shape[2]), channels(shape[3]) {}
   int64_t row() const { return width * channels; }
   int64_t image() const { return height * row(); }
 };
 
-// Rows [first, first + rows) of an image with zeros around it, as an array (rows, width + 2 pad, channels).
-void CopyPadded(const float* image, const Images& of, int64_t first, int64_t rows, int64_t pad, float* to) {
+// Copies rows [first, first + rows) of an image padded by zeros into an array
+// (rows, width + 2 pad, channels).
+void CopyPadded(const float* image, const Images& of, int64_t first, int64_t rows, int64_t pad,
+                float* to) {
   const int64_t margin = pad * of.channels;
   for (int64_t y = first; y < first + rows; ++y) {
     if (y < 0 || y >= of.height) {
@@ -160,17 +173,20 @@ void CopyPadded(const float* image, const Images& of, int64_t first, int64_t row
   }
 }
 
-// The same of every `step`-th pixel in blocks of B channels, and the rest of them in a last block, which zeros make `last` channels: arrays
-// (rows, width, B) at pixel `pixel` of planes of `plane` pixels. `zeros` are as many as there are channels.
+// Copies every `step`-th pixel of padded rows in blocks of B channels. Each block is a plane of
+// `plane` pixels, and the copy starts at pixel `pixel` of the plane. The remaining channels form a
+// last block, padded by zeros to `last` channels. `zeros` has as many floats as there are channels.
 template <int B>
-void CopyBlocks(const float* image, const Images& of, int64_t first, int64_t rows, int64_t pad, int64_t step, int64_t plane, int64_t pixel,
-                int64_t last, const float* zeros, float* to) {
+void CopyBlocks(const float* image, const Images& of, int64_t first, int64_t rows, int64_t pad,
+                int64_t step, int64_t plane, int64_t pixel, int64_t last, const float* zeros,
+                float* to) {
   const int64_t whole = of.channels / B * B, rest = of.channels - whole;
   for (int64_t y = first; y < first + step * rows; y += step) {
     for (int64_t x = -pad; x < of.width + pad; x += step, ++pixel) {
       const bool inside = 0 <= y && y < of.height && 0 <= x && x < of.width;
       const float* from = inside ? image + (y * of.width + x) * of.channels : zeros;
-      for (int64_t c = 0; c < whole; c += B) std::memcpy(to + c * plane + pixel * B, from + c, B * sizeof(float));
+      for (int64_t c = 0; c < whole; c += B)
+        std::memcpy(to + c * plane + pixel * B, from + c, B * sizeof(float));
       if (rest == 0) continue;
       float* const end = to + whole * plane + pixel * last;
       for (int64_t c = 0; c < last; ++c) end[c] = c < rest ? from[whole + c] : 0.0f;
@@ -178,16 +194,17 @@ void CopyBlocks(const float* image, const Images& of, int64_t first, int64_t row
   }
 }
 
-// A place in the kernel: where its pixel lies from the first one in the padded image, and where its channels begin in the packed kernel.
+// One position in the kernel: the offset of its pixel in the padded image, and the offset of its
+// channels in the packed kernel.
 struct Tap {
   int64_t pixel, channels;
 };
 
-// P pixels of V vectors of channels, of which `some` are wanted: for each, the sum over taps and channels in of a pixel's channel times a vector of the
-// kernel.
+// Computes P pixels of V vectors of output channels and stores the first `some` channels. Each is
+// the sum over taps and input channels of a pixel's channel times a vector of the kernel.
 template <int V, int P>
-void OutputTile(const float* x, int64_t step, const Tap* taps, int64_t count, int64_t channels, const float* kernel, float* y, int64_t y_step,
-                int64_t some) {
+void OutputTile(const float* x, int64_t step, const Tap* taps, int64_t count, int64_t channels,
+                const float* kernel, float* y, int64_t y_step, int64_t some) {
   Vector sum[P][V] = {};
   for (int64_t t = 0; t < count; ++t) {
     const float* in = x + taps[t].pixel;
@@ -217,16 +234,19 @@ void OutputTile(const float* x, int64_t step, const Tap* taps, int64_t count, in
   }
 }
 
-// Pixels that a gradient sums over: of `images`, each `height` padded rows of `wide` pixels, those that the kernel starts from for the rows and columns
-// of the output.
+// The pixels over which a gradient sums. Each image has `height` padded rows of `wide` pixels. The
+// sum runs over the pixels at which the kernel starts for each row and column of the output.
 struct Pixels {
   int64_t images, height, wide, rows, columns, stride;
 };
 
-// The sums over pixels of C channels of T neighbours in a row times V vectors of the cotangent's channels, of which `some` are wanted, added to `sums`,
-// an array (T, all channels in, all channels out). x is (images, height, wide, C), and the cotangent (images, rows, columns, V vectors).
+// Sums over pixels the products of C channels of T neighbours in a row with V vectors of the
+// cotangent's channels, and adds the first `some` channels to `sums`, an array
+// (T, all input channels, all output channels). x is (images, height, wide, C), and the cotangent
+// (images, rows, columns, V vectors).
 template <int T, int V, int C>
-void KernelTile(const float* x, const float* cotangent, const Pixels& of, int64_t channels_in, int64_t channels_out, float* sums, int64_t some) {
+void KernelTile(const float* x, const float* cotangent, const Pixels& of, int64_t channels_in,
+                int64_t channels_out, float* sums, int64_t some) {
   Vector sum[T][C][V] = {};
   for (int64_t n = 0; n < of.images; ++n) {
     for (int64_t i = 0; i < of.rows; ++i) {
@@ -279,40 +299,48 @@ KernelFunction KernelTileOf(int64_t channels, std::integer_sequence<int, C...>) 
 }
 
 template <int V>
-void Outputs(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t size, const float* kernel, const Images& out, float* y, int64_t stride,
-             int64_t dilation, bool turned) {
+void Outputs(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t size,
+             const float* kernel, const Images& out, float* y, int64_t stride, int64_t dilation,
+             bool turned) {
   constexpr int kPixels = std::min(8, kSums / V);
-  const int64_t pad = size / 2, wide = (in.width + 2 * pad) * in.channels, block = V * kLanes, blocks = Quotient(out.channels, block);
+  const int64_t pad = size / 2, wide = (in.width + 2 * pad) * in.channels, block = V * kLanes,
+                blocks = Quotient(out.channels, block);
   const int64_t depth = size * size * in.channels;
-  // With a dilated input each place of the output modulo `dilation` sees other taps; rows and columns count those of one place.
+  // With a dilated input the taps depend on the output's position modulo `dilation`. Rows and
+  // columns count the pixels of one such position.
   const int64_t all_rows = Quotient(out.height, dilation);
 
   auto channels_of = [&](int64_t b) { return std::min(block, out.channels - b * block); };
-  // A block of the kernel's channels out, as an array (depth, block), zeros behind the last. Turned, the kernel is (size, size, channels out, channels
-  // in), upside down.
+  // Packs a block of the kernel's output channels into an array (depth, block), padded by zeros. A
+  // turned kernel is (size, size, output channels, input channels), rotated by 180 degrees.
   auto pack = [&](int64_t b, float* to) {
     const int64_t channels = channels_of(b);
     if (channels < block) std::fill_n(to, depth * block, 0.0f);
     if (!turned) {
-      for (int64_t row = 0; row < depth; ++row, to += block) std::copy_n(kernel + row * out.channels + b * block, channels, to);
+      for (int64_t row = 0; row < depth; ++row, to += block)
+        std::copy_n(kernel + row * out.channels + b * block, channels, to);
       return;
     }
     for (int64_t tap = size * size - 1; tap >= 0; --tap, to += in.channels * block) {
       const float* const from = kernel + (tap * out.channels + b * block) * in.channels;
       for (int64_t first = 0; first < in.channels; first += 16) {
         for (int64_t k = 0; k < channels; ++k) {
-          for (int64_t c = first; c < std::min(first + 16, in.channels); ++c) to[c * block + k] = from[k * in.channels + c];
+          for (int64_t c = first; c < std::min(first + 16, in.channels); ++c)
+            to[c * block + k] = from[k * in.channels + c];
         }
       }
     }
   };
-  // What rows [first, end) of the output need of image n, with its padding; where there is none, where it lies.
+  // Returns the padded part of image n that rows [first, end) of the output read. Without padding
+  // it is not copied.
   auto padded = [&](int64_t n, int64_t first, int64_t end, float* to) -> const float* {
     if (pad == 0) return x + n * in.image() + stride * first * in.row();
-    CopyPadded(x + n * in.image(), in, stride * first - pad, stride * (end - first - 1) + size, pad, to);
+    CopyPadded(x + n * in.image(), in, stride * first - pad, stride * (end - first - 1) + size, pad,
+               to);
     return to;
   };
-  auto compute = [&](int64_t n, int64_t first, int64_t end, const float* band, int64_t b, const float* packed) {
+  auto compute = [&](int64_t n, int64_t first, int64_t end, const float* band, int64_t b,
+                     const float* packed) {
     std::vector<Tap> taps(size * size);
     for (int64_t place = 0; place < dilation * dilation; ++place) {
       const int64_t top = place / dilation, left = place % dilation;
@@ -320,18 +348,22 @@ void Outputs(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t si
       for (int64_t tap = 0; tap < size * size; ++tap) {
         const int64_t down = top + tap / size - pad, right = left + tap % size - pad;
         if (down % dilation != 0 || right % dilation != 0) continue;
-        taps[count++] = {(down / dilation + pad) * wide + (right / dilation + pad) * in.channels, tap * in.channels * block};
+        taps[count++] = {(down / dilation + pad) * wide + (right / dilation + pad) * in.channels,
+                         tap * in.channels * block};
       }
       const int64_t columns = Quotient(out.width - left, dilation);
       if (columns <= 0) continue;
       const int64_t most = Quotient(columns, Quotient(columns, kPixels));
       for (int64_t row = first; row < end && dilation * row + top < out.height; ++row) {
         const float* from = band + stride * (row - first) * wide;
-        float* to = y + n * out.image() + (dilation * row + top) * out.row() + left * out.channels + b * block;
+        float* to = y + n * out.image() + (dilation * row + top) * out.row() + left * out.channels +
+                    b * block;
         for (int64_t column = 0; column < columns; column += most) {
-          const OutputFunction tile = OutputTileOf<V>(std::min(most, columns - column), std::make_integer_sequence<int, kPixels>());
-          tile(from + stride * column * in.channels, stride * in.channels, taps.data(), count, in.channels, packed,
-               to + dilation * column * out.channels, dilation * out.channels, channels_of(b));
+          const OutputFunction tile = OutputTileOf<V>(std::min(most, columns - column),
+                                                      std::make_integer_sequence<int, kPixels>());
+          tile(from + stride * column * in.channels, stride * in.channels, taps.data(), count,
+               in.channels, packed, to + dilation * column * out.channels, dilation * out.channels,
+               channels_of(b));
         }
       }
     }
@@ -346,115 +378,146 @@ void Outputs(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t si
   };
 
   if (Quotient(out.width, dilation) <= kShortRow && in.count >= kPixels) {
-    // Tiles take the same pixel of several images, and none looks at zeros around these.
+    // A tile takes the same pixel of several images, and skips taps in the padding.
     const float* const packed = pack_all();
-    const int64_t images = Quotient(Quotient(in.count, Threads(pool)), kPixels) * kPixels, groups = Quotient(in.count, images);
+    const int64_t images = Quotient(Quotient(in.count, Threads(pool)), kPixels) * kPixels,
+                  groups = Quotient(in.count, images);
     Parallel(pool, groups * blocks, [&](int64_t index) {
-      const int64_t first = index / blocks * images, end = std::min(in.count, first + images), b = index % blocks;
+      const int64_t first = index / blocks * images, end = std::min(in.count, first + images),
+                    b = index % blocks;
       std::vector<Tap> taps(size * size);
       for (int64_t pixel = 0; pixel < out.height * out.width; ++pixel) {
         int64_t count = 0;
         for (int64_t tap = 0; tap < size * size; ++tap) {
-          const int64_t down = pixel / out.width * stride + tap / size - pad, right = pixel % out.width * stride + tap % size - pad;
+          const int64_t down = pixel / out.width * stride + tap / size - pad,
+                        right = pixel % out.width * stride + tap % size - pad;
           if (down < 0 || down % dilation != 0 || down / dilation >= in.height) continue;
           if (right < 0 || right % dilation != 0 || right / dilation >= in.width) continue;
-          taps[count++] = {(down / dilation * in.width + right / dilation) * in.channels, tap * in.channels * block};
+          taps[count++] = {(down / dilation * in.width + right / dilation) * in.channels,
+                           tap * in.channels * block};
         }
         for (int64_t n = first; n < end; n += kPixels) {
-          const OutputFunction tile = OutputTileOf<V>(std::min<int64_t>(kPixels, end - n), std::make_integer_sequence<int, kPixels>());
-          tile(x + n * in.image(), in.image(), taps.data(), count, in.channels, packed + b * depth * block,
-               y + n * out.image() + pixel * out.channels + b * block, out.image(), channels_of(b));
+          const OutputFunction tile = OutputTileOf<V>(std::min<int64_t>(kPixels, end - n),
+                                                      std::make_integer_sequence<int, kPixels>());
+          tile(x + n * in.image(), in.image(), taps.data(), count, in.channels,
+               packed + b * depth * block, y + n * out.image() + pixel * out.channels + b * block,
+               out.image(), channels_of(b));
         }
       }
     });
     return;
   }
   if (in.count * out.height * out.width <= kFewPixels && blocks >= Threads(pool)) {
-    // The kernel is what there is to be read: a thread takes a block of it.
+    // Reading the kernel dominates: each thread takes one block of it.
     Parallel(pool, blocks, [&](int64_t b) {
       float* const packed = Scratch(depth * block + (stride * (all_rows - 1) + size) * wide);
       pack(b, packed);
-      for (int64_t n = 0; n < in.count; ++n) compute(n, 0, all_rows, padded(n, 0, all_rows, packed + depth * block), b, packed);
+      for (int64_t n = 0; n < in.count; ++n)
+        compute(n, 0, all_rows, padded(n, 0, all_rows, packed + depth * block), b, packed);
     });
     return;
   }
   const float* const packed = pack_all();
-  const int64_t bands = std::min(all_rows, std::max(Quotient(8 * Threads(pool), in.count), Quotient(all_rows * stride * wide, kBand)));
+  const int64_t bands = std::min(all_rows, std::max(Quotient(8 * Threads(pool), in.count),
+                                                    Quotient(all_rows * stride * wide, kBand)));
   const int64_t rows = Quotient(all_rows, bands);
   Parallel(pool, in.count * bands, [&](int64_t index) {
-    const int64_t n = index / bands, first = index % bands * rows, end = std::min(all_rows, first + rows);
+    const int64_t n = index / bands, first = index % bands * rows,
+                  end = std::min(all_rows, first + rows);
     if (first >= end) return;
-    const float* const band = padded(n, first, end, Scratch((stride * (end - first - 1) + size) * wide));
-    for (int64_t b = 0; b < blocks; ++b) compute(n, first, end, band, b, packed + b * depth * block);
+    const float* const band =
+        padded(n, first, end, Scratch((stride * (end - first - 1) + size) * wide));
+    for (int64_t b = 0; b < blocks; ++b)
+      compute(n, first, end, band, b, packed + b * depth * block);
   });
 }
 
 template <int T, int V>
-void KernelSums(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t size, const Images& out, const float* cotangent, float* kernel,
-                int64_t stride) {
+void KernelSums(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t size,
+                const Images& out, const float* cotangent, float* kernel, int64_t stride) {
   constexpr int kChannels = std::max(1, std::min(16 / V, kSums / (T * V)));
-  const int64_t pad = size / 2, block = V * kLanes, total = size * size * in.channels * out.channels;
+  const int64_t pad = size / 2, block = V * kLanes,
+                total = size * size * in.channels * out.channels;
   const int64_t y_channels = Quotient(out.channels, block) * block;
 
-  // Between the pixels that a 1x1 kernel looks at lie none that it needs.
-  const int64_t step = size == 1 ? stride : 1, apart = stride / step, wide = size == 1 ? out.width : in.width + 2 * pad;
+  // A strided 1x1 kernel reads no pixel between its positions, so they are not copied.
+  const int64_t step = size == 1 ? stride : 1, apart = stride / step,
+                wide = size == 1 ? out.width : in.width + 2 * pad;
   const std::vector<float> zeros(in.channels);
 
-  // Rows [first, first + rows) of the output of some images, and what they need of the input.
-  auto pixels = [&](int64_t images, int64_t rows) { return Pixels{images, apart * (rows - 1) + size, wide, rows, out.width, apart}; };
-  // Image n as the m-th of them, in blocks of the channels that a tile takes.
-  auto pack = [&](int64_t n, int64_t m, int64_t first, const Pixels& of, float* x_blocks, float* y_blocks) {
-    const int64_t x_image = of.height * of.wide, y_image = of.rows * of.columns;
-    CopyBlocks<kChannels>(x + n * in.image(), in, stride * first - pad, of.height, pad, step, of.images * x_image, m * x_image,
-                          in.channels % kChannels, zeros.data(), x_blocks);
-    CopyBlocks<V * kLanes>(cotangent + n * out.image(), out, first, of.rows, 0, 1, of.images * y_image, m * y_image, block, nullptr, y_blocks);
+  // Describes `rows` rows of the output of some images, and the input that they read.
+  auto pixels = [&](int64_t images, int64_t rows) {
+    return Pixels{images, apart * (rows - 1) + size, wide, rows, out.width, apart};
   };
-  // Adds to `sums` what they give for channels in [first, end).
-  auto add = [&](int64_t first, int64_t end, const Pixels& of, const float* x_blocks, const float* y_blocks, float* sums) {
-    const int64_t x_plane = of.images * of.height * of.wide, y_plane = of.images * of.rows * of.columns;
+  // Packs image n as the m-th of these images, in blocks of the channels of a tile.
+  auto pack = [&](int64_t n, int64_t m, int64_t first, const Pixels& of, float* x_blocks,
+                  float* y_blocks) {
+    const int64_t x_image = of.height * of.wide, y_image = of.rows * of.columns;
+    CopyBlocks<kChannels>(x + n * in.image(), in, stride * first - pad, of.height, pad, step,
+                          of.images * x_image, m * x_image, in.channels % kChannels, zeros.data(),
+                          x_blocks);
+    CopyBlocks<V * kLanes>(cotangent + n * out.image(), out, first, of.rows, 0, 1,
+                           of.images * y_image, m * y_image, block, nullptr, y_blocks);
+  };
+  // Adds the contribution of input channels [first, end) to `sums`.
+  auto add = [&](int64_t first, int64_t end, const Pixels& of, const float* x_blocks,
+                 const float* y_blocks, float* sums) {
+    const int64_t x_plane = of.images * of.height * of.wide,
+                  y_plane = of.images * of.rows * of.columns;
     for (int64_t k = 0; k < out.channels; k += block) {
       for (int64_t c = first; c < end; c += kChannels) {
         const int64_t channels = std::min<int64_t>(kChannels, in.channels - c);
-        const KernelFunction tile = KernelTileOf<T, V>(channels, std::make_integer_sequence<int, kChannels>());
+        const KernelFunction tile =
+            KernelTileOf<T, V>(channels, std::make_integer_sequence<int, kChannels>());
         for (int64_t tap = 0; tap < size * size; tap += T) {
-          tile(x_blocks + c * x_plane + (tap / size * wide + tap % size) * channels, y_blocks + k * y_plane, of, in.channels, out.channels,
-               sums + (tap * in.channels + c) * out.channels + k, std::min(block, out.channels - k));
+          tile(x_blocks + c * x_plane + (tap / size * wide + tap % size) * channels,
+               y_blocks + k * y_plane, of, in.channels, out.channels,
+               sums + (tap * in.channels + c) * out.channels + k,
+               std::min(block, out.channels - k));
         }
       }
     }
   };
 
   if (total > kLargeKernel) {
-    // Some images after another; a thread takes some channels in.
+    // Threads divide the input channels; segments of images follow one another.
     const Pixels one = pixels(1, out.height);
     const int64_t x_image = one.height * wide * in.channels;
-    const int64_t images = std::max<int64_t>(1, std::min(in.count, kSegment / (x_image + out.image())));
-    Floats x_blocks(new float[images * x_image]), y_blocks(new float[images * out.height * out.width * y_channels]);
+    const int64_t images =
+        std::max<int64_t>(1, std::min(in.count, kSegment / (x_image + out.image())));
+    Floats x_blocks(new float[images * x_image]),
+        y_blocks(new float[images * out.height * out.width * y_channels]);
     std::fill_n(kernel, total, 0.0f);
     for (int64_t n = 0; n < in.count; n += images) {
       const Pixels of = pixels(std::min(images, in.count - n), out.height);
-      Parallel(pool, of.images, [&](int64_t m) { pack(n + m, m, 0, of, x_blocks.get(), y_blocks.get()); });
+      Parallel(pool, of.images,
+               [&](int64_t m) { pack(n + m, m, 0, of, x_blocks.get(), y_blocks.get()); });
       constexpr int64_t kGroup = 4 * kChannels;
       Parallel(pool, Quotient(in.channels, kGroup), [&](int64_t group) {
-        add(group * kGroup, std::min(in.channels, (group + 1) * kGroup), of, x_blocks.get(), y_blocks.get(), kernel);
+        add(group * kGroup, std::min(in.channels, (group + 1) * kGroup), of, x_blocks.get(),
+            y_blocks.get(), kernel);
       });
     }
     return;
   }
-  // A piece is some rows of an image, or several images.
+  // A piece is a band of rows of one image, or several images.
   const int64_t row = apart * wide * in.channels + out.row();
-  const int64_t bands = Quotient(out.height, std::max<int64_t>(1, kBand / row)), rows = Quotient(out.height, bands);
-  const int64_t images = bands > 1 ? 1 : std::max<int64_t>(1, std::min(Quotient(in.count, 16), kBand / (row * rows)));
+  const int64_t bands = Quotient(out.height, std::max<int64_t>(1, kBand / row)),
+                rows = Quotient(out.height, bands);
+  const int64_t images =
+      bands > 1 ? 1 : std::max<int64_t>(1, std::min(Quotient(in.count, 16), kBand / (row * rows)));
   const int64_t pieces = Quotient(in.count, images) * bands;
-  // Parts of the sum, each of one thread: 64, or as many as take 4 MB, but no fewer than 8.
-  const int64_t parts = std::min(pieces, std::max<int64_t>(8, std::min<int64_t>(64, (1 << 20) / total)));
+  // Parts of the sum, each computed by one thread: 64, or as many as fit 4 MB, but at least 8.
+  const int64_t parts =
+      std::min(pieces, std::max<int64_t>(8, std::min<int64_t>(64, (1 << 20) / total)));
   Floats sums(new float[parts * total]());
   Parallel(pool, parts, [&](int64_t part) {
     for (int64_t piece = part * pieces / parts; piece < (part + 1) * pieces / parts; ++piece) {
       const int64_t n = piece / bands * images, first = piece % bands * rows;
       if (first >= out.height) continue;
       const Pixels of = pixels(std::min(images, in.count - n), std::min(rows, out.height - first));
-      const int64_t x_size = of.images * of.height * wide * in.channels, y_size = of.images * of.rows * out.width * y_channels;
+      const int64_t x_size = of.images * of.height * wide * in.channels,
+                    y_size = of.images * of.rows * out.width * y_channels;
       float* const x_blocks = Scratch(x_size + y_size);
       float* const y_blocks = x_blocks + x_size;
       for (int64_t m = 0; m < of.images; ++m) pack(n + m, m, first, of, x_blocks, y_blocks);
@@ -471,10 +534,13 @@ void KernelSums(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t
   });
 }
 
-// y[n, i, j, k] = sum of x'[n, stride i + a - pad, stride j + b - pad, c] kernel[a, b, c, k], where x' has dilation - 1 zeros between x's pixels;
-// turned, of kernel[size - 1 - a, size - 1 - b, k, c].
-ffi::Error Convolution(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernel, ffi::ResultBuffer<ffi::F32> y, int64_t stride,
-                       int64_t dilation, bool turned) {
+// y[n, i, j, k] = sum over a, b, c of
+//   x'[n, stride i + a - pad, stride j + b - pad, c] kernel[a, b, c, k],
+// where x' has dilation - 1 zeros between the pixels of x. With a turned kernel the second factor
+// is kernel[size - 1 - a, size - 1 - b, k, c].
+ffi::Error Convolution(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernel,
+                       ffi::ResultBuffer<ffi::F32> y, int64_t stride, int64_t dilation,
+                       bool turned) {
   const Images in(x.dimensions()), out(y->dimensions());
   const int64_t size = kernel.dimensions()[0];
   if (in.count * in.image() == 0) {
@@ -483,15 +549,17 @@ ffi::Error Convolution(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffe
   }
   try {
     const auto run = WideBlocks(out.channels) ? Outputs<kWide> : Outputs<kNarrow>;
-    run(pool, in, x.typed_data(), size, kernel.typed_data(), out, y->typed_data(), stride, dilation, turned);
+    run(pool, in, x.typed_data(), size, kernel.typed_data(), out, y->typed_data(), stride, dilation,
+        turned);
   } catch (const std::bad_alloc&) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "flaxres: no memory for a convolution");
   }
   return ffi::Error::Success();
 }
 
-// The gradient of `Convolution`'s kernel, at dilation 1.
-ffi::Error KernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> cotangent, ffi::ResultBuffer<ffi::F32> kernel,
+// Computes the gradient of the kernel of `Convolution` with dilation 1.
+ffi::Error KernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
+                          ffi::Buffer<ffi::F32> cotangent, ffi::ResultBuffer<ffi::F32> kernel,
                           int64_t stride) {
   const Images in(x.dimensions()), out(cotangent.dimensions());
   const int64_t size = kernel->dimensions()[0];
@@ -506,7 +574,8 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Bu
     if (size == 7) run = KernelSums<7, 1>;
     run(pool, in, x.typed_data(), size, out, cotangent.typed_data(), kernel->typed_data(), stride);
   } catch (const std::bad_alloc&) {
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "flaxres: no memory for a kernel's gradient");
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted,
+                      "flaxres: no memory for a kernel's gradient");
   }
   return ffi::Error::Success();
 }

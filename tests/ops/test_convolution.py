@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxres.models.convolution import convolution, direct, pointwise_product, product
+from flaxres.ops.convolution import convolution, direct, pointwise_product, product
 
 SHAPES = [(2, 8, 8, 32, 32), (3, 7, 5, 3, 5), (1, 1, 1, 128, 128), (3, 2, 1, 128, 129), (2, 4, 3, 128, 128)]
 Function = Callable[[jax.Array, jax.Array], jax.Array]

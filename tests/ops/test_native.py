@@ -20,8 +20,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 import flaxres
 from flaxres.cli import _process as cli
 from flaxres.errors import InputError
-from flaxres.models import native
-from flaxres.models.convolution import convolution, direct
+from flaxres.ops import native
+from flaxres.ops.convolution import convolution, direct
 
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, native.COMPILERS)), reason="no C++ compiler")
 
@@ -191,7 +191,7 @@ import hashlib, os, sys
 os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: int(sys.argv[1])]))
 import jax, jax.numpy as jnp, numpy as np
 import flaxres
-from flaxres.models.convolution import convolution
+from flaxres.ops.convolution import convolution
 flaxres.use_native_convolutions()
 digest, rng = hashlib.sha256(), np.random.default_rng(0)
 for n, size, channels, features, stride in ((24, 16, 16, 16, 1), (3, 40, 20, 32, 2), (2, 7, 64, 128, 1), (20, 7, 192, 256, 1)):
@@ -236,7 +236,7 @@ def test_it_is_built_once_and_again_where_the_file_was_cut(tmp_path: pathlib.Pat
 
 CACHE = """
 import jax.numpy as jnp, numpy as np, flaxres
-from flaxres.models.convolution import convolution, direct
+from flaxres.ops.convolution import convolution, direct
 print(flaxres.use_native_convolutions())
 x, kernel = jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 16, 16))
 np.testing.assert_array_equal(convolution(x, kernel, 1), direct(x, kernel, 1))

@@ -1,0 +1,14 @@
+"""Operations whose implementation depends on the platform.
+
+The networks in `flaxres.models` read like their papers. This package holds everything that a paper
+does not mention: custom derivatives, forms of one operation for CPU, GPU and TPU, and hints to
+XLA's compilers. Each form computes the same function; only speed and memory traffic differ.
+Nothing here imports `flaxres.models`. `docs/ops.md` gives the reason for each form and its gain.
+
+Modules:
+  kept: ReLU, and an identity that stops XLA's CPU compiler from fusing.
+  convolution: 1x1, 3x3 and larger convolutions, and products in their place on CPUs.
+  native: C++ convolutions for CPUs, compiled on the user's machine from `native.cc`.
+  norm: normalisation with and without a ReLU, and batch statistics.
+  pool: max pooling.
+"""

@@ -1,0 +1,398 @@
+"""Convolutions whose form depends on the platform, because XLA's CPU compiler computes some slowly.
+
+On CPUs a 1x1 convolution is a matrix product. So are a 3x3 convolution over at most 2x2 pixels and
+the gradient of its image. After `flaxres.use_native_convolutions` float32 convolutions on CPUs call
+the C++ code in `native.cc`. Every other platform gets XLA's convolutions.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from flaxres.ops import native
+from flaxres.ops.kept import by_platform, keep_gradient, plainly, varying_alike
+
+Extent = tuple[int, int]
+Form = Callable[..., jax.Array]
+
+convolution_p = Primitive("flaxres_convolution")
+kernel_gradient_p = Primitive("flaxres_kernel_gradient")
+product_p = Primitive("flaxres_product")
+# With fewer output channels most lanes of a vector would be empty.
+NATIVE_CHANNELS = 12
+
+
+def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolve images with an odd square kernel in the form that suits the platform.
+
+    Args:
+      x: images `(N, H, W, C)`.
+      kernel: `(S, S, C, K)` with odd S; images are padded by `S // 2` zeros on every side.
+      stride: 1 or 2.
+
+    Returns:
+      `(N, ceil(H / stride), ceil(W / stride), K)`.
+    """
+    if plainly.get():
+        return direct(x, kernel, stride)
+    size, extent = kernel.shape[0], (-(-x.shape[1] // stride), -(-x.shape[2] // stride))
+    if native.compiled_by and native_pays(kernel):
+        return keep_gradient(convolve(x, kernel, stride, 1, extent, False))
+    if size == 1:
+        return by_platform(
+            x,
+            kernel,
+            cpu=functools.partial(pointwise_product, stride=stride),
+            default=functools.partial(direct, stride=stride),
+        )
+    if size == 3:
+        return keep_gradient(
+            convolve(x, kernel, stride, 1, extent, False)
+            if dense_pays(extent, kernel)
+            else direct(x, kernel, stride)
+        )
+    return direct(x, kernel, stride)
+
+
+def direct(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolve as `convolution` does, with XLA's operation on every platform."""
+    pad = kernel.shape[0] // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(pad, pad), (pad, pad)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def dilated(
+    x: jax.Array, kernel: jax.Array, stride: int, dilation: int, extent: Extent, backwards: bool
+) -> jax.Array:
+    """Convolve `x` with `dilation - 1` zeros between its pixels.
+
+    Zeros behind the image give the result the height and width `extent`. With `backwards` the
+    kernel is turned first: see `turned`.
+    """
+    kernel = turned(kernel) if backwards else kernel
+    size, pad = kernel.shape[0], kernel.shape[0] // 2
+    padding = [
+        (pad, (out - 1) * stride + size - pad - (given - 1) * dilation - 1)
+        for out, given in zip(extent, x.shape[1:3], strict=True)
+    ]
+    strides, dilations = (stride, stride), (dilation, dilation)
+    return lax.conv_general_dilated(
+        x, kernel, strides, padding, dilations, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def dense(
+    x: jax.Array, kernel: jax.Array, stride: int, dilation: int, extent: Extent, backwards: bool
+) -> jax.Array:
+    """Compute `dilated` for a 3x3 kernel as one matrix product.
+
+    The matrix has a row for each channel of each input pixel, and a column for each channel of each
+    output pixel.
+    """
+    kernel = turned(kernel) if backwards else kernel
+    places = [
+        dilation * np.arange(given) - stride * np.arange(out)[:, None] + 1
+        for out, given in zip(extent, x.shape[1:3], strict=True)
+    ]
+    rows, columns = (np.asarray(place[..., None] == np.arange(3), x.dtype) for place in places)
+    return jnp.einsum(
+        "nhwc,hwcijk->nijk", x, jnp.einsum("iha,jwb,abck->hwcijk", rows, columns, kernel)
+    )
+
+
+def dense_pays(pixels: Sequence[int], kernel: Any) -> bool:
+    """Return whether `dense` is faster than XLA's convolution on CPUs, by measurement.
+
+    XLA's CPU compiler uses naive loops where the kernel is larger than the image. With few channels
+    these loops cost little.
+    """
+    return (
+        kernel.shape[0] == 3
+        and max(pixels) <= 2
+        and kernel.shape[2] * kernel.shape[3] >= 128 * 128
+        and kernel.dtype.itemsize >= 4
+    )
+
+
+def native_pays(array: Any) -> bool:
+    """Return whether a native call is faster, given its kernel or its result.
+
+    The last axis of both holds the output channels.
+    """
+    return bool(array.dtype == jnp.float32 and array.shape[3] >= NATIVE_CHANNELS)
+
+
+def convolve(
+    x: jax.Array, kernel: jax.Array, stride: int, dilation: int, extent: Extent, backwards: bool
+) -> jax.Array:
+    """Bind the primitive whose form is `dilated`."""
+    settings = {"stride": stride, "dilation": dilation, "extent": extent, "backwards": backwards}
+    result: jax.Array = convolution_p.bind(*varying_alike(x, kernel), **settings)
+    return result
+
+
+def kernel_gradient(x: jax.Array, cotangent: jax.Array, stride: int, size: int) -> jax.Array:
+    """Compute the gradient of a convolution's kernel.
+
+    Args:
+      x: images `(N, H, W, C)`.
+      cotangent: gradient of the result, `(N, H', W', K)`.
+      stride: stride of the convolution.
+      size: size of its kernel.
+
+    Returns:
+      `(size, size, C, K)`.
+    """
+    result: jax.Array = kernel_gradient_p.bind(
+        *varying_alike(x, cotangent), stride=stride, size=size
+    )
+    return result
+
+
+def turned(kernel: jax.Array) -> jax.Array:
+    """Rotate a kernel by 180 degrees and swap its channels, for gradients of images."""
+    return kernel[::-1, ::-1].swapaxes(2, 3)
+
+
+def image_transpose(
+    cotangent: jax.Array,
+    x: ad.UndefinedPrimal,
+    kernel: jax.Array,
+    stride: int,
+    dilation: int,
+    extent: Extent,
+    backwards: bool,
+) -> jax.Array:
+    return convolve(cotangent, kernel, dilation, stride, x.aval.shape[1:3], not backwards)
+
+
+def kernel_transpose(
+    cotangent: jax.Array,
+    x: jax.Array,
+    kernel: ad.UndefinedPrimal,
+    stride: int,
+    dilation: int,
+    extent: Extent,
+    backwards: bool,
+) -> jax.Array:
+    size = kernel.aval.shape[0]
+    if dilation == 1:
+        found, forwards = kernel_gradient(x, cotangent, stride, size), True
+    else:
+        found, forwards = kernel_gradient(cotangent, x, dilation, size), False
+    return found if forwards != backwards else turned(found)
+
+
+def usual_kernel_gradient(x: jax.Array, cotangent: jax.Array, stride: int, size: int) -> jax.Array:
+    """Compute `kernel_gradient` as JAX's transpose of `dilated`."""
+    kernel, extent = (
+        jnp.zeros((size, size, x.shape[3], cotangent.shape[3]), x.dtype),
+        (cotangent.shape[1], cotangent.shape[2]),
+    )
+    return jax.linear_transpose(
+        lambda kernel: dilated(x, kernel, stride, 1, extent, False), varying_alike(kernel, x)[0]
+    )(cotangent)[0]
+
+
+def pointwise(
+    x: jax.Array, kernel: jax.Array, stride: int, dilation: int, extent: Extent, backwards: bool
+) -> jax.Array:
+    """Compute `dilated` for a 1x1 kernel as a product."""
+    y = plain_product(x[:, ::stride, ::stride], kernel[0, 0].T if backwards else kernel[0, 0])
+    edges = [
+        (0, out - (given - 1) * dilation - 1, dilation - 1)
+        for out, given in zip(extent, y.shape[1:3], strict=True)
+    ]
+    return (
+        y if dilation == 1 else lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    )
+
+
+def pointwise_kernel_gradient(
+    x: jax.Array, cotangent: jax.Array, stride: int, size: int
+) -> jax.Array:
+    """Compute `kernel_gradient` for a 1x1 kernel as a product."""
+    return kernel_of_product(cotangent, x[:, ::stride, ::stride])[None, None]
+
+
+def on_cpu(x: jax.Array, kernel: jax.Array, **settings: Any) -> jax.Array:
+    """Choose the form of `dilated` on CPUs where no native call is made."""
+    form = (
+        pointwise
+        if kernel.shape[0] == 1
+        else dense
+        if dense_pays(x.shape[1:3], kernel)
+        else dilated
+    )
+    return form(x, kernel, **settings)
+
+
+def kernel_gradient_on_cpu(x: jax.Array, cotangent: jax.Array, stride: int, size: int) -> jax.Array:
+    return (pointwise_kernel_gradient if size == 1 else usual_kernel_gradient)(
+        x, cotangent, stride, size
+    )
+
+
+def native_or(form: Form, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a lowering rule: a native call if the program can make one, else `form`."""
+
+    def rule(context: mlir.LoweringRuleContext, *operands: Any, **settings: Any) -> Any:
+        if native.callable_in(context) and native_pays(context.avals_out[0]):
+            return call(context, *operands, **settings)
+        return mlir.lower_fun(functools.partial(form, **settings), multiple_results=False)(
+            context, *operands
+        )
+
+    return rule
+
+
+def native_convolution(
+    context: mlir.LoweringRuleContext,
+    *operands: Any,
+    stride: int,
+    dilation: int,
+    extent: Extent,
+    backwards: bool,
+) -> Any:
+    call = jax.ffi.ffi_lowering("flaxres_convolution")
+    return call(
+        context, *operands, stride=np.int64(stride), dilation=np.int64(dilation), turned=backwards
+    )
+
+
+def native_kernel_gradient(
+    context: mlir.LoweringRuleContext, *operands: Any, stride: int, size: int
+) -> Any:
+    return jax.ffi.ffi_lowering("flaxres_kernel_gradient")(
+        context, *operands, stride=np.int64(stride)
+    )
+
+
+def gradient_of_image(
+    change: jax.Array, x: ad.UndefinedPrimal, cotangent: jax.Array, stride: int, size: int
+) -> jax.Array:
+    return convolve(cotangent, change, 1, stride, x.aval.shape[1:3], True)
+
+
+def gradient_of_cotangent(
+    change: jax.Array, x: jax.Array, cotangent: ad.UndefinedPrimal, stride: int, size: int
+) -> jax.Array:
+    return convolve(x, change, stride, 1, cotangent.aval.shape[1:3], False)
+
+
+def pointwise_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Compute a 1x1 convolution as a product over the channels of a strided slice.
+
+    For CPUs only: the compilers for accelerators fuse the addition of a shortcut's gradient into a
+    convolution, and not into a product.
+    """
+    return keep_gradient(product(x[:, ::stride, ::stride], kernel[0, 0]), 1)
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Compute a 1x1 convolution, `(N, H, W, C)`, `(C, K)` -> `(N, H, W, K)`, as a product.
+
+    The gradient of the kernel transposes `x`. JAX's own rule transposes the cotangent and the
+    result, and XLA's CPU compiler does so literally: a training step of ResNet-50 then takes 1.07
+    times as long (two cores, batch 16). With fewer than 128 channels the compiler may choose what
+    to transpose.
+    """
+    result: jax.Array = (
+        plain_product(x, kernel) if plainly.get() else product_p.bind(*varying_alike(x, kernel))
+    )
+    return result
+
+
+def plain_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.dot_general(x, kernel, (((3,), (0,)), ((), ())))
+
+
+def product_image_transpose(
+    cotangent: jax.Array, x: ad.UndefinedPrimal, kernel: jax.Array
+) -> jax.Array:
+    return lax.dot_general(cotangent, kernel, (((3,), (1,)), ((), ())))
+
+
+def product_kernel_transpose(
+    cotangent: jax.Array, x: jax.Array, kernel: ad.UndefinedPrimal
+) -> jax.Array:
+    return kernel_of_product(cotangent, x)
+
+
+def kernel_of_product(cotangent: jax.Array, x: jax.Array) -> jax.Array:
+    """Compute the gradient of a product's kernel, `(C, K)`."""
+    x, cotangent = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
+    if x.shape[1] < 128:
+        return lax.dot_general(x, cotangent, (((0,), (0,)), ((), ())))
+    return lax.dot_general(lax.optimization_barrier(x.T), cotangent, (((1,), (0,)), ((), ())))
+
+
+def define(
+    primitive: Primitive,
+    usual: Form,
+    left: Any,
+    right: Any,
+    cpu: Form | None = None,
+    call: Callable[..., Any] | None = None,
+) -> None:
+    """Register the rules of a bilinear primitive.
+
+    Args:
+      primitive: the primitive to define.
+      usual: its form on platforms other than CPUs.
+      left: transpose rule for the first operand.
+      right: transpose rule for the second operand.
+      cpu: its form on CPUs; `usual` if None.
+      call: the native call that replaces `cpu` where the program can make one; not under
+        `jax.vmap`.
+    """
+
+    def shape(*operands: ShapedArray, **settings: Any) -> ShapedArray:
+        return jax.typeof(jax.eval_shape(functools.partial(usual, **settings), *operands))
+
+    def batched(
+        operands: Sequence[jax.Array], axes: Sequence[int | None], **settings: Any
+    ) -> tuple[jax.Array, int]:
+        form = functools.partial(usual, **settings)
+        if cpu is not None:
+            form = functools.partial(
+                by_platform, cpu=functools.partial(cpu, **settings), default=form
+            )
+        return jax.vmap(form, in_axes=tuple(axes))(*operands), 0
+
+    @functools.cache
+    def program(**settings: Any) -> Form:
+        return jax.jit(functools.partial(primitive.bind, **settings))
+
+    primitive.def_impl(lambda *operands, **settings: program(**settings)(*operands))
+    primitive.def_abstract_eval(shape)
+    ad.defbilinear(primitive, left, right)
+    batching.primitive_batchers[primitive] = batched
+    mlir.register_lowering(primitive, mlir.lower_fun(usual, multiple_results=False))
+    if cpu is not None and call is not None:
+        mlir.register_lowering(primitive, native_or(cpu, call), platform="cpu")
+
+
+define(convolution_p, dilated, image_transpose, kernel_transpose, on_cpu, native_convolution)
+define(
+    kernel_gradient_p,
+    usual_kernel_gradient,
+    gradient_of_image,
+    gradient_of_cotangent,
+    kernel_gradient_on_cpu,
+    native_kernel_gradient,
+)
+define(product_p, plain_product, product_image_transpose, product_kernel_transpose)

@@ -1,0 +1,66 @@
+"""Normalisation by given statistics, alone or with a ReLU, and the statistics of a batch."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+from jax import lax
+
+from flaxres.ops import kept
+
+
+def mean_and_variance(
+    grouped: jax.Array, wide: Dtype, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """Compute each group's mean and biased variance in one pass over the activation.
+
+    Args:
+      grouped: activations `(groups, images, H, W, C)`.
+      wide: dtype of the statistics.
+      axis_name: mapped axis over which to average them, or None.
+
+    Returns:
+      Mean and variance, each `(groups, C)`. The variance is `E[x^2] - E[x]^2`, at least zero.
+    """
+    values = grouped.astype(wide)
+    mean, square = values.mean((1, 2, 3)), jnp.square(values).mean((1, 2, 3))
+    if axis_name is not None:
+        mean, square = lax.pmean((mean, square), axis_name)
+    return mean, jnp.maximum(square - jnp.square(mean), 0)
+
+
+def normalised(
+    dtype: Dtype, x: jax.Array, mean: jax.Array, multiplier: jax.Array, bias: jax.Array
+) -> jax.Array:
+    """Compute `(x - mean) * multiplier + bias` in the multiplier's dtype, and cast to `dtype`."""
+    return ((x.astype(multiplier.dtype) - mean) * multiplier + bias).astype(dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def normalised_and_rectified(
+    dtype: Dtype, x: jax.Array, mean: jax.Array, multiplier: jax.Array, bias: jax.Array
+) -> jax.Array:
+    """Compute `relu(normalised(...))` with a custom derivative.
+
+    The custom gradient sums over the pixels twice. JAX's own gradient needs a third sum, for the
+    mean, although that sum is a multiple of the bias's. The tangent of `x` and the tangent of the
+    other operands pass through separate gates: see `kept.gate`.
+    """
+    return kept.relu(normalised(dtype, x, mean, multiplier, bias))
+
+
+@normalised_and_rectified.defjvp
+def normalised_and_rectified_jvp(
+    dtype: Dtype, primals: Sequence[jax.Array], tangents: Sequence[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    x, mean, multiplier, _ = primals
+    x_dot, mean_dot, multiplier_dot, bias_dot = tangents
+    z, y = normalised(dtype, *primals), normalised_and_rectified(dtype, *primals)
+    wide = multiplier.dtype
+    of_x = (x_dot.astype(wide) * multiplier).astype(dtype)
+    of_rest = (x.astype(wide) - mean) * multiplier_dot + (bias_dot - mean_dot * multiplier)
+    of_rest = of_rest.astype(dtype)
+    gated_x = jnp.where(z > 0, of_x, jnp.zeros((), dtype))
+    return y, gated_x + kept.gate(of_rest, z, y, apart=True)
