@@ -1,5 +1,6 @@
 """Learning rate schedules and optimizers, composed from optax in the order of their formulas."""
 
+import collections
 import functools
 import math
 import re
@@ -11,6 +12,7 @@ import optax
 import optax.contrib
 
 from flaxres.config.schema import OptimConfig
+from flaxres.models.blocks import SCANNED
 
 
 def warmup_steps(config: OptimConfig, steps_per_epoch: float) -> int:
@@ -31,15 +33,51 @@ def learning_rate(config: OptimConfig, steps: int, steps_per_epoch: float) -> op
         after = optax.polynomial_schedule(peak, peak * config.final_scale, 1.0 if config.schedule == "linear" else config.power, left)
     elif config.schedule == "step":
         at = config.milestone_steps or [round(epoch * steps_per_epoch) for epoch in config.milestones]
-        after = optax.piecewise_constant_schedule(peak, {step - warmup: config.gamma for step in at})
+        # Several milestones may round to one step; each counts.
+        counts = collections.Counter(step - warmup for step in at)
+        factors = {step: config.gamma**count for step, count in counts.items()}
+        after = optax.piecewise_constant_schedule(peak, factors)
     else:
         after = optax.constant_schedule(peak)
     return optax.join_schedules([optax.linear_schedule(peak * config.warmup_scale, peak, warmup), after], [warmup]) if warmup else after
 
 
+def stacked(path: Any) -> bool:
+    """Returns whether the leaf at `path` holds the arrays of several blocks, stacked by a scan."""
+    return any(getattr(key, "key", None) == SCANNED for key in path)
+
+
+def rank(path: Any, leaf: Any) -> int:
+    """Returns the number of axes of one layer's array; a scan's axis is not one of them."""
+    return int(jnp.ndim(leaf)) - stacked(path)
+
+
+def by_layer(part: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Applies a transformation without state to the array of each layer separately.
+
+    `part` treats an array as one layer. The arrays of scanned blocks are stacked along their first
+    axis; it is mapped over them, so that a scanned network is trained as the unrolled one.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        def one(update: jax.Array, param: jax.Array) -> jax.Array:
+            result: jax.Array = part.update(update, part.init(param), param)[0]
+            return result
+
+        def of_leaf(path: Any, update: jax.Array, param: jax.Array) -> jax.Array:
+            return jax.vmap(one)(update, param) if stacked(path) else one(update, param)
+
+        return jax.tree_util.tree_map_with_path(of_leaf, updates, params), state
+
+    return optax.GradientTransformation(part.init, update)
+
+
 def decayed(params: Any) -> Any:
-    """The mask of weight decay: kernels yes; norms' scales and all biases no (Goyal et al. 2017, section 5.3)."""
-    return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
+    """Returns the mask of weight decay: kernels, but no scales of norms and no biases.
+
+    Goyal et al. 2017, section 5.3.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: rank(path, leaf) > 1, params)
 
 
 def optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -90,14 +128,14 @@ def layer_rates(decay: float, coefficient: float) -> optax.GradientTransformatio
         ratio = coefficient * w / jnp.where(g > 0, g + decay * w, 1.0)
         return (gradient + decay * weight) * jnp.where((g > 0) & (w > 0), ratio, 1.0)
 
-    return optax.stateless(lambda updates, params: jax.tree.map(rated, updates, params))
+    return by_layer(optax.stateless(lambda updates, params: jax.tree.map(rated, updates, params)))
 
 
 def lamb(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
     return [
         optax.scale_by_adam(config.momentum, config.beta2, config.epsilon),
         optax.add_decayed_weights(config.weight_decay, mask(config)),
-        masked(config, optax.scale_by_trust_ratio()),
+        masked(config, by_layer(optax.scale_by_trust_ratio())),
         optax.scale_by_learning_rate(schedule),
     ]
 
@@ -121,7 +159,7 @@ def muon(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTr
 
 def labels(params: Any) -> Any:
     """Which parameters are orthogonalised: the kernels of convolutions, not the head (Jordan et al. 2024)."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: "muon" if jnp.ndim(leaf) >= 4 and depth(slashed(path)) < 5 else "adam", params)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: "muon" if rank(path, leaf) >= 4 and depth(slashed(path)) < 5 else "adam", params)
 
 
 def matrix(kernel: jax.Array) -> optax.contrib.MuonDimensionNumbers:

@@ -9,16 +9,44 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import flaxres
 from benchmarks.peers import torch_and_timm
 from flaxres import OptimConfig
+from flaxres.models.blocks import stack_blocks, unstack_blocks
 from flaxres.models.registry import small_images
 from flaxres.training.optimizers import by_depth, decayed, depth, learning_rate, optimizer
 
 STEPS, EPOCH = 200, 12.5
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs the extra `parity`")
+
+
+@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("name", ["sgd", "sgdw", "lars", "lamb", "adamw", "muon"])
+def test_a_scanned_network_is_trained_as_the_unrolled_one(name: str, everything: bool) -> None:
+    """Two steps on the same gradients; clipping and layer decay are on, since they read leaves too."""
+    model = flaxres.ResNet(depths=(3,), widths=(4,), block="basic", stem="small", stem_width=4, num_classes=3)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    rng = np.random.default_rng(0)
+    params, gradient = (jax.tree.map(lambda leaf: rng.normal(1, 0.5, leaf.shape).astype(np.float32), dict(shapes)) for _ in range(2))
+    config = OptimConfig(name=name, weight_decay=0.1, decay_norm_and_bias=everything, clip_norm=3.0, layer_decay=0.7)  # type: ignore[arg-type]
+    results = []
+    for form in (lambda tree: tree, stack_blocks):
+        tx, now = optimizer(config, lambda count: 0.1), form(params)
+        state, update = tx.init(now), jax.jit(tx.update)
+        for _ in range(2):
+            updates, state = update(form(gradient), state, now)
+            now = optax.apply_updates(now, updates)
+        results.append(unstack_blocks(now))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *results)
+
+
+def test_milestones_that_round_to_one_step_all_count() -> None:
+    config = OptimConfig(schedule="step", learning_rate=1.0, milestones=(1.0, 1.1, 2.0), gamma=0.1)
+    rates = [float(learning_rate(config, 9, 3)(step)) for step in range(9)]
+    np.testing.assert_allclose(rates, [1.0] * 3 + [0.01] * 3 + [0.001] * 3, rtol=1e-6)
 
 
 def cosine(step: int) -> float:
