@@ -8,7 +8,8 @@ finished, 2 refused input, 75 preempted after saving.
 
 import sys
 
-from flaxres.cli import main
+from flaxres.cli._process import refusing
+from flaxres.cli._train import train
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]], program="train.py"))
+    sys.exit(refusing(lambda: train(sys.argv[1:], "train.py")))

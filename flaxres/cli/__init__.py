@@ -27,7 +27,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "predict": predict,
 }
 
-
 USAGE = """usage: flaxres COMMAND ...
 
   train        train a recipe, or go on with a run        flaxres train --config cifar10/quick
@@ -45,12 +44,11 @@ USAGE = """usage: flaxres COMMAND ...
 flaxres COMMAND --help tells more."""
 
 
-def main(arguments: Sequence[str] | None = None, program: str = "") -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the `flaxres` command.
 
     Args:
       arguments: the words after the program's name; None takes those of the process.
-      program: name that `train` gives itself in its help, `flaxres train` by default.
 
     Returns:
       The exit code.
@@ -66,9 +64,6 @@ def main(arguments: Sequence[str] | None = None, program: str = "") -> int:
     def run() -> None:
         if words[0] not in COMMANDS:
             raise unknown("command", words[0], COMMANDS)
-        if words[0] == "train" and program:
-            train(words[1:], program)
-        else:
-            COMMANDS[words[0]](words[1:])
+        COMMANDS[words[0]](words[1:])
 
     return refusing(run)

@@ -97,8 +97,6 @@ def bench_inference(arguments: list[str]) -> None:
 
 
 BENCHES = {"schedule": bench_schedule, "rates": bench_rates, "plan": bench_plan, "inference": bench_inference}
-
-
 BENCH = """usage: flaxres bench COMMAND --config FILE [--section.field VALUE ...]
 
   schedule  draw learning rate and picture size by epoch          --out schedule.png

@@ -14,11 +14,7 @@ from flaxres.cli._options import value_of
 from flaxres.errors import InputError, WriteError, missing_extra
 
 EXIT_REFUSED, EXIT_UNWRITTEN = 2, 74
-
-
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-
-
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
 
 
