@@ -30,7 +30,13 @@ import flaxres
 from benchmarks.textbook import TEXTBOOK, plain_step
 from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from flaxres.cache import cache_folder
-from flaxres.compiled import ENVIRONMENT, MEMORY, absent_devices, compile_facts, platform_of
+from flaxres.diagnostics.compiled import (
+    ENVIRONMENT,
+    MEMORY,
+    absent_devices,
+    compile_facts,
+    platform_of,
+)
 from flaxres.training.mesh import replicated, split
 from flaxres.training.optimizers import learning_rate, optimizer
 from flaxres.training.state import abstract_state
@@ -49,38 +55,70 @@ TARGETS = {
     "v6e_8x8": ("v6e:8x8", False),
 }
 # `jax[tpu]` brings libtpu 0.0.42, which can't compile for v6e.
-COMPILERS = {"tpu": [f"jax=={jax.__version__}", "libtpu==0.0.52"], "cuda": [f"jax[cuda13]=={jax.__version__}"]}
+COMPILERS = {
+    "tpu": [f"jax=={jax.__version__}", "libtpu==0.0.52"],
+    "cuda": [f"jax[cuda13]=={jax.__version__}"],
+}
 
 
 def our_step(mesh: Mesh) -> Any:
     """Our training step, lowered."""
     batch = IMAGES * mesh.size
     config = Config(
-        ModelConfig(dtype="bfloat16", bn_group=IMAGES), DataConfig(image_size=SIZE), optim=OptimConfig(nesterov=True), train=TrainConfig(batch)
+        ModelConfig(dtype="bfloat16", bn_group=IMAGES),
+        DataConfig(image_size=SIZE),
+        optim=OptimConfig(nesterov=True),
+        train=TrainConfig(batch),
     )
-    model = flaxres.create_model(config.model.name, dtype=jnp.bfloat16, bn_group=config.model.bn_group)
-    schedule = learning_rate(config.optim, round(config.train.epochs * EPOCH / batch), EPOCH / batch)
+    model = flaxres.create_model(
+        config.model.name, dtype=jnp.bfloat16, bn_group=config.model.bn_group
+    )
+    schedule = learning_rate(
+        config.optim, round(config.train.epochs * EPOCH / batch), EPOCH / batch
+    )
     tx = optimizer(config.optim, schedule)
-    kinds = {"image": ((SIZE, SIZE, 3), jnp.uint8), "label": ((), jnp.int32), "position": ((), jnp.uint32), "weight": ((), jnp.float32)}
-    rows = {name: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=split(mesh)) for name, (shape, dtype) in kinds.items()}
-    return compiled_train_step(config, model, tx, schedule, mesh).lower(abstract_state(model, tx, config, mesh), rows)
+    kinds = {
+        "image": ((SIZE, SIZE, 3), jnp.uint8),
+        "label": ((), jnp.int32),
+        "position": ((), jnp.uint32),
+        "weight": ((), jnp.float32),
+    }
+    rows = {
+        name: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=split(mesh))
+        for name, (shape, dtype) in kinds.items()
+    }
+    return compiled_train_step(config, model, tx, schedule, mesh).lower(
+        abstract_state(model, tx, config, mesh), rows
+    )
 
 
 def textbook_step(mesh: Mesh) -> Any:
     """The textbook's, lowered. Its pictures come normalised, and its batch statistics are of the global batch."""
-    model, tx, batch = TEXTBOOK["resnet50"](dtype=jnp.bfloat16), optax.sgd(0.1, 0.9, nesterov=True), IMAGES * mesh.size
+    model, tx, batch = (
+        TEXTBOOK["resnet50"](dtype=jnp.bfloat16),
+        optax.sgd(0.1, 0.9, nesterov=True),
+        IMAGES * mesh.size,
+    )
     images = jax.ShapeDtypeStruct((batch, SIZE, SIZE, 3), jnp.bfloat16, sharding=split(mesh))
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=split(mesh))
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)), train=False))
+    variables = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)), train=False)
+    )
     state = variables, jax.eval_shape(tx.init, variables["params"])
-    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), state)
+    state = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), state
+    )
     return jax.jit(plain_step(model, tx), donate_argnums=(0, 1)).lower(*state, images, labels)
 
 
 def measure(lowered: Any, title: str, gigabytes: float) -> dict[str, float]:
     """Compiles a step, prints what it moves and holds, and returns the figures."""
     figures, kinds, kernels = compile_facts(lowered, IMAGES, gigabytes)
-    print(f"{title}\n  " + ", ".join(f"{name} {value:,.2f}" for name, value in figures.items()) + f"; {kinds}")
+    print(
+        f"{title}\n  "
+        + ", ".join(f"{name} {value:,.2f}" for name, value in figures.items())
+        + f"; {kinds}"
+    )
     for kind, size, count in kernels:
         print(f"  {size:8.1f} MB/image in {count:4d} x {kind}", flush=True)
     return figures
@@ -93,7 +131,9 @@ def work(name: str) -> None:
     figures = measure(our_step(mesh), f"{name}, {mesh.size} devices, ours", gigabytes)
     if compared:
         textbook = measure(textbook_step(mesh), f"{name}, {mesh.size} devices, textbook", gigabytes)
-        figures["bytes_vs_textbook"] = figures["megabytes_per_image"] / textbook["megabytes_per_image"]
+        figures["bytes_vs_textbook"] = (
+            figures["megabytes_per_image"] / textbook["megabytes_per_image"]
+        )
         figures |= {f"textbook_{key}": value for key, value in textbook.items()}
     print(json.dumps({f"{name}_{key}": value for key, value in figures.items()}))
 
@@ -102,11 +142,16 @@ def compiler_python(platform: str) -> str:
     """A Python that has the platform's compiler and the versions of jax, flax and optax that run here, in an environment under the user's cache."""
     folder = cache_folder() / "benchmarks" / f"aot_{platform}"
     python, ready = folder / "bin" / "python", folder / "ready"
-    wanted = [*COMPILERS[platform], *(f"{name}=={importlib.metadata.version(name)}" for name in ("flax", "optax"))]
+    wanted = [
+        *COMPILERS[platform],
+        *(f"{name}=={importlib.metadata.version(name)}" for name in ("flax", "optax")),
+    ]
     if not ready.exists() or ready.read_text().split() != wanted:
         print(f"making an environment with {', '.join(wanted)} in {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *wanted], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [python, "-m", "pip", "install", "-q", *wanted], check=True, stdout=sys.stderr
+        )
         ready.write_text("\n".join(wanted))
     return str(python)
 
@@ -116,7 +161,9 @@ def compile_for(name: str, quiet: bool) -> dict[str, float]:
     platform = platform_of(TARGETS[name][0])
     words = [compiler_python(platform), "-m", "benchmarks.aot", "--worker", name]
     root = pathlib.Path(__file__).parents[1]
-    environment = os.environ | ENVIRONMENT[platform] | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    environment = (
+        os.environ | ENVIRONMENT[platform] | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    )
     result = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True)
     if result.returncode:
         raise SystemExit(f"{' '.join(words)} ended with code {result.returncode}:\n{result.stderr}")
@@ -128,10 +175,18 @@ def compile_for(name: str, quiet: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--platform", choices=(*COMPILERS, "all"), default="all")
-    parser.add_argument("--topology", nargs="+", choices=TARGETS, metavar="NAME", help=f"of {', '.join(TARGETS)}; default: those with the textbook")
+    parser.add_argument(
+        "--topology",
+        nargs="+",
+        choices=TARGETS,
+        metavar="NAME",
+        help=f"of {', '.join(TARGETS)}; default: those with the textbook",
+    )
     parser.add_argument("--worker", choices=TARGETS, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.worker:
@@ -142,7 +197,11 @@ def main() -> None:
     for name in names:
         if chosen.platform in (platform_of(TARGETS[name][0]), "all"):
             figures |= compile_for(name, chosen.json)
-    print(json.dumps(figures) if chosen.json else "\n".join(f"{name}: {value:,.3f}" for name, value in figures.items()))
+    print(
+        json.dumps(figures)
+        if chosen.json
+        else "\n".join(f"{name}: {value:,.3f}" for name, value in figures.items())
+    )
 
 
 if __name__ == "__main__":

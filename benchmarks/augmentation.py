@@ -35,13 +35,19 @@ SINGLE = {
 def resident_steps(augmentation: AugmentConfig, steps: int) -> Callable[[], float]:
     """A function that runs some training steps and returns their seconds."""
     config = Config(
-        ModelConfig("resnet20"), DataConfig(image_size=32, crop="centre", resident=True), augmentation, train=TrainConfig(128, steps_per_dispatch=1)
+        ModelConfig("resnet20"),
+        DataConfig(image_size=32, crop="centre", resident=True),
+        augmentation,
+        train=TrainConfig(128, steps_per_dispatch=1),
     )
     model, mesh = flaxres.create_model("resnet20", num_classes=10), data_mesh(1)
     schedule = learning_rate(config.optim, 100, 50.0)
     tx = optimizer(config.optim, schedule)
     step = compiled_train_step(config, model, tx, schedule, mesh)
-    dataset = {"image": jax.random.randint(jax.random.key(0), (5000, 32, 32, 3), 0, 256).astype(jnp.uint8), "label": jnp.arange(5000) % 10}
+    dataset = {
+        "image": jax.random.randint(jax.random.key(0), (5000, 32, 32, 3), 0, 256).astype(jnp.uint8),
+        "label": jnp.arange(5000) % 10,
+    }
     state: Any = create_state(model, tx, config, mesh)
     state, _ = step(state, dataset)
 
@@ -75,12 +81,17 @@ def milliseconds(augmentation: AugmentConfig) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--steps", type=int, default=5, help="steps in each measurement")
     chosen = parser.parse_args()
-    plain, augmented = resident_steps(AugmentConfig(flip=False), chosen.steps), resident_steps(AugmentConfig(shift=4), chosen.steps)
+    plain, augmented = (
+        resident_steps(AugmentConfig(flip=False), chosen.steps),
+        resident_steps(AugmentConfig(shift=4), chosen.steps),
+    )
     ratios = []
     for i in range(chosen.pairs):  # which comes first changes from pair to pair
         times = [(f, f()) for f in ((plain, augmented) if i % 2 else (augmented, plain))]
@@ -88,8 +99,15 @@ def main() -> None:
         ratios.append(seconds[augmented] / seconds[plain])
     figures = {"cifar_percent_of_step": 100 * (statistics.median(ratios) - 1)}
     base = milliseconds(AugmentConfig(flip=False))
-    figures |= {f"{name}_ms_an_image": milliseconds(augmentation) - (base if i else 0) for i, (name, augmentation) in enumerate(SINGLE.items())}
-    print(json.dumps(figures) if chosen.json else "\n".join(f"{name}: {value:.3f}" for name, value in figures.items()))
+    figures |= {
+        f"{name}_ms_an_image": milliseconds(augmentation) - (base if i else 0)
+        for i, (name, augmentation) in enumerate(SINGLE.items())
+    }
+    print(
+        json.dumps(figures)
+        if chosen.json
+        else "\n".join(f"{name}: {value:.3f}" for name, value in figures.items())
+    )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ def ratio(first: Any, second: Any, pairs: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--pairs", type=int, default=3)
     chosen = parser.parse_args()
@@ -51,9 +53,16 @@ def main() -> None:
         variables, opt_state, loss = step(variables, opt_state, images, labels)
         losses.append(float(loss))
     figures |= {"resnet1202_first_loss": losses[0], "resnet1202_fourth_loss": losses[-1]}
-    scanned, unrolled = training_step("resnet152", 64, scan_blocks=True), training_step("resnet152", 64)
+    scanned, unrolled = (
+        training_step("resnet152", 64, scan_blocks=True),
+        training_step("resnet152", 64),
+    )
     figures["resnet152_scanned_vs_unrolled"] = ratio(scanned, unrolled, chosen.pairs)
-    print(json.dumps(figures) if chosen.json else "\n".join(f"{name}: {value:.3f}" for name, value in figures.items()))
+    print(
+        json.dumps(figures)
+        if chosen.json
+        else "\n".join(f"{name}: {value:.3f}" for name, value in figures.items())
+    )
 
 
 if __name__ == "__main__":

@@ -15,16 +15,18 @@ import tempfile
 
 from benchmarks.input import photographs
 from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from flaxres.bench import rates_of
 from flaxres.data.prepare import shrink
 from flaxres.data.sources import open_source, open_splits
+from flaxres.diagnostics.rates import rates_of
 from flaxres.training.run import Run
 
 BATCH, SIZE = 64, 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=30)
@@ -43,9 +45,15 @@ def main() -> None:
         )
         figures = rates_of(Run(config, small, small), chosen.pairs, chosen.steps)
         figures |= {
-            f"full_{name}": value for name, value in rates_of(Run(config, full, full), chosen.pairs, chosen.steps).items() if name[:4] != "step"
+            f"full_{name}": value
+            for name, value in rates_of(Run(config, full, full), chosen.pairs, chosen.steps).items()
+            if name[:4] != "step"
         }
-    print(json.dumps(figures) if chosen.json else "\n".join(f"{name}: {value:,.3f}" for name, value in figures.items()))
+    print(
+        json.dumps(figures)
+        if chosen.json
+        else "\n".join(f"{name}: {value:,.3f}" for name, value in figures.items())
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import optax
 import flaxres
 from benchmarks.peers import torch_and_timm
 from benchmarks.textbook import TEXTBOOK, plain_step
-from flaxres.compiled import traffic
+from flaxres.diagnostics.compiled import traffic
 
 # Name, pixels, batches, in the order of what matters most.
 PROGRAMS = [
@@ -61,7 +61,9 @@ class Clock:
 
 
 def batch_of(size: int, count: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    return jax.random.normal(jax.random.key(0), (count, size, size, 3), dtype), jnp.arange(count, dtype=jnp.int32) % 10
+    return jax.random.normal(jax.random.key(0), (count, size, size, 3), dtype), jnp.arange(
+        count, dtype=jnp.int32
+    ) % 10
 
 
 class Steps:
@@ -70,10 +72,16 @@ class Steps:
     def __init__(self, model: Any, size: int, count: int) -> None:
         self.images, self.labels = batch_of(size, count, jnp.bfloat16)
         tx = optax.sgd(0.01, 0.9, nesterov=True)
-        variables = jax.jit(lambda key, images: model.init(key, images, train=False))(jax.random.key(0), self.images[:1])
+        variables = jax.jit(lambda key, images: model.init(key, images, train=False))(
+            jax.random.key(0), self.images[:1]
+        )
         self.carry: tuple[Any, ...] = (variables, tx.init(variables["params"]))
         start = time.perf_counter()
-        self.compiled = jax.jit(plain_step(model, tx), donate_argnums=(0, 1)).lower(*self.carry, self.images, self.labels).compile()
+        self.compiled = (
+            jax.jit(plain_step(model, tx), donate_argnums=(0, 1))
+            .lower(*self.carry, self.images, self.labels)
+            .compile()
+        )
         self.compile_seconds = time.perf_counter() - start
 
     def run(self, count: int) -> float:
@@ -108,8 +116,12 @@ def correctness(size: int) -> dict[str, float]:
         @jax.jit
         def both(variables: Any, images: jax.Array, labels: jax.Array) -> Any:
             def loss(params: Any) -> Any:
-                logits, _ = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
-                return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), logits
+                logits, _ = model.apply(
+                    variables | {"params": params}, images, train=True, mutable=["batch_stats"]
+                )
+                return optax.softmax_cross_entropy_with_integer_labels(
+                    logits, labels
+                ).mean(), logits
 
             gradients, logits = jax.grad(loss, has_aux=True)(variables["params"])
             return logits, gradients
@@ -120,10 +132,19 @@ def correctness(size: int) -> dict[str, float]:
 
     def far(a: Any, b: Any) -> float:
         pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-        return max(float(np.linalg.norm(x - y)) / max(float(np.linalg.norm(y)), 1e-12) for x, y in pairs)
+        return max(
+            float(np.linalg.norm(x - y)) / max(float(np.linalg.norm(y)), 1e-12) for x, y in pairs
+        )
 
-    differ = sum(x.tobytes() != y.tobytes() for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
-    return {"logits_vs_cpu": far(first[0], expected[0]), "gradients_vs_cpu": far(first[1], expected[1]), "arrays_not_repeated": differ}
+    differ = sum(
+        x.tobytes() != y.tobytes()
+        for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    )
+    return {
+        "logits_vs_cpu": far(first[0], expected[0]),
+        "gradients_vs_cpu": far(first[1], expected[1]),
+        "arrays_not_repeated": differ,
+    }
 
 
 def copy_rate(megabytes: int) -> float:
@@ -155,8 +176,12 @@ def compare(name: str, size: int, count: int, steps: int, copies: float) -> dict
             rates["textbook_"].append(count / textbook.run(steps))
     found |= {f"{key}images_per_second": statistics.median(values) for key, values in rates.items()}
     if textbook:
-        found["vs_textbook"] = statistics.median(a / b for a, b in zip(rates[""], rates["textbook_"], strict=True))
-    found["share_of_copy_rate"] = found["images_per_second"] * found["megabytes_per_image"] * 1e6 / copies
+        found["vs_textbook"] = statistics.median(
+            a / b for a, b in zip(rates[""], rates["textbook_"], strict=True)
+        )
+    found["share_of_copy_rate"] = (
+        found["images_per_second"] * found["megabytes_per_image"] * 1e6 / copies
+    )
     return found
 
 
@@ -187,7 +212,10 @@ def torch_rate(name: str, size: int, count: int, steps: int) -> dict[str, float]
     for _ in range(3 * steps):
         loss = step()
     loss.item()
-    return {"torch_images_per_second": 3 * steps * count / (time.perf_counter() - begun), "torch_compile_seconds": compiling}
+    return {
+        "torch_images_per_second": 3 * steps * count / (time.perf_counter() - begun),
+        "torch_compile_seconds": compiling,
+    }
 
 
 def profile(steps: Steps) -> dict[str, float]:
@@ -205,37 +233,66 @@ def profile(steps: Steps) -> dict[str, float]:
                     facts = dict(event.stats)
                     if "hlo_op" in facts:
                         name = f"{facts['hlo_op']} {event.name}".lower()
-                        kind = next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "other")
+                        kind = next(
+                            (
+                                kind
+                                for kind, words in KINDS.items()
+                                if any(word in name for word in words)
+                            ),
+                            "other",
+                        )
                         spent[kind] += event.duration_ns
     total = sum(spent.values()) or 1
     return {kind: 100 * duration / total for kind, duration in spent.most_common()}
 
 
-def programs(rows: list[Any], steps: int, copies: float) -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
+def programs(
+    rows: list[Any], steps: int, copies: float
+) -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
     """What is measured, by name, the most telling first."""
     for name, size, counts in rows:
-        yield f"{name}_{counts[0]}", functools.partial(compare, name, size, counts[0], steps, copies)
+        yield (
+            f"{name}_{counts[0]}",
+            functools.partial(compare, name, size, counts[0], steps, copies),
+        )
         if name != "resnet20":
             yield f"{name}_{counts[0]}", functools.partial(torch_rate, name, size, counts[0], steps)
     name, size, counts = rows[0]
-    yield f"{name}_profile_percent", lambda: profile(Steps(flaxres.create_model(name, dtype=jnp.bfloat16), size, counts[0]))
+    yield (
+        f"{name}_profile_percent",
+        lambda: profile(Steps(flaxres.create_model(name, dtype=jnp.bfloat16), size, counts[0])),
+    )
     for count in counts[1:]:
         yield f"{name}_{count}", functools.partial(compare, name, size, count, steps, copies)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--out", default=os.environ.get("OUT"), help="folder for gpu.json, written after each measurement")
+    parser.add_argument(
+        "--out",
+        default=os.environ.get("OUT"),
+        help="folder for gpu.json, written after each measurement",
+    )
     parser.add_argument("--minutes", type=float, default=8.5)
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that the program works")
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny sizes, to see that the program works"
+    )
     chosen = parser.parse_args()
     clock, figures = Clock(60 * chosen.minutes), dict[str, Any]()
     rows, steps, size = (SMOKE, 2, 64) if chosen.smoke else (PROGRAMS, 20, 224)
     figures["device"] = jax.devices()[0].device_kind
-    figures["versions"] = {name: importlib.import_module(name).__version__ for name in ("jax", "flax", "optax", "torch", "torchvision", "timm")}
+    figures["versions"] = {
+        name: importlib.import_module(name).__version__
+        for name in ("jax", "flax", "optax", "torch", "torchvision", "timm")
+    }
     figures["copy_gigabytes_per_second"] = copy_rate(64 if chosen.smoke else 2048) / 1e9
-    work = [("correctness", lambda: correctness(size)), *programs(rows, steps, 1e9 * figures["copy_gigabytes_per_second"])]
+    work = [
+        ("correctness", lambda: correctness(size)),
+        *programs(rows, steps, 1e9 * figures["copy_gigabytes_per_second"]),
+    ]
     for name, measure in work:
         if clock.left() < 20:
             print(f"no time is left for {name}", file=sys.stderr)
@@ -248,9 +305,16 @@ def main() -> None:
         if chosen.out:
             pathlib.Path(chosen.out, "gpu.json").write_text(json.dumps(figures, indent=1))
         if not chosen.json:
-            told = ", ".join(f"{key} {value:,.3g}" if isinstance(value, float | int) else f"{key} {value}" for key, value in figures[name].items())
+            told = ", ".join(
+                f"{key} {value:,.3g}" if isinstance(value, float | int) else f"{key} {value}"
+                for key, value in figures[name].items()
+            )
             print(f"{name}: {told}", flush=True)
-    for name in [name for name in figures if isinstance(figures[name], dict) and "torch_images_per_second" in figures[name]]:
+    for name in [
+        name
+        for name in figures
+        if isinstance(figures[name], dict) and "torch_images_per_second" in figures[name]
+    ]:
         found = figures[name]
         if "images_per_second" in found:
             found["vs_torch"] = found["images_per_second"] / found["torch_images_per_second"]

@@ -103,7 +103,9 @@ def tensorflow_python() -> str:
     if not (folder / "ready").exists():
         print(f"making an environment with tensorflow-cpu in {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", "tensorflow-cpu"], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [python, "-m", "pip", "install", "-q", "tensorflow-cpu"], check=True, stdout=sys.stderr
+        )
         (folder / "ready").touch()
     return str(python)
 
@@ -112,7 +114,9 @@ def tensorflow_python() -> str:
 def peer(python: str, program: str, folder: pathlib.Path) -> Iterator[Callable[[], float]]:
     """A peer in a process of its own: each call measures it."""
     words = [python, "-c", program + ANSWER, str(folder), *map(str, (BATCH, SIZE, SKIPPED, TIMED))]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert process.stdin is not None
     assert process.stdout is not None
 
@@ -160,10 +164,14 @@ def photographs(folder: pathlib.Path) -> pathlib.Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=0, help="loading processes of ours in place of threads")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="loading processes of ours in place of threads"
+    )
     chosen = parser.parse_args()
     speed = Speed(workers=chosen.workers)
     figures: dict[str, Any] = {}
@@ -176,19 +184,40 @@ def main() -> None:
         name, _, _ = shrink({"train": full}, 256, 90, temporary)
         (small,) = open_splits(name, ["train"], None, temporary)
         rates: dict[str, list[float]] = {"full": [], "shrunk": [], "tfdata": [], "torch": []}
-        with peer(tensorflow_python(), TF_DATA, files) as tf_data, peer(sys.executable, TORCH, files) as torch:
+        with (
+            peer(tensorflow_python(), TF_DATA, files) as tf_data,
+            peer(sys.executable, TORCH, files) as torch,
+        ):
             tf_data(), torch()  # the first round pays for the start
             for _ in range(chosen.pairs):
-                measured = {"full": rate(full, speed), "tfdata": tf_data(), "shrunk": rate(small, speed), "torch": torch()}
+                measured = {
+                    "full": rate(full, speed),
+                    "tfdata": tf_data(),
+                    "shrunk": rate(small, speed),
+                    "torch": torch(),
+                }
                 for key, value in measured.items():
                     rates[key].append(value)
                 if not chosen.json:
-                    print("  ".join(f"{key} {value:,.0f}" for key, value in measured.items()), "images/s", flush=True)
+                    print(
+                        "  ".join(f"{key} {value:,.0f}" for key, value in measured.items()),
+                        "images/s",
+                        flush=True,
+                    )
     for first, second in (("full", "tfdata"), ("full", "torch"), ("shrunk", "tfdata")):
-        figures[f"{first}_vs_{second}"] = statistics.median(a / b for a, b in zip(rates[first], rates[second], strict=True))
+        figures[f"{first}_vs_{second}"] = statistics.median(
+            a / b for a, b in zip(rates[first], rates[second], strict=True)
+        )
     figures["images_per_second"] = statistics.median(rates["full"])
-    figures |= {f"{key}_images_per_second": statistics.median(rates[key]) for key in ("shrunk", "tfdata", "torch")}
-    print(json.dumps(figures) if chosen.json else "\n".join(f"{key}: {value:,.2f}" for key, value in figures.items()))
+    figures |= {
+        f"{key}_images_per_second": statistics.median(rates[key])
+        for key in ("shrunk", "tfdata", "torch")
+    }
+    print(
+        json.dumps(figures)
+        if chosen.json
+        else "\n".join(f"{key}: {value:,.2f}" for key, value in figures.items())
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ def resident_mib() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--images", type=int, default=50_000)
     chosen = parser.parse_args()
@@ -33,7 +35,9 @@ def main() -> None:
         root = str(photographs(pathlib.Path(folder)).parents[1])
         source = open_source("folder", "train", root, folder)
         crop = RandomResizedCrop(SIZE, seed=0)
-        rows = training_rows(len(source), BATCH, 0, 0, -(-chosen.images // BATCH), lambda step: crop)
+        rows = training_rows(
+            len(source), BATCH, 0, 0, -(-chosen.images // BATCH), lambda step: crop
+        )
         figures, seen = {"mib_before": resident_mib()}, []
         with Loader(source, rows, split(data_mesh(1)), Speed()) as loader:
             for i, batch in enumerate(loader):
@@ -41,8 +45,16 @@ def main() -> None:
                 seen.append(resident_mib())
                 if (count := (i + 1) * BATCH) // 10_000 != i * BATCH // 10_000 and not chosen.json:
                     print(f"{count:,} images: {seen[-1]:,.0f} MiB", flush=True)
-        figures |= {"mib_at_10000": seen[10_000 // BATCH], f"mib_at_{chosen.images}": seen[-1], "mib_at_most": max(seen)}
-    print(json.dumps(figures) if chosen.json else "\n".join(f"{name}: {value:,.0f}" for name, value in figures.items()))
+        figures |= {
+            "mib_at_10000": seen[10_000 // BATCH],
+            f"mib_at_{chosen.images}": seen[-1],
+            "mib_at_most": max(seen),
+        }
+    print(
+        json.dumps(figures)
+        if chosen.json
+        else "\n".join(f"{name}: {value:,.0f}" for name, value in figures.items())
+    )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,9 @@ def reference(name: str, **attributes: Any) -> Any:
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
         for module in network.modules():
-            if hasattr(module, "bn1") and hasattr(module, "bn2"):  # a residual block: its last scale is small, as in a trained network
+            if hasattr(module, "bn1") and hasattr(
+                module, "bn2"
+            ):  # a residual block: its last scale is small, as in a trained network
                 getattr(module, "bn3", module.bn2).weight.uniform_(0.1, 0.4)
     return network
 
@@ -48,7 +50,9 @@ def reference(name: str, **attributes: Any) -> Any:
 def feature_names(name: str, network: Any) -> dict[str, str]:
     """Our names of the feature maps -> timm's modules."""
     if name.startswith("densenet"):
-        return {"stem": "features.norm0"} | {f"stage{i}": f"features.denseblock{i}" for i in range(1, 5)}
+        return {"stem": "features.norm0"} | {
+            f"stage{i}": f"features.denseblock{i}" for i in range(1, 5)
+        }
     if name.startswith("resnetv2"):
         stem = "stem.conv3" if hasattr(network.stem, "conv3") else "stem.conv"
         return {"stem": stem} | {f"stage{i}": f"stages.{i - 1}" for i in range(1, 5)}
@@ -61,7 +65,9 @@ def compare(name: str, **attributes: Any) -> tuple[float, float, bool]:
     network = reference(name, **attributes)
     modules, kept = dict(network.named_modules()), {}
     for ours, theirs in feature_names(name, network).items():
-        modules[theirs].register_forward_hook(lambda _, __, output, ours=ours: kept.update({ours: output.clone()}))
+        modules[theirs].register_forward_hook(
+            lambda _, __, output, ours=ours: kept.update({ours: output.clone()})
+        )
     with torch.no_grad():
         logits = network(torch.from_numpy(IMAGES.transpose(0, 3, 1, 2).copy())).numpy()
     state = network.state_dict()
@@ -72,10 +78,14 @@ def compare(name: str, **attributes: Any) -> tuple[float, float, bool]:
         return model.apply(variables, images), model.apply(variables, images, features=True)
 
     ours, maps = jax.jit(forward)(variables, IMAGES)
-    worst = max(difference(maps[key], value.numpy().transpose(0, 2, 3, 1)) for key, value in kept.items())
+    worst = max(
+        difference(maps[key], value.numpy().transpose(0, 2, 3, 1)) for key, value in kept.items()
+    )
     back = torch_from_variables(variables)
     exact = all(np.array_equal(back[key], value.numpy()) for key, value in state.items())
-    network.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in back.items()}, strict=True)
+    network.load_state_dict(
+        {key: torch.from_numpy(np.array(value)) for key, value in back.items()}, strict=True
+    )
     return difference(ours, logits), worst, exact
 
 
@@ -84,7 +94,9 @@ def difference(ours: Any, theirs: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pattern", nargs="?", default="*")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true")
@@ -102,11 +114,20 @@ def main() -> None:
             continue
         logits, features, exact = compare(name)
         results[name] = logits
-        rows.append(f"| {name} | {logits:.1e} | {features:.1e} | {'exact' if exact else 'DIFFERS'} |")
+        rows.append(
+            f"| {name} | {logits:.1e} | {features:.1e} | {'exact' if exact else 'DIFFERS'} |"
+        )
         print(rows[-1], file=sys.stderr, flush=True)
     title = f"# Agreement with timm {timm.__version__}\n\nWritten by `python -m benchmarks.parity --write` on {datetime.date.today()}, "
     versions = f"jax {jax.__version__}, PyTorch {torch.__version__}, CPU, float32, two images of 64 pixels.\n\n"
-    table = "\n".join(["| name | logits, largest relative difference | feature maps | torch -> flaxres -> torch |", "|---|---|---|---|", *rows, ""])
+    table = "\n".join(
+        [
+            "| name | logits, largest relative difference | feature maps | torch -> flaxres -> torch |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
     if chosen.write:
         (pathlib.Path(__file__).parent / "PARITY.md").write_text(title + versions + table)
     print(json.dumps(results) if chosen.json else table)

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from flaxres.inference import prepare_torchvision
+from flaxres.diagnostics.latency import prepare_torchvision
 
 
 def torch_and_timm() -> tuple[Any, Any]:
@@ -20,13 +20,22 @@ def torch_resnet20(torch: Any, classes: int) -> Any:
     class Block(nn.Module):
         def __init__(self, before: int, width: int, stride: int) -> None:
             super().__init__()
-            self.conv1, self.bn1 = nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
-            self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+            self.conv1, self.bn1 = (
+                nn.Conv2d(before, width, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(width),
+            )
+            self.conv2, self.bn2 = (
+                nn.Conv2d(width, width, 3, 1, 1, bias=False),
+                nn.BatchNorm2d(width),
+            )
             self.stride, self.extra = stride, width - before
 
         def forward(self, x: Any) -> Any:
             y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-            shortcut = nn.functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra // 2))
+            shortcut = nn.functional.pad(
+                x[:, :, :: self.stride, :: self.stride],
+                (0, 0, 0, 0, self.extra // 2, self.extra // 2),
+            )
             return torch.relu(y + shortcut)
 
     class Network(nn.Module):

@@ -54,13 +54,20 @@ def timed(owner: type, name: str, seconds: list[float]) -> Iterator[None]:
 def measure(steps: int) -> dict[str, float]:
     recipe = load_config(str(ROOT / "configs" / "cifar10" / "quick.py"))
     with tempfile.TemporaryDirectory() as folder:
-        images = 1297  # of the digits' training split, so that an epoch is not a whole number of steps
+        images = (
+            1297  # of the digits' training split, so that an epoch is not a whole number of steps
+        )
         epochs = EVERY * recipe.train.batch_size / images
         config = dataclasses.replace(
             recipe,
             data=dataclasses.replace(recipe.data, name="digits", data_dir=f"{folder}/data"),
             train=dataclasses.replace(
-                recipe.train, steps=steps, log_every_steps=1, eval_every_epochs=1e6, checkpoint_every_epochs=epochs, tensorboard=False
+                recipe.train,
+                steps=steps,
+                log_every_steps=1,
+                eval_every_epochs=1e6,
+                checkpoint_every_epochs=epochs,
+                tensorboard=False,
             ),
         )
         times: dict[str, list[float]] = collections.defaultdict(list)
@@ -88,13 +95,19 @@ def measure(steps: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     keep_memory()
     figures = measure(chosen.steps)
-    print(json.dumps(figures) if chosen.json else "\n".join(f"{name}: {value:.4g}" for name, value in figures.items()))
+    print(
+        json.dumps(figures)
+        if chosen.json
+        else "\n".join(f"{name}: {value:.4g}" for name, value in figures.items())
+    )
 
 
 if __name__ == "__main__":

@@ -28,20 +28,35 @@ def worker(coordinator: str, processes: int, process: int) -> None:
     import numpy as np
 
     from flaxres import Config, DataConfig, ModelConfig, TrainConfig
+    from flaxres.diagnostics.described import described_run
     from flaxres.training import hosts
-    from flaxres.training.described import described_run
     from flaxres.training.mesh import place, split
 
     hosts.join(coordinator, processes, process)
     batch = IMAGES * processes
-    run = described_run(Config(ModelConfig("resnet20", bn_group=IMAGES), DataConfig("cifar10", image_size=SIZE), train=TrainConfig(batch)))
+    run = described_run(
+        Config(
+            ModelConfig("resnet20", bn_group=IMAGES),
+            DataConfig("cifar10", image_size=SIZE),
+            train=TrainConfig(batch),
+        )
+    )
     rng = np.random.default_rng(0)
-    arrays: dict[str, Any] = {"image": rng.integers(0, 256, (batch, SIZE, SIZE, 3), np.uint8), "label": rng.integers(0, 10, batch).astype(np.int32)}
+    arrays: dict[str, Any] = {
+        "image": rng.integers(0, 256, (batch, SIZE, SIZE, 3), np.uint8),
+        "label": rng.integers(0, 10, batch).astype(np.int32),
+    }
     step, state = run.train_step(), run.first_state()
     start = 0.0
     for i in range(STEPS + 3):
         positions = np.arange(i * batch, (i + 1) * batch, dtype=np.uint32)
-        state, metrics = step(state, {name: place(array, split(run.mesh)) for name, array in (arrays | {"position": positions}).items()})
+        state, metrics = step(
+            state,
+            {
+                name: place(array, split(run.mesh))
+                for name, array in (arrays | {"position": positions}).items()
+            },
+        )
         jax.block_until_ready(metrics)
         if i == 2:
             start = time.perf_counter()
@@ -58,9 +73,21 @@ def loopback() -> str:
 def rate(processes: int) -> float:
     """Images/s of so many processes."""
     coordinator = loopback()
-    command = [sys.executable, "-m", "benchmarks.scaling", "--coordinator", coordinator, "--processes", str(processes), "--process"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.scaling",
+        "--coordinator",
+        coordinator,
+        "--processes",
+        str(processes),
+        "--process",
+    ]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    started = [subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, text=True, env=environment) for i in range(processes)]
+    started = [
+        subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, text=True, env=environment)
+        for i in range(processes)
+    ]
     texts = [process.communicate(timeout=300)[0] for process in started]
     if any(process.returncode for process in started):
         raise SystemExit("a process failed; its message is above")
@@ -68,10 +95,14 @@ def rate(processes: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--processes", default="1,2", help="numbers of processes, each at most the number of cores")
+    parser.add_argument(
+        "--processes", default="1,2", help="numbers of processes, each at most the number of cores"
+    )
     parser.add_argument("--coordinator", help=argparse.SUPPRESS)
     parser.add_argument("--process", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -85,8 +116,14 @@ def main() -> None:
         for count in counts:
             alone.append(rate(1))
             ratios[count].append(rate(count) / count / alone[-1])
-    figures = {"images_per_second_1": statistics.median(alone)} | {f"efficiency_{count}": statistics.median(found) for count, found in ratios.items()}
-    print(json.dumps(figures) if chosen.json else "\n".join(f"{name}: {value:.3f}" for name, value in figures.items()))
+    figures = {"images_per_second_1": statistics.median(alone)} | {
+        f"efficiency_{count}": statistics.median(found) for count, found in ratios.items()
+    }
+    print(
+        json.dumps(figures)
+        if chosen.json
+        else "\n".join(f"{name}: {value:.3f}" for name, value in figures.items())
+    )
 
 
 if __name__ == "__main__":

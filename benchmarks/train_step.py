@@ -40,10 +40,14 @@ Advance = Callable[[], Any]
 WARM = 4
 
 
-def flax_steps(model: Any, images: np.ndarray, labels: np.ndarray, options: dict[str, Any] | None = None) -> Advance:
+def flax_steps(
+    model: Any, images: np.ndarray, labels: np.ndarray, options: dict[str, Any] | None = None
+) -> Advance:
     """A function that does one step of a Linen module and waits for it; `options` are XLA's."""
     tx = optax.sgd(0.01, 0.9)
-    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), jnp.asarray(images))
+    variables = jax.jit(functools.partial(model.init, train=False))(
+        jax.random.key(0), jnp.asarray(images)
+    )
     step = jax.jit(plain_step(model, tx), donate_argnums=(0, 1), compiler_options=options)
     carry = [variables, tx.init(variables["params"])]
 
@@ -66,7 +70,9 @@ def haiku_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
     params, statistics_ = jax.jit(network.init)(jax.random.key(0), images)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
-    def step(params: Any, statistics_: Any, opt_state: Any, images: jax.Array, labels: jax.Array) -> Any:
+    def step(
+        params: Any, statistics_: Any, opt_state: Any, images: jax.Array, labels: jax.Array
+    ) -> Any:
         def loss(params: Any) -> Any:
             logits, new = network.apply(params, statistics_, None, images)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new
@@ -87,10 +93,16 @@ def haiku_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
 def torch_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
     """The same of PyTorch: torchvision's network, or for CIFAR the textbook's, in channels_last, which is the faster layout here."""
     torch, _ = torch_and_timm()
-    model = torch_resnet20(torch, 10) if name == "resnet20" else getattr(importlib.import_module("torchvision.models"), name)()
+    model = (
+        torch_resnet20(torch, 10)
+        if name == "resnet20"
+        else getattr(importlib.import_module("torchvision.models"), name)()
+    )
     model = model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9)
-    batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(memory_format=torch.channels_last)
+    batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(
+        memory_format=torch.channels_last
+    )
     targets = torch.from_numpy(labels.astype(np.int64))
 
     def advance() -> None:
@@ -116,10 +128,18 @@ def textbook(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
     return flax_steps(TEXTBOOK[name](), images, labels)
 
 
-PROGRAMS = {"ours": ours, "module": module, "textbook": textbook, "haiku": haiku_steps, "torch": torch_steps}
+PROGRAMS = {
+    "ours": ours,
+    "module": module,
+    "textbook": textbook,
+    "haiku": haiku_steps,
+    "torch": torch_steps,
+}
 
 
-def serve(connection: Connection, program: str, name: str, size: int, batch: int, memory: bool) -> None:
+def serve(
+    connection: Connection, program: str, name: str, size: int, batch: int, memory: bool
+) -> None:
     """In a process of its own: the seconds of a step, each time that it is asked for one."""
     if memory:
         keep_memory()
@@ -150,7 +170,11 @@ def started(*arguments: Any) -> Iterator[Advance]:
         except (EOFError, OSError):
             process.join()
             ended = process.exitcode or 0
-            why = f"was ended by signal {-ended}: is there memory for two networks?" if ended < 0 else f"ended with {ended}: its message is above"
+            why = (
+                f"was ended by signal {-ended}: is there memory for two networks?"
+                if ended < 0
+                else f"ended with {ended}: its message is above"
+            )
             raise SystemExit(f"the process of {' '.join(arguments[:2])} {why}") from None
         return taken
 
@@ -169,7 +193,10 @@ def compare(name: str, size: int, batch: int, pairs: int, peers: Sequence[str]) 
     def take_turns(a: str, b: str, memory: bool) -> None:
         ending = "" if memory else "_as_it_comes"
         label = {"ours": name, "module": f"{name}_module"}[a]
-        with started(a, name, size, batch, a == "ours") as first, started(b, name, size, batch, memory) as second:
+        with (
+            started(a, name, size, batch, a == "ours") as first,
+            started(b, name, size, batch, memory) as second,
+        ):
             for pair in range(WARM + pairs):
                 seconds = first(), second()
                 if pair >= WARM:
@@ -182,13 +209,22 @@ def compare(name: str, size: int, batch: int, pairs: int, peers: Sequence[str]) 
         take_turns("ours", peer, False)
     take_turns("module", "textbook", False)
     middle = {key: statistics.median(values) for key, values in ratios.items()}
-    return middle | {f"{key}_images_per_second": statistics.median(values) for key, values in rates.items()}
+    return middle | {
+        f"{key}_images_per_second": statistics.median(values) for key, values in rates.items()
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--pairs", type=int, default=5, help="of ResNet-50; of ResNet-20, whose steps are short, five times as many (5)")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=5,
+        help="of ResNet-50; of ResNet-20, whose steps are short, five times as many (5)",
+    )
     parser.add_argument("--only", choices=("resnet50", "resnet20"), help="measure one of the two")
     chosen = parser.parse_args()
     if inherited := [name for name in ("GLIBC_TUNABLES", "XLA_FLAGS") if name in os.environ]:
@@ -198,7 +234,11 @@ def main() -> None:
         figures |= compare("resnet50", 224, 16, chosen.pairs, ("textbook", "haiku", "torch"))
     if chosen.only != "resnet50":
         figures |= compare("resnet20", 32, 128, 5 * chosen.pairs, ("textbook", "torch"))
-    print(json.dumps(figures) if chosen.json else "\n".join(f"{key}: {value:.3f}" for key, value in figures.items()))
+    print(
+        json.dumps(figures)
+        if chosen.json
+        else "\n".join(f"{key}: {value:.3f}" for key, value in figures.items())
+    )
 
 
 if __name__ == "__main__":

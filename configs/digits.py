@@ -20,6 +20,15 @@ config = Config(
         resident=True,
     ),
     augment=AugmentConfig(shift=1, flip=False),
-    optim=OptimConfig(learning_rate=0.1, nesterov=True, weight_decay=5e-4, warmup_epochs=5, label_smoothing=0.1),
-    train=TrainConfig(batch_size=128, eval_batch_size=256, epochs=60, eval_every_epochs=5, checkpoint_every_epochs=10, log_every_steps=10),
+    optim=OptimConfig(
+        learning_rate=0.1, nesterov=True, weight_decay=5e-4, warmup_epochs=5, label_smoothing=0.1
+    ),
+    train=TrainConfig(
+        batch_size=128,
+        eval_batch_size=256,
+        epochs=60,
+        eval_every_epochs=5,
+        checkpoint_every_epochs=10,
+        log_every_steps=10,
+    ),
 )

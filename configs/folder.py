@@ -12,6 +12,8 @@ from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 config = Config(
     model=ModelConfig(name="resnet18"),
     data=DataConfig(name="folder", eval_split="val"),
-    optim=OptimConfig(learning_rate=0.05, nesterov=True, weight_decay=1e-4, warmup_epochs=3, label_smoothing=0.1),
+    optim=OptimConfig(
+        learning_rate=0.05, nesterov=True, weight_decay=1e-4, warmup_epochs=3, label_smoothing=0.1
+    ),
     train=TrainConfig(batch_size=64, eval_batch_size=64, epochs=50, log_every_steps=10),
 )

@@ -48,7 +48,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 LAZY = {
-    **dict.fromkeys(("Config", "ModelConfig", "DataConfig", "AugmentConfig", "OptimConfig", "TrainConfig"), "flaxres.config.schema"),
+    **dict.fromkeys(
+        ("Config", "ModelConfig", "DataConfig", "AugmentConfig", "OptimConfig", "TrainConfig"),
+        "flaxres.config.schema",
+    ),
     "variant": "flaxres.config.files",
     **dict.fromkeys(("fit", "evaluate"), "flaxres.training.loop"),
     "Report": "flaxres.training.evaluation",

@@ -6,7 +6,9 @@ import pathlib
 
 def cache_folder() -> pathlib.Path:
     """`flaxres` in the user's cache folder. Raises RuntimeError for a user without a home."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "flaxres"
+    return (
+        pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "flaxres"
+    )
 
 
 def private_folder(name: str) -> pathlib.Path:

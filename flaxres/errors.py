@@ -39,7 +39,9 @@ def missing_extra(error: ModuleNotFoundError) -> InputError | None:
     package = (error.name or "").partition(".")[0]
     if package not in TRAINER_PACKAGES:
         return None
-    return InputError(f"this needs the package {package!r}, which is not installed: pip install 'flaxres[train]'")
+    return InputError(
+        f"this needs the package {package!r}, which is not installed: pip install 'flaxres[train]'"
+    )
 
 
 @contextlib.contextmanager
@@ -48,7 +50,9 @@ def writing_to(folder: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"--out {str(folder)!r} can't be written ({error.strerror}): give another folder") from error
+        raise InputError(
+            f"--out {str(folder)!r} can't be written ({error.strerror}): give another folder"
+        ) from error
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> InputError:

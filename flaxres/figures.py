@@ -22,6 +22,8 @@ def save(figure: Any, target: str, option: str) -> None:
     try:
         figure.savefig(target, dpi=110)
     except (OSError, ValueError) as error:
-        raise InputError(f"{option} {target!r} can't be written ({error}): give a .png file") from error
+        raise InputError(
+            f"{option} {target!r} can't be written ({error}): give a .png file"
+        ) from error
     finally:
         plt.close(figure)

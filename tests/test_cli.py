@@ -32,15 +32,30 @@ def refusal(capfd: pytest.CaptureFixture[str], *words: str) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--optim.learning-rat 0.1", "unknown option '--optim.learning-rat': did you mean --optim.learning-rate?"),
+        (
+            "--optim.learning-rat 0.1",
+            "unknown option '--optim.learning-rat': did you mean --optim.learning-rate?",
+        ),
         ("--optim.learning-rate abc", "--optim.learning-rate='abc': the rule is a finite float"),
-        ("--optim.learning-rate --augment.flip True", "--optim.learning-rate='': the rule is a finite float"),
-        ("--optim.schedule=cosin", "unknown value of --optim.schedule 'cosin': did you mean cosine?"),
-        ("--data.progressive-sizes 3", "--data.progressive-sizes='3': the rule is any number of: 2 values, a finite float, int"),
+        (
+            "--optim.learning-rate --augment.flip True",
+            "--optim.learning-rate='': the rule is a finite float",
+        ),
+        (
+            "--optim.schedule=cosin",
+            "unknown value of --optim.schedule 'cosin': did you mean cosine?",
+        ),
+        (
+            "--data.progressive-sizes 3",
+            "--data.progressive-sizes='3': the rule is any number of: 2 values, a finite float, int",
+        ),
         ("--augment.flip maybe", "--augment.flip='maybe': the rule is True or False"),
         ("--model.name resnet5O", "unknown model.name 'resnet5O': did you mean"),
         ("--model.bn-group 3", "model.bn_group=3 must divide train.batch_size=128"),
-        ("--train.batch-size 100", "train.batch_size=100 is not divisible by the 8 devices: try 96 or 104"),
+        (
+            "--train.batch-size 100",
+            "train.batch_size=100 is not divisible by the 8 devices: try 96 or 104",
+        ),
         ("--config configs/digit.py", "unknown config file 'configs/digit.py'"),
         ("digits", "'digits' is no option"),
         ("--data.name folder", "needs data.source"),
@@ -49,31 +64,61 @@ def refusal(capfd: pytest.CaptureFixture[str], *words: str) -> str:
         ("--workdir /proc/flaxres", "workdir '/proc/flaxres' can't be written"),
     ],
 )
-def test_mistakes_are_one_line(words: str, message: str, data_dir: str, capfd: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
+def test_mistakes_are_one_line(
+    words: str,
+    message: str,
+    data_dir: str,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: pathlib.Path,
+) -> None:
     where = [] if "--workdir" in words else ["--workdir", str(tmp_path / "run")]
     assert message in refusal(capfd, *words.split(), *where, "--data.data-dir", data_dir)
     assert not (tmp_path / "run").exists()
 
 
 def test_folders_that_break_the_rules_are_one_line(
-    data_dir: str, photographs: Callable[..., pathlib.Path], capfd: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+    data_dir: str,
+    photographs: Callable[..., pathlib.Path],
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: pathlib.Path,
 ) -> None:
     root = photographs()
     (tmp_path / "empty").mkdir()
-    words = ["--workdir", str(tmp_path / "run"), "--data.data-dir", data_dir, "--data.name", "folder", "--data.eval-split", "val"]
-    assert "holds no <split>/<class>/*.jpg" in refusal(capfd, *words, "--data.source", str(tmp_path / "empty"))
+    words = [
+        "--workdir",
+        str(tmp_path / "run"),
+        "--data.data-dir",
+        data_dir,
+        "--data.name",
+        "folder",
+        "--data.eval-split",
+        "val",
+    ]
+    assert "holds no <split>/<class>/*.jpg" in refusal(
+        capfd, *words, "--data.source", str(tmp_path / "empty")
+    )
     for path in (root / "val" / "red").iterdir():
         path.unlink()
-    assert "class 'red' has no images in split 'val'" in refusal(capfd, *words, "--data.source", str(root))
+    assert "class 'red' has no images in split 'val'" in refusal(
+        capfd, *words, "--data.source", str(root)
+    )
 
 
-def test_config_files_that_are_none_are_one_line(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
-    for text, message in (("x = 1", "binds no `config = flaxres.Config(...)`"), ("1/0", "ZeroDivisionError: division by zero"), ("(", "SyntaxError")):
+def test_config_files_that_are_none_are_one_line(
+    tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for text, message in (
+        ("x = 1", "binds no `config = flaxres.Config(...)`"),
+        ("1/0", "ZeroDivisionError: division by zero"),
+        ("(", "SyntaxError"),
+    ):
         (tmp_path / "config.py").write_text(text)
         assert message in refusal(capfd, "--config", str(tmp_path / "config.py"))
 
 
-def test_a_config_of_another_kind_and_an_early_interrupt(capfd: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
+def test_a_config_of_another_kind_and_an_early_interrupt(
+    capfd: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
     assert "is no .py file" in refusal(capfd, "--config", str(ROOT / "README.md"))
     program = """
 import signal
@@ -87,16 +132,26 @@ refusing(lambda: signal.raise_signal(signal.SIGINT))
     assert done.stderr.startswith("flaxres: interrupted before training began")
 
 
-def test_help_shows_every_option_with_the_configs_defaults(capfd: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_every_option_with_the_configs_defaults(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         train(["--help"], "train.py")
     assert stopped.value.code == 0
     text = capfd.readouterr().out
-    for words in ("--config FILE", "--workdir DIR", "--optim.learning-rate FLOAT", "(default: resnet20)", "Peak learning rate"):
+    for words in (
+        "--config FILE",
+        "--workdir DIR",
+        "--optim.learning-rate FLOAT",
+        "(default: resnet20)",
+        "Peak learning rate",
+    ):
         assert words in text
 
 
-def test_the_flaxres_command(data_dir: str, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_flaxres_command(
+    data_dir: str, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     def run(*words: str) -> str:
         assert main(words) == 0, capfd.readouterr().err
         return capfd.readouterr().out
@@ -107,17 +162,41 @@ def test_the_flaxres_command(data_dir: str, tmp_path: pathlib.Path, capfd: pytes
         "resnet56": {"parameters": 853_018, "gmacs": 0.125, "pixels": 32},
     }
     run("data", "prepare", "digits", "--data-dir", data_dir)
-    assert json.loads(run("data", "info", "digits", "--data-dir", data_dir, "--json"))["splits"]["train"]["examples"] == 1297
+    assert (
+        json.loads(run("data", "info", "digits", "--data-dir", data_dir, "--json"))["splits"][
+            "train"
+        ]["examples"]
+        == 1297
+    )
     workdir = str(tmp_path / "run")
-    run("train", "--config", DIGITS, "--workdir", workdir, "--data.data-dir", data_dir, "--train.steps", "3", "--train.tensorboard", "False")
+    run(
+        "train",
+        "--config",
+        DIGITS,
+        "--workdir",
+        workdir,
+        "--data.data-dir",
+        data_dir,
+        "--train.steps",
+        "3",
+        "--train.tensorboard",
+        "False",
+    )
     report = json.loads(run("evaluate", "--workdir", workdir))
-    assert report == {key: json.loads((tmp_path / "run" / "summary.json").read_text())[key] for key in report}
-    assert json.loads(run("evaluate", "--workdir", workdir, "--data.eval-split", "train"))["examples"] == 1297
+    assert report == {
+        key: json.loads((tmp_path / "run" / "summary.json").read_text())[key] for key in report
+    }
+    assert (
+        json.loads(run("evaluate", "--workdir", workdir, "--data.eval-split", "train"))["examples"]
+        == 1297
+    )
     run("train", "--workdir", workdir)  # goes on with the config that is there
     assert "flaxres COMMAND" in run("--help")
     assert run("--version").strip() == f"flaxres {flaxres.__version__}"
     assert "imagenet/resnet50\n" in run("configs", "imagenet/*")
-    assert "python train.py --config configs/cifar10/resnet20.py" in run("configs", "cifar10/resnet20")
+    assert "python train.py --config configs/cifar10/resnet20.py" in run(
+        "configs", "cifar10/resnet20"
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,7 +211,9 @@ def test_the_flaxres_command(data_dir: str, tmp_path: pathlib.Path, capfd: pytes
         ("evaluate --workdir /nothing", "'/nothing/config.json' does not exist"),
     ],
 )
-def test_mistakes_of_the_flaxres_command_are_one_line(words: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_of_the_flaxres_command_are_one_line(
+    words: str, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert main(words.split()) == 2
     out, err = capfd.readouterr()
     assert not out
@@ -148,22 +229,56 @@ def test_mistakes_of_the_flaxres_command_are_one_line(words: str, message: str, 
         (["bench", "plan", "--topology", "v5f:2x4", "--config", "configs/digits.py"], "v5e:2x4"),
         (["bench", "plan", "--topology", "v5e:8", "--config", "configs/digits.py"], "16x16"),
         (["train", "--config", "configs/digits.py", "--coordinator", "host:1"], "go together"),
-        (["train", "--config", "configs/digits.py", "--coordinator", "h:1", "--processes", "two", "--process", "0"], "--processes='two'"),
+        (
+            [
+                "train",
+                "--config",
+                "configs/digits.py",
+                "--coordinator",
+                "h:1",
+                "--processes",
+                "two",
+                "--process",
+                "0",
+            ],
+            "--processes='two'",
+        ),
     ],
 )
-def test_bench_and_hosts_refuse_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_and_hosts_refuse_in_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize(("version", "message"), [("0.0.42.1", "pip install 'libtpu>=0.0.52'"), ("0.0.52", "no compiler for 'v6e:2x2'")])
-def test_a_compiler_that_crashes_is_refused(version: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [("0.0.42.1", "pip install 'libtpu>=0.0.52'"), ("0.0.52", "no compiler for 'v6e:2x2'")],
+)
+def test_a_compiler_that_crashes_is_refused(
+    version: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def absent(**_: str) -> None:
         raise RuntimeError("libtpu is not here")
 
     monkeypatch.setattr(importlib.metadata, "version", lambda name: {"libtpu": version}[name])
     monkeypatch.setattr(topologies, "get_topology_desc", absent)
-    assert main(["bench", "plan", "--topology", "v6e:2x2", "--config", "configs/digits.py", "--train.batch-size", "64"]) == 2
+    assert (
+        main(
+            [
+                "bench",
+                "plan",
+                "--topology",
+                "v6e:2x2",
+                "--config",
+                "configs/digits.py",
+                "--train.batch-size",
+                "64",
+            ]
+        )
+        == 2
+    )
     assert message in capsys.readouterr().err

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flaxres.compiled import traffic
+from flaxres.diagnostics.compiled import traffic
 
 # An array of 4 KiB, a fusion that takes 1 KiB of it, another that takes all, a convolution inside a fusion, an asynchronous copy.
 PROGRAM = """HloModule step
@@ -62,11 +62,24 @@ def test_traffic_counts_what_a_kernel_reads_of_its_operands() -> None:
         "all-reduce": 1024 + 1024,
         "fusion: reduction": 4096 + 1024 + 1024,  # all of the array, since it is summed as well
     }
-    assert count == {"fusion: elementwise": 2, "fusion: convolution": 1, "copy": 1, "all-reduce": 1, "fusion: reduction": 1}
+    assert count == {
+        "fusion: elementwise": 2,
+        "fusion: convolution": 1,
+        "copy": 1,
+        "all-reduce": 1,
+        "fusion: reduction": 1,
+    }
 
 
 @pytest.mark.parametrize("rows", [256, 1024])
 def test_traffic_of_a_program_of_this_machine(rows: int) -> None:
-    program = jax.jit(lambda a, b: a[:256] @ b).lower(jnp.ones((rows, 64)), jnp.ones((64, 32))).compile().as_text()
+    program = (
+        jax.jit(lambda a, b: a[:256] @ b)
+        .lower(jnp.ones((rows, 64)), jnp.ones((64, 32)))
+        .compile()
+        .as_text()
+    )
     a, b, result = 4 * 256 * 64, 4 * 64 * 32, 4 * 256 * 32
-    assert sum(traffic(program)[0].values()) == a + b + result + (2 * a if rows > 256 else 0)  # the slice is a kernel of its own
+    assert sum(traffic(program)[0].values()) == a + b + result + (
+        2 * a if rows > 256 else 0
+    )  # the slice is a kernel of its own

@@ -4,12 +4,12 @@ import pathlib
 
 import pytest
 
-from flaxres.bench import schedule
 from flaxres.config import recipes
 from flaxres.config.check import check_devices
 from flaxres.config.files import load_config
 from flaxres.config.schema import flat
-from flaxres.training.described import described_run, lowered
+from flaxres.diagnostics.described import described_run, lowered
+from flaxres.diagnostics.schedule import schedule
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.py"))
@@ -54,7 +54,10 @@ def test_no_two_recipes_are_the_same() -> None:
 
 
 def test_the_schedule_is_drawn(tmp_path: pathlib.Path) -> None:
-    facts = schedule(load_config(str(ROOT / "configs/imagenet/composer_mild_resnet50.py")), str(tmp_path / "s.png"))
+    facts = schedule(
+        load_config(str(ROOT / "configs/imagenet/composer_mild_resnet50.py")),
+        str(tmp_path / "s.png"),
+    )
     assert (tmp_path / "s.png").stat().st_size > 10_000
     assert facts["peak_rate"] == pytest.approx(2.048, rel=1e-3)
     assert facts["sizes"][-1] == 176

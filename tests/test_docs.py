@@ -32,7 +32,10 @@ RUNNABLE = [path for path in (ROOT / "README.md", *PAGES) if runnable(path)]
 def test_the_site_builds_strictly(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("mkdocs", reason="the extra docs is not installed")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     reference = (tmp_path / "site" / "reference" / "models" / "index.html").read_text()
@@ -44,9 +47,18 @@ def test_the_notebook_runs(tmp_path: pathlib.Path) -> None:
     nbclient = pytest.importorskip("nbclient", reason="the extra docs is not installed")
     nbformat = pytest.importorskip("nbformat", reason="the extra docs is not installed")
     notebook = nbformat.read(ROOT / "docs" / "skip_connections.ipynb", 4)
-    assert not any(cell.get("outputs") for cell in notebook.cells), "outputs are not kept in the repository"
-    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
-    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    assert not any(cell.get("outputs") for cell in notebook.cells), (
+        "outputs are not kept in the repository"
+    )
+    nbclient.NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
+    ).execute()
+    printed = "".join(
+        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
+    )
     assert "residual: loss" in printed
 
 
@@ -57,7 +69,10 @@ def test_commands_in_the_pages_exist(path: pathlib.Path) -> None:
     from flaxres.config.schema import SETTINGS
 
     text = path.read_text()
-    for command, word in re.findall(r"\bflaxres (\w+)(?: (\w+))?", " ".join(re.findall(r"`[^`]+`|^flaxres .*$", text, re.MULTILINE))):
+    for command, word in re.findall(
+        r"\bflaxres (\w+)(?: (\w+))?",
+        " ".join(re.findall(r"`[^`]+`|^flaxres .*$", text, re.MULTILINE)),
+    ):
         assert command in COMMANDS, command
         assert command != "bench" or word in BENCHES, word
     for name in re.findall(r"--((?:model|data|augment|optim|train)\.[\w-]+)", text):
@@ -68,12 +83,19 @@ def test_commands_in_the_pages_exist(path: pathlib.Path) -> None:
 
 
 def test_pages_have_python_to_run() -> None:
-    assert {"README.md", "docs/guide/models.md", "docs/guide/weights.md", "docs/guide/backbone.md"} <= set(map(name_of, RUNNABLE))
+    assert {
+        "README.md",
+        "docs/guide/models.md",
+        "docs/guide/weights.md",
+        "docs/guide/backbone.md",
+    } <= set(map(name_of, RUNNABLE))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
-def test_the_python_of_a_page_runs(path: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_a_page_runs(
+    path: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All blocks in one namespace, in their order."""
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
@@ -83,7 +105,9 @@ def test_the_python_of_a_page_runs(path: pathlib.Path, tmp_path: pathlib.Path, m
 
 def test_the_readme_is_short() -> None:
     lines = len((ROOT / "README.md").read_text().splitlines())
-    assert lines <= README_LINES, f"README.md has {lines} lines: move what a newcomer does not need to docs/"
+    assert lines <= README_LINES, (
+        f"README.md has {lines} lines: move what a newcomer does not need to docs/"
+    )
 
 
 @pytest.mark.parametrize("path", LINKED, ids=name_of)

@@ -22,9 +22,22 @@ import flaxres
 from benchmarks.scaling import loopback
 from flaxres.cli import main
 from flaxres.data.preprocess import Preprocess
-from flaxres.export import CLASSES, GET_ONNX, ONNX, PROGRAM, SERVER, WEIGHTS, Form, export, folded, in_8_bits, in_floats, prepared
+from flaxres.inference.export import (
+    CLASSES,
+    GET_ONNX,
+    ONNX,
+    PROGRAM,
+    SERVER,
+    WEIGHTS,
+    Form,
+    export,
+    folded,
+    in_8_bits,
+    in_floats,
+    prepared,
+)
+from flaxres.inference.predict import Predictor, from_workdir
 from flaxres.ops.kept import jax_operations_only
-from flaxres.prediction import Predictor, from_workdir
 
 RNG = np.random.default_rng(0)
 BATCHES = (1, 7, 64)
@@ -47,16 +60,31 @@ def alive(model: Any) -> Any:
     """Born variables whose norms have scales, biases and statistics of a trained network's kind."""
 
     def drawn(path: Any, leaf: jax.Array) -> jax.Array:
-        around = {"scale": (1.0, 0.2), "bias": (0.0, 0.2), "mean": (0.0, 0.2), "var": (1.0, 0.2)}.get(path[-1].key)
-        return leaf if around is None else jnp.asarray(RNG.uniform(around[0] - around[1], sum(around), leaf.shape), leaf.dtype)
+        around = {
+            "scale": (1.0, 0.2),
+            "bias": (0.0, 0.2),
+            "mean": (0.0, 0.2),
+            "var": (1.0, 0.2),
+        }.get(path[-1].key)
+        return (
+            leaf
+            if around is None
+            else jnp.asarray(
+                RNG.uniform(around[0] - around[1], sum(around), leaf.shape), leaf.dtype
+            )
+        )
 
-    return jax.tree_util.tree_map_with_path(drawn, dict(model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))))
+    return jax.tree_util.tree_map_with_path(
+        drawn, dict(model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
+    )
 
 
 def predictor(name: str, size: int = 32, **attributes: Any) -> Predictor:
     """A network with random parameters and statistics."""
     model = flaxres.create_model(name, num_classes=10, **attributes)
-    return Predictor(model, alive(model), Preprocess(size, size), tuple(f"class {i}" for i in range(10)))
+    return Predictor(
+        model, alive(model), Preprocess(size, size), tuple(f"class {i}" for i in range(10))
+    )
 
 
 def pictures(count: int, size: int = 32) -> np.ndarray:
@@ -65,11 +93,15 @@ def pictures(count: int, size: int = 32) -> np.ndarray:
 
 def expected(network: Predictor, images: np.ndarray) -> np.ndarray:
     preprocess = network.preprocess
-    normal = (images.astype(np.float32) / 255 - np.array(preprocess.mean, np.float32)) / np.array(preprocess.std, np.float32)
+    normal = (images.astype(np.float32) / 255 - np.array(preprocess.mean, np.float32)) / np.array(
+        preprocess.std, np.float32
+    )
     return np.asarray(jax.nn.softmax(network.model.apply(network.variables, jnp.asarray(normal))))
 
 
-def answers(folder: pathlib.Path, given: dict[str, np.ndarray], python: str = sys.executable) -> Any:
+def answers(
+    folder: pathlib.Path, given: dict[str, np.ndarray], python: str = sys.executable
+) -> Any:
     """What the program in `folder` says, in a process of its own."""
     np.savez(folder / "given.npz", **given)  # type: ignore[arg-type]
     subprocess.run([python, "-c", LOADING, str(folder)], check=True, cwd=folder)
@@ -80,7 +112,13 @@ def test_a_process_without_flaxres_gives_the_same_probabilities(tmp_path: pathli
     network = predictor("resnet20")
     done = export(network, tmp_path / "out")
     assert done.folded == 19
-    assert {path.name for path in done.folder.iterdir()} == {PROGRAM, WEIGHTS, CLASSES, SERVER, "README.md"}
+    assert {path.name for path in done.folder.iterdir()} == {
+        PROGRAM,
+        WEIGHTS,
+        CLASSES,
+        SERVER,
+        "README.md",
+    }
     given = {str(count): pictures(count) for count in BATCHES}
     for name, found in answers(done.folder, given).items():
         np.testing.assert_allclose(found, expected(network, given[name]), atol=1e-5)
@@ -115,9 +153,15 @@ def test_folded_norms_change_nothing(name: str, attributes: dict[str, Any], norm
     variables, count = folded(network.model, network.variables)
     assert count == norms
     images = jnp.asarray(RNG.standard_normal((4, 64, 64, 3)), jnp.float32)
-    before, after = (np.asarray(jax.jit(network.model.apply)(v, images)) for v in (network.variables, variables))
+    before, after = (
+        np.asarray(jax.jit(network.model.apply)(v, images)) for v in (network.variables, variables)
+    )
     np.testing.assert_allclose(after, before, atol=1e-4 * abs(before).max())
-    scales = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]) if path[-1].key == "scale"]
+    scales = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
+        if path[-1].key == "scale"
+    ]
     assert sum(bool((np.asarray(scale) == 1).all()) for scale in scales) >= norms
 
 
@@ -126,18 +170,27 @@ def test_logits_and_scanned_blocks_and_8_bits(tmp_path: pathlib.Path) -> None:
     export(network, tmp_path / "logits", Form(pixels=False, fold=False))
     images = RNG.standard_normal((3, 32, 32, 3)).astype(np.float32)
     found = answers(tmp_path / "logits", {"a": images})["a"]
-    np.testing.assert_allclose(found, network.model.apply(network.variables, images), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        found, network.model.apply(network.variables, images), rtol=1e-4, atol=1e-4
+    )
     assert not (tmp_path / "logits" / SERVER).exists()
-    plain, small = export(network, tmp_path / "plain"), export(network, tmp_path / "int8", Form(int8=True))
+    plain, small = (
+        export(network, tmp_path / "plain"),
+        export(network, tmp_path / "int8", Form(int8=True)),
+    )
     assert small.program_bytes < plain.program_bytes / 2
     variables = network.variables
-    kernel, rounded = (tree["params"]["conv1"]["kernel"] for tree in (variables, in_floats(in_8_bits(variables))))
+    kernel, rounded = (
+        tree["params"]["conv1"]["kernel"] for tree in (variables, in_floats(in_8_bits(variables)))
+    )
     step = abs(np.asarray(kernel)).max((0, 1, 2)) / 127
     assert (abs(np.asarray(kernel) - np.asarray(rounded)) <= 0.5001 * step).all()
     assert (np.asarray(kernel) != np.asarray(rounded)).any()
 
 
-def test_what_can_not_be_written_or_converted_is_told(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_not_be_written_or_converted_is_told(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(flaxres.InputError, match=r"--out .*file.* can't be written"):
         export(predictor("resnet20"), tmp_path / "file")
@@ -158,7 +211,11 @@ def test_converters_see_jaxs_own_operations() -> None:
                 for inner in jax.extend.core.jaxprs_in_params(equation.params):
                     walk(inner)
 
-        walk(jax.make_jaxpr(lambda x: network.model.apply(network.variables, x))(jnp.zeros((1, 16, 16, 3))).jaxpr)
+        walk(
+            jax.make_jaxpr(lambda x: network.model.apply(network.variables, x))(
+                jnp.zeros((1, 16, 16, 3))
+            ).jaxpr
+        )
         return found
 
     ours = {"flaxres_keep", "flaxres_convolution", "flaxres_product", "platform_index"}
@@ -171,18 +228,47 @@ def test_converters_see_jaxs_own_operations() -> None:
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("run")
     words = "train --config configs/digits.py --train.epochs 30 --train.tensorboard False --train.devices 1 --optim.warmup-epochs 2"
-    assert main([*words.split(), "--workdir", str(folder / "run"), "--data.data-dir", str(folder / "data")]) == 0
+    assert (
+        main(
+            [
+                *words.split(),
+                "--workdir",
+                str(folder / "run"),
+                "--data.data-dir",
+                str(folder / "data"),
+            ]
+        )
+        == 0
+    )
     return folder / "run"
 
 
 @pytest.mark.slow
-def test_a_run_is_exported_with_its_accuracy_and_served(workdir: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", "--workdir", str(workdir), "--out", str(tmp_path / "out"), "--int8", "--json"]) == 0
+def test_a_run_is_exported_with_its_accuracy_and_served(
+    workdir: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(
+            [
+                "export",
+                "--workdir",
+                str(workdir),
+                "--out",
+                str(tmp_path / "out"),
+                "--int8",
+                "--json",
+            ]
+        )
+        == 0
+    )
     facts = json.loads(capfd.readouterr().out)
     summary = json.loads((workdir / "summary.json").read_text())
     assert facts["top1_trained"] == summary["top1"] > 0.9
     assert facts["top1_exported"] > facts["top1_trained"] - 0.02
-    assert f"{100 * facts['top1_exported']:.2f}% of 500" in (tmp_path / "out" / "README.md").read_text()
+    assert (
+        f"{100 * facts['top1_exported']:.2f}% of 500"
+        in (tmp_path / "out" / "README.md").read_text()
+    )
     port = loopback().partition(":")[2]
     server = subprocess.Popen([sys.executable, str(tmp_path / "out" / SERVER), port])
     try:
@@ -225,7 +311,9 @@ def answer(port: int, body: bytes) -> tuple[int, str]:
 def test_a_new_environment_with_jax_alone_gives_the_same(tmp_path: pathlib.Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     python = str(tmp_path / "venv" / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "-q", f"jax=={jax.__version__}", "flatbuffers"], check=True)
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", f"jax=={jax.__version__}", "flatbuffers"], check=True
+    )
     network = predictor("resnet18", 64)
     export(network, tmp_path / "out")
     given = {str(count): pictures(count, 64) for count in BATCHES}

@@ -18,15 +18,21 @@ from flaxres.config.schema import Config, flat
 from flaxres.data.decode import CentreCrop, UnreadableError
 from flaxres.data.sources import Source, open_source
 from flaxres.errors import InputError
-from flaxres.prediction import class_names
+from flaxres.inference.predict import class_names
 from flaxres.weights.names import leaves
 from flaxres.weights.transfer import torch_from_variables, variables_from_torch
 
 ROOT = pathlib.Path(__file__).parents[1]
-FUZZ = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+FUZZ = settings(
+    deadline=None,
+    max_examples=100,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -61,14 +67,20 @@ def test_one_changed_value_of_a_config_file(name: str, value: Any, tmp_path: pat
 @FUZZ
 @given(
     words=st.lists(
-        st.sampled_from(["--optim.learning-rate", "--model.bn-group", "--train.devices", "--data.crop", "--x"]) | st.text(max_size=5), max_size=4
+        st.sampled_from(
+            ["--optim.learning-rate", "--model.bn-group", "--train.devices", "--data.crop", "--x"]
+        )
+        | st.text(max_size=5),
+        max_size=4,
     )
 )
 def test_the_command_line(words: list[str]) -> None:
     if {"-h", "--help"} & set(words):
         return
     with read_or_refused():
-        assert isinstance(parse_run(words, str(ROOT / "configs" / "digits.py"), "train.py", "")[0], Config)
+        assert isinstance(
+            parse_run(words, str(ROOT / "configs" / "digits.py"), "train.py", "")[0], Config
+        )
 
 
 @pytest.fixture(scope="module")
@@ -81,17 +93,21 @@ def weights() -> dict[str, np.ndarray]:
 
 @FUZZ
 @given(data=st.data(), name=st.text(max_size=12), shape=st.lists(st.integers(0, 3), max_size=5))
-def test_names_and_shapes_of_weights(data: st.DataObject, name: str, shape: list[int], weights: dict[str, np.ndarray]) -> None:
+def test_names_and_shapes_of_weights(
+    data: st.DataObject, name: str, shape: list[int], weights: dict[str, np.ndarray]
+) -> None:
     model = flaxres.ResNet(depths=(1,), widths=(8,), stem_width=8, num_classes=3)
     changed = dict(weights)
     victim = data.draw(st.sampled_from(sorted(weights)))
     array = changed.pop(victim)
-    changed[data.draw(st.sampled_from([name, victim, f"module.{victim}", "fc.weight"]))] = data.draw(
-        st.sampled_from([array, np.zeros(shape, np.float32)])
+    changed[data.draw(st.sampled_from([name, victim, f"module.{victim}", "fc.weight"]))] = (
+        data.draw(st.sampled_from([array, np.zeros(shape, np.float32)]))
     )
     expected = shapes(variables_from_torch(weights, model))
     with read_or_refused():
-        assert shapes(variables_from_torch(changed, model, adapt=data.draw(st.booleans()))) == expected
+        assert (
+            shapes(variables_from_torch(changed, model, adapt=data.draw(st.booleans()))) == expected
+        )
 
 
 def shapes(variables: Any) -> dict[str, Any]:
@@ -99,7 +115,10 @@ def shapes(variables: Any) -> dict[str, Any]:
 
 
 @FUZZ
-@given(header=st.binary(max_size=100) | JSON.map(lambda value: json.dumps({"a": value}).encode()), size=st.none() | st.integers(0, 2**64 - 1))
+@given(
+    header=st.binary(max_size=100) | JSON.map(lambda value: json.dumps({"a": value}).encode()),
+    size=st.none() | st.integers(0, 2**64 - 1),
+)
 def test_the_header_of_safetensors(header: bytes, size: int | None, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "w.safetensors"
     path.write_bytes(struct.pack("<Q", len(header) if size is None else size) + header + bytes(64))
@@ -108,7 +127,12 @@ def test_the_header_of_safetensors(header: bytes, size: int | None, tmp_path: pa
 
 
 @FUZZ
-@given(content=st.binary(max_size=60) | st.lists(st.text(max_size=5), max_size=5).map(lambda lines: "\n".join(lines).encode(errors="replace")))
+@given(
+    content=st.binary(max_size=60)
+    | st.lists(st.text(max_size=5), max_size=5).map(
+        lambda lines: "\n".join(lines).encode(errors="replace")
+    )
+)
 def test_lists_of_classes(content: bytes, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "classes.txt"
     path.write_bytes(content)
@@ -124,9 +148,17 @@ def test_bytes_that_may_be_an_image(data: bytes) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (9, 7), (200, 10, 10)).save(buffer, "JPEG")
     sound, transform = buffer.getvalue(), CentreCrop(8, 8)
-    for content in (data, sound[: len(sound) // 2] + data + sound[len(sound) // 2 :], sound[: len(data)] + data + sound[2 * len(data) :]):
+    for content in (
+        data,
+        sound[: len(sound) // 2] + data + sound[len(sound) // 2 :],
+        sound[: len(data)] + data + sound[2 * len(data) :],
+    ):
         with contextlib.suppress(UnreadableError):
-            assert transform(content, transform.numbers(np.zeros(1, np.uint32))[0]).shape == (8, 8, 3)
+            assert transform(content, transform.numbers(np.zeros(1, np.uint32))[0]).shape == (
+                8,
+                8,
+                3,
+            )
 
 
 @pytest.fixture
@@ -140,7 +172,9 @@ def shard(data_dir: str) -> Any:
 
 @FUZZ
 @given(at=st.integers(0, 2**31), new=st.binary(min_size=1, max_size=40))
-def test_records_of_a_shard_that_was_overwritten(at: int, new: bytes, shard: tuple[Source, pathlib.Path, bytes], data_dir: str) -> None:
+def test_records_of_a_shard_that_was_overwritten(
+    at: int, new: bytes, shard: tuple[Source, pathlib.Path, bytes], data_dir: str
+) -> None:
     _, path, sound = shard
     at %= len(sound)
     path.write_bytes(sound[:at] + new + sound[at + len(new) :])

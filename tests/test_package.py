@@ -16,7 +16,17 @@ from flaxres.config import recipes
 from flaxres.errors import TRAINER_PACKAGES
 
 ROOT = pathlib.Path(__file__).parents[1]
-HEAVY = ("tensorflow", "tensorflow_datasets", "grain", "tyro", "matplotlib", "orbax", "tensorboardX", "PIL", "simplejpeg")
+HEAVY = (
+    "tensorflow",
+    "tensorflow_datasets",
+    "grain",
+    "tyro",
+    "matplotlib",
+    "orbax",
+    "tensorboardX",
+    "PIL",
+    "simplejpeg",
+)
 ROOMS = {
     "ops": {"cache", "errors", "ops"},
     "models": {"errors", "ops", "models"},
@@ -24,6 +34,27 @@ ROOMS = {
     "data": {"cache", "errors", "data"},
     "weights": {"errors", "models", "data", "weights"},
     "training": {"config", "errors", "figures", "ops", "models", "data", "weights", "training"},
+    "inference": {
+        "config",
+        "errors",
+        "figures",
+        "ops",
+        "models",
+        "data",
+        "weights",
+        "training",
+        "inference",
+    },
+    "diagnostics": {
+        "config",
+        "errors",
+        "figures",
+        "models",
+        "data",
+        "inference",
+        "training",
+        "diagnostics",
+    },
 }
 COMPUTE = [
     *(
@@ -66,7 +97,9 @@ def test_imports_point_one_way(room: str) -> None:
 def module_file(name: str) -> pathlib.Path | None:
     """The file of a module of ours, None for what is no module."""
     path = ROOT / name.replace(".", "/")
-    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.exists()), None)
+    return next(
+        (file for file in (path.with_suffix(".py"), path / "__init__.py") if file.exists()), None
+    )
 
 
 def test_the_compute_path_needs_only_jax_flax_and_optax() -> None:
@@ -78,7 +111,9 @@ def test_the_compute_path_needs_only_jax_flax_and_optax() -> None:
             if top == "flaxres" and name != "flaxres":
                 assert module_file(name) in {None, *files}, f"{path} imports {name}"
             else:
-                assert top in {"flaxres", "jax", "flax", "optax", "numpy"} | sys.stdlib_module_names, f"{path} imports {name}"
+                assert (
+                    top in {"flaxres", "jax", "flax", "optax", "numpy"} | sys.stdlib_module_names
+                ), f"{path} imports {name}"
 
 
 def test_the_compute_path_runs_where_nothing_else_is_installed() -> None:
@@ -114,16 +149,32 @@ same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), d
 assert jax.tree.all(same)
 assert flaxres.Config().optim.learning_rate == 0.1
 """
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
 
 
-MISSING = [("sys.exit(flaxres.cli.main(['train']))", "flaxres: this needs"), ("flaxres.fit", "flaxres.fit: this needs")]
+MISSING = [
+    ("sys.exit(flaxres.cli.main(['train']))", "flaxres: this needs"),
+    ("flaxres.fit", "flaxres.fit: this needs"),
+]
 
 
 @pytest.mark.parametrize(("code", "message"), MISSING)
-def test_a_missing_extra_is_named_with_its_command(code: str, message: str, tmp_path: pathlib.Path) -> None:
+def test_a_missing_extra_is_named_with_its_command(
+    code: str, message: str, tmp_path: pathlib.Path
+) -> None:
     program = f"{ABSENT}\nimport flaxres.cli\n{code}"
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode != 0
     line = done.stderr.strip().splitlines()[-1]
     assert message in line
@@ -131,29 +182,74 @@ def test_a_missing_extra_is_named_with_its_command(code: str, message: str, tmp_
 
 
 def test_every_package_of_the_tree_is_in_the_wheel() -> None:
-    named = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    code = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "flaxres").rglob("*.py")}
-    shipped = {".".join(("flaxres", *path.parent.relative_to(ROOT).parts)) for path in (ROOT / "configs").rglob("*.py")}
+    named = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    )
+    code = {
+        ".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "flaxres").rglob("*.py")
+    }
+    shipped = {
+        ".".join(("flaxres", *path.parent.relative_to(ROOT).parts))
+        for path in (ROOT / "configs").rglob("*.py")
+    }
     assert named == code | shipped
 
 
 @pytest.mark.slow
 def test_the_wheel_alone_trains_by_name(tmp_path: pathlib.Path) -> None:
     """Installs the built wheel into an empty folder, from which everything but its dependencies comes."""
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--wheel-dir",
+            str(tmp_path),
+            str(ROOT),
+        ],
+        check=True,
+    )
     (wheel,) = tmp_path.glob("*.whl")
     place, empty = tmp_path / "site", tmp_path / "empty"
     empty.mkdir()
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(place), str(wheel)], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-deps",
+            "--target",
+            str(place),
+            str(wheel),
+        ],
+        check=True,
+    )
 
     def flaxres_of_the_wheel(*words: str) -> str:
-        command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(place)!r}); import flaxres.cli; sys.exit(flaxres.cli.main())", *words]
+        command = [
+            sys.executable,
+            "-c",
+            f"import sys; sys.path.insert(0, {str(place)!r}); import flaxres.cli; sys.exit(flaxres.cli.main())",
+            *words,
+        ]
         done = subprocess.run(command, cwd=empty, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     assert set(json.loads(flaxres_of_the_wheel("configs", "--json"))) == set(recipes.names())
-    options = ["--data.data-dir", str(tmp_path / "data"), "--train.steps", "3", "--train.tensorboard", "False"]
+    options = [
+        "--data.data-dir",
+        str(tmp_path / "data"),
+        "--train.steps",
+        "3",
+        "--train.tensorboard",
+        "False",
+    ]
     flaxres_of_the_wheel("train", "--config", "digits", "--workdir", "run", *options)
     assert json.loads((empty / "run" / "summary.json").read_text())["step"] == 3
 
@@ -164,13 +260,19 @@ def test_the_lock_has_every_dependency() -> None:
         re.split(r"[^\w-]", requirement)[0].lower().replace("_", "-")
         for requirement in [*project["dependencies"], *project["optional-dependencies"]["train"]]
     }
-    locked = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    locked = set(
+        re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    )
     assert wanted <= {name.lower().replace("_", "-") for name in locked}
 
 
 def test_importing_flaxres_loads_nothing_heavy() -> None:
     program = "import sys, json, flaxres; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
-    loaded = json.loads(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
+    loaded = json.loads(
+        subprocess.run(
+            [sys.executable, "-c", program], check=True, capture_output=True, text=True
+        ).stdout
+    )
     assert not set(HEAVY) & set(loaded)
 
 
@@ -184,6 +286,8 @@ def test_every_public_name_is_there() -> None:
 def test_every_name_in_the_readme_exists() -> None:
     text = (ROOT / "README.md").read_text()
     for name in set(re.findall(r"flaxres\.([A-Za-z_]\w*)", text)) - {"git"}:
-        assert hasattr(flaxres, name) or (ROOT / "flaxres" / name).exists(), f"README names flaxres.{name}"
+        assert hasattr(flaxres, name) or (ROOT / "flaxres" / name).exists(), (
+            f"README names flaxres.{name}"
+        )
     for path in set(re.findall(r"\b(?:configs|benchmarks|docs)/[\w/.-]+\w", text)):
         assert (ROOT / path).exists(), f"README names {path}"

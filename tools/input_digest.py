@@ -42,17 +42,35 @@ def photographs(root: pathlib.Path) -> None:
             folder.mkdir(parents=True)
             for i in range(count):
                 height, width = rng.integers(40, 200, 2)
-                pixels = np.asarray(Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).resize((int(width), int(height))))
+                pixels = np.asarray(
+                    Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).resize(
+                        (int(width), int(height))
+                    )
+                )
                 Image.fromarray(pixels).save(folder / f"{i}.jpg", quality=90)
 
 
 def config(root: str, data_dir: str, threads: int, workers: int) -> Config:
     return Config(
         data=DataConfig(
-            "folder", root, data_dir, eval_split="val", image_size=48, threads=threads, workers=workers, repeats=2, progressive_sizes=((1.0, 64),)
+            "folder",
+            root,
+            data_dir,
+            eval_split="val",
+            image_size=48,
+            threads=threads,
+            workers=workers,
+            repeats=2,
+            progressive_sizes=((1.0, 64),),
         ),
         augment=AugmentConfig(
-            color_jitter=(0.4, 0.4, 0.4, 0.1), auto="rand-m7-mstd0.5-inc1", erase=0.3, mixup=0.2, cutmix=1.0, mix_per="example", cutout=8
+            color_jitter=(0.4, 0.4, 0.4, 0.1),
+            auto="rand-m7-mstd0.5-inc1",
+            erase=0.3,
+            mixup=0.2,
+            cutmix=1.0,
+            mix_per="example",
+            cutout=8,
         ),
         optim=OptimConfig(label_smoothing=0.1),
         train=TrainConfig(batch_size=BATCH, eval_batch_size=BATCH, epochs=2),
@@ -77,12 +95,22 @@ def rows(config: Config, first: int = 0, stop: int | None = None) -> dict[int, s
     found: dict[int, str] = {}
     with feed(run, first, print) as (batches, _):
         for _, batch in zip(range(first, stop or run.steps), batches, strict=False):
-            parts = [[np.asarray(shard.data) for shard in array.addressable_shards] for array in (batch["position"], batch["label"], *seen(batch))]
+            parts = [
+                [np.asarray(shard.data) for shard in array.addressable_shards]
+                for array in (batch["position"], batch["label"], *seen(batch))
+            ]
             for positions, labels, pictures, targets in zip(*parts, strict=True):
-                ids = training_ids(positions, len(run.train), config.train.seed, BATCH, config.data.repeats)
-                for position, record, label, picture, target in zip(positions, ids, labels, pictures, targets, strict=True):
+                ids = training_ids(
+                    positions, len(run.train), config.train.seed, BATCH, config.data.repeats
+                )
+                for position, record, label, picture, target in zip(
+                    positions, ids, labels, pictures, targets, strict=True
+                ):
                     # Sums of floats may differ in their last bit between programs: grey levels and percents may not.
-                    exact = [np.round(picture * 50).astype(np.int32), np.round(target * 1000).astype(np.int32)]
+                    exact = [
+                        np.round(picture * 50).astype(np.int32),
+                        np.round(target * 1000).astype(np.int32),
+                    ]
                     digest = hashlib.sha256(b"".join(part.tobytes() for part in exact)).hexdigest()
                     found[int(position)] = f"{record} {label} {digest}"
     return found
@@ -96,14 +124,29 @@ def host(arguments: list[str]) -> None:
 
 
 def hosts(root: str, data_dir: str, count: int) -> dict[int, str]:
-    words = [sys.executable, "-m", "tools.input_digest", "--host", root, data_dir, loopback(), str(count)]
+    words = [
+        sys.executable,
+        "-m",
+        "tools.input_digest",
+        "--host",
+        root,
+        data_dir,
+        loopback(),
+        str(count),
+    ]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    processes = [subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True, env=environment) for rank in range(count)]
+    processes = [
+        subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True, env=environment)
+        for rank in range(count)
+    ]
     merged: dict[int, str] = {}
     for process in processes:
         output = process.communicate(timeout=300)[0]
         assert process.returncode == 0
-        part = {int(position): digest for position, digest in json.loads(output.splitlines()[-1]).items()}
+        part = {
+            int(position): digest
+            for position, digest in json.loads(output.splitlines()[-1]).items()
+        }
         assert not part.keys() & merged.keys(), "two hosts read the same row"
         merged |= part
     return merged
@@ -113,7 +156,9 @@ def main() -> None:
     if sys.argv[1:2] == ["--host"]:
         host(sys.argv[2:])
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -124,15 +169,29 @@ def main() -> None:
         assert sorted(expected) == list(range(steps * BATCH))
 
         def differing(found: dict[int, str]) -> int:
-            return sum(found.get(position) != digest for position, digest in expected.items()) + len(found.keys() - expected.keys())
+            return sum(
+                found.get(position) != digest for position, digest in expected.items()
+            ) + len(found.keys() - expected.keys())
 
-        figures = {f"{threads}_threads": differing(rows(config(root, folder, threads, 0))) for threads in (2, 4)}
-        figures |= {f"{workers}_workers": differing(rows(config(root, folder, 1, workers))) for workers in (1, 2)}
+        figures = {
+            f"{threads}_threads": differing(rows(config(root, folder, threads, 0)))
+            for threads in (2, 4)
+        }
+        figures |= {
+            f"{workers}_workers": differing(rows(config(root, folder, 1, workers)))
+            for workers in (1, 2)
+        }
         figures |= {f"{count}_hosts": differing(hosts(root, folder, count)) for count in (2, 4)}
         one = config(root, folder, 2, 0)
-        figures["resumed"] = sum(differing(rows(one, 0, at) | rows(one, at)) for at in range(1, steps))
+        figures["resumed"] = sum(
+            differing(rows(one, 0, at) | rows(one, at)) for at in range(1, steps)
+        )
     figures |= {"rows": len(expected), "differing": sum(figures.values())}
-    print(json.dumps(figures) if chosen.json else "\n".join(f"{name}: {value}" for name, value in figures.items()))
+    print(
+        json.dumps(figures)
+        if chosen.json
+        else "\n".join(f"{name}: {value}" for name, value in figures.items())
+    )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,14 @@ def config(data_dir: str) -> Config:
         augment=dataclasses.replace(base.augment, shift=1),
         optim=dataclasses.replace(base.optim, momentum=0.9, warmup_epochs=0, learning_rate=0.01),
         train=dataclasses.replace(
-            base.train, batch_size=32, steps=STEPS, ema_decay=0.9, tensorboard=False, progress=False, eval_every_epochs=100, devices=1
+            base.train,
+            batch_size=32,
+            steps=STEPS,
+            ema_decay=0.9,
+            tensorboard=False,
+            progress=False,
+            eval_every_epochs=100,
+            devices=1,
         ),
     )
 
@@ -110,7 +117,9 @@ def first_scale_too_high() -> Iterator[None]:
         yield
 
 
-def resumed(settings: Config, workdir: pathlib.Path, mutant: Callable[[], Any] = contextlib.nullcontext) -> str:
+def resumed(
+    settings: Config, workdir: pathlib.Path, mutant: Callable[[], Any] = contextlib.nullcontext
+) -> str:
     """D of a run that was stopped and went on with a mutant; the reason where it didn't come to its end."""
     with stopped(), contextlib.suppress(Preempted):
         flaxres.fit(settings, workdir)
@@ -123,27 +132,37 @@ def resumed(settings: Config, workdir: pathlib.Path, mutant: Callable[[], Any] =
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     killed = {}
     with tempfile.TemporaryDirectory() as folder, first_scale_too_high():
         base = pathlib.Path(folder)
-        jax.config.update("jax_compilation_cache_dir", str(base / "compiled"))  # all of these runs are one program
+        jax.config.update(
+            "jax_compilation_cache_dir", str(base / "compiled")
+        )  # all of these runs are one program
         settings = config(str(base / "data"))
         fresh.append(run.prepare_run(settings).first_state())
         assert float(fresh[0].loss_scale["scale"]) == 2.0**24
         assert jnp.result_type(fresh[0].step) == jnp.int32
         flaxres.fit(settings, base / "whole")
         expected = digest(base / "whole")
-        assert resumed(settings, base / "resumed") == expected, "a resume without a mutant must be the run itself"
+        assert resumed(settings, base / "resumed") == expected, (
+            "a resume without a mutant must be the run itself"
+        )
         for name, mutant in MUTANTS.items():
             found = resumed(settings, base / name, mutant)
             killed[name] = int(found != expected)
             if not chosen.json:
                 print(f"{name}: {'killed' if killed[name] else 'NOT NOTICED'}", flush=True)
     figures = {"mutants": len(killed), "killed": sum(killed.values())} | killed
-    print(json.dumps(figures) if chosen.json else f"{sum(killed.values())} of {len(killed)} mutants killed")
+    print(
+        json.dumps(figures)
+        if chosen.json
+        else f"{sum(killed.values())} of {len(killed)} mutants killed"
+    )
 
 
 if __name__ == "__main__":

@@ -22,17 +22,45 @@ from typing import Any
 from benchmarks.scaling import loopback
 
 ROOT = pathlib.Path(__file__).parents[1]
-DIGITS = (*("--config", "configs/digits.py", "--train.progress", "False", "--train.tensorboard", "False", "--train.log-every-steps", "1"),)
+DIGITS = (
+    *(
+        "--config",
+        "configs/digits.py",
+        "--train.progress",
+        "False",
+        "--train.tensorboard",
+        "False",
+        "--train.log-every-steps",
+        "1",
+    ),
+)
 EVALUATED, EVAL_BATCH = range(1, 71), 24
 
 
-def start(command: list[str], processes: int, devices: int = 1, x64: bool = False, **more: str) -> list[subprocess.Popen[str]]:
+def start(
+    command: list[str], processes: int, devices: int = 1, x64: bool = False, **more: str
+) -> list[subprocess.Popen[str]]:
     """`command` as so many processes of one run, each with so many devices; `more` goes to their environment."""
-    environment = os.environ | more | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(int(x64)), "PYTHONPATH": str(ROOT)}
+    environment = (
+        os.environ
+        | more
+        | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(int(x64)), "PYTHONPATH": str(ROOT)}
+    )
     environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     coordinator = loopback()
-    joined = [[] if processes == 1 else ["--coordinator", coordinator, "--processes", str(processes), "--process", str(i)] for i in range(processes)]
-    options: dict[str, Any] = {"cwd": ROOT, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    joined = [
+        []
+        if processes == 1
+        else ["--coordinator", coordinator, "--processes", str(processes), "--process", str(i)]
+        for i in range(processes)
+    ]
+    options: dict[str, Any] = {
+        "cwd": ROOT,
+        "env": environment,
+        "text": True,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+    }
     return [subprocess.Popen([sys.executable, *command, *flags], **options) for flags in joined]
 
 
@@ -45,9 +73,28 @@ def finish(started: list[subprocess.Popen[str]], code: int = 0) -> list[str]:
     return texts
 
 
-def training(workdir: pathlib.Path, precision: str, steps: int, group: int | None = None) -> list[str]:
-    shape = ["--model.dtype", precision, "--model.param-dtype", precision, "--model.bn-group", str(group), "--train.steps", str(steps)]
-    return ["train.py", *DIGITS, "--data.data-dir", str(workdir.parent / "data"), *shape, "--workdir", str(workdir)]
+def training(
+    workdir: pathlib.Path, precision: str, steps: int, group: int | None = None
+) -> list[str]:
+    shape = [
+        "--model.dtype",
+        precision,
+        "--model.param-dtype",
+        precision,
+        "--model.bn-group",
+        str(group),
+        "--train.steps",
+        str(steps),
+    ]
+    return [
+        "train.py",
+        *DIGITS,
+        "--data.data-dir",
+        str(workdir.parent / "data"),
+        *shape,
+        "--workdir",
+        str(workdir),
+    ]
 
 
 def rows(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
@@ -71,14 +118,24 @@ def losses(folder: pathlib.Path, processes: list[int]) -> dict[str, float]:
             finish(start(training(alone, precision, steps, group), 1, x64=precision == "float64"))
             for count in processes:
                 workdir = folder / f"{precision}-{group}-{count}"
-                finish(start(training(workdir, precision, steps, group), count, x64=precision == "float64"))
-                figures[f"{precision}_{steps}_steps_group_{group}_{count}_processes"] = difference(workdir, alone, steps)
+                finish(
+                    start(
+                        training(workdir, precision, steps, group),
+                        count,
+                        x64=precision == "float64",
+                    )
+                )
+                figures[f"{precision}_{steps}_steps_group_{group}_{count}_processes"] = difference(
+                    workdir, alone, steps
+                )
     return figures
 
 
 def stop_at(started: list[subprocess.Popen[str]], workdir: pathlib.Path, step: int) -> None:
     """Waits until `step` is logged, and tells the last process to stop."""
-    while max(rows(workdir), default=0) < step and all(process.poll() is None for process in started):
+    while max(rows(workdir), default=0) < step and all(
+        process.poll() is None for process in started
+    ):
         time.sleep(0.05)
     started[-1].send_signal(signal.SIGTERM)
 
@@ -87,7 +144,10 @@ def resume(folder: pathlib.Path) -> dict[str, float]:
     figures, steps = {}, 200
     alone = folder / "alone"
     finish(start(training(alone, "float64", steps), 1, x64=True))
-    for name, stages in (("processes_1_2_1", [(1, 1), (2, 1), (1, 1)]), ("devices_1_4_2", [(1, 1), (1, 4), (1, 2)])):
+    for name, stages in (
+        ("processes_1_2_1", [(1, 1), (2, 1), (1, 1)]),
+        ("devices_1_4_2", [(1, 1), (1, 4), (1, 2)]),
+    ):
         workdir, slowest = folder / name, 0.0
         for number, (processes, devices) in enumerate(stages):
             started = start(training(workdir, "float64", steps), processes, devices, x64=True)
@@ -109,7 +169,9 @@ def evaluation(folder: pathlib.Path, processes: list[int]) -> dict[str, float]:
         command = ["-m", "tools.processes", "worker", "--folder", str(folder / "data")]
         found[count] = json.loads(finish(start(command, count))[0].splitlines()[-1])
     wrong = sum(
-        ours["examples"] != examples or ours["top1"] != alone["top1"] or abs(ours["loss"] - alone["loss"]) > 1e-5 * alone["loss"]
+        ours["examples"] != examples
+        or ours["top1"] != alone["top1"]
+        or abs(ours["loss"] - alone["loss"]) > 1e-5 * alone["loss"]
         for several in (found[count] for count in processes)
         for examples, ours, alone in zip(EVALUATED, several, found[1], strict=True)
     )
@@ -124,20 +186,30 @@ def worker(folder: str) -> None:
     from flaxres.training.evaluation import Evaluator
     from flaxres.training.run import prepare_run
 
-    data = DataConfig("digits", data_dir=folder, image_size=8, eval_size=8, eval_resize=8, crop="centre")
-    config = Config(ModelConfig("resnet20"), data, train=TrainConfig(48, eval_batch_size=EVAL_BATCH))
+    data = DataConfig(
+        "digits", data_dir=folder, image_size=8, eval_size=8, eval_resize=8, crop="centre"
+    )
+    config = Config(
+        ModelConfig("resnet20"), data, train=TrainConfig(48, eval_batch_size=EVAL_BATCH)
+    )
     run = hosts.together(lambda: prepare_run(config))
     evaluator, state, reports = Evaluator(run), run.first_state(), []
     for count in EVALUATED:
-        evaluator.run = dataclasses.replace(run, evaluation=open_splits("digits", [f"test[:{count}]"], None, folder)[0])
+        evaluator.run = dataclasses.replace(
+            run, evaluation=open_splits("digits", [f"test[:{count}]"], None, folder)[0]
+        )
         reports.append(dataclasses.asdict(evaluator(state)))
     print(json.dumps(reports))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("losses", "resume", "evaluation", "worker"))
-    parser.add_argument("--processes", help="2,4 (losses) or 2,3,4 (evaluation); with --process: of this run")
+    parser.add_argument(
+        "--processes", help="2,4 (losses) or 2,3,4 (evaluation); with --process: of this run"
+    )
     parser.add_argument("--folder")
     parser.add_argument("--coordinator")
     parser.add_argument("--process", type=int)
@@ -149,13 +221,24 @@ def main() -> None:
         join(chosen.coordinator, chosen.processes and int(chosen.processes), chosen.process)
         worker(chosen.folder)
         return
-    counts = [int(count) for count in (chosen.processes or ("2,4" if chosen.what == "losses" else "2,3,4")).split(",")]
+    counts = [
+        int(count)
+        for count in (chosen.processes or ("2,4" if chosen.what == "losses" else "2,3,4")).split(
+            ","
+        )
+    ]
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)
-        figures = {"losses": lambda: losses(place, counts), "resume": lambda: resume(place), "evaluation": lambda: evaluation(place, counts)}[
-            chosen.what
-        ]()
-    print(json.dumps(figures) if chosen.json else "\n".join(f"{name}: {value:.3g}" for name, value in figures.items()))
+        figures = {
+            "losses": lambda: losses(place, counts),
+            "resume": lambda: resume(place),
+            "evaluation": lambda: evaluation(place, counts),
+        }[chosen.what]()
+    print(
+        json.dumps(figures)
+        if chosen.json
+        else "\n".join(f"{name}: {value:.3g}" for name, value in figures.items())
+    )
 
 
 if __name__ == "__main__":

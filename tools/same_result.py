@@ -32,13 +32,25 @@ def run(config: Config) -> tuple[list[str], Any]:
     """The ledger, one line a step, and the final parameters and statistics."""
     run = prepare_run(config)
     state, step = run.first_state(), run.train_step()
-    seen = jax.jit(lambda batch: pictures(config, batch, len(run.train)), in_shardings=split(run.mesh), out_shardings=split(run.mesh))
+    seen = jax.jit(
+        lambda batch: pictures(config, batch, len(run.train)),
+        in_shardings=split(run.mesh),
+        out_shardings=split(run.mesh),
+    )
     ledger = []
     with feed(run, 0, print) as (batches, _):
         for number, batch in zip(range(run.steps), batches, strict=False):
-            ids = training_ids(np.asarray(batch["position"]), len(run.train), config.train.seed, BATCH, config.data.repeats)
+            ids = training_ids(
+                np.asarray(batch["position"]),
+                len(run.train),
+                config.train.seed,
+                BATCH,
+                config.data.repeats,
+            )
             augmented = np.asarray(seen(batch))
-            ledger.append(f"{number} {ids.tolist()} {hashlib.sha256(augmented.tobytes()).hexdigest()}")
+            ledger.append(
+                f"{number} {ids.tolist()} {hashlib.sha256(augmented.tobytes()).hexdigest()}"
+            )
             state, _ = step(state, batch)
     return ledger, jax.device_get(state.variables)
 
@@ -56,12 +68,27 @@ def main() -> None:
             first: tuple[list[str], Any] | None = None
             for devices in (1, 2, 4, 8):
                 model = ModelConfig(
-                    "resnet20", dtype=chosen.precision, param_dtype=chosen.precision, bn_group=None if group == "none" else int(group)
+                    "resnet20",
+                    dtype=chosen.precision,
+                    param_dtype=chosen.precision,
+                    bn_group=None if group == "none" else int(group),
                 )
-                data = DataConfig("digits", data_dir=folder, image_size=8, eval_size=8, eval_resize=8, crop="centre")
+                data = DataConfig(
+                    "digits",
+                    data_dir=folder,
+                    image_size=8,
+                    eval_size=8,
+                    eval_resize=8,
+                    crop="centre",
+                )
                 train = TrainConfig(batch_size=BATCH, steps=chosen.steps, devices=devices)
                 config = dataclasses.replace(
-                    Config(), model=model, data=data, augment=AugmentConfig(shift=1), optim=OptimConfig(learning_rate=0.1), train=train
+                    Config(),
+                    model=model,
+                    data=data,
+                    augment=AugmentConfig(shift=1),
+                    optim=OptimConfig(learning_rate=0.1),
+                    train=train,
                 )
                 ledger, final = run(config)
                 first = first or (ledger, final)
@@ -74,9 +101,19 @@ def main() -> None:
                 )
                 worst = max(worst, error)
                 if not chosen.json:
-                    print(f"bn_group {group}, {devices} devices: largest relative difference {error:.2e}, differing ledger lines {differences}")
+                    print(
+                        f"bn_group {group}, {devices} devices: largest relative difference {error:.2e}, differing ledger lines {differences}"
+                    )
     if chosen.json:
-        print(json.dumps({"runs": runs, "ledger_differences": differences, "largest_relative_difference": worst}))
+        print(
+            json.dumps(
+                {
+                    "runs": runs,
+                    "ledger_differences": differences,
+                    "largest_relative_difference": worst,
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

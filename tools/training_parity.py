@@ -22,19 +22,40 @@ from flaxres.weights.names import leaves, to_torch, torch_name
 from flaxres.weights.transfer import variables_from_torch
 
 STEPS, BATCH, CLASSES, MOMENTUM = 5, 8, 10, 0.9
-OPTIM = OptimConfig(learning_rate=0.02, momentum=0.9, nesterov=True, weight_decay=1e-3, decay_norm_and_bias=True, schedule="constant")
+OPTIM = OptimConfig(
+    learning_rate=0.02,
+    momentum=0.9,
+    nesterov=True,
+    weight_decay=1e-3,
+    decay_norm_and_bias=True,
+    schedule="constant",
+)
 
 
-def torch_run(torch: Any, network: Any, images: np.ndarray, labels: np.ndarray) -> tuple[list[float], dict[str, int]]:
+def torch_run(
+    torch: Any, network: Any, images: np.ndarray, labels: np.ndarray
+) -> tuple[list[float], dict[str, int]]:
     """The losses of PyTorch's own loop, and how many values a channel has at each batch norm."""
     counts: dict[str, int] = {}
     for name, module in network.named_modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.register_forward_hook(lambda _, inputs, __, name=name: counts.update({name: inputs[0].numel() // inputs[0].shape[1]}))
-    sgd = torch.optim.SGD(network.parameters(), OPTIM.learning_rate, OPTIM.momentum, nesterov=True, weight_decay=OPTIM.weight_decay)
+            module.register_forward_hook(
+                lambda _, inputs, __, name=name: counts.update(
+                    {name: inputs[0].numel() // inputs[0].shape[1]}
+                )
+            )
+    sgd = torch.optim.SGD(
+        network.parameters(),
+        OPTIM.learning_rate,
+        OPTIM.momentum,
+        nesterov=True,
+        weight_decay=OPTIM.weight_decay,
+    )
     losses = []
     for batch, target in zip(images, labels, strict=True):
-        loss = torch.nn.functional.cross_entropy(network(torch.from_numpy(batch.transpose(0, 3, 1, 2).copy())), torch.from_numpy(target))
+        loss = torch.nn.functional.cross_entropy(
+            network(torch.from_numpy(batch.transpose(0, 3, 1, 2).copy())), torch.from_numpy(target)
+        )
         sgd.zero_grad()
         loss.backward()
         sgd.step()
@@ -42,7 +63,9 @@ def torch_run(torch: Any, network: Any, images: np.ndarray, labels: np.ndarray) 
     return losses, counts
 
 
-def our_run(model: Any, variables: Any, images: np.ndarray, labels: np.ndarray) -> tuple[list[float], Any]:
+def our_run(
+    model: Any, variables: Any, images: np.ndarray, labels: np.ndarray
+) -> tuple[list[float], Any]:
     tx = optimizer(OPTIM, learning_rate(OPTIM, STEPS, 1))
 
     step = jax.jit(plain_step(model, tx))
@@ -56,13 +79,24 @@ def our_run(model: Any, variables: Any, images: np.ndarray, labels: np.ndarray) 
 def compare(name: str) -> dict[str, float]:
     torch, timm = torch_and_timm()
     torch.manual_seed(0)
-    network = torch_resnet20(torch, CLASSES) if name == "resnet20" else timm.create_model(name, num_classes=CLASSES)
+    network = (
+        torch_resnet20(torch, CLASSES)
+        if name == "resnet20"
+        else timm.create_model(name, num_classes=CLASSES)
+    )
     network = network.double().train()
-    model: Any = flaxres.create_model(name, num_classes=CLASSES, dtype=jnp.float64, param_dtype=jnp.float64)
-    variables = variables_from_torch({key: value.numpy() for key, value in network.state_dict().items()}, model)
+    model: Any = flaxres.create_model(
+        name, num_classes=CLASSES, dtype=jnp.float64, param_dtype=jnp.float64
+    )
+    variables = variables_from_torch(
+        {key: value.numpy() for key, value in network.state_dict().items()}, model
+    )
     variables = jax.tree.map(jnp.array, variables)  # copies: PyTorch changes its own in place
     rng, size = np.random.default_rng(0), 32 if name == "resnet20" else 64
-    images, labels = rng.normal(size=(STEPS, BATCH, size, size, 3)), rng.integers(0, CLASSES, (STEPS, BATCH))
+    images, labels = (
+        rng.normal(size=(STEPS, BATCH, size, size, 3)),
+        rng.integers(0, CLASSES, (STEPS, BATCH)),
+    )
     theirs, counts = torch_run(torch, network, images, labels)
     ours, variables = our_run(model, variables, images, labels)
     state = {key: value.detach().numpy() for key, value in network.state_dict().items()}
@@ -73,17 +107,31 @@ def compare(name: str) -> dict[str, float]:
         if path[-1] == "var":
             n = counts[key.removesuffix(".running_var")]
             expected = born + (expected - born) * (n - 1) / n
-        worst = max(worst, float(np.abs(to_torch(path, np.asarray(leaf)) - expected).max() / np.abs(expected).max()))
-    return {"losses": max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)), "state": worst}
+        worst = max(
+            worst,
+            float(
+                np.abs(to_torch(path, np.asarray(leaf)) - expected).max() / np.abs(expected).max()
+            ),
+        )
+    return {
+        "losses": max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)),
+        "state": worst,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="+")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     results = {name: compare(name) for name in chosen.names}
-    print(json.dumps(results) if chosen.json else "\n".join(f"{name}: {figures}" for name, figures in results.items()))
+    print(
+        json.dumps(results)
+        if chosen.json
+        else "\n".join(f"{name}: {figures}" for name, figures in results.items())
+    )
 
 
 if __name__ == "__main__":

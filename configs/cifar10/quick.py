@@ -17,7 +17,13 @@ of widths 16, 64, 128 and 256 that strides, without pooling, gave 87.6% after 24
 from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 config = Config(
-    model=ModelConfig(name="resnet9", depths=(1, 2, 2), widths=(64, 128, 256), stem_width=24, stem_init="whitening"),
+    model=ModelConfig(
+        name="resnet9",
+        depths=(1, 2, 2),
+        widths=(64, 128, 256),
+        stem_width=24,
+        stem_init="whitening",
+    ),
     data=DataConfig(
         name="cifar10",
         image_size=32,
@@ -29,6 +35,21 @@ config = Config(
         eval_shift=1,
     ),
     augment=AugmentConfig(shift=3),
-    optim=OptimConfig(name="muon", learning_rate=0.02, nesterov=True, weight_decay=0.1, schedule="linear", warmup_epochs=0.5, label_smoothing=0.1),
-    train=TrainConfig(batch_size=128, eval_batch_size=400, epochs=16, eval_every_epochs=8, checkpoint_every_epochs=4, log_every_steps=100),
+    optim=OptimConfig(
+        name="muon",
+        learning_rate=0.02,
+        nesterov=True,
+        weight_decay=0.1,
+        schedule="linear",
+        warmup_epochs=0.5,
+        label_smoothing=0.1,
+    ),
+    train=TrainConfig(
+        batch_size=128,
+        eval_batch_size=400,
+        epochs=16,
+        eval_every_epochs=8,
+        checkpoint_every_epochs=4,
+        log_every_steps=100,
+    ),
 )

@@ -9,4 +9,8 @@ Cost: at least 0.1 A100-hours, by arithmetic: 8.2 million images of 0.26 GMACs a
 
 from flaxres import variant
 
-config = variant(__file__, "resnet20.py", {"model.name": "resnet110", "optim.warmup_steps": 400, "optim.warmup_scale": 1.0 / 10})
+config = variant(
+    __file__,
+    "resnet20.py",
+    {"model.name": "resnet110", "optim.warmup_steps": 400, "optim.warmup_scale": 1.0 / 10},
+)

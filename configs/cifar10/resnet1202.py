@@ -12,5 +12,11 @@ from flaxres import variant
 config = variant(
     __file__,
     "resnet20.py",
-    {"model.name": "resnet1202", "model.scan_blocks": True, "model.remat": True, "optim.warmup_steps": 400, "optim.warmup_scale": 1.0 / 10},
+    {
+        "model.name": "resnet1202",
+        "model.scan_blocks": True,
+        "model.remat": True,
+        "optim.warmup_steps": 400,
+        "optim.warmup_scale": 1.0 / 10,
+    },
 )

@@ -17,7 +17,14 @@ import math
 from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 config = Config(
-    model=ModelConfig(name="resnet50", dtype="bfloat16", bn_group=256, anti_alias="blur", head_bias=-math.log(1000), stochastic_depth=0.1),
+    model=ModelConfig(
+        name="resnet50",
+        dtype="bfloat16",
+        bn_group=256,
+        anti_alias="blur",
+        head_bias=-math.log(1000),
+        stochastic_depth=0.1,
+    ),
     data=DataConfig(
         name="imagenet2012",
         eval_split="validation",
@@ -27,7 +34,18 @@ config = Config(
     ),
     augment=AugmentConfig(auto="rand-m9-n1", mixup=0.25),
     optim=OptimConfig(
-        "sgdw", 2.048, 0.875, weight_decay=5e-4, schedule="cosine", warmup_epochs=8, loss="binary_sum", label_smoothing=0.13, sam_rho=0.5, sam_every=5
+        "sgdw",
+        2.048,
+        0.875,
+        weight_decay=5e-4,
+        schedule="cosine",
+        warmup_epochs=8,
+        loss="binary_sum",
+        label_smoothing=0.13,
+        sam_rho=0.5,
+        sam_every=5,
     ),
-    train=TrainConfig(batch_size=2048, eval_batch_size=1024, epochs=270, ema_decay=0.5**0.2, ema_every=20),
+    train=TrainConfig(
+        batch_size=2048, eval_batch_size=1024, epochs=270, ema_decay=0.5**0.2, ema_every=20
+    ),
 )

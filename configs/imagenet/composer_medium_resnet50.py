@@ -19,7 +19,14 @@ config = variant(
     "composer_mild_resnet50.py",
     {
         "train.epochs": 135,
-        "data.progressive_sizes": ((63.8, 104), (73.6, 120), (83.5, 136), (93.3, 152), (103.1, 168), (108.0, 176)),
+        "data.progressive_sizes": (
+            (63.8, 104),
+            (73.6, 120),
+            (83.5, 136),
+            (93.3, 152),
+            (103.1, 168),
+            (108.0, 176),
+        ),
         "augment.mixup": 0.2,
         "optim.label_smoothing": 0.1,
         "optim.sam_rho": 0.5,

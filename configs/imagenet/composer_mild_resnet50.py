@@ -16,14 +16,38 @@ import math
 from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 config = Config(
-    model=ModelConfig(name="resnet50", dtype="bfloat16", bn_group=256, anti_alias="blur", head_bias=-math.log(1000)),
+    model=ModelConfig(
+        name="resnet50",
+        dtype="bfloat16",
+        bn_group=256,
+        anti_alias="blur",
+        head_bias=-math.log(1000),
+    ),
     data=DataConfig(
         name="imagenet2012",
         eval_split="validation",
         image_size=88,
-        progressive_sizes=((17.0, 104), (19.6, 120), (22.3, 136), (24.9, 152), (27.5, 168), (28.8, 176)),
+        progressive_sizes=(
+            (17.0, 104),
+            (19.6, 120),
+            (22.3, 136),
+            (24.9, 152),
+            (27.5, 168),
+            (28.8, 176),
+        ),
         eval_resize=232,
     ),
-    optim=OptimConfig("sgdw", 2.048, 0.875, weight_decay=5e-4, schedule="cosine", warmup_epochs=8, loss="binary_sum", label_smoothing=0.08),
-    train=TrainConfig(batch_size=2048, eval_batch_size=1024, epochs=36, ema_decay=0.5**0.2, ema_every=20),
+    optim=OptimConfig(
+        "sgdw",
+        2.048,
+        0.875,
+        weight_decay=5e-4,
+        schedule="cosine",
+        warmup_epochs=8,
+        loss="binary_sum",
+        label_smoothing=0.08,
+    ),
+    train=TrainConfig(
+        batch_size=2048, eval_batch_size=1024, epochs=36, ema_decay=0.5**0.2, ema_every=20
+    ),
 )

@@ -14,6 +14,13 @@ from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 config = Config(
     model=ModelConfig(name="densenet121", dtype="bfloat16", bn_group=64),
     data=DataConfig(name="imagenet2012", eval_split="validation"),
-    optim=OptimConfig(learning_rate=0.1, nesterov=True, weight_decay=1e-4, decay_norm_and_bias=True, schedule="step", milestones=(30, 60)),
+    optim=OptimConfig(
+        learning_rate=0.1,
+        nesterov=True,
+        weight_decay=1e-4,
+        decay_norm_and_bias=True,
+        schedule="step",
+        milestones=(30, 60),
+    ),
     train=TrainConfig(batch_size=256, eval_batch_size=256, epochs=90),
 )

@@ -12,5 +12,11 @@ from flaxres import variant
 config = variant(
     __file__,
     "ffcv_resnet50_16.py",
-    {"model.name": "resnet18", "model.bn_group": 128, "train.batch_size": 1024, "optim.learning_rate": 0.5, "optim.weight_decay": 5e-5},
+    {
+        "model.name": "resnet18",
+        "model.bn_group": 128,
+        "train.batch_size": 1024,
+        "optim.learning_rate": 0.5,
+        "optim.weight_decay": 5e-5,
+    },
 )

@@ -16,8 +16,21 @@ from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 config = Config(
     model=ModelConfig(name="resnet50", dtype="float16", bn_group=512, anti_alias="blur"),
     data=DataConfig(
-        name="imagenet2012", eval_split="validation", image_size=160, progressive_sizes=((12, 192),), eval_size=256, eval_resize=293, eval_flip=True
+        name="imagenet2012",
+        eval_split="validation",
+        image_size=160,
+        progressive_sizes=((12, 192),),
+        eval_size=256,
+        eval_resize=293,
+        eval_flip=True,
     ),
-    optim=OptimConfig(learning_rate=1.7, weight_decay=1e-4, schedule="linear", warmup_epochs=2, warmup_scale=1e-4, label_smoothing=0.1),
+    optim=OptimConfig(
+        learning_rate=1.7,
+        weight_decay=1e-4,
+        schedule="linear",
+        warmup_epochs=2,
+        warmup_scale=1e-4,
+        label_smoothing=0.1,
+    ),
     train=TrainConfig(batch_size=4096, eval_batch_size=1024, epochs=16),
 )

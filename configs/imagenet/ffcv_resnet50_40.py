@@ -9,4 +9,6 @@ images/s of 4.11 GMACs that NVIDIA reports for ResNet-50 on one A100.
 
 from flaxres import variant
 
-config = variant(__file__, "ffcv_resnet50_16.py", {"train.epochs": 40, "data.progressive_sizes": ((32, 192),)})
+config = variant(
+    __file__, "ffcv_resnet50_16.py", {"train.epochs": 40, "data.progressive_sizes": ((32, 192),)}
+)

@@ -14,7 +14,14 @@ from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 config = Config(
     model=ModelConfig(name="resnet50", dtype="bfloat16", bn_group=32),
-    data=DataConfig(name="imagenet2012", eval_split="validation", crop_interpolation="bicubic", interpolation="bicubic"),
-    optim=OptimConfig(learning_rate=0.4, nesterov=True, weight_decay=1e-4, schedule="cosine", warmup_epochs=5),
+    data=DataConfig(
+        name="imagenet2012",
+        eval_split="validation",
+        crop_interpolation="bicubic",
+        interpolation="bicubic",
+    ),
+    optim=OptimConfig(
+        learning_rate=0.4, nesterov=True, weight_decay=1e-4, schedule="cosine", warmup_epochs=5
+    ),
     train=TrainConfig(batch_size=1024, eval_batch_size=1024, epochs=100),
 )

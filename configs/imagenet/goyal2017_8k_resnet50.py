@@ -9,4 +9,8 @@ NVIDIA reports for ResNet-50 on one A100.
 
 from flaxres import variant
 
-config = variant(__file__, "resnet50.py", {"train.batch_size": 8192, "optim.learning_rate": 3.2, "optim.warmup_scale": 1 / 32})
+config = variant(
+    __file__,
+    "resnet50.py",
+    {"train.batch_size": 8192, "optim.learning_rate": 3.2, "optim.warmup_scale": 1 / 32},
+)

@@ -15,7 +15,15 @@ from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 config = Config(
     model=ModelConfig(name="resnet50_v1", dtype="bfloat16", bn_group=32),
-    data=DataConfig(name="imagenet2012", eval_split="validation", crop_scale=(0.16, 0.58), crop_ratio=(1.0, 1.0)),
-    optim=OptimConfig(learning_rate=0.1, weight_decay=1e-4, decay_norm_and_bias=True, schedule="step", milestones=(30, 60, 90)),
+    data=DataConfig(
+        name="imagenet2012", eval_split="validation", crop_scale=(0.16, 0.58), crop_ratio=(1.0, 1.0)
+    ),
+    optim=OptimConfig(
+        learning_rate=0.1,
+        weight_decay=1e-4,
+        decay_norm_and_bias=True,
+        schedule="step",
+        milestones=(30, 60, 90),
+    ),
     train=TrainConfig(batch_size=256, eval_batch_size=256, epochs=120),
 )

@@ -15,6 +15,13 @@ from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 config = Config(
     model=ModelConfig(name="resnet50", dtype="bfloat16", bn_group=256),
     data=DataConfig(name="imagenet2012", eval_split="validation"),
-    optim=OptimConfig(learning_rate=2.048, momentum=0.875, weight_decay=1 / 32768, schedule="cosine", warmup_epochs=8, label_smoothing=0.1),
+    optim=OptimConfig(
+        learning_rate=2.048,
+        momentum=0.875,
+        weight_decay=1 / 32768,
+        schedule="cosine",
+        warmup_epochs=8,
+        label_smoothing=0.1,
+    ),
     train=TrainConfig(batch_size=2048, eval_batch_size=1024, epochs=90),
 )

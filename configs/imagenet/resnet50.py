@@ -18,6 +18,13 @@ from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 config = Config(
     model=ModelConfig(name="resnet50", dtype="bfloat16", bn_group=32),
     data=DataConfig(name="imagenet2012", eval_split="validation"),
-    optim=OptimConfig(learning_rate=0.1, weight_decay=1e-4, schedule="step", milestones=(30, 60, 80), warmup_epochs=5, warmup_scale=1.0),
+    optim=OptimConfig(
+        learning_rate=0.1,
+        weight_decay=1e-4,
+        schedule="step",
+        milestones=(30, 60, 80),
+        warmup_epochs=5,
+        warmup_scale=1.0,
+    ),
     train=TrainConfig(batch_size=256, eval_batch_size=256, epochs=90),
 )

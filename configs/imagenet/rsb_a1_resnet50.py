@@ -16,7 +16,14 @@ from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig,
 
 config = Config(
     model=ModelConfig(name="resnet50", dtype="bfloat16", bn_group=258, stochastic_depth=0.05),
-    data=DataConfig(name="imagenet2012", eval_split="validation", eval_resize=236, crop_interpolation="bicubic", interpolation="bicubic", repeats=3),
+    data=DataConfig(
+        name="imagenet2012",
+        eval_split="validation",
+        eval_resize=236,
+        crop_interpolation="bicubic",
+        interpolation="bicubic",
+        repeats=3,
+    ),
     augment=AugmentConfig(auto="rand-m7-mstd0.5-inc1", mixup=0.2, cutmix=1.0),
     optim=OptimConfig(
         name="lamb",

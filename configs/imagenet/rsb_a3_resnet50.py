@@ -16,7 +16,12 @@ from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig,
 config = Config(
     model=ModelConfig(name="resnet50", dtype="bfloat16", bn_group=256),
     data=DataConfig(
-        name="imagenet2012", eval_split="validation", image_size=160, eval_resize=236, crop_interpolation="bicubic", interpolation="bicubic"
+        name="imagenet2012",
+        eval_split="validation",
+        image_size=160,
+        eval_resize=236,
+        crop_interpolation="bicubic",
+        interpolation="bicubic",
     ),
     augment=AugmentConfig(auto="rand-m6-mstd0.5-inc1", mixup=0.1, cutmix=1.0),
     optim=OptimConfig(

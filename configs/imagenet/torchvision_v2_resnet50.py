@@ -17,8 +17,24 @@ from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig,
 
 config = Config(
     model=ModelConfig(name="resnet50", dtype="bfloat16", bn_group=128),
-    data=DataConfig(name="imagenet2012", eval_split="validation", image_size=176, eval_resize=232, repeats=4),
+    data=DataConfig(
+        name="imagenet2012", eval_split="validation", image_size=176, eval_resize=232, repeats=4
+    ),
     augment=AugmentConfig(auto="ta_wide", erase=0.1, mixup=0.2, cutmix=1.0),
-    optim=OptimConfig(learning_rate=0.5, weight_decay=2e-5, schedule="cosine", warmup_epochs=5, warmup_scale=0.01, label_smoothing=0.1),
-    train=TrainConfig(batch_size=1024, eval_batch_size=1024, epochs=600, ema_decay=0.99891, ema_every=32, ema_start_epochs=5),
+    optim=OptimConfig(
+        learning_rate=0.5,
+        weight_decay=2e-5,
+        schedule="cosine",
+        warmup_epochs=5,
+        warmup_scale=0.01,
+        label_smoothing=0.1,
+    ),
+    train=TrainConfig(
+        batch_size=1024,
+        eval_batch_size=1024,
+        epochs=600,
+        ema_decay=0.99891,
+        ema_every=32,
+        ema_start_epochs=5,
+    ),
 )

@@ -13,7 +13,9 @@ from flaxres.errors import InputError
 
 def data(arguments: Sequence[str]) -> None:
     """Prepares datasets as ArrayRecord, tells about them, checks them, and makes their images smaller."""
-    parser = Parser("flaxres data", description="Prepare datasets as ArrayRecord, and look at what is there.")
+    parser = Parser(
+        "flaxres data", description="Prepare datasets as ArrayRecord, and look at what is there."
+    )
     texts = {
         data_prepare: "write a dataset as ArrayRecord, once",
         data_info: "splits, classes, sizes and digests of a prepared dataset; with --sheet a picture of what the network sees of it",
@@ -21,24 +23,52 @@ def data(arguments: Sequence[str]) -> None:
         data_shrink: "write a prepared dataset again with smaller images, which train faster",
     }
     names = {function: function.__name__.removeprefix("data_") for function in texts}
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(names.values()) + "}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="{" + ",".join(names.values()) + "}"
+    )
     parsers = {}
     for function, text in texts.items():
         name = names[function]
-        command = parsers[name] = commands.add_parser(name, help=text.partition(";")[0], description=text)
+        command = parsers[name] = commands.add_parser(
+            name, help=text.partition(";")[0], description=text
+        )
         command.set_defaults(function=function)
-        command.add_argument("name", help="digits, folder, cifar10, imagenet2012" + (", or any that TFDS has prepared" if name != "prepare" else ""))
-        command.add_argument("--source", help="the folder of <split>/<class>/*.jpg, ImageNet's tars, or CIFAR-10's archive")
+        command.add_argument(
+            "name",
+            help="digits, folder, cifar10, imagenet2012"
+            + (", or any that TFDS has prepared" if name != "prepare" else ""),
+        )
+        command.add_argument(
+            "--source",
+            help="the folder of <split>/<class>/*.jpg, ImageNet's tars, or CIFAR-10's archive",
+        )
         command.add_argument("--data-dir", help="where prepared datasets are (TFDS's own folder)")
         command.add_argument("--json", action="store_true", help="print one JSON object")
     parsers["prepare"].add_argument(
-        "--bad-images", choices=("skip", "error"), default="skip", help="what to do with an image that can't be decoded (skip)"
+        "--bad-images",
+        choices=("skip", "error"),
+        default="skip",
+        help="what to do with an image that can't be decoded (skip)",
     )
-    parsers["info"].add_argument("--sheet", metavar="PNG", help="draw a contact sheet of augmented samples")
-    parsers["info"].add_argument("--config", metavar="FILE", help="with --sheet: the config whose crops and augmentation are drawn")
+    parsers["info"].add_argument(
+        "--sheet", metavar="PNG", help="draw a contact sheet of augmented samples"
+    )
+    parsers["info"].add_argument(
+        "--config",
+        metavar="FILE",
+        help="with --sheet: the config whose crops and augmentation are drawn",
+    )
     parsers["verify"].add_argument("--decode", action="store_true", help="decode every image too")
-    parsers["shrink"].add_argument("--short-side", type=int, default=256, metavar="PIXELS", help="of images that are larger (256)")
-    parsers["shrink"].add_argument("--quality", type=int, default=90, help="of their JPEGs, 1 to 100 (90)")
+    parsers["shrink"].add_argument(
+        "--short-side",
+        type=int,
+        default=256,
+        metavar="PIXELS",
+        help="of images that are larger (256)",
+    )
+    parsers["shrink"].add_argument(
+        "--quality", type=int, default=90, help="of their JPEGs, 1 to 100 (90)"
+    )
     chosen = parser.parse_args(arguments)
     silence()
     chosen.function(chosen)
@@ -47,9 +77,15 @@ def data(arguments: Sequence[str]) -> None:
 def data_prepare(chosen: argparse.Namespace) -> None:
     from flaxres.data.prepare import prepare
 
-    place, tally = prepare(chosen.name, chosen.source, chosen.data_dir, bad_images=chosen.bad_images)
+    place, tally = prepare(
+        chosen.name, chosen.source, chosen.data_dir, bad_images=chosen.bad_images
+    )
     kinds_found = {split: dict(counts) for split, counts in tally.kinds.items()}
-    show(chosen.json, {"path": str(place), "files": kinds_found, "refused": dict(tally.refused)}, [*tally.lines(), f"prepared in {place}"])
+    show(
+        chosen.json,
+        {"path": str(place), "files": kinds_found, "refused": dict(tally.refused)},
+        [*tally.lines(), f"prepared in {place}"],
+    )
 
 
 def data_info(chosen: argparse.Namespace) -> None:
@@ -60,17 +96,39 @@ def data_info(chosen: argparse.Namespace) -> None:
     facts = describe(chosen.name, chosen.source, chosen.data_dir)
     lines = [f"path: {facts['path']}", f"version: {facts['version']}"]
     for split, known in facts["splits"].items():
-        digest = f", sha256 {known['sha256'][:16]}" if known["sha256"] else ", no digest: TFDS prepared it"
-        lines.append(f"split {split}: {known['examples']:,} images, {known['bytes'] / 2**20:,.1f} MiB in {known['shards']} files{digest}")
+        digest = (
+            f", sha256 {known['sha256'][:16]}"
+            if known["sha256"]
+            else ", no digest: TFDS prepared it"
+        )
+        lines.append(
+            f"split {split}: {known['examples']:,} images, {known['bytes'] / 2**20:,.1f} MiB in {known['shards']} files{digest}"
+        )
     classes = facts["classes"]
-    lines.append(f"{len(classes)} classes: " + ", ".join(classes[:20]) + (f", and {len(classes) - 20} more" if len(classes) > 20 else ""))
+    lines.append(
+        f"{len(classes)} classes: "
+        + ", ".join(classes[:20])
+        + (f", and {len(classes) - 20} more" if len(classes) > 20 else "")
+    )
     if chosen.sheet:
-        from flaxres.sheet import draw_sheet
+        from flaxres.diagnostics.sheet import draw_sheet
 
         config = load_config(chosen.config) if chosen.config else Config()
-        split = config.data.train_split if config.data.train_split.partition("[")[0] in facts["splits"] else next(iter(facts["splits"]))
-        given = {"name": chosen.name, "source": chosen.source, "data_dir": chosen.data_dir, "train_split": split}
-        draw_sheet(dataclasses.replace(config, data=dataclasses.replace(config.data, **given)), chosen.sheet)
+        split = (
+            config.data.train_split
+            if config.data.train_split.partition("[")[0] in facts["splits"]
+            else next(iter(facts["splits"]))
+        )
+        given = {
+            "name": chosen.name,
+            "source": chosen.source,
+            "data_dir": chosen.data_dir,
+            "train_split": split,
+        }
+        draw_sheet(
+            dataclasses.replace(config, data=dataclasses.replace(config.data, **given)),
+            chosen.sheet,
+        )
         facts["sheet"] = chosen.sheet
         lines.append(f"drew {chosen.sheet}")
     show(chosen.json, facts, lines)
@@ -81,21 +139,39 @@ def data_verify(chosen: argparse.Namespace) -> None:
 
     verdict = verify(chosen.name, chosen.source, chosen.data_dir, chosen.decode)
     sound = sum(state == "sound" for state in verdict.files.values())
-    files = f"files: {sound} of {len(verdict.files)} agree with their digests" if verdict.files else "files: no digests, TFDS prepared this dataset"
-    lines = [files] + [f"{name}: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) for name, kinds in verdict.kinds.items()]
+    files = (
+        f"files: {sound} of {len(verdict.files)} agree with their digests"
+        if verdict.files
+        else "files: no digests, TFDS prepared this dataset"
+    )
+    lines = [files] + [
+        f"{name}: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
+        for name, kinds in verdict.kinds.items()
+    ]
     show(chosen.json, dataclasses.asdict(verdict), lines + verdict.problems)
     if verdict.problems:
-        raise InputError(f"{len(verdict.problems)} problems, the first: {verdict.problems[0]}; delete the dataset's folder and prepare it again")
+        raise InputError(
+            f"{len(verdict.problems)} problems, the first: {verdict.problems[0]}; delete the dataset's folder and prepare it again"
+        )
 
 
 def data_shrink(chosen: argparse.Namespace) -> None:
     from flaxres.data.prepare import shrink
     from flaxres.data.sources import open_splits
 
-    sources = {source.name.rpartition("/")[2]: source for source in open_splits(chosen.name, (), chosen.source, chosen.data_dir)}
+    sources = {
+        source.name.rpartition("/")[2]: source
+        for source in open_splits(chosen.name, (), chosen.source, chosen.data_dir)
+    }
     name, place, tally = shrink(sources, chosen.short_side, chosen.quality, chosen.data_dir)
     kinds_found = {split: dict(counts) for split, counts in tally.kinds.items()}
     facts = {"name": name, "path": str(place), "images": kinds_found}
     show(
-        chosen.json, facts, [*tally.lines(), f"{'written to' if tally.kinds else 'already there:'} {place}", f"train on it with: --data.name {name}"]
+        chosen.json,
+        facts,
+        [
+            *tally.lines(),
+            f"{'written to' if tally.kinds else 'already there:'} {place}",
+            f"train on it with: --data.name {name}",
+        ],
     )

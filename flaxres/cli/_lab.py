@@ -32,16 +32,27 @@ def lab(arguments: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("experiment", metavar="EXPERIMENT", help="one of those below, or all")
-    parser.add_argument("--out", required=True, metavar="DIR", help="where pictures, tables and the networks that are trained go")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="where pictures, tables and the networks that are trained go",
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=float, default=1.0, help="of epochs and steps: 0.5 for a first look (1)")
-    parser.add_argument("--data", default="digits", help="what networks are trained on: digits, or cifar10 (digits)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="of epochs and steps: 0.5 for a first look (1)"
+    )
+    parser.add_argument(
+        "--data", default="digits", help="what networks are trained on: digits, or cifar10 (digits)"
+    )
     parser.add_argument("--source", help="where CIFAR-10's archive is; it is downloaded otherwise")
     parser.add_argument("--data-dir", help="where prepared datasets are (TFDS's own folder)")
     parser.add_argument("--image", help="features: a photograph of yours")
     parser.add_argument("--weights", help="features: a file of weights to look into; needs --model")
     parser.add_argument("--model", help="features: the network that --weights are of")
-    parser.add_argument("--json", action="store_true", help="print one JSON object: experiment -> claims")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object: experiment -> claims"
+    )
     chosen = parser.parse_args(arguments)
     if chosen.experiment not in LAB:
         raise unknown("experiment", chosen.experiment, LAB)
@@ -54,7 +65,11 @@ def lab(arguments: Sequence[str]) -> None:
     from flaxres.lab import EXPERIMENTS
     from flaxres.lab.report import Settings, conduct, summary
 
-    given = {name: value for name, value in vars(chosen).items() if name not in ("experiment", "json", "out")}
+    given = {
+        name: value
+        for name, value in vars(chosen).items()
+        if name not in ("experiment", "json", "out")
+    }
     settings = Settings(pathlib.Path(chosen.out), **given)
     picked = tuple(EXPERIMENTS) if chosen.experiment == "all" else (chosen.experiment,)
     facts = [conduct(name, EXPERIMENTS[name], settings) for name in picked]
@@ -62,4 +77,11 @@ def lab(arguments: Sequence[str]) -> None:
         (settings.out / "summary.md").write_text(summary(facts))
         print(f"wrote {settings.out / 'summary.md'}", file=sys.stderr)
     if chosen.json:
-        print(json.dumps({fact["experiment"]: {"seconds": fact["seconds"], "claims": fact["claims"]} for fact in facts}))
+        print(
+            json.dumps(
+                {
+                    fact["experiment"]: {"seconds": fact["seconds"], "claims": fact["claims"]}
+                    for fact in facts
+                }
+            )
+        )

@@ -13,14 +13,21 @@ def models(arguments: Sequence[str]) -> None:
     from flaxres.models.count import multiply_accumulates, parameters
     from flaxres.models.registry import create_model, list_models, small_images
 
-    parser = Parser("flaxres models", description="List the models whose names match a shell pattern, with their costs for one image.")
+    parser = Parser(
+        "flaxres models",
+        description="List the models whose names match a shell pattern, with their costs for one image.",
+    )
     parser.add_argument("pattern", nargs="?", default="*")
-    parser.add_argument("--size", type=int, help="pixels of a side (224; 32 for the CIFAR networks)")
+    parser.add_argument(
+        "--size", type=int, help="pixels of a side (224; 32 for the CIFAR networks)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args(arguments)
     if not (names := list_models(chosen.pattern)):
         if set("*?[") & set(chosen.pattern):
-            raise InputError(f"no model matches {chosen.pattern!r}: flaxres models lists all of them")
+            raise InputError(
+                f"no model matches {chosen.pattern!r}: flaxres models lists all of them"
+            )
         raise unknown("model", chosen.pattern, list_models())
     if chosen.size is not None and chosen.size < 32:
         raise InputError(f"--size={chosen.size}: the rule is >= 32")
@@ -29,10 +36,20 @@ def models(arguments: Sequence[str]) -> None:
     facts = {}
     for name in names:
         # Under a scan the trace of a deep network is short, and the counts are the same.
-        model, size = create_model(name, scan_blocks=True), chosen.size or (32 if small_images(name) else 224)
-        facts[name] = {"parameters": parameters(model), "gmacs": round(multiply_accumulates(model, size) / 1e9, 3), "pixels": size}
+        model, size = (
+            create_model(name, scan_blocks=True),
+            chosen.size or (32 if small_images(name) else 224),
+        )
+        facts[name] = {
+            "parameters": parameters(model),
+            "gmacs": round(multiply_accumulates(model, size) / 1e9, 3),
+            "pixels": size,
+        }
         if not chosen.json:
-            print(f"{name:<20}{facts[name]['parameters']:>13,}{facts[name]['gmacs']:>9.2f}{size:>8}", flush=True)
+            print(
+                f"{name:<20}{facts[name]['parameters']:>13,}{facts[name]['gmacs']:>9.2f}{size:>8}",
+                flush=True,
+            )
     if chosen.json:
         print(json.dumps(facts))
 
@@ -41,8 +58,13 @@ def configs(arguments: Sequence[str]) -> None:
     """Lists the shipped recipes, or shows one."""
     from flaxres.config import recipes
 
-    parser = Parser("flaxres configs", description="List the shipped recipes that match a shell pattern, or show one in full.")
-    parser.add_argument("pattern", nargs="?", default="*", help="e.g. 'cifar10/*', or the name of a recipe")
+    parser = Parser(
+        "flaxres configs",
+        description="List the shipped recipes that match a shell pattern, or show one in full.",
+    )
+    parser.add_argument(
+        "pattern", nargs="?", default="*", help="e.g. 'cifar10/*', or the name of a recipe"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args(arguments)
     if not (names := [name for name in recipes.names() if fnmatch.fnmatch(name, chosen.pattern)]):
@@ -53,6 +75,18 @@ def configs(arguments: Sequence[str]) -> None:
         return
     lines = []
     for name, (summary, expected, cost) in facts.items():
-        lines += [name, f"    {summary}", f"    Expected: {expected}"] + ([f"    Cost: {cost}"] if cost else [])
-    hint = ["", "flaxres train --config NAME trains one; flaxres configs NAME shows all that is known of it."]
-    show(chosen.json, {name: dict(zip(("summary", "expected", "cost"), fact, strict=True)) for name, fact in facts.items()}, lines + hint)
+        lines += [name, f"    {summary}", f"    Expected: {expected}"] + (
+            [f"    Cost: {cost}"] if cost else []
+        )
+    hint = [
+        "",
+        "flaxres train --config NAME trains one; flaxres configs NAME shows all that is known of it.",
+    ]
+    show(
+        chosen.json,
+        {
+            name: dict(zip(("summary", "expected", "cost"), fact, strict=True))
+            for name, fact in facts.items()
+        },
+        lines + hint,
+    )

@@ -21,7 +21,9 @@ def flag(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-def parse_run(arguments: Sequence[str], default: str | None, program: str, description: str) -> tuple[Config, str]:
+def parse_run(
+    arguments: Sequence[str], default: str | None, program: str, description: str
+) -> tuple[Config, str]:
     """`--config FILE --workdir DIR --section.field VALUE ...` -> the config and the workdir; raises InputError, one line, for any mistake.
 
     Without `--config` the config is that of the run in the workdir, if there is one, else the file `default`.
@@ -45,15 +47,24 @@ def parse_run(arguments: Sequence[str], default: str | None, program: str, descr
     @dataclasses.dataclass(frozen=True)
     class Options:
         config_file: Annotated[
-            str, tyro.conf.arg(name="config", help="A recipe of `flaxres configs`, or a Python file that binds `config`.", metavar="FILE")
+            str,
+            tyro.conf.arg(
+                name="config",
+                help="A recipe of `flaxres configs`, or a Python file that binds `config`.",
+                metavar="FILE",
+            ),
         ] = file
-        workdir: Annotated[str, tyro.conf.arg(help="The folder of the run.", metavar="DIR")] = folder
+        workdir: Annotated[str, tyro.conf.arg(help="The folder of the run.", metavar="DIR")] = (
+            folder
+        )
         config: Annotated[Config, tyro.conf.arg(name="")] = start
 
     Options.__doc__ = description
     if not {"-h", "--help"} & set(rest):
         try_each(rest, {flag(field): declared.kind for field, declared in SETTINGS.items()}, start)
-    return tyro.cli(Options, args=rest, default=Options(), prog=program, config=(tyro.conf.FlagConversionOff,)).config, folder
+    return tyro.cli(
+        Options, args=rest, default=Options(), prog=program, config=(tyro.conf.FlagConversionOff,)
+    ).config, folder
 
 
 def value_of(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
@@ -81,7 +92,9 @@ def groups(arguments: Sequence[str]) -> list[list[str]]:
         elif found:
             found[-1].append(word)
         else:
-            raise InputError(f"{word!r} is no option: options are --config, --workdir and --section.field, see --help")
+            raise InputError(
+                f"{word!r} is no option: options are --config, --workdir and --section.field, see --help"
+            )
     return found
 
 
@@ -95,7 +108,13 @@ def try_each(arguments: Sequence[str], names: dict[str, Any], start: Config) -> 
             raise unknown("option", name, [*names, "--config", "--workdir"])
         try:
             with contextlib.redirect_stderr(io.StringIO()):
-                tyro.cli(Config, args=words, default=start, console_outputs=False, config=(tyro.conf.FlagConversionOff,))
+                tyro.cli(
+                    Config,
+                    args=words,
+                    default=start,
+                    console_outputs=False,
+                    config=(tyro.conf.FlagConversionOff,),
+                )
         except SystemExit as error:
             given = " ".join([value, *words[1:]] if value else words[1:])
             if choices := options(kind):

@@ -13,7 +13,7 @@ from flaxres.cli._process import silence
 from flaxres.errors import InputError
 
 if typing.TYPE_CHECKING:
-    from flaxres.prediction import Predictor
+    from flaxres.inference.predict import Predictor
 
 
 def add_origin(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,9 @@ def add_origin(parser: argparse.ArgumentParser) -> None:
     origin.add_argument("--weights", help="a file of weights; needs --model")
     origin.add_argument("--tag", help="a tag on the hub, e.g. resnet50.a1_in1k")
     parser.add_argument("--model", help="the network that --weights are of")
-    parser.add_argument("--size", type=int, help="with --weights: pixels of a side (224; 32 for the CIFAR networks)")
+    parser.add_argument(
+        "--size", type=int, help="with --weights: pixels of a side (224; 32 for the CIFAR networks)"
+    )
     parser.add_argument("--classes", help="with --weights: a text file with one class name a line")
 
 
@@ -43,11 +45,18 @@ def predictor_of(chosen: argparse.Namespace) -> "Predictor":
 
 def predict(arguments: Sequence[str]) -> None:
     """The likeliest classes of some pictures."""
-    parser = Parser("flaxres predict", description="Say what is in pictures: by a run, by a file of weights, or by a pretrained tag of timm's.")
+    parser = Parser(
+        "flaxres predict",
+        description="Say what is in pictures: by a run, by a file of weights, or by a pretrained tag of timm's.",
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG or PNG files")
     add_origin(parser)
     parser.add_argument("--top", type=int, default=5, help="how many classes (5)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object: image -> [[class, probability], ...]")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object: image -> [[class, probability], ...]",
+    )
     parser.add_argument("--plot", metavar="PNG", help="draw the pictures with their classes")
     chosen = parser.parse_args(arguments)
     if chosen.top < 1:
@@ -67,7 +76,12 @@ def predict(arguments: Sequence[str]) -> None:
     table = Table("image", "class", "probability")
     for image, best in zip(chosen.images, results, strict=True):
         for i, (name, probability) in enumerate(best):
-            table.add_row("" if i else image, name, f"{100 * probability:.2f}%", end_section=i == len(best) - 1)
+            table.add_row(
+                "" if i else image,
+                name,
+                f"{100 * probability:.2f}%",
+                end_section=i == len(best) - 1,
+            )
     Console(markup=False).print(table)
 
 
@@ -79,8 +93,14 @@ def export(arguments: Sequence[str]) -> None:
     )
     add_origin(parser)
     parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument("--logits", action="store_true", help="take normalised float32 and give logits, in place of uint8 and probabilities")
-    parser.add_argument("--no-fold", action="store_true", help="keep batch norms apart from convolutions")
+    parser.add_argument(
+        "--logits",
+        action="store_true",
+        help="take normalised float32 and give logits, in place of uint8 and probabilities",
+    )
+    parser.add_argument(
+        "--no-fold", action="store_true", help="keep batch norms apart from convolutions"
+    )
     parser.add_argument("--int8", action="store_true", help="kernels in 8 bits")
     parser.add_argument("--onnx", action="store_true", help="write model.onnx too, by jax2onnx")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -94,18 +114,32 @@ def export(arguments: Sequence[str]) -> None:
     sentences: list[str] = []
     if chosen.workdir:
         measured = exporting.accuracies(chosen.workdir, predictor, form)
-        as_exported, as_trained = (f"{100 * measured[name]:.2f}%" for name in ("top1_exported", "top1_trained"))
-        sentences = [f"top-1 {as_exported} of {measured['examples']:,} evaluation examples, {as_trained} as trained"]
+        as_exported, as_trained = (
+            f"{100 * measured[name]:.2f}%" for name in ("top1_exported", "top1_trained")
+        )
+        sentences = [
+            f"top-1 {as_exported} of {measured['examples']:,} evaluation examples, {as_trained} as trained"
+        ]
     done = exporting.export(predictor, pathlib.Path(chosen.out), form, *sentences)
     names = ", ".join(sorted(path.name for path in done.folder.iterdir()))
-    lines = [*sentences, f"wrote {done.folder} ({done.program_bytes / 1e6:.1f} MB, {done.folded} batch norms folded): {names}"]
+    lines = [
+        *sentences,
+        f"wrote {done.folder} ({done.program_bytes / 1e6:.1f} MB, {done.folded} batch norms folded): {names}",
+    ]
     show(chosen.json, dataclasses.asdict(done) | {"folder": str(done.folder)} | measured, lines)
 
 
 def convert(arguments: Sequence[str]) -> None:
     """Weights from a file or a run to safetensors in torchvision's and timm's naming."""
-    parser = Parser("flaxres convert", description="Check weights against their model and write safetensors that flaxres, torchvision and timm load.")
-    parser.add_argument("source", metavar="IN", help=".safetensors; .pth, .pt, .th (these need torch); or the workdir of a run")
+    parser = Parser(
+        "flaxres convert",
+        description="Check weights against their model and write safetensors that flaxres, torchvision and timm load.",
+    )
+    parser.add_argument(
+        "source",
+        metavar="IN",
+        help=".safetensors; .pth, .pt, .th (these need torch); or the workdir of a run",
+    )
     parser.add_argument("target", metavar="OUT", help=".safetensors")
     parser.add_argument("--model", help="the network that a file's weights are of, e.g. resnet50")
     chosen = parser.parse_args(arguments)

@@ -23,8 +23,14 @@ def refusing(function: Callable[[], Any]) -> int:
     try:
         function()
     except KeyboardInterrupt:
-        print("flaxres: interrupted before training began; nothing is lost, nothing new was saved", file=sys.stderr, flush=True)
-        os._exit(130)  # the compiler's threads may still run, and an orderly exit would crash over them
+        print(
+            "flaxres: interrupted before training began; nothing is lost, nothing new was saved",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(
+            130
+        )  # the compiler's threads may still run, and an orderly exit would crash over them
     except InputError as error:
         print(f"flaxres: {' '.join(str(error).split())}", file=sys.stderr)
         return ended(EXIT_REFUSED)
@@ -39,9 +45,15 @@ def refusing(function: Callable[[], Any]) -> int:
     except OSError as error:
         if not isinstance(error, WriteError) and error.errno not in FULL:
             return crashed()
-        fix = "" if isinstance(error, WriteError) else "; what was saved is intact: make room and start the same command again"
+        fix = (
+            ""
+            if isinstance(error, WriteError)
+            else "; what was saved is intact: make room and start the same command again"
+        )
         print(f"flaxres: {error}{fix}", file=sys.stderr, flush=True)
-        os._exit(EXIT_UNWRITTEN)  # threads that write would complain about the end of the interpreter
+        os._exit(
+            EXIT_UNWRITTEN
+        )  # threads that write would complain about the end of the interpreter
     except Exception:
         return crashed()
     return 0
@@ -75,7 +87,9 @@ def ended(code: int) -> int:
 
 def cpus_alone() -> bool:
     """Whether JAX has no accelerator, before it is asked."""
-    return os.environ.get("JAX_PLATFORMS", "") == "cpu" or not any(importlib.util.find_spec(plugin) for plugin in ("jax_plugins", "libtpu"))
+    return os.environ.get("JAX_PLATFORMS", "") == "cpu" or not any(
+        importlib.util.find_spec(plugin) for plugin in ("jax_plugins", "libtpu")
+    )
 
 
 def keep_memory() -> None:
@@ -142,7 +156,11 @@ def joined(arguments: Sequence[str]) -> list[str]:
         from flaxres.training.hosts import join
 
         coordinator, processes, process = values
-        join(coordinator, None if processes is None else int(processes), None if process is None else int(process))
+        join(
+            coordinator,
+            None if processes is None else int(processes),
+            None if process is None else int(process),
+        )
         if not several():  # each process would have kept another part; and programs for several devices have XLA's convolutions
             keep_compiled()
             use_compiler()

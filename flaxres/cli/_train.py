@@ -13,7 +13,12 @@ from flaxres.errors import InputError
 def train(arguments: Sequence[str], program: str = "flaxres train") -> None:
     """Trains a config, by default the digits; see `flaxres.fit`."""
     arguments = joined(arguments)
-    config, workdir = parse_run(arguments, "digits", program, "Train a residual network, or go on from the workdir's newest checkpoint.")
+    config, workdir = parse_run(
+        arguments,
+        "digits",
+        program,
+        "Train a residual network, or go on from the workdir's newest checkpoint.",
+    )
     silence()
     from flaxres.training.loop import fit
 
@@ -37,9 +42,16 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 def checkpoints(arguments: Sequence[str]) -> None:
     """Lists the checkpoints of a run and verifies each."""
-    parser = Parser("flaxres checkpoints", description="List a run's checkpoints, verify every byte of them, and say where they come from.")
+    parser = Parser(
+        "flaxres checkpoints",
+        description="List a run's checkpoints, verify every byte of them, and say where they come from.",
+    )
     parser.add_argument("workdir", metavar="WORKDIR")
-    parser.add_argument("--provenance", action="store_true", help="show the code, libraries, data, flags and devices of each")
+    parser.add_argument(
+        "--provenance",
+        action="store_true",
+        help="show the code, libraries, data, flags and devices of each",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args(arguments)
     silence()
@@ -47,13 +59,19 @@ def checkpoints(arguments: Sequence[str]) -> None:
 
     folder = pathlib.Path(chosen.workdir) / "checkpoints"
     if not folder.is_dir():
-        raise InputError(f"workdir {chosen.workdir!r} has no checkpoints: give the workdir of a run")
+        raise InputError(
+            f"workdir {chosen.workdir!r} has no checkpoints: give the workdir of a run"
+        )
     facts, lines = [], []
     for found in survey(folder):
         size = sum(path.stat().st_size for path in found.path.rglob("*") if path.is_file())
         origin = {} if found.problem else read_provenance(found.path)
-        facts.append({"step": found.step, "bytes": size, "problem": found.problem, "provenance": origin})
-        lines.append(f"step {found.step:>9,}  {size / 2**20:>9,.1f} MiB  {found.problem or 'sound'}")
+        facts.append(
+            {"step": found.step, "bytes": size, "problem": found.problem, "provenance": origin}
+        )
+        lines.append(
+            f"step {found.step:>9,}  {size / 2**20:>9,.1f} MiB  {found.problem or 'sound'}"
+        )
         if chosen.provenance:
             lines += [f"    {key}: {value}" for key, value in origin.items()]
     aside = sorted(path.name for path in (folder.parent / REFUSED).glob("*"))
@@ -61,4 +79,6 @@ def checkpoints(arguments: Sequence[str]) -> None:
         lines.append(f"set aside in {folder.parent / REFUSED}: {', '.join(aside)}")
     show(chosen.json, {"checkpoints": facts, "set_aside": aside}, lines or ["no checkpoint"])
     if problems := [fact for fact in facts if fact["problem"]]:
-        raise InputError(f"{len(problems)} of {len(facts)} checkpoints do not verify; training goes on from the newest that does")
+        raise InputError(
+            f"{len(problems)} of {len(facts)} checkpoints do not verify; training goes on from the newest that does"
+        )

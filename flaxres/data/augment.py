@@ -43,8 +43,12 @@ def random_shift(keys: jax.Array, images: jax.Array, pad: int) -> jax.Array:
     if not pad:
         return images
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    offsets = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * pad + 1, jnp.int32))(purpose(keys, SHIFT))
-    return jax.vmap(lambda image, at: lax.dynamic_slice(image, (at[0], at[1], jnp.int32(0)), images.shape[1:]))(padded, offsets)
+    offsets = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * pad + 1, jnp.int32))(
+        purpose(keys, SHIFT)
+    )
+    return jax.vmap(
+        lambda image, at: lax.dynamic_slice(image, (at[0], at[1], jnp.int32(0)), images.shape[1:])
+    )(padded, offsets)
 
 
 def color_jitter(keys: jax.Array, images: jax.Array, strength: Sequence[float]) -> jax.Array:
@@ -63,10 +67,14 @@ def color_jitter(keys: jax.Array, images: jax.Array, strength: Sequence[float]) 
         """The first three in their order, those of the turns that are `applied`, (N, 3)."""
         for turn in range(3):
             chosen = order[:, turn]
-            factor = jnp.where(applied[:, turn], jnp.take_along_axis(factors, chosen[:, None], 1)[:, 0], 1.0)
+            factor = jnp.where(
+                applied[:, turn], jnp.take_along_axis(factors, chosen[:, None], 1)[:, 0], 1.0
+            )
             which = chosen[:, None, None, None]
             mean = autoaugment.contrast_mean(images)[:, None, None, None].astype(jnp.uint8)
-            others = jnp.where(which == 0, jnp.uint8(0), jnp.where(which == 1, mean, autoaugment.gray(images)))
+            others = jnp.where(
+                which == 0, jnp.uint8(0), jnp.where(which == 1, mean, autoaugment.gray(images))
+            )
             images = autoaugment.blend(images, jnp.broadcast_to(others, images.shape), factor)
         return images
 
@@ -84,7 +92,11 @@ def turn_hue(images: jax.Array, share: jax.Array) -> jax.Array:
     span = jnp.maximum(top - bottom, 1)
     red, green, blue = (top - wide[..., c] for c in range(3))
     red, green, blue = red / span, green / span, blue / span
-    sector = jnp.where(wide[..., 0] == top, blue - green, jnp.where(wide[..., 1] == top, 2 + red - blue, 4 + green - red))
+    sector = jnp.where(
+        wide[..., 0] == top,
+        blue - green,
+        jnp.where(wide[..., 1] == top, 2 + red - blue, 4 + green - red),
+    )
     level = jnp.floor((sector / 6 + 1) % 1 * 255)
     grays = top == bottom
     level = (jnp.where(grays, 0, level) + jnp.trunc(255 * share)[:, None, None]) % 256
@@ -92,21 +104,31 @@ def turn_hue(images: jax.Array, share: jax.Array) -> jax.Array:
     sixths = level * (6 / 255)
     whole = jnp.floor(sixths)
     part = sixths - whole
-    low, falling, rising = (jnp.round(top * (1 - saturation * x)) for x in (jnp.ones_like(part), part, 1 - part))
-    tops = (top, falling, low, low, rising, top), (rising, top, top, falling, low, low), (low, low, rising, top, top, falling)
+    low, falling, rising = (
+        jnp.round(top * (1 - saturation * x)) for x in (jnp.ones_like(part), part, 1 - part)
+    )
+    tops = (
+        (top, falling, low, low, rising, top),
+        (rising, top, top, falling, low, low),
+        (low, low, rising, top, top, falling),
+    )
     at = (whole % 6).astype(jnp.int32)
     turned = [jnp.select([at == i for i in range(6)], list(channel)) for channel in tops]
     return autoaugment.truncated(jnp.stack(turned, -1))
 
 
-def auto_augment(keys: jax.Array, images: jax.Array, policy: autoaugment.Policy, fill: tuple[int, int, int]) -> jax.Array:
+def auto_augment(
+    keys: jax.Array, images: jax.Array, policy: autoaugment.Policy, fill: tuple[int, int, int]
+) -> jax.Array:
     """RandAugment or TrivialAugmentWide on uint8 pictures; `fill` is seen where a warp reaches outside."""
     for operation, level in policy.draw(purpose(keys, AUTO), (images.shape[1], images.shape[2])):
         images = autoaugment.apply(images, operation, level, fill)
     return images
 
 
-def rectangles(shape: tuple[int, int], top: jax.Array, left: jax.Array, height: jax.Array, width: jax.Array) -> jax.Array:
+def rectangles(
+    shape: tuple[int, int], top: jax.Array, left: jax.Array, height: jax.Array, width: jax.Array
+) -> jax.Array:
     """(N, H, W, 1) bool: which pixels of each picture lie in its rectangle."""
     y, x = jnp.arange(shape[0], dtype=jnp.int32)[:, None], jnp.arange(shape[1], dtype=jnp.int32)
     top, left, height, width = (v[:, None, None] for v in (top, left, height, width))
@@ -114,7 +136,12 @@ def rectangles(shape: tuple[int, int], top: jax.Array, left: jax.Array, height: 
 
 
 def random_erasing(
-    keys: jax.Array, images: jax.Array, probability: float, area: tuple[float, float], ratio: tuple[float, float], fill: Fill
+    keys: jax.Array,
+    images: jax.Array,
+    probability: float,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    fill: Fill,
 ) -> jax.Array:
     """Erases a random rectangle of normalised pictures, with zeros (the mean) or normal noise (Zhong et al. 2020, algorithm 1).
 
@@ -127,15 +154,26 @@ def random_erasing(
     sizes, aspects, tops, lefts = jnp.moveaxis(uniforms(apart[:, 0], 4, ERASE_TRIES), 1, 0)
     target = height * width * (area[0] + (area[1] - area[0]) * sizes)
     aspect = jnp.exp(math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * aspects)
-    h, w = jnp.round(jnp.sqrt(target * aspect)).astype(jnp.int32), jnp.round(jnp.sqrt(target / aspect)).astype(jnp.int32)
+    h, w = (
+        jnp.round(jnp.sqrt(target * aspect)).astype(jnp.int32),
+        jnp.round(jnp.sqrt(target / aspect)).astype(jnp.int32),
+    )
     fits = (h < height) & (w < width)
-    top, left = (tops * (height - h + 1)).astype(jnp.int32), (lefts * (width - w + 1)).astype(jnp.int32)
+    top, left = (
+        (tops * (height - h + 1)).astype(jnp.int32),
+        (lefts * (width - w + 1)).astype(jnp.int32),
+    )
     first = jnp.argmax(fits, 1)[:, None]
     box = [jnp.take_along_axis(value, first, 1)[:, 0] for value in (top, left, h, w)]
-    erased = rectangles((height, width), *box) & (fits.any(1) & (uniforms(apart[:, 1]) < probability))[:, None, None, None]
+    erased = (
+        rectangles((height, width), *box)
+        & (fits.any(1) & (uniforms(apart[:, 1]) < probability))[:, None, None, None]
+    )
     filling = jnp.zeros((), images.dtype)
     if fill == "noise":
-        filling = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], images.dtype))(apart[:, 2])
+        filling = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], images.dtype))(
+            apart[:, 2]
+        )
     return jnp.where(erased, filling, images)
 
 
@@ -144,14 +182,24 @@ def cutout(keys: jax.Array, images: jax.Array, side: int) -> jax.Array:
     if not side:
         return images
     height, width = images.shape[1:3]
-    centre = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, jnp.asarray([height, width]), jnp.int32))(purpose(keys, CUTOUT))
+    centre = jax.vmap(
+        lambda key: jax.random.randint(key, (2,), 0, jnp.asarray([height, width]), jnp.int32)
+    )(purpose(keys, CUTOUT))
     sides = jnp.full(len(images), side, jnp.int32)
-    hole = rectangles((height, width), centre[:, 0] - side // 2, centre[:, 1] - side // 2, sides, sides)
+    hole = rectangles(
+        (height, width), centre[:, 0] - side // 2, centre[:, 1] - side // 2, sides, sides
+    )
     return jnp.where(hole, jnp.zeros((), images.dtype), images)
 
 
 def mix(
-    keys: jax.Array, images: jax.Array, targets: jax.Array, mixup: float, cutmix: float, probability: float = 1.0, switch: float = 0.5
+    keys: jax.Array,
+    images: jax.Array,
+    targets: jax.Array,
+    mixup: float,
+    cutmix: float,
+    probability: float = 1.0,
+    switch: float = 0.5,
 ) -> tuple[jax.Array, jax.Array]:
     """mixup (Zhang et al. 2018, section 2) or cutmix (Yun et al. 2019, section 3.2) of each picture with its neighbour, and of their targets.
 
@@ -172,7 +220,9 @@ def mix(
     def beta(column: int, alpha: float) -> jax.Array:
         if not alpha:
             return jnp.ones(len(draws), jnp.float32)
-        return jax.vmap(lambda key: jax.random.beta(key, alpha, alpha, (), jnp.float32))(apart[:, column])
+        return jax.vmap(lambda key: jax.random.beta(key, alpha, alpha, (), jnp.float32))(
+            apart[:, column]
+        )
 
     applied = uniforms(apart[:, 0]) < probability
     cuts = applied & (uniforms(apart[:, 1]) < (switch if mixup and cutmix else float(cutmix > 0)))
@@ -185,8 +235,14 @@ def mix(
     own = jnp.where(cuts, 1 - pasted.mean((1, 2, 3), dtype=jnp.float32), own)
 
     others = neighbours(images)
-    mixed = jnp.where(cuts[:, None, None, None], jnp.where(pasted, others, images), images + (1 - own)[:, None, None, None] * (others - images))
-    return mixed.astype(images.dtype), own[:, None] * targets + (1 - own)[:, None] * neighbours(targets)
+    mixed = jnp.where(
+        cuts[:, None, None, None],
+        jnp.where(pasted, others, images),
+        images + (1 - own)[:, None, None, None] * (others - images),
+    )
+    return mixed.astype(images.dtype), own[:, None] * targets + (1 - own)[:, None] * neighbours(
+        targets
+    )
 
 
 def neighbours(rows: jax.Array) -> jax.Array:
@@ -194,8 +250,12 @@ def neighbours(rows: jax.Array) -> jax.Array:
     return rows.reshape(len(rows) // 2, 2, *rows.shape[1:])[:, ::-1].reshape(rows.shape)
 
 
-def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: Dtype) -> jax.Array:
+def normalise(
+    images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: Dtype
+) -> jax.Array:
     """uint8 or float (N, H, W, 3) in 0 to 255 -> `(image / 255 - mean) / std` in `dtype`."""
     wide = jnp.promote_types(jnp.float32, dtype)
     scale = 1 / (255 * jnp.asarray(std, wide))
-    return (images.astype(wide) * scale - jnp.asarray(mean, wide) / jnp.asarray(std, wide)).astype(dtype)
+    return (images.astype(wide) * scale - jnp.asarray(mean, wide) / jnp.asarray(std, wide)).astype(
+        dtype
+    )

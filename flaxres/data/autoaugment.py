@@ -8,6 +8,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,26 @@ import jax.numpy as jnp
 from flaxres.errors import InputError
 
 OPERATIONS = (
-    *("identity", "auto_contrast", "equalize", "invert", "rotate", "posterize", "solarize", "solarize_add"),
-    *("color", "contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y"),
+    *(
+        "identity",
+        "auto_contrast",
+        "equalize",
+        "invert",
+        "rotate",
+        "posterize",
+        "solarize",
+        "solarize_add",
+    ),
+    *(
+        "color",
+        "contrast",
+        "brightness",
+        "sharpness",
+        "shear_x",
+        "shear_y",
+        "translate_x",
+        "translate_y",
+    ),
 )
 NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
 RAND_OPERATIONS = OPERATIONS[1:]
@@ -67,13 +86,22 @@ class RandAugment:
         """Operation and level, (N,) each, of every layer."""
         drawn = []
         for layer in range(self.layers):
-            apart = jax.vmap(lambda key, layer=layer: jax.random.split(jax.random.fold_in(key, layer), 4))(keys)
-            choice = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(RAND_OPERATIONS), jnp.int32))(apart[:, 0])
-            applied, sign = uniforms(apart[:, 1]) < self.probability, jnp.where(uniforms(apart[:, 2]) < 0.5, -1.0, 1.0)
+            apart = jax.vmap(
+                lambda key, layer=layer: jax.random.split(jax.random.fold_in(key, layer), 4)
+            )(keys)
+            choice = jax.vmap(
+                lambda key: jax.random.randint(key, (), 0, len(RAND_OPERATIONS), jnp.int32)
+            )(apart[:, 0])
+            applied, sign = (
+                uniforms(apart[:, 1]) < self.probability,
+                jnp.where(uniforms(apart[:, 2]) < 0.5, -1.0, 1.0),
+            )
             if math.isinf(self.deviation):
                 magnitude = self.magnitude * uniforms(apart[:, 3])
             else:
-                magnitude = self.magnitude + self.deviation * jax.vmap(lambda key: jax.random.normal(key, (), jnp.float32))(apart[:, 3])
+                magnitude = self.magnitude + self.deviation * jax.vmap(
+                    lambda key: jax.random.normal(key, (), jnp.float32)
+                )(apart[:, 3])
             levels = self.levels(jnp.clip(magnitude, 0, TOP), sign, size)
             level = jnp.take_along_axis(levels, choice[:, None], 1)[:, 0]
             drawn.append((jnp.where(applied, numbered(RAND_OPERATIONS)[choice], 0), level))
@@ -88,8 +116,12 @@ class TrivialAugmentWide:
         """Operation and level, (N,) each, of the one layer."""
         del size
         apart = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
-        choice = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(TRIVIAL_OPERATIONS), jnp.int32))(apart[:, 0])
-        share = jax.vmap(lambda key: jax.random.randint(key, (), 0, TRIVIAL_BINS, jnp.int32))(apart[:, 1]) / jnp.float32(TRIVIAL_BINS - 1)
+        choice = jax.vmap(
+            lambda key: jax.random.randint(key, (), 0, len(TRIVIAL_OPERATIONS), jnp.int32)
+        )(apart[:, 0])
+        share = jax.vmap(lambda key: jax.random.randint(key, (), 0, TRIVIAL_BINS, jnp.int32))(
+            apart[:, 1]
+        ) / jnp.float32(TRIVIAL_BINS - 1)
         signed, none = jnp.where(uniforms(apart[:, 2]) < 0.5, -share, share), jnp.zeros_like(share)
         by_name = {
             "rotate": 135 * signed,
@@ -100,7 +132,12 @@ class TrivialAugmentWide:
             **dict.fromkeys(("translate_x", "translate_y"), jnp.trunc(32 * signed)),
         }
         levels = jnp.stack([by_name.get(name, none) for name in TRIVIAL_OPERATIONS], -1)
-        return [(numbered(TRIVIAL_OPERATIONS)[choice], jnp.take_along_axis(levels, choice[:, None], 1)[:, 0])]
+        return [
+            (
+                numbered(TRIVIAL_OPERATIONS)[choice],
+                jnp.take_along_axis(levels, choice[:, None], 1)[:, 0],
+            )
+        ]
 
 
 Policy = RandAugment | TrivialAugmentWide
@@ -114,17 +151,35 @@ def policy(text: str) -> Policy:
         return TrivialAugmentWide()
     if first != "rand":
         raise InputError(f"augment.auto={text!r}: the rule is {FORM}")
-    names = {"m": "magnitude", "n": "layers", "mstd": "deviation", "p": "probability", "inc": "increasing"}
+    names = {
+        "m": "magnitude",
+        "n": "layers",
+        "mstd": "deviation",
+        "p": "probability",
+        "inc": "increasing",
+    }
     values: dict[str, float] = {}
     for part in parts:
         found = re.fullmatch(r"(mstd|inc|m|n|p)(\d+(?:\.\d+)?|inf)", part)
         if found is None or names[found[1]] in values:
-            raise InputError(f"augment.auto={text!r}: {part!r} is not understood; the rule is {FORM}")
+            raise InputError(
+                f"augment.auto={text!r}: {part!r} is not understood; the rule is {FORM}"
+            )
         values[names[found[1]]] = float(found[2])
-    built = RandAugment(**values | {"layers": int(values.get("layers", 2)), "increasing": bool(values.get("increasing", 0))})  # type: ignore[arg-type]
-    built = dataclasses.replace(built, deviation=math.inf if built.deviation > 100 else built.deviation)
+    given: dict[str, Any] = {**values}
+    given["layers"] = int(values.get("layers", 2))
+    given["increasing"] = bool(values.get("increasing", 0))
+    built = RandAugment(**given)
+    built = dataclasses.replace(
+        built, deviation=math.inf if built.deviation > 100 else built.deviation
+    )
     whole = values.get("layers", 2) == built.layers and values.get("increasing", 0) in (0, 1)
-    if not (0 <= built.magnitude <= TOP and 0 < built.layers <= 15 and 0 <= built.probability <= 1 and whole):
+    if not (
+        0 <= built.magnitude <= TOP
+        and 0 < built.layers <= 15
+        and 0 <= built.probability <= 1
+        and whole
+    ):
         raise InputError(f"augment.auto={text!r} is out of range; the rule is {FORM}")
     return built
 
@@ -138,14 +193,21 @@ def numbered(names: Sequence[str]) -> jax.Array:
     return jnp.asarray([NUMBER[name] for name in names], jnp.int32)
 
 
-def apply(images: jax.Array, operation: jax.Array, level: jax.Array, fill: tuple[int, int, int] = (0, 0, 0)) -> jax.Array:
+def apply(
+    images: jax.Array,
+    operation: jax.Array,
+    level: jax.Array,
+    fill: tuple[int, int, int] = (0, 0, 0),
+) -> jax.Array:
     """(N, H, W, 3) uint8 pictures, each changed by its operation, (N,) int32 into `OPERATIONS`, at its level, (N,) float32.
 
     Levels: rotate degrees counterclockwise; posterize bits kept; solarize threshold; solarize_add addend (below 128); color, contrast, brightness,
     sharpness Pillow's factor; shear_x, shear_y shift a row or column; translate_x, translate_y pixels. `fill` is seen where a warp reaches outside.
     """
     images = look_up(images, tables(images, operation, level))
-    images = blend(images, jnp.broadcast_to(gray(images), images.shape), where(operation, "color", level, 1.0))
+    images = blend(
+        images, jnp.broadcast_to(gray(images), images.shape), where(operation, "color", level, 1.0)
+    )
     images = blend(images, smooth(images), where(operation, "sharpness", level, 1.0))
     return warp(images, matrices(operation, level, *images.shape[1:3]), fill)
 
@@ -157,7 +219,9 @@ def where(operation: jax.Array, name: str, level: jax.Array, otherwise: float) -
 def gray(images: jax.Array) -> jax.Array:
     """ITU-R 601 luma of (..., 3) uint8, as (..., 1) uint8, in Pillow's integers."""
     wide = images.astype(jnp.int32)
-    return ((wide[..., 0:1] * 19595 + wide[..., 1:2] * 38470 + wide[..., 2:3] * 7471 + 0x8000) >> 16).astype(jnp.uint8)
+    return (
+        (wide[..., 0:1] * 19595 + wide[..., 1:2] * 38470 + wide[..., 2:3] * 7471 + 0x8000) >> 16
+    ).astype(jnp.uint8)
 
 
 def truncated(values: jax.Array) -> jax.Array:
@@ -167,7 +231,10 @@ def truncated(values: jax.Array) -> jax.Array:
 def blend(images: jax.Array, others: jax.Array, factor: jax.Array) -> jax.Array:
     """Pillow's enhancement: `others + factor * (images - others)`, cut off to uint8; factor 1 changes nothing. `factor`: (N,)."""
     factor = factor.reshape(-1, *[1] * (images.ndim - 1))
-    return truncated(others.astype(jnp.float32) + factor * (images.astype(jnp.float32) - others.astype(jnp.float32)))
+    return truncated(
+        others.astype(jnp.float32)
+        + factor * (images.astype(jnp.float32) - others.astype(jnp.float32))
+    )
 
 
 def contrast_mean(images: jax.Array) -> jax.Array:
@@ -187,9 +254,13 @@ def smooth(images: jax.Array) -> jax.Array:
 def tables(images: jax.Array, operation: jax.Array, level: jax.Array) -> jax.Array:
     """(N, 256, 3) uint8: what becomes of each value of each channel, for the operations that look at nothing else."""
     value, level = jnp.arange(256, dtype=jnp.float32)[None, :, None], level[:, None, None]
-    low, high = (reduce(images, (1, 2)).astype(jnp.float32)[:, None] for reduce in (jnp.min, jnp.max))
+    low, high = (
+        reduce(images, (1, 2)).astype(jnp.float32)[:, None] for reduce in (jnp.min, jnp.max)
+    )
     # The small addends, here and in `warp`, keep what is a whole number in Pillow's doubles from being cut off to the one below in our floats.
-    stretched = jnp.where(high > low, (value - low) * (255 / jnp.maximum(high - low, 1)) + 1e-4, value)
+    stretched = jnp.where(
+        high > low, (value - low) * (255 / jnp.maximum(high - low, 1)) + 1e-4, value
+    )
     mean = contrast_mean(images)[:, None, None]
     step = 2.0 ** (8 - jnp.clip(level, 0, 8))
     by_name = {
@@ -220,7 +291,9 @@ def equalising(images: jax.Array) -> jax.Array:
     step = (count.sum(1, keepdims=True) - last) // 255
     below = jnp.cumsum(count, 1) - count
     table = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
-    return jnp.where(step > 0, table, jnp.arange(256, dtype=jnp.int32)[None, :, None]).astype(jnp.float32)
+    return jnp.where(step > 0, table, jnp.arange(256, dtype=jnp.int32)[None, :, None]).astype(
+        jnp.float32
+    )
 
 
 def places(images: jax.Array) -> jax.Array:
@@ -252,7 +325,10 @@ def matrices(operation: jax.Array, level: jax.Array, height: int, width: int) ->
 def warp(images: jax.Array, matrices: jax.Array, fill: tuple[int, int, int]) -> jax.Array:
     """Affine warps with bilinear interpolation, by Pillow's rules at the borders; `matrices` as above."""
     height, width = images.shape[1:3]
-    x, y = jnp.arange(width, dtype=jnp.float32) + 0.5, jnp.arange(height, dtype=jnp.float32)[:, None] + 0.5
+    x, y = (
+        jnp.arange(width, dtype=jnp.float32) + 0.5,
+        jnp.arange(height, dtype=jnp.float32)[:, None] + 0.5,
+    )
 
     def one(image: jax.Array, matrix: jax.Array) -> jax.Array:
         a, b, c, d, e, f = matrix
@@ -263,7 +339,9 @@ def warp(images: jax.Array, matrices: jax.Array, fill: tuple[int, int, int]) -> 
         pixels = image.reshape(-1, 3)
 
         def at(row: jax.Array, column: jax.Array) -> jax.Array:
-            place = jnp.clip(row, 0, height - 1).astype(jnp.int32) * width + jnp.clip(column, 0, width - 1).astype(jnp.int32)
+            place = jnp.clip(row, 0, height - 1).astype(jnp.int32) * width + jnp.clip(
+                column, 0, width - 1
+            ).astype(jnp.int32)
             return pixels[place].astype(jnp.float32)
 
         upper = at(above, left) * (1 - across) + at(above, left + 1) * across

@@ -29,7 +29,18 @@ Example = tuple[str, bytes, str]
 IMAGENET_IMAGES = {"train": 1_281_167, "validation": 50_000}
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +65,16 @@ def digits(source: pathlib.Path | None) -> Contents:
 
     def examples(held_out: bool) -> Iterator[Example]:
         for i in np.flatnonzero(test == held_out):
-            yield f"{i:04d}.png", png(np.repeat((images[i] * 255.0 / 16).round().astype(np.uint8)[..., None], 3, -1)), str(labels[i])
+            yield (
+                f"{i:04d}.png",
+                png(np.repeat((images[i] * 255.0 / 16).round().astype(np.uint8)[..., None], 3, -1)),
+                str(labels[i]),
+            )
 
     counts = {"train": int((~test).sum()), "test": int(test.sum())}
-    splits = {name: (count, functools.partial(examples, name == "test")) for name, count in counts.items()}
+    splits = {
+        name: (count, functools.partial(examples, name == "test")) for name, count in counts.items()
+    }
     return Contents(tuple("0123456789"), splits)
 
 
@@ -67,7 +84,9 @@ def folder(source: pathlib.Path | None) -> Contents:
     found = {split.name: folder_split(split) for split in visible(source)}
     found = {split: classes for split, classes in found.items() if classes}
     if not found:
-        raise InputError(f"data.source={str(source)!r} holds no <split>/<class>/*.jpg|jpeg|png: arrange the images like train/cat/1.jpg")
+        raise InputError(
+            f"data.source={str(source)!r} holds no <split>/<class>/*.jpg|jpeg|png: arrange the images like train/cat/1.jpg"
+        )
     everywhere = sorted(set().union(*found.values()))
     for split, classes in found.items():
         if missing := sorted(set(everywhere) - set(classes)):
@@ -82,7 +101,9 @@ def folder(source: pathlib.Path | None) -> Contents:
                 try:
                     data = path.read_bytes()
                 except OSError as error:
-                    raise InputError(f"{str(path)!r} can't be read ({error.strerror}): mend its permissions, or take it away") from error
+                    raise InputError(
+                        f"{str(path)!r} can't be read ({error.strerror}): mend its permissions, or take it away"
+                    ) from error
                 yield str(path.relative_to(source)), data, name
 
     splits: dict[str, tuple[int, Callable[[], Iterable[Example]]]] = {}
@@ -94,9 +115,13 @@ def folder(source: pathlib.Path | None) -> Contents:
 def require_folder(source: str | pathlib.Path | None) -> pathlib.Path:
     """`source` as a path; raises InputError where it is no folder, since every folder of images is a dataset of its own."""
     if source is None:
-        raise InputError("data.name='folder' needs data.source: the folder that holds <split>/<class>/*.jpg")
+        raise InputError(
+            "data.name='folder' needs data.source: the folder that holds <split>/<class>/*.jpg"
+        )
     if not (path := pathlib.Path(source).expanduser()).is_dir():
-        raise InputError(f"data.source={str(source)!r} is not a folder: give the one that holds <split>/<class>/*.jpg")
+        raise InputError(
+            f"data.source={str(source)!r} is not a folder: give the one that holds <split>/<class>/*.jpg"
+        )
     return path
 
 
@@ -106,19 +131,28 @@ def visible(path: pathlib.Path) -> list[pathlib.Path]:
 
 def folder_split(split: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     """Class -> image files, for the classes that have any; links to folders and nested folders are followed as they stand."""
-    classes = {c.name: sorted(p for p in c.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()) for c in visible(split)}
+    classes = {
+        c.name: sorted(p for p in c.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+        for c in visible(split)
+    }
     return {name: paths for name, paths in classes.items() if paths}
 
 
 def cifar10(source: pathlib.Path | None) -> Contents:
     """CIFAR-10 (Krizhevsky 2009) from the official binary archive: `source` is that file or a folder that has it; else it is downloaded."""
-    archive = source / "cifar-10-binary.tar.gz" if source is not None and source.is_dir() else source
+    archive = (
+        source / "cifar-10-binary.tar.gz" if source is not None and source.is_dir() else source
+    )
     if archive is None:
         archive = download(CIFAR10_URL, CIFAR10_SHA256)
     elif not archive.is_file():
-        raise InputError(f"data.source={str(archive)!r} does not exist: give cifar-10-binary.tar.gz, or leave data.source out to download it")
+        raise InputError(
+            f"data.source={str(archive)!r} does not exist: give cifar-10-binary.tar.gz, or leave data.source out to download it"
+        )
     elif (digest := digests.of_file(archive)) != CIFAR10_SHA256:
-        raise InputError(f"{str(archive)!r} has SHA-256 {digest}: the official cifar-10-binary.tar.gz has {CIFAR10_SHA256}; fetch it again")
+        raise InputError(
+            f"{str(archive)!r} has SHA-256 {digest}: the official cifar-10-binary.tar.gz has {CIFAR10_SHA256}; fetch it again"
+        )
 
     def examples(members: tuple[str, ...]) -> Iterator[Example]:
         with tarfile.open(archive) as tar:
@@ -127,10 +161,17 @@ def cifar10(source: pathlib.Path | None) -> Contents:
                 assert file is not None
                 rows = np.frombuffer(file.read(), np.uint8).reshape(-1, 1 + 3 * 32 * 32)
                 for i, row in enumerate(rows):
-                    yield f"{member}/{i:05d}.png", png(row[1:].reshape(3, 32, 32).transpose(1, 2, 0)), CIFAR10_CLASSES[row[0]]
+                    yield (
+                        f"{member}/{i:05d}.png",
+                        png(row[1:].reshape(3, 32, 32).transpose(1, 2, 0)),
+                        CIFAR10_CLASSES[row[0]],
+                    )
 
     train = tuple(f"data_batch_{i}" for i in range(1, 6))
-    splits = {"train": (50_000, functools.partial(examples, train)), "test": (10_000, functools.partial(examples, ("test_batch",)))}
+    splits = {
+        "train": (50_000, functools.partial(examples, train)),
+        "test": (10_000, functools.partial(examples, ("test_batch",))),
+    }
     return Contents(CIFAR10_CLASSES, splits)
 
 
@@ -142,11 +183,15 @@ def imagenet2012(source: pathlib.Path | None) -> Contents:
     import tensorflow_datasets as tfds
 
     if source is None or not source.is_dir():
-        raise InputError(f"data.source={str(source)!r} is not a folder: give the one with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar")
+        raise InputError(
+            f"data.source={str(source)!r} is not a folder: give the one with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar"
+        )
     train, validation = source / "ILSVRC2012_img_train.tar", source / "ILSVRC2012_img_val.tar"
     for path in (train, validation):
         if not path.is_file():
-            raise InputError(f"{str(path)!r} does not exist: ImageNet's tars are had from image-net.org after registration")
+            raise InputError(
+                f"{str(path)!r} does not exist: ImageNet's tars are had from image-net.org after registration"
+            )
     lists = tfds.core.tfds_path("datasets/imagenet2012")
     classes = tuple((lists / "labels.txt").read_text().split())
     labels = (lists / "validation_labels.txt").read_text().split()
@@ -158,20 +203,34 @@ def imagenet2012(source: pathlib.Path | None) -> Contents:
                     continue
                 name = pathlib.PurePosixPath(member.name).stem
                 if name not in classes:
-                    raise InputError(f"{str(train)!r} holds {member.name!r}: the rule is one tar for each of the 1,000 classes")
+                    raise InputError(
+                        f"{str(train)!r} holds {member.name!r}: the rule is one tar for each of the 1,000 classes"
+                    )
                 with tarfile.open(fileobj=file, mode="r:") as inner:
-                    yield from ((image.name, content.read(), name) for image, content in files(inner, LARGEST_IMAGE))
+                    yield from (
+                        (image.name, content.read(), name)
+                        for image, content in files(inner, LARGEST_IMAGE)
+                    )
 
     def validation_examples() -> Iterator[Example]:
         with tarfile.open(validation, "r:") as tar:
             for image, content in files(tar, LARGEST_IMAGE):
                 number = pathlib.PurePosixPath(image.name).stem.rsplit("_", 1)[-1]
                 if not (number.isdigit() and 1 <= int(number) <= len(labels)):
-                    raise InputError(f"{str(validation)!r} holds {image.name!r}: the rule is ILSVRC2012_val_00000001.JPEG to _{len(labels):08d}.JPEG")
+                    raise InputError(
+                        f"{str(validation)!r} holds {image.name!r}: the rule is ILSVRC2012_val_00000001.JPEG to _{len(labels):08d}.JPEG"
+                    )
                 yield image.name, content.read(), labels[int(number) - 1]
 
     counts = IMAGENET_IMAGES
-    return Contents(classes, {"train": (counts["train"], train_examples), "validation": (counts["validation"], validation_examples)}, True)
+    return Contents(
+        classes,
+        {
+            "train": (counts["train"], train_examples),
+            "validation": (counts["validation"], validation_examples),
+        },
+        True,
+    )
 
 
 def files(tar: tarfile.TarFile, largest: int) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
@@ -190,7 +249,9 @@ def files(tar: tarfile.TarFile, largest: int) -> Iterator[tuple[tarfile.TarInfo,
             yield member, file
 
 
-BUILDERS: dict[str, Callable[[pathlib.Path | None], Contents]] = {f.__name__: f for f in (digits, folder, cifar10, imagenet2012)}
+BUILDERS: dict[str, Callable[[pathlib.Path | None], Contents]] = {
+    f.__name__: f for f in (digits, folder, cifar10, imagenet2012)
+}
 
 
 def png(image: np.ndarray) -> bytes:
@@ -209,20 +270,36 @@ def download(url: str, digest: str) -> pathlib.Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part")
     try:
-        with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as file, bar() as progress:
-            task = progress.add_task(f"download {target.name} (KiB)", total=int(response.headers.get("Content-Length", 0)) // 1024 or None)
+        with (
+            urllib.request.urlopen(url, timeout=60) as response,
+            part.open("wb") as file,
+            bar() as progress,
+        ):
+            task = progress.add_task(
+                f"download {target.name} (KiB)",
+                total=int(response.headers.get("Content-Length", 0)) // 1024 or None,
+            )
             while block := response.read(1 << 20):
                 file.write(block)
                 progress.advance(task, len(block) // 1024)
     except (urllib.error.URLError, OSError) as error:
-        raise InputError(f"{url} can't be downloaded ({error}): fetch it elsewhere and give its path as data.source") from error
+        raise InputError(
+            f"{url} can't be downloaded ({error}): fetch it elsewhere and give its path as data.source"
+        ) from error
     if (found := digests.of_file(part)) != digest:
         part.unlink()
-        raise InputError(f"{url} came with SHA-256 {found}: the rule is {digest}; try again, or give a local copy as data.source")
+        raise InputError(
+            f"{url} came with SHA-256 {found}: the rule is {digest}; try again, or give a local copy as data.source"
+        )
     part.rename(target)
     return target
 
 
 def bar() -> Progress:
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=Console(stderr=True, highlight=False, markup=False))

@@ -37,18 +37,34 @@ def open_image(data: bytes) -> Image.Image:
         raise UnreadableError("the file is empty")
     try:
         image = Image.open(io.BytesIO(data))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise UnreadableError("this is no JPEG or PNG image" if isinstance(error, UnidentifiedImageError) else str(error)) from error
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        OSError,
+        ValueError,
+        SyntaxError,
+    ) as error:
+        raise UnreadableError(
+            "this is no JPEG or PNG image"
+            if isinstance(error, UnidentifiedImageError)
+            else str(error)
+        ) from error
     if image.width * image.height > MAX_PIXELS:
-        raise UnreadableError(f"{image.width} x {image.height} pixels: the limit is {MAX_PIXELS:,} in all; make the image smaller")
+        raise UnreadableError(
+            f"{image.width} x {image.height} pixels: the limit is {MAX_PIXELS:,} in all; make the image smaller"
+        )
     return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """`image` decoded in full, as RGB of 8 bits; raises UnreadableError for one that is cut short."""
     try:
-        if image.mode.startswith("I"):  # 16 bits of gray, which Pillow would clip instead of scaling
-            return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        if image.mode.startswith(
+            "I"
+        ):  # 16 bits of gray, which Pillow would clip instead of scaling
+            return Image.fromarray(
+                (np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
+            ).convert("RGB")
         return image.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
         raise UnreadableError(str(error)) from error
@@ -121,7 +137,9 @@ class RandomResizedCrop:
         return uniforms(self.seed, positions, (TRIES, 4))
 
     def __call__(self, data: bytes, numbers: np.ndarray) -> np.ndarray:
-        return random_resized_crop(data, self.size, numbers, self.scale, self.ratio, self.interpolation)
+        return random_resized_crop(
+            data, self.size, numbers, self.scale, self.ratio, self.interpolation
+        )
 
 
 def centre_crop(data: bytes, size: int, resize: int, interpolation: Interpolation) -> np.ndarray:
@@ -133,13 +151,23 @@ def centre_crop(data: bytes, size: int, resize: int, interpolation: Interpolatio
     width, height = image.size
     short = min(width, height)
     if short != resize:
-        target = (resize, int(resize * height / width)) if width <= height else (int(resize * width / height), resize)
+        target = (
+            (resize, int(resize * height / width))
+            if width <= height
+            else (int(resize * width / height), resize)
+        )
         image = image.resize(target, FILTERS[interpolation])
     left, top = round((image.width - size) / 2.0), round((image.height - size) / 2.0)
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def crop_box(height: int, width: int, numbers: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+def crop_box(
+    height: int,
+    width: int,
+    numbers: np.ndarray,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
     """Random resized crop (Szegedy et al. 2015, section 6; torchvision's rule): (top, left, height, width) in pixels.
 
     `numbers`: (TRIES, 4) numbers in [0, 1) for area, aspect ratio, top and left of each try. When none fits: the largest central crop whose
@@ -153,13 +181,22 @@ def crop_box(height: int, width: int, numbers: np.ndarray, scale: tuple[float, f
         if 0 < w <= width and 0 < h <= height:
             return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
     proportion = min(max(width / height, ratio[0]), ratio[1])
-    w, h = (width, round(width / proportion)) if width / height < ratio[0] else (round(height * proportion), height)
+    w, h = (
+        (width, round(width / proportion))
+        if width / height < ratio[0]
+        else (round(height * proportion), height)
+    )
     w, h = min(w, width), min(h, height)
     return (height - h) // 2, (width - w) // 2, h, w
 
 
 def random_resized_crop(
-    data: bytes, size: int, numbers: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float], interpolation: CropInterpolation
+    data: bytes,
+    size: int,
+    numbers: np.ndarray,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    interpolation: CropInterpolation,
 ) -> np.ndarray:
     """The training picture: a random part of the image, resized with antialiasing to (size, size, 3) uint8. Raises UnreadableError.
 
@@ -167,17 +204,27 @@ def random_resized_crop(
     within a grey level of it. Of a JPEG nothing below the crop is decoded, and all of it at 1/2, 1/4 or 1/8 where the crop is still `size` or more.
     """
     if data[:2] == b"\xff\xd8":
-        with contextlib.suppress(ValueError):  # what simplejpeg refuses, CMYK among it, Pillow may still read
+        with contextlib.suppress(
+            ValueError
+        ):  # what simplejpeg refuses, CMYK among it, Pillow may still read
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             if height * width <= MAX_PIXELS and colours not in ("CMYK", "YCCK"):
                 box = crop_box(height, width, numbers, scale, ratio)
                 picture, shrunk = decode_above(data, height, width, box, size)
                 return resize(picture, box, shrunk, size, interpolation)
     picture = np.asarray(to_rgb(open_image(data)))
-    return resize(picture, crop_box(picture.shape[0], picture.shape[1], numbers, scale, ratio), 1, size, interpolation)
+    return resize(
+        picture,
+        crop_box(picture.shape[0], picture.shape[1], numbers, scale, ratio),
+        1,
+        size,
+        interpolation,
+    )
 
 
-def decode_above(data: bytes, height: int, width: int, box: tuple[int, int, int, int], size: int) -> tuple[np.ndarray, int]:
+def decode_above(
+    data: bytes, height: int, width: int, box: tuple[int, int, int, int], size: int
+) -> tuple[np.ndarray, int]:
     """A JPEG as RGB, without what lies below the box, and by how much it is shrunk; raises ValueError where it is damaged.
 
     The rows below are left out by lowering the height in the header, which in a JPEG of one scan changes no pixel above.
@@ -191,7 +238,14 @@ def decode_above(data: bytes, height: int, width: int, box: tuple[int, int, int,
         data, height = data[:at] + rows.to_bytes(2, "big") + data[at + 2 :], rows
     picture = scratch(-(-height // factor), -(-width // factor))
     try:
-        simplejpeg.decode_jpeg(data, "RGB", min_factor=factor, min_height=picture.shape[0], min_width=picture.shape[1], buffer=picture)
+        simplejpeg.decode_jpeg(
+            data,
+            "RGB",
+            min_factor=factor,
+            min_height=picture.shape[0],
+            min_width=picture.shape[1],
+            buffer=picture,
+        )
     except ValueError as error:
         # libjpeg tells of its first warning only: it is this one where all that was asked for was in order.
         if at is None or "extraneous bytes before marker 0xd9" not in str(error):
@@ -228,21 +282,41 @@ def height_offset(data: bytes) -> int | None:
     return None
 
 
-def resize(picture: np.ndarray, box: tuple[int, int, int, int], shrunk: int, size: int, interpolation: CropInterpolation) -> np.ndarray:
+def resize(
+    picture: np.ndarray,
+    box: tuple[int, int, int, int],
+    shrunk: int,
+    size: int,
+    interpolation: CropInterpolation,
+) -> np.ndarray:
     """The box, in pixels of the picture before it was shrunk, as (size, size, 3)."""
     top, left, h, w = (value / shrunk for value in box)
     if interpolation != "fast":
         image = Image.fromarray(picture)
-        return np.asarray(image.resize((size, size), FILTERS[interpolation], box=(left, top, min(left + w, image.width), min(top + h, image.height))))
+        return np.asarray(
+            image.resize(
+                (size, size),
+                FILTERS[interpolation],
+                box=(left, top, min(left + w, image.width), min(top + h, image.height)),
+            )
+        )
     y, x = round(top), round(left)
     crop = picture[y : max(round(top + h), y + 1), x : max(round(left + w), x + 1)]
     down, across = crop.shape[0] / size, crop.shape[1] / size
     if max(down, across) > 2:
         # OpenCV averages areas only where both sides shrink: the side that doesn't comes after.
-        crop = cv2.resize(crop, (min(crop.shape[1], size), min(crop.shape[0], size)), interpolation=cv2.INTER_AREA)
+        crop = cv2.resize(
+            crop, (min(crop.shape[1], size), min(crop.shape[0], size)), interpolation=cv2.INTER_AREA
+        )
     elif max(down, across) > 1:
-        crop = cv2.sepFilter2D(crop, -1, smoothing(across), smoothing(down), borderType=cv2.BORDER_REPLICATE)
-    return cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR) if crop.shape[:2] != (size, size) else crop.copy()
+        crop = cv2.sepFilter2D(
+            crop, -1, smoothing(across), smoothing(down), borderType=cv2.BORDER_REPLICATE
+        )
+    return (
+        cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR)
+        if crop.shape[:2] != (size, size)
+        else crop.copy()
+    )
 
 
 def smoothing(scale: float) -> np.ndarray:
@@ -261,6 +335,8 @@ def shrink_image(data: bytes, short_side: int, quality: int) -> tuple[str, bytes
     image = open_image(data)
     if min(image.size) <= short_side:
         return f"{kind} kept", data
-    width, height = (max(round(side * short_side / min(image.size)), short_side) for side in image.size)
+    width, height = (
+        max(round(side * short_side / min(image.size)), short_side) for side in image.size
+    )
     small = cv2.resize(np.asarray(to_rgb(image)), (width, height), interpolation=cv2.INTER_AREA)
     return "shrunk", simplejpeg.encode_jpeg(small, quality, "RGB", "420", fastdct=False)

@@ -27,7 +27,11 @@ def add(digest: Any, name: str, data: bytes, label: str) -> None:
 
 def write(folder: pathlib.Path, contents: dict[str, str]) -> None:
     """Writes the digests of a dataset's files, and of the examples of each split, beside them."""
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": digests.of_file(path)} for path in sorted(folder.iterdir()) if path.name != FILE}
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": digests.of_file(path)}
+        for path in sorted(folder.iterdir())
+        if path.name != FILE
+    }
     (folder / FILE).write_text(json.dumps({"contents": contents, "files": files}, indent=2) + "\n")
 
 
@@ -38,7 +42,9 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {"contents": {}, "files": {}}
     except (OSError, ValueError) as error:
-        raise InputError(f"{str(folder / FILE)!r} can't be read ({error}): prepare the dataset again") from error
+        raise InputError(
+            f"{str(folder / FILE)!r} can't be read ({error}): prepare the dataset again"
+        ) from error
 
 
 def require_whole(folder: pathlib.Path, files: dict[str, Any]) -> None:
@@ -46,8 +52,14 @@ def require_whole(folder: pathlib.Path, files: dict[str, Any]) -> None:
     for name, facts in files.items():
         size = (folder / name).stat().st_size if (folder / name).exists() else None
         if size != facts["bytes"]:
-            found = "is missing" if size is None else f"has {size:,} bytes and was written with {facts['bytes']:,}"
-            raise InputError(f"{str(folder / name)!r} {found}: copy it anew, or delete {str(folder)!r} and prepare the dataset again")
+            found = (
+                "is missing"
+                if size is None
+                else f"has {size:,} bytes and was written with {facts['bytes']:,}"
+            )
+            raise InputError(
+                f"{str(folder / name)!r} {found}: copy it anew, or delete {str(folder)!r} and prepare the dataset again"
+            )
 
 
 @dataclasses.dataclass
@@ -67,7 +79,13 @@ def verify(folder: pathlib.Path, sources: list["Source"], decode: bool) -> Verdi
         task = progress.add_task("files", total=len(known))
         for name, facts in known.items():
             path = folder / name
-            verdict.files[name] = "missing" if not path.exists() else "sound" if digests.of_file(path) == facts["sha256"] else "changed"
+            verdict.files[name] = (
+                "missing"
+                if not path.exists()
+                else "sound"
+                if digests.of_file(path) == facts["sha256"]
+                else "changed"
+            )
             if verdict.files[name] != "sound":
                 verdict.problems.append(f"file {name}: {verdict.files[name]} since it was written")
             progress.advance(task)
@@ -76,7 +94,9 @@ def verify(folder: pathlib.Path, sources: list["Source"], decode: bool) -> Verdi
             kinds: Counter[str] = Counter()
             for first in range(0, len(source), AT_ONCE):
                 block = range(first, min(first + AT_ONCE, len(source)))
-                for kind, problem in pool.map(lambda i, source=source: check(source, i, decode), block):
+                for kind, problem in pool.map(
+                    lambda i, source=source: check(source, i, decode), block
+                ):
                     kinds[kind] += 1
                     if problem:
                         verdict.problems.append(problem)

@@ -48,14 +48,24 @@ class Rows:
     replace: bool
 
 
-def training_rows(size: int, batch: int, seed: int, start: int, stop: int, transform: Callable[[int], Transform], repeats: int = 1) -> Iterator[Rows]:
+def training_rows(
+    size: int,
+    batch: int,
+    seed: int,
+    start: int,
+    stop: int,
+    transform: Callable[[int], Transform],
+    repeats: int = 1,
+) -> Iterator[Rows]:
     """The batches of steps [start, stop): an endless stream of epochs, each a new permutation, that is cut wherever a batch ends.
 
     `transform`: what makes the pictures of a step.
     """
     block = max(IDS_AT_ONCE // batch, 1)
     for first in range(start, stop, block):
-        positions = np.arange(first * batch, min(first + block, stop) * batch, dtype=np.uint32).reshape(-1, batch)
+        positions = np.arange(
+            first * batch, min(first + block, stop) * batch, dtype=np.uint32
+        ).reshape(-1, batch)
         records = training_ids(positions, size, seed, batch, repeats).astype(np.int64)
         for i, step in enumerate(range(first, min(first + block, stop))):
             yield Rows(positions[i], records[i], transform(step), True)
@@ -65,7 +75,9 @@ def evaluation_rows(size: int, batch: int, transform: Transform) -> Iterator[Row
     """Every record once, in order, the last batch padded."""
     for start in range(0, size, batch):
         positions = np.arange(start, start + batch, dtype=np.uint32)
-        yield Rows(positions, np.where(positions < size, positions.astype(np.int64), -1), transform, False)
+        yield Rows(
+            positions, np.where(positions < size, positions.astype(np.int64), -1), transform, False
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,14 +140,25 @@ class Loader:
         bad_images: BadImages = "error",
         say: Callable[[str], None] = note,
     ) -> None:
-        self.source, self.rows, self.sharding, self.speed, self.bad_images, self.say = source, rows, sharding, speed, bad_images, say
+        self.source, self.rows, self.sharding, self.speed, self.bad_images, self.say = (
+            source,
+            rows,
+            sharding,
+            speed,
+            bad_images,
+            say,
+        )
         self.stall_seconds = 0.0
         self.over = False
         self.skipped: dict[int, str] = {}
         self.blocks: list[multiprocessing.shared_memory.SharedMemory] = []
         self.unused: list[multiprocessing.shared_memory.SharedMemory] = []
         others = set(multiprocessing.active_children())
-        self.pool = start_workers(speed.workers, source) if speed.workers else concurrent.futures.ThreadPoolExecutor(speed.threads, "flaxres-decode")
+        self.pool = (
+            start_workers(speed.workers, source)
+            if speed.workers
+            else concurrent.futures.ThreadPoolExecutor(speed.threads, "flaxres-decode")
+        )
         self.processes = set(multiprocessing.active_children()) - others
         self.ready: queue.Queue[Any] = queue.Queue(2)
         self.stopped = threading.Event()
@@ -171,7 +194,9 @@ class Loader:
         try:
             rows = iter(self.rows)
             while not self.stopped.is_set():
-                while (not under_way or len(under_way) < self.most(under_way[0])) and (batch := next(rows, None)) is not None:
+                while (not under_way or len(under_way) < self.most(under_way[0])) and (
+                    batch := next(rows, None)
+                ) is not None:
                     under_way.append(self.submit(batch))
                 if not under_way:
                     break
@@ -187,22 +212,38 @@ class Loader:
 
     def most(self, pending: Pending) -> int:
         """How many batches may be in decoding at a time."""
-        return max(1, min(self.speed.prefetch, self.speed.buffer_bytes // max(pending.images.nbytes, 1)))
+        return max(
+            1, min(self.speed.prefetch, self.speed.buffer_bytes // max(pending.images.nbytes, 1))
+        )
 
     def submit(self, rows: Rows) -> Pending:
         local = local_rows(self.sharding, len(rows.records))
         size = rows.transform.size
         shape = (len(local), size, size, 3)
         numbers = rows.transform.numbers(rows.positions[local])
-        images, block = (np.zeros(shape, np.uint8), None) if not self.speed.workers else self.shared(shape)
+        images, block = (
+            (np.zeros(shape, np.uint8), None) if not self.speed.workers else self.shared(shape)
+        )
         tasks = []
         for first in range(0, len(local), ROWS_A_TASK):
             part = slice(first, first + ROWS_A_TASK)
-            job = Job(rows.transform, rows.records[local[part]], numbers[part], self.bad_images, rows.replace)
-            tasks.append(self.pool.submit(fill, self.source, job, images[part]) if block is None else self.pool.submit(work, job, block.name, first))
+            job = Job(
+                rows.transform,
+                rows.records[local[part]],
+                numbers[part],
+                self.bad_images,
+                rows.replace,
+            )
+            tasks.append(
+                self.pool.submit(fill, self.source, job, images[part])
+                if block is None
+                else self.pool.submit(work, job, block.name, first)
+            )
         return Pending(rows, local, images, tasks, block)
 
-    def shared(self, shape: tuple[int, ...]) -> tuple[np.ndarray, multiprocessing.shared_memory.SharedMemory]:
+    def shared(
+        self, shape: tuple[int, ...]
+    ) -> tuple[np.ndarray, multiprocessing.shared_memory.SharedMemory]:
         """Memory for a batch that the workers write to; those of finished batches are used again."""
         need = int(np.prod(shape))
         block = next((b for b in self.unused if b.size >= need), None)
@@ -247,17 +288,26 @@ class Loader:
         limit = self.speed.worker_seconds if self.speed.workers else 0
         deadline = time.monotonic() + limit
         try:
-            return [task.result(max(deadline - time.monotonic(), 0) if limit else None) for task in tasks]
+            return [
+                task.result(max(deadline - time.monotonic(), 0) if limit else None)
+                for task in tasks
+            ]
         except TimeoutError as error:
             states = {process.pid: state_of(process.pid) for process in self.processes}
             stopped = [pid for pid, state in states.items() if state in ("T", "t")]
-            who = f"process {stopped[0]} is stopped" if stopped else f"one of the processes {', '.join(sorted(map(str, states)))} hangs"
+            who = (
+                f"process {stopped[0]} is stopped"
+                if stopped
+                else f"one of the processes {', '.join(sorted(map(str, states)))} hangs"
+            )
             raise RuntimeError(
                 f"loading processes (data.workers) have finished no batch for {limit:g} seconds (data.worker_seconds): {who}; let it go on, or "
                 "look at its disk, and start again to go on"
             ) from error
 
-    def transfer(self, arrays: dict[str, np.ndarray], local: np.ndarray, total: int) -> dict[str, jax.Array]:
+    def transfer(
+        self, arrays: dict[str, np.ndarray], local: np.ndarray, total: int
+    ) -> dict[str, jax.Array]:
         """`arrays` hold the `local` rows of a batch of `total`."""
 
         def shard(array: np.ndarray) -> jax.Array:
@@ -301,18 +351,24 @@ def fill(source: Source, job: Job, images: np.ndarray) -> Loaded:
                     break
         else:
             if record >= 0:
-                raise InputError(f"{source.name}: {BAD_LIMIT} images after record {record} can't be decoded; prepare the dataset again")
+                raise InputError(
+                    f"{source.name}: {BAD_LIMIT} images after record {record} can't be decoded; prepare the dataset again"
+                )
         loaded.labels.append(label)
     return loaded
 
 
-def load(source: Source, record: int, transform: Transform, numbers: np.ndarray) -> tuple[np.ndarray, int]:
+def load(
+    source: Source, record: int, transform: Transform, numbers: np.ndarray
+) -> tuple[np.ndarray, int]:
     """The picture and the label of a record; raises InputError that names the record and its file where either can't be had."""
     data, label = source.read(record)
     try:
         return transform(data, numbers), label
     except UnreadableError as error:
-        raise InputError(f"{source.describe(record)}: {error}; prepare the dataset again, or set data.bad_images='skip'") from error
+        raise InputError(
+            f"{source.describe(record)}: {error}; prepare the dataset again, or set data.bad_images='skip'"
+        ) from error
 
 
 # What a worker process knows.
@@ -322,7 +378,9 @@ worker_blocks: dict[str, multiprocessing.shared_memory.SharedMemory] = {}
 
 def start_workers(count: int, source: Source) -> concurrent.futures.ProcessPoolExecutor:
     """Processes that read `source`; spawned, since a fork of a process with JAX's threads may hang."""
-    pool = concurrent.futures.ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), begin_work, (source, os.getpid()))
+    pool = concurrent.futures.ProcessPoolExecutor(
+        count, multiprocessing.get_context("spawn"), begin_work, (source, os.getpid())
+    )
     for _ in range(count):
         pool.submit(os.getpid)
     return pool
@@ -351,7 +409,9 @@ def work(job: Job, block: str, first: int) -> Loaded:
         worker_blocks[block] = multiprocessing.shared_memory.SharedMemory(block)
     size = job.transform.size
     shape = (len(job.records), size, size, 3)
-    images = np.ndarray(shape, np.uint8, buffer=worker_blocks[block].buf, offset=first * size * size * 3)
+    images = np.ndarray(
+        shape, np.uint8, buffer=worker_blocks[block].buf, offset=first * size * size * 3
+    )
     images[:] = 0
     return fill(worker_source, job, images)
 
@@ -401,32 +461,50 @@ def drain(items: queue.Queue[Any]) -> None:
 
 def local_rows(sharding: Sharding, total: int) -> np.ndarray:
     """The rows of a global batch that this process's devices hold, ascending."""
-    parts = {index[0].indices(total)[:2] for index in sharding.addressable_devices_indices_map((total,)).values() if index}
+    parts = {
+        index[0].indices(total)[:2]
+        for index in sharding.addressable_devices_indices_map((total,)).values()
+        if index
+    }
     return np.concatenate([np.arange(*part) for part in sorted(parts)])
 
 
 def require_resident(source: Source, size: int) -> None:
     """Refuses a dataset that is too large to lie on a device."""
     if (need := len(source) * size * size * 3) > RESIDENT_LIMIT:
-        raise InputError(f"data.resident=True would put {need / 2**30:.0f} GiB on each device: the limit is 8; set data.resident=False")
+        raise InputError(
+            f"data.resident=True would put {need / 2**30:.0f} GiB on each device: the limit is 8; set data.resident=False"
+        )
 
 
-def resident(source: Source, transform: Transform, sharding: Sharding, threads: int) -> dict[str, jax.Array]:
+def resident(
+    source: Source, transform: Transform, sharding: Sharding, threads: int
+) -> dict[str, jax.Array]:
     """The whole split on every device: `image` (N, size, size, 3) uint8 and `label` (N,) int32; raises InputError above 8 GiB.
 
     An image that can't be decoded is an error here whatever the policy: a dataset of this size is quickly prepared again.
     """
     require_resident(source, transform.size)
     count = len(source)
-    images, labels = np.empty((count, transform.size, transform.size, 3), np.uint8), np.empty(count, np.int32)
+    images, labels = (
+        np.empty((count, transform.size, transform.size, 3), np.uint8),
+        np.empty(count, np.int32),
+    )
 
     def part(first: int) -> None:
         records = np.arange(first, min(first + ROWS_A_TASK, count))
-        loaded = fill(source, Job(transform, records, transform.numbers(records), "error", False), images[first : first + ROWS_A_TASK])
+        loaded = fill(
+            source,
+            Job(transform, records, transform.numbers(records), "error", False),
+            images[first : first + ROWS_A_TASK],
+        )
         labels[first : first + ROWS_A_TASK] = loaded.labels
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         for task in [pool.submit(part, first) for first in range(0, count, ROWS_A_TASK)]:
             task.result()
     # Not `device_put`, which would compare the whole dataset between the processes of a run.
-    return {name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__) for name, array in (("image", images), ("label", labels))}
+    return {
+        name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+        for name, array in (("image", images), ("label", labels))
+    }

@@ -35,7 +35,9 @@ def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
 
 
 def seed_words(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.asarray([seed & 0xFFFFFFFF], np.uint32), np.asarray([seed >> 32 & 0xFFFFFFFF], np.uint32)
+    return np.asarray([seed & 0xFFFFFFFF], np.uint32), np.asarray(
+        [seed >> 32 & 0xFFFFFFFF], np.uint32
+    )
 
 
 def uniforms(seed: int, positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -43,7 +45,9 @@ def uniforms(seed: int, positions: np.ndarray, shape: tuple[int, ...]) -> np.nda
     count = math.prod(shape)
     words = np.asarray(positions, np.uint32)[:, None]
     key = threefry(seed_words(seed), (words, np.asarray([CROP], np.uint32)))
-    first, second = threefry(key, (np.arange((count + 1) // 2, dtype=np.uint32), np.zeros(1, np.uint32)))
+    first, second = threefry(
+        key, (np.arange((count + 1) // 2, dtype=np.uint32), np.zeros(1, np.uint32))
+    )
     return (np.concatenate([first, second], 1)[:, :count] / 2.0**32).reshape(len(words), *shape)
 
 
@@ -51,14 +55,18 @@ def mirrored(positions: Any, size: int, seed: int) -> Any:
     """(N,) whether the samples at uint32 `positions` are mirrored: a random half of the records in the first epoch, then each in every second one
     (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.6). NumPy in, NumPy out; JAX likewise.
     """
-    word, _ = threefry(seed_words(seed), (sample_ids(positions, size, seed), np.asarray([FLIP], np.uint32)))
+    word, _ = threefry(
+        seed_words(seed), (sample_ids(positions, size, seed), np.asarray([FLIP], np.uint32))
+    )
     return (word + positions // np.uint32(size)) % np.uint32(2) == 1
 
 
 def step_positions(step: Any, batch: int) -> Any:
     """(batch,) uint32: the positions of the samples of a step; NumPy for an int, JAX for an array."""
     numbers: Any = jnp if isinstance(step, jax.Array) else np
-    return numbers.asarray(step, np.uint32) * np.uint32(batch) + numbers.arange(batch, dtype=np.uint32)
+    return numbers.asarray(step, np.uint32) * np.uint32(batch) + numbers.arange(
+        batch, dtype=np.uint32
+    )
 
 
 def training_ids(positions: Any, size: int, seed: int, batch: int, repeats: int = 1) -> Any:
@@ -70,7 +78,11 @@ def training_ids(positions: Any, size: int, seed: int, batch: int, repeats: int 
     if repeats == 1:
         return sample_ids(positions, size, seed)
     different = np.uint32(batch // repeats)
-    return sample_ids(positions // np.uint32(batch) * different + positions % np.uint32(batch) % different, size, seed)
+    return sample_ids(
+        positions // np.uint32(batch) * different + positions % np.uint32(batch) % different,
+        size,
+        seed,
+    )
 
 
 def sample_ids(positions: Any, size: int, seed: int) -> Any:

@@ -45,7 +45,10 @@ class Tally:
 
     def lines(self) -> list[str]:
         """`train: 1200 JPEG, 3 refused`, a line a split. The refused files themselves are named while it works."""
-        return [f"{split}: " + ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())) for split, kinds in self.kinds.items()]
+        return [
+            f"{split}: " + ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+            for split, kinds in self.kinds.items()
+        ]
 
 
 def readable(examples: Iterable[Example]) -> Iterator[Example]:
@@ -53,7 +56,9 @@ def readable(examples: Iterable[Example]) -> Iterator[Example]:
     try:
         yield from examples
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise InputError(f"the archive is damaged ({' '.join(str(error).split())}): get it anew") from error
+        raise InputError(
+            f"the archive is damaged ({' '.join(str(error).split())}): get it anew"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +87,9 @@ class Plan:
         iterator = readable(examples())
         with concurrent.futures.ThreadPoolExecutor() as pool:
             while block := list(itertools.islice(iterator, 256)):
-                for (name, _, label), (kind, data, why) in zip(block, pool.map(changed, block), strict=True):
+                for (name, _, label), (kind, data, why) in zip(
+                    block, pool.map(changed, block), strict=True
+                ):
                     kinds[kind] += 1
                     progress.advance(task)
                     if data is not None:
@@ -90,17 +97,27 @@ class Plan:
                         yield name, data, label
                         continue
                     if self.bad_images == "error":
-                        raise InputError(f"{split}: {name}: {why}; mend or remove it, or let bad images be skipped (data.bad_images='skip')")
+                        raise InputError(
+                            f"{split}: {name}: {why}; mend or remove it, or let bad images be skipped (data.bad_images='skip')"
+                        )
                     tally.refused.append((name, why))
                     progress.console.print(f"refused {name}: {why}")
         if self.contents.complete and (seen := sum(kinds.values())) != total:
-            raise InputError(f"split {split!r} has {seen:,} images: the rule is {total:,}; the archive is incomplete, get it anew")
+            raise InputError(
+                f"split {split!r} has {seen:,} images: the rule is {total:,}; the archive is incomplete, get it anew"
+            )
         if not sum(n for kind, n in kinds.items() if kind != "refused"):
-            raise InputError(f"split {split!r} holds no image that can be read: {len(tally.refused)} files were refused")
+            raise InputError(
+                f"split {split!r} holds no image that can be read: {len(tally.refused)} files were refused"
+            )
 
 
 def prepare(
-    name: str, source: str | None, data_dir: str | None, splits: Iterable[str] = (), bad_images: BadImages = "skip"
+    name: str,
+    source: str | None,
+    data_dir: str | None,
+    splits: Iterable[str] = (),
+    bad_images: BadImages = "skip",
 ) -> tuple[pathlib.Path, Tally]:
     """Writes the dataset `name` as ArrayRecord under `data_dir` (TFDS's own folder by default) and returns where it is.
 
@@ -118,7 +135,9 @@ def prepare(
     return write(Plan(name, config_name(name, source), contents, repair, bad_images), data_dir)
 
 
-def shrink(sources: "Mapping[str, Source]", short_side: int, quality: int, data_dir: str | None) -> tuple[str, pathlib.Path, Tally]:
+def shrink(
+    sources: "Mapping[str, Source]", short_side: int, quality: int, data_dir: str | None
+) -> tuple[str, pathlib.Path, Tally]:
     """Writes all splits of a prepared dataset again with smaller images.
 
     Returns the name to train on, `name/[config_]DIGEST_256px_q90`, and where it is.
@@ -126,18 +145,28 @@ def shrink(sources: "Mapping[str, Source]", short_side: int, quality: int, data_
     Images whose short side is above `short_side` pixels are resized to it and become JPEGs of that quality; the others are kept to the byte.
     """
     if not (short_side > 0 and 1 <= quality <= 100):
-        raise InputError(f"--short-side={short_side} --quality={quality}: the rule is > 0, and 1 to 100")
+        raise InputError(
+            f"--short-side={short_side} --quality={quality}: the rule is > 0, and 1 to 100"
+        )
 
     def examples(source: "Source") -> Iterator[Example]:
         for record in range(len(source)):
             data, label = source.read(record)
             if label < 0:
-                raise InputError(f"{source.describe(record)} has no label: only labelled splits can be shrunk")
+                raise InputError(
+                    f"{source.describe(record)} has no label: only labelled splits can be shrunk"
+                )
             yield source.file_name(record), data, source.classes[label]
 
     first = next(iter(sources.values()))
     dataset, *config = first.dataset.partition(":")[0].split("/")
-    contents = Contents(first.classes, {split: (len(source), functools.partial(examples, source)) for split, source in sources.items()})
+    contents = Contents(
+        first.classes,
+        {
+            split: (len(source), functools.partial(examples, source))
+            for split, source in sources.items()
+        },
+    )
     # The digest keeps what was shrunk from another state of the source from being taken for this one.
     name = "_".join([*config, first.digest[:8], f"{short_side}px_q{quality}"])
     change = functools.partial(shrink_image, short_side=short_side, quality=quality)
@@ -160,7 +189,9 @@ def config_name(name: str, source: str | None) -> str | None:
         for label, paths in folder_split(split).items():
             for path in paths:
                 status = path.stat()
-                digest.update(f"{split.name}/{label}/{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+                digest.update(
+                    f"{split.name}/{label}/{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode()
+                )
     readable = "".join(c if c.isalnum() else "_" for c in root.name.lower()) or "root"
     return f"{readable}_{digest.hexdigest()[:16]}"
 
@@ -172,7 +203,9 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w")
     except OSError as error:
-        raise InputError(f"datasets can't be written to {str(folder)!r} ({error.strerror}): give another data_dir") from error
+        raise InputError(
+            f"datasets can't be written to {str(folder)!r} ({error.strerror}): give another data_dir"
+        ) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -191,7 +224,9 @@ def write(plan: Plan, data_dir: str | None) -> tuple[pathlib.Path, Tally]:
 
         class Builder(tfds.core.GeneratorBasedBuilder):
             VERSION = tfds.core.Version(VERSION)
-            BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=plan.config)] if plan.config else []
+            BUILDER_CONFIGS: ClassVar = (
+                [tfds.core.BuilderConfig(name=plan.config)] if plan.config else []
+            )
             progress: Progress
 
             def _info(self) -> Any:
@@ -201,7 +236,9 @@ def write(plan: Plan, data_dir: str | None) -> tuple[pathlib.Path, Tally]:
                     "file_name": tfds.features.Text(),
                 }
                 return self.dataset_info_from_configs(
-                    features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label"), disable_shuffling=True
+                    features=tfds.features.FeaturesDict(features),
+                    supervised_keys=("image", "label"),
+                    disable_shuffling=True,
                 )
 
             def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
@@ -220,12 +257,19 @@ def write(plan: Plan, data_dir: str | None) -> tuple[pathlib.Path, Tally]:
             staging = place.parent / STAGING
             shutil.rmtree(staging, ignore_errors=True)
             try:
-                builder = Builder(data_dir=str(staging), config=plan.config, file_format="array_record")
-                with bar() as progress, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints where it writes
+                builder = Builder(
+                    data_dir=str(staging), config=plan.config, file_format="array_record"
+                )
+                with (
+                    bar() as progress,
+                    contextlib.redirect_stdout(io.StringIO()),
+                ):  # TFDS prints where it writes
                     builder.progress = progress
                     builder.download_and_prepare()
                 written = staging / relative / VERSION
-                integrity.write(written, {split: digest.hexdigest() for split, digest in tally.contents.items()})
+                integrity.write(
+                    written, {split: digest.hexdigest() for split, digest in tally.contents.items()}
+                )
                 written.rename(place)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)

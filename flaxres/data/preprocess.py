@@ -28,7 +28,11 @@ class Preprocess:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __call__(self, pictures: "Picture | Iterable[Picture]") -> np.ndarray:
-        several = [pictures] if isinstance(pictures, str | bytes | pathlib.Path | Image.Image) else pictures
+        several = (
+            [pictures]
+            if isinstance(pictures, str | bytes | pathlib.Path | Image.Image)
+            else pictures
+        )
         crops = np.stack([self.crop(picture) for picture in several])
         return ((crops / 255 - np.asarray(self.mean)) / np.asarray(self.std)).astype(np.float32)
 
@@ -40,7 +44,9 @@ class Preprocess:
             try:
                 picture = pathlib.Path(picture).read_bytes()
             except OSError as error:
-                raise InputError(f"{name} can't be read ({error.strerror}): give a JPEG or PNG file") from error
+                raise InputError(
+                    f"{name} can't be read ({error.strerror}): give a JPEG or PNG file"
+                ) from error
         if isinstance(picture, Image.Image):
             buffer = io.BytesIO()
             picture.convert("RGB").save(buffer, "PNG")

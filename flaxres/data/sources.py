@@ -71,13 +71,25 @@ class Source:
         return f"{self.name} record {index}{f' ({name})' if name else ''}"
 
 
-def find(name: str, source: str | None, data_dir: str | None, splits: Sequence[str] = (), bad_images: BadImages = "skip") -> Any:
+def find(
+    name: str,
+    source: str | None,
+    data_dir: str | None,
+    splits: Sequence[str] = (),
+    bad_images: BadImages = "skip",
+) -> Any:
     """The TFDS builder of a prepared dataset; one of ours is prepared now if it isn't yet, unless a split is asked for that it won't have."""
     if name == "folder":
         builders.require_folder(source)
     config = prepare.config_name(name, source)
     ours = f"{name}:{prepare.VERSION}" if config is None else f"{name}/{config}"
-    for wanted in (ours, name) if name in builders.BUILDERS and config is None else (ours,) if config else (name,):
+    for wanted in (
+        (ours, name)
+        if name in builders.BUILDERS and config is None
+        else (ours,)
+        if config
+        else (name,)
+    ):
         with contextlib.suppress(InputError):
             return locate(wanted, data_dir)
     if name not in builders.BUILDERS:
@@ -94,7 +106,9 @@ def locate(name: str, data_dir: str | None) -> Any:
     try:
         return read_only_builder.builder_from_files(name, data_dir=data_dir)
     except (registered.DatasetNotFoundError, ValueError) as error:
-        raise InputError(f"no prepared dataset {name!r} in {data_dir or 'the TFDS folder'}") from error
+        raise InputError(
+            f"no prepared dataset {name!r} in {data_dir or 'the TFDS folder'}"
+        ) from error
 
 
 def open_folder(path: pathlib.Path) -> Any:
@@ -108,7 +122,12 @@ def prepared(data_dir: str | None) -> list[str]:
     import tensorflow_datasets as tfds
 
     root = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    return sorted({"/".join(path.relative_to(root).parts[:-2]) for path in root.glob("*/**/dataset_info.json")})
+    return sorted(
+        {
+            "/".join(path.relative_to(root).parts[:-2])
+            for path in root.glob("*/**/dataset_info.json")
+        }
+    )
 
 
 def open_splits(
@@ -122,7 +141,9 @@ def open_splits(
 
     Raises InputError for a dataset, split or feature that isn't there, one that isn't in ArrayRecord, or one of whose files a part is missing.
     """
-    builder = find(name, source, data_dir, [split.partition("[")[0] for split in splits], bad_images)
+    builder = find(
+        name, source, data_dir, [split.partition("[")[0] for split in splits], bad_images
+    )
     folder = pathlib.Path(builder.data_path)
     integrity.require_whole(folder, integrity.read(folder)["files"])
     return sources(builder, name, splits)
@@ -134,32 +155,61 @@ def sources(builder: Any, name: str, splits: Sequence[str] = ()) -> list[Source]
 
     info, folder = builder.info, pathlib.Path(builder.data_path)
     known = integrity.read(folder)
-    label_key, image_key = feature(info, tfds.features.ClassLabel), feature(info, tfds.features.Image)
+    label_key, image_key = (
+        feature(info, tfds.features.ClassLabel),
+        feature(info, tfds.features.Image),
+    )
     classes = tuple(info.features[label_key].names)
-    sizes = (f"{key}={value.num_examples},{value.num_bytes}" for key, value in sorted(info.splits.items()))
+    sizes = (
+        f"{key}={value.num_examples},{value.num_bytes}"
+        for key, value in sorted(info.splits.items())
+    )
     digest = digests.of_words(
-        [name, str(info.version), *classes, *sizes, *(f"{split}={value}" for split, value in sorted(known["contents"].items()))]
+        [
+            name,
+            str(info.version),
+            *classes,
+            *sizes,
+            *(f"{split}={value}" for split, value in sorted(known["contents"].items())),
+        ]
     )
 
     def opened(split: str) -> Source:
         prepare.require_split(name, split, info.splits)
         try:
-            records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
+            records = builder.as_data_source(
+                split, decoders={image_key: tfds.decode.SkipDecoding()}
+            )
         except NotImplementedError as error:
             raise InputError(
                 f"dataset {name!r} at {str(folder)!r} is not in ArrayRecord: prepare it again with file_format='array_record'"
             ) from error
         except ValueError as error:
-            raise InputError(f"split {split!r} of {name}: {' '.join(str(error).split())}") from error
+            raise InputError(
+                f"split {split!r} of {name}: {' '.join(str(error).split())}"
+            ) from error
         if not len(records):
             raise InputError(f"split {split!r} of {name} is empty: choose another")
-        files = tuple((str(part.filename), part.take) for part in info.splits[split].file_instructions)
-        return Source(f"{name}/{split}", info.full_name.replace("/" + str(info.version), ""), classes, digest, records, image_key, label_key, files)
+        files = tuple(
+            (str(part.filename), part.take) for part in info.splits[split].file_instructions
+        )
+        return Source(
+            f"{name}/{split}",
+            info.full_name.replace("/" + str(info.version), ""),
+            classes,
+            digest,
+            records,
+            image_key,
+            label_key,
+            files,
+        )
 
     return [opened(split) for split in splits or info.splits]
 
 
-def open_source(name: str, split: str, source: str | None = None, data_dir: str | None = None) -> Source:
+def open_source(
+    name: str, split: str, source: str | None = None, data_dir: str | None = None
+) -> Source:
     """One split; see `open_splits`."""
     return open_splits(name, [split], source, data_dir)[0]
 
@@ -168,11 +218,15 @@ def feature(info: Any, kind: type) -> str:
     """The key of the only feature of a kind."""
     keys = [key for key, value in info.features.items() if isinstance(value, kind)]
     if len(keys) != 1:
-        raise InputError(f"dataset {info.full_name} has {len(keys)} features of kind {kind.__name__}: the rule is one")
+        raise InputError(
+            f"dataset {info.full_name} has {len(keys)} features of kind {kind.__name__}: the rule is one"
+        )
     return keys[0]
 
 
-def verify(name: str, source: str | None = None, data_dir: str | None = None, decode: bool = False) -> integrity.Verdict:
+def verify(
+    name: str, source: str | None = None, data_dir: str | None = None, decode: bool = False
+) -> integrity.Verdict:
     """Checks all splits of a prepared dataset; see `integrity.verify`. A file that is cut or gone is a problem found, not an error."""
     builder = find(name, source, data_dir)
     folder = pathlib.Path(builder.data_path)
@@ -187,7 +241,12 @@ def describe(name: str, source: str | None = None, data_dir: str | None = None) 
     info, folder = builder.info, pathlib.Path(builder.data_path)
     contents = integrity.read(folder)["contents"]
     splits = {
-        split: {"examples": facts.num_examples, "bytes": facts.num_bytes, "shards": facts.num_shards, "sha256": contents.get(split)}
+        split: {
+            "examples": facts.num_examples,
+            "bytes": facts.num_bytes,
+            "shards": facts.num_shards,
+            "sha256": contents.get(split),
+        }
         for split, facts in info.splits.items()
     }
     classes = list(info.features[feature(info, tfds.features.ClassLabel)].names)

@@ -47,7 +47,9 @@ def run(settings: Settings, say: Say) -> Result:
     with jax.enable_x64(True):
         weights_key, input_key, readout_key = jax.random.split(jax.random.key(settings.seed), 3)
         weights = weights_of(weights_key)
-        x = jnp.abs(jax.random.normal(input_key, (EXAMPLES, WIDTH), jnp.float64))  # a block's input has come through a ReLU
+        x = jnp.abs(
+            jax.random.normal(input_key, (EXAMPLES, WIDTH), jnp.float64)
+        )  # a block's input has come through a ReLU
         readout = jax.random.normal(readout_key, (EXAMPLES, WIDTH), jnp.float64)
         blocks = {
             "plain": lambda scale, x: jax.nn.relu(branch(scaled(weights, scale), x)),
@@ -56,9 +58,18 @@ def run(settings: Settings, say: Say) -> Result:
         distance, gradient = {}, {}
         for name, function in blocks.items():
             outputs = [function(scale, x) for scale in SCALES]
-            distance[name] = np.array([float(jnp.linalg.norm(y - x) / jnp.linalg.norm(x)) for y in outputs])
-            pulled = [jax.vjp(lambda x, scale=scale, function=function: function(scale, x), x)[1](readout)[0] for scale in SCALES]
-            gradient[name] = np.array([float(jnp.linalg.norm(g) / jnp.linalg.norm(readout)) for g in pulled])
+            distance[name] = np.array(
+                [float(jnp.linalg.norm(y - x) / jnp.linalg.norm(x)) for y in outputs]
+            )
+            pulled = [
+                jax.vjp(lambda x, scale=scale, function=function: function(scale, x), x)[1](
+                    readout
+                )[0]
+                for scale in SCALES
+            ]
+            gradient[name] = np.array(
+                [float(jnp.linalg.norm(g) / jnp.linalg.norm(readout)) for g in pulled]
+            )
         return Result(SCALES, distance, gradient, identity_error(weights, x, readout))
 
 
@@ -70,7 +81,10 @@ def identity_error(weights: tuple[jax.Array, ...], x: jax.Array, readout: jax.Ar
     """`dJ/dx = dJ/dH (F'(x) + I)` (the article's equation, H = F(x) + x) against autodiff."""
     by_autodiff = jax.grad(lambda x: (readout * (branch(weights, x) + x)).sum())(x)
     # F'(x) by columns of directional derivatives, independently of the reverse mode.
-    columns = [jax.jvp(lambda x: branch(weights, x), (x,), (jnp.broadcast_to(direction, x.shape),))[1] for direction in jnp.eye(WIDTH)]
+    columns = [
+        jax.jvp(lambda x: branch(weights, x), (x,), (jnp.broadcast_to(direction, x.shape),))[1]
+        for direction in jnp.eye(WIDTH)
+    ]
     jacobian = jnp.stack(columns, -1) + jnp.eye(WIDTH)  # (N, out, in)
     by_formula = jnp.einsum("no,noi->ni", readout, jacobian)
     return float(jnp.abs(by_autodiff - by_formula).max() / jnp.abs(by_autodiff).max())
@@ -85,16 +99,25 @@ def draw(result: Result) -> Any:
     left.set(title="Distance of the output from the input", ylabel="|y - x| / |x|")
     right.set(title="What a gradient keeps on its way through", ylabel="|dJ/dx| / |dJ/dy|")
     for axes in (left, right):
-        axes.set(xlabel="scale of the weights (1: He's initialisation)", xlim=(0, 1), ylim=(0, None))
+        axes.set(
+            xlabel="scale of the weights (1: He's initialisation)", xlim=(0, 1), ylim=(0, None)
+        )
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.suptitle("A block of two dense layers with weights of all sizes, with and without its shortcut")
+    figure.suptitle(
+        "A block of two dense layers with weights of all sizes, with and without its shortcut"
+    )
     return figure
 
 
 def rows(result: Result) -> list[dict[str, Any]]:
     return [
-        {"kind": kind, "scale": scale, "distance": result.distance[kind][i], "gradient": result.gradient[kind][i]}
+        {
+            "kind": kind,
+            "scale": scale,
+            "distance": result.distance[kind][i],
+            "gradient": result.gradient[kind][i],
+        }
         for kind in result.distance
         for i, scale in enumerate(result.scales)
     ]

@@ -34,7 +34,8 @@ def run(settings: Settings, say: Say) -> Result:
         for kind in KINDS:
             network = Trained(settings, kind, depth, say)
             training[kind, depth], test[kind, depth] = (
-                network.curve(f"{split}/top1") * np.array([1, -1]) + np.array([0, 1]) for split in ("train", "eval")
+                network.curve(f"{split}/top1") * np.array([1, -1]) + np.array([0, 1])
+                for split in ("train", "eval")
             )
             fitted[kind, depth] = network.error(network.run.train)
     return Result(training, test, fitted, settings.data)
@@ -45,12 +46,25 @@ def draw(result: Result) -> Any:
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained", sharey=True)
     for one, kind in zip(axes, KINDS, strict=True):
         for depth, colour in zip(DEPTHS, SHADES, strict=True):
-            one.plot(*result.test[kind, depth].T * [[1], [100]], color=colour, label=f"{depth} layers, test", linewidth=1.8)
-            one.plot(*result.training[kind, depth].T * [[1], [100]], color=colour, label=f"{depth} layers, training", linestyle="--", linewidth=1)
+            one.plot(
+                *result.test[kind, depth].T * [[1], [100]],
+                color=colour,
+                label=f"{depth} layers, test",
+                linewidth=1.8,
+            )
+            one.plot(
+                *result.training[kind, depth].T * [[1], [100]],
+                color=colour,
+                label=f"{depth} layers, training",
+                linestyle="--",
+                linewidth=1,
+            )
         one.set(title=f"{kind} networks", xlabel="epoch", ylim=(0, 100))
         one.grid(alpha=0.3)
     axes[0].set(ylabel="error, %")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(DEPTHS))
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(DEPTHS)
+    )
     figure.suptitle(f"Error by epoch on {result.data} of networks with and without shortcuts")
     return figure
 
@@ -86,4 +100,6 @@ def claims(result: Result) -> list[Claim]:
     ]
 
 
-EXPERIMENT = Experiment("plain and residual CIFAR networks of 20 to 56 layers", run, draw, rows, claims)
+EXPERIMENT = Experiment(
+    "plain and residual CIFAR networks of 20 to 56 layers", run, draw, rows, claims
+)

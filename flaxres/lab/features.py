@@ -12,10 +12,10 @@ from PIL import Image
 from flaxres import figures
 from flaxres.data.augment import normalise
 from flaxres.data.preprocess import Preprocess
+from flaxres.inference.predict import from_weights
 from flaxres.lab.networks import DEEP, KINDS, Trained, examples, recipe
 from flaxres.lab.report import STYLES, Claim, Experiment, Say, Settings
 from flaxres.models.network import Network
-from flaxres.prediction import from_weights
 
 MAPS, SIDE, RIDGE = 8, 160, 1e-2
 
@@ -34,16 +34,33 @@ class Result:
 
 def run(settings: Settings, say: Say) -> Result:
     # What can be refused comes before what takes minutes.
-    own = from_weights(settings.weights, str(settings.model), None, None) if settings.weights else None
+    own = (
+        from_weights(settings.weights, str(settings.model), None, None)
+        if settings.weights
+        else None
+    )
     data = recipe(settings, "residual", DEEP).data
-    preprocess = own.preprocess if own else Preprocess(SIDE, SIDE, data.interpolation, data.mean, data.std)
+    preprocess = (
+        own.preprocess if own else Preprocess(SIDE, SIDE, data.interpolation, data.mean, data.std)
+    )
     image = photograph(settings.image, preprocess)
     networks = {kind: Trained(settings, kind, DEEP, say) for kind in KINDS}
     probes = {kind: probe(network, settings.seed) for kind, network in networks.items()}
     for kind, found in probes.items():
-        say(f"  {kind}, linear probes: " + ", ".join(f"{stage} {100 * value:.1f}%" for stage, value in found.items()))
-    model, variables = (own.model, own.variables) if own else (networks["residual"].model, networks["residual"].variables)
-    name = f"{settings.model}, {pathlib.Path(settings.weights).name}" if settings.weights else f"residual, {DEEP} layers, trained on {settings.data}"
+        say(
+            f"  {kind}, linear probes: "
+            + ", ".join(f"{stage} {100 * value:.1f}%" for stage, value in found.items())
+        )
+    model, variables = (
+        (own.model, own.variables)
+        if own
+        else (networks["residual"].model, networks["residual"].variables)
+    )
+    name = (
+        f"{settings.model}, {pathlib.Path(settings.weights).name}"
+        if settings.weights
+        else f"residual, {DEEP} layers, trained on {settings.data}"
+    )
     images = normalise(jnp.asarray(image[None]), preprocess.mean, preprocess.std, jnp.float32)
     return Result(image, feature_maps(model, variables, images), probes, name)
 
@@ -55,12 +72,16 @@ def photograph(path: str | None, preprocess: Preprocess) -> np.ndarray:
 
         path = str(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
     side = max(preprocess.size, SIDE)  # networks of small images take larger ones too
-    return np.asarray(dataclasses.replace(preprocess, size=side, resize=max(side, preprocess.resize)).crop(path))
+    return np.asarray(
+        dataclasses.replace(preprocess, size=side, resize=max(side, preprocess.resize)).crop(path)
+    )
 
 
 def feature_maps(model: Network, variables: Any, images: jax.Array) -> dict[str, np.ndarray]:
     """Of each stage, the maps that vary most over the picture."""
-    maps: Any = jax.jit(lambda variables, images: model.apply(variables, images, features=True))(variables, images)
+    maps: Any = jax.jit(lambda variables, images: model.apply(variables, images, features=True))(
+        variables, images
+    )
     chosen = {}
     for name in stages(maps):
         array = np.asarray(maps[name][0], np.float32)
@@ -78,13 +99,23 @@ def stages(maps: Any) -> list[str]:
 def probe(network: Trained, seed: int) -> dict[str, float]:
     """Accuracy on the test split of ridge regression to one-hot targets, from each stage's mean activations, fitted on the training split."""
     run = network.run
-    (train, labels), (test, expected) = examples(run, run.train, 2000, seed), examples(run, run.evaluation, 1000, seed)
+    (train, labels), (test, expected) = (
+        examples(run, run.train, 2000, seed),
+        examples(run, run.evaluation, 1000, seed),
+    )
     apply = jax.jit(lambda images: network.model.apply(network.variables, images, features=True))
 
     def pooled(images: np.ndarray) -> dict[str, np.ndarray]:
         parts: list[Any] = [apply(part) for part in np.array_split(images, -(-len(images) // 250))]
         return {
-            name: np.concatenate([np.asarray(part[name]).reshape(len(part[name]), -1, part[name].shape[-1]).mean(1) for part in parts])
+            name: np.concatenate(
+                [
+                    np.asarray(part[name])
+                    .reshape(len(part[name]), -1, part[name].shape[-1])
+                    .mean(1)
+                    for part in parts
+                ]
+            )
             for name in parts[0]
         }
 
@@ -95,7 +126,9 @@ def probe(network: Trained, seed: int) -> dict[str, float]:
         mean, deviation = features.mean(0), features.std(0) + 1e-6
         x = np.concatenate([(features - mean) / deviation, np.ones((len(features), 1))], 1)
         weights = np.linalg.solve(x.T @ x + RIDGE * len(x) * np.eye(x.shape[1]), x.T @ targets)
-        new = np.concatenate([(unseen[name] - mean) / deviation, np.ones((len(unseen[name]), 1))], 1)
+        new = np.concatenate(
+            [(unseen[name] - mean) / deviation, np.ones((len(unseen[name]), 1))], 1
+        )
         found[name] = float(((new @ weights).argmax(1) == expected).mean())
     return found
 
@@ -121,18 +154,32 @@ def draw(result: Result) -> Any:
         places = np.arange(len(found)) + offset
         hatch = {"plain": "//", "residual": ""}[kind]
         drawn = bars.bar(
-            places, [100 * value for value in found.values()], 0.38, label=kind, color=STYLES[kind]["color"], hatch=hatch, edgecolor="white"
+            places,
+            [100 * value for value in found.values()],
+            0.38,
+            label=kind,
+            color=STYLES[kind]["color"],
+            hatch=hatch,
+            edgecolor="white",
         )
         bars.bar_label(drawn, fmt="%.0f", fontsize=8)
     bars.set_xticks(range(len(found)), list(found))
-    bars.set(ylabel="top-1 of a linear probe, %", ylim=(0, 118), title=f"what can be read off each stage by a linear classifier ({DEEP} layers)")
+    bars.set(
+        ylabel="top-1 of a linear probe, %",
+        ylim=(0, 118),
+        title=f"what can be read off each stage by a linear classifier ({DEEP} layers)",
+    )
     bars.legend(loc="upper left", ncols=2)
     figure.suptitle(f"Feature maps by stage: {result.name}")
     return figure
 
 
 def rows(result: Result) -> list[dict[str, Any]]:
-    return [{"kind": kind, "stage": stage, "top1": value} for kind, found in result.probes.items() for stage, value in found.items()]
+    return [
+        {"kind": kind, "stage": stage, "top1": value}
+        for kind, found in result.probes.items()
+        for stage, value in found.items()
+    ]
 
 
 def claims(result: Result) -> list[Claim]:
@@ -148,4 +195,6 @@ def claims(result: Result) -> list[Claim]:
     ]
 
 
-EXPERIMENT = Experiment("feature maps of a photograph, and linear probes by stage", run, draw, rows, claims)
+EXPERIMENT = Experiment(
+    "feature maps of a photograph, and linear probes by stage", run, draw, rows, claims
+)

@@ -62,16 +62,22 @@ def run(settings: Settings, say: Say) -> Result:
             for kind in KINDS:
                 for depth in DEPTHS:
                     stack = Stack(kind, depth, norm, init)
-                    at_birth[words, kind, depth] = measured(stack, stack.born(key, x.shape[1], jnp.float64), x, y)
+                    at_birth[words, kind, depth] = measured(
+                        stack, stack.born(key, x.shape[1], jnp.float64), x, y
+                    )
             found = ", ".join(f"{kind} {at_birth[words, kind, SHOWN].ratio:.1e}" for kind in KINDS)
-            say(f"  {words}: what arrives at the first of {SHOWN} layers, over what arrives at the last: {found}")
+            say(
+                f"  {words}: what arrives at the first of {SHOWN} layers, over what arrives at the last: {found}"
+            )
     trained: dict[tuple[str, int], Norms] = {}
     losses: dict[str, np.ndarray] = {}
     for kind in KINDS:
         stack, steps = Stack(kind, TRAINED), max(round(STEPS * settings.scale), SNAPSHOTS[-1])
         norms, losses[kind] = training(stack, key, images, labels, steps)
         trained |= {(kind, step): found for step, found in norms.items()}
-        say(f"  {kind}, {TRAINED} layers: loss {losses[kind][0]:.2f} -> {losses[kind][-10:].mean():.2f} in {steps} steps")
+        say(
+            f"  {kind}, {TRAINED} layers: loss {losses[kind][0]:.2f} -> {losses[kind][-10:].mean():.2f} in {steps} steps"
+        )
     return Result(at_birth, trained, losses)
 
 
@@ -79,7 +85,9 @@ def measured(stack: Stack, params: Params, x: Any, y: Any) -> Norms:
     return Norms(*map(np.asarray, jax.jit(stack.gradient_norms)(params, x, y)))
 
 
-def training(stack: Stack, key: jax.Array, images: np.ndarray, labels: np.ndarray, steps: int) -> tuple[dict[int, Norms], np.ndarray]:
+def training(
+    stack: Stack, key: jax.Array, images: np.ndarray, labels: np.ndarray, steps: int
+) -> tuple[dict[int, Norms], np.ndarray]:
     """Norms at some steps of SGD with momentum, its gradients clipped to 1, and the losses of all."""
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(RATE, 0.9))
     params = stack.born(key, images.shape[1])
@@ -109,25 +117,70 @@ def draw(result: Result) -> Any:
         layers, ratios = axes[0, column], axes[1, column]
         for kind in KINDS:
             norms = np.maximum(result.at_birth[words, kind, SHOWN].arriving, TINY)
-            layers.plot(np.linspace(1, SHOWN, len(norms)), norms / norms[-1], label=kind, markevery=0.11, markersize=5, **STYLES[kind])
+            layers.plot(
+                np.linspace(1, SHOWN, len(norms)),
+                norms / norms[-1],
+                label=kind,
+                markevery=0.11,
+                markersize=5,
+                **STYLES[kind],
+            )
             points = [result.at_birth[words, kind, depth].ratio for depth in DEPTHS]
             ratios.plot(DEPTHS, points, label=kind, markersize=5, **STYLES[kind])
-        layers.set(title=f"{words}: {SHOWN} layers", xlabel="layer", ylabel="|dJ/dx|, of the last layer's", yscale="log")
-        ratios.set(title="by depth", xlabel="layers", ylabel="|dJ/dx| at the first layer over the last", xscale="log", yscale="log")
+        layers.set(
+            title=f"{words}: {SHOWN} layers",
+            xlabel="layer",
+            ylabel="|dJ/dx|, of the last layer's",
+            yscale="log",
+        )
+        ratios.set(
+            title="by depth",
+            xlabel="layers",
+            ylabel="|dJ/dx| at the first layer over the last",
+            xscale="log",
+            yscale="log",
+        )
     losses, later = axes[0, 3], axes[1, 3]
     for kind in KINDS:
         steps = max(step for name, step in result.trained if name == kind)
-        losses.plot(np.maximum(result.losses[kind], 1e-3), label=kind, markevery=0.11, markersize=5, **STYLES[kind])
+        losses.plot(
+            np.maximum(result.losses[kind], 1e-3),
+            label=kind,
+            markevery=0.11,
+            markersize=5,
+            **STYLES[kind],
+        )
         norms = np.maximum(result.trained[kind, steps].arriving, TINY)
-        later.plot(np.linspace(1, TRAINED, len(norms)), norms / norms[-1], label=kind, markevery=0.11, markersize=5, **STYLES[kind])
-    losses.set(title=f"Training {TRAINED} layers (Glorot's, no norm)", xlabel="step", ylabel="loss, nats", yscale="log")
-    later.set(title="gradients after it", xlabel="layer", ylabel="|dJ/dx|, of the last layer's", yscale="log")
+        later.plot(
+            np.linspace(1, TRAINED, len(norms)),
+            norms / norms[-1],
+            label=kind,
+            markevery=0.11,
+            markersize=5,
+            **STYLES[kind],
+        )
+    losses.set(
+        title=f"Training {TRAINED} layers (Glorot's, no norm)",
+        xlabel="step",
+        ylabel="loss, nats",
+        yscale="log",
+    )
+    later.set(
+        title="gradients after it",
+        xlabel="layer",
+        ylabel="|dJ/dx|, of the last layer's",
+        yscale="log",
+    )
     for one in axes.flat:
         one.grid(alpha=0.3)
         if one is not losses:
             one.axhline(1, color="0.6", linewidth=0.8)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(KINDS))
-    figure.suptitle("What arrives of the gradient at each layer: stacks of dense layers on digits, at initialisation and while they train")
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(KINDS)
+    )
+    figure.suptitle(
+        "What arrives of the gradient at each layer: stacks of dense layers on digits, at initialisation and while they train"
+    )
     return figure
 
 
@@ -148,16 +201,26 @@ def rows(result: Result) -> list[dict[str, Any]]:
             for layer in range(1, depth + 1)
         ]
 
-    born = [row for (words, kind, _), norms in result.at_birth.items() for row in each(words, kind, 0, norms)]
+    born = [
+        row
+        for (words, kind, _), norms in result.at_birth.items()
+        for row in each(words, kind, 0, norms)
+    ]
     first = next(iter(CASES.values()))
-    return born + [row for (kind, step), norms in result.trained.items() for row in each(f"training, {first}", kind, step, norms)]
+    return born + [
+        row
+        for (kind, step), norms in result.trained.items()
+        for row in each(f"training, {first}", kind, step, norms)
+    ]
 
 
 def claims(result: Result) -> list[Claim]:
     glorot, he, normed = CASES.values()
     found = []
     for depth in (30, SHOWN):
-        plain, residual = (result.at_birth[glorot, kind, depth].ratio for kind in ("plain", "residual"))
+        plain, residual = (
+            result.at_birth[glorot, kind, depth].ratio for kind in ("plain", "residual")
+        )
         found.append(
             Claim(
                 f"Gradients vanish with depth in a plain net, and don't with skip connections ({depth} layers, Glorot's initialisation, no norm)",
@@ -167,7 +230,9 @@ def claims(result: Result) -> list[Claim]:
                 plain < 10.0 ** (-depth / 10) and residual > 1,
             )
         )
-    plain, residual = (float(result.at_birth[glorot, kind, SHOWN].weights[0]) for kind in ("plain", "residual"))
+    plain, residual = (
+        float(result.at_birth[glorot, kind, SHOWN].weights[0]) for kind in ("plain", "residual")
+    )
     found.append(
         Claim(
             f"The first layer of {SHOWN} then has nothing to learn from in a plain net",
@@ -187,7 +252,9 @@ def claims(result: Result) -> list[Claim]:
             1e-3 < plain < 1e3 < residual,
         )
     )
-    plain, residual = (result.at_birth[normed, kind, SHOWN].ratio for kind in ("plain", "preactivation"))
+    plain, residual = (
+        result.at_birth[normed, kind, SHOWN].ratio for kind in ("plain", "preactivation")
+    )
     found.append(
         Claim(
             f"With batch norm and {SHOWN} layers a plain net's gradients explode towards the first; a pre-activation net's don't",
@@ -199,7 +266,13 @@ def claims(result: Result) -> list[Claim]:
     )
     plain, residual = (float(result.losses[kind][-10:].mean()) for kind in ("plain", "residual"))
     found.append(
-        Claim(f"A plain net of {TRAINED} layers does not train, a residual one does", "loss at the end, nats", plain, residual, residual < plain / 2)
+        Claim(
+            f"A plain net of {TRAINED} layers does not train, a residual one does",
+            "loss at the end, nats",
+            plain,
+            residual,
+            residual < plain / 2,
+        )
     )
     return found
 

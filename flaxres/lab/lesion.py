@@ -46,8 +46,12 @@ class Result:
 def run(settings: Settings, say: Say) -> Result:
     whole, without, several = {}, {}, {}
     for kind in KINDS:
-        whole[kind], without[kind], several[kind] = lesions(settings, Trained(settings, kind, DEEP, say))
-        say(f"  {kind}, {DEEP} layers: top-1 {100 * whole[kind]:.1f}%, without one block {100 * np.nanmean(without[kind]):.1f}% on average")
+        whole[kind], without[kind], several[kind] = lesions(
+            settings, Trained(settings, kind, DEEP, say)
+        )
+        say(
+            f"  {kind}, {DEEP} layers: top-1 {100 * whole[kind]:.1f}%, without one block {100 * np.nanmean(without[kind]):.1f}% on average"
+        )
     counts, ranked, random = thought_experiment(settings, "preactivation", say)
     _, plain_ranked, _ = thought_experiment(settings, "plain", say)
     return Result(whole, without, np.array(TAKEN), several, counts, ranked, random, plain_ranked)
@@ -68,11 +72,15 @@ def lesions(settings: Settings, network: Trained) -> tuple[float, np.ndarray, np
     for block in free:
         without[block] = accuracy([block])
     rng = np.random.default_rng(settings.seed)
-    several = np.array([[accuracy(rng.choice(free, count, False)) for _ in range(DRAWS)] for count in TAKEN])
+    several = np.array(
+        [[accuracy(rng.choice(free, count, False)) for _ in range(DRAWS)] for count in TAKEN]
+    )
     return accuracy([]), without, several
 
 
-def thought_experiment(settings: Settings, kind: Any, say: Say) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def thought_experiment(
+    settings: Settings, kind: Any, say: Say
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A stack of 300 blocks of two dense layers on digits. Residual (pre-activation) blocks are trained with stochastic depth (Huang et al. 2016:
     rates grow linearly to 0.5), and their second layer starts at zero, as a last norm's scale does in Goyal et al. 2017; plain ones without either.
     Then blocks are ranked, each by how far the training loss moves without it, and bypassed.
@@ -84,18 +92,24 @@ def thought_experiment(settings: Settings, kind: Any, say: Say) -> tuple[np.ndar
         layers = params["layers"].at[1::2].set(0)
         params |= {"layers": layers}
     steps = max(round(STEPS * settings.scale), 50)
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(RATE, steps)))
+    tx = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(RATE, steps))
+    )
     rates = jnp.linspace(0, DROPPED, BLOCKS)
 
     @jax.jit
-    def step(params: Any, opt_state: Any, number: jax.Array, images: jax.Array, labels: jax.Array) -> Any:
+    def step(
+        params: Any, opt_state: Any, number: jax.Array, images: jax.Array, labels: jax.Array
+    ) -> Any:
         key = jax.random.fold_in(jax.random.key(settings.seed + 1), number)
         rows_key, drop_key = jax.random.split(key)
         chosen = jax.random.randint(rows_key, (BATCH,), 0, len(images))
         # A plain block has no branch to scale.
         kept = jax.random.bernoulli(drop_key, 1 - rates)
         shares = kept / (1 - rates) if kind != "plain" else jnp.ones(BLOCKS)
-        loss, gradients = jax.value_and_grad(stack.loss)(params, images[chosen], labels[chosen], shares)
+        loss, gradients = jax.value_and_grad(stack.loss)(
+            params, images[chosen], labels[chosen], shares
+        )
         updates, opt_state = tx.update(gradients, opt_state)
         return optax.apply_updates(params, updates), opt_state, loss
 
@@ -108,11 +122,16 @@ def thought_experiment(settings: Settings, kind: Any, say: Say) -> tuple[np.ndar
         return lax.map(lambda one: stack.loss(params, images, labels, one), shares)
 
     @jax.jit
-    def accuracies(params: Any, shares: jax.Array, images: jax.Array, labels: jax.Array) -> jax.Array:
+    def accuracies(
+        params: Any, shares: jax.Array, images: jax.Array, labels: jax.Array
+    ) -> jax.Array:
         return lax.map(lambda one: (stack(params, images, one).argmax(-1) == labels).mean(), shares)
 
     few = train[0][:RANKED], train[1][:RANKED]
-    moved = abs(np.asarray(losses(params, 1 - jnp.eye(BLOCKS), *few)) - np.asarray(losses(params, jnp.ones((1, BLOCKS)), *few)))
+    moved = abs(
+        np.asarray(losses(params, 1 - jnp.eye(BLOCKS), *few))
+        - np.asarray(losses(params, jnp.ones((1, BLOCKS)), *few))
+    )
     counts = np.arange(0, BLOCKS, EVERY)
 
     def by(order: np.ndarray) -> np.ndarray:
@@ -126,7 +145,9 @@ def thought_experiment(settings: Settings, kind: Any, say: Say) -> tuple[np.ndar
     ranked = by(np.argsort(moved, kind="stable"))
     random = np.array([by(rng.permutation(BLOCKS)) for _ in range(DRAWS)])
     at = int(np.flatnonzero(counts == BYPASSED)[0])
-    say(f"  {kind}, {BLOCKS} blocks: top-1 {100 * ranked[0]:.1f}%, with {BYPASSED} bypassed {100 * ranked[at]:.1f}%")
+    say(
+        f"  {kind}, {BLOCKS} blocks: top-1 {100 * ranked[0]:.1f}%, with {BYPASSED} bypassed {100 * ranked[at]:.1f}%"
+    )
     return counts, ranked, random
 
 
@@ -135,8 +156,16 @@ def draw(result: Result) -> Any:
     figure, (one, several, many) = plt.subplots(1, 3, figsize=(16, 5.2), layout="constrained")
     for kind in KINDS:
         style = STYLES[kind]
-        one.plot(1 + np.arange(len(result.without[kind])), 100 * result.without[kind], label=f"{kind}, without one block", markersize=4, **style)
-        one.axhline(100 * result.whole[kind], color=style["color"], linewidth=0.8, label=f"{kind}, whole")
+        one.plot(
+            1 + np.arange(len(result.without[kind])),
+            100 * result.without[kind],
+            label=f"{kind}, without one block",
+            markersize=4,
+            **style,
+        )
+        one.axhline(
+            100 * result.whole[kind], color=style["color"], linewidth=0.8, label=f"{kind}, whole"
+        )
         values = 100 * result.several[kind]
         several.errorbar(
             result.taken,
@@ -147,17 +176,46 @@ def draw(result: Result) -> Any:
             markersize=5,
             **style,
         )
-    one.set(title=f"{DEEP} layers: one block taken out", xlabel="block that is taken out (gaps: those that change the shape)")
-    several.set(title=f"{DEEP} layers: several taken out at random", xlabel="blocks taken out (mean, least and most of 5 draws)")
-    many.plot(result.counts, 100 * result.ranked, label="pre-activation, least important first", markevery=3, markersize=4, **STYLES["residual"])
-    many.plot(result.counts, 100 * result.random.mean(0), label="pre-activation, at random", markevery=3, markersize=4, **STYLES["preactivation"])
-    many.plot(result.counts, 100 * result.plain_ranked, label="plain, least important first", markevery=3, markersize=4, **STYLES["plain"])
+    one.set(
+        title=f"{DEEP} layers: one block taken out",
+        xlabel="block that is taken out (gaps: those that change the shape)",
+    )
+    several.set(
+        title=f"{DEEP} layers: several taken out at random",
+        xlabel="blocks taken out (mean, least and most of 5 draws)",
+    )
+    many.plot(
+        result.counts,
+        100 * result.ranked,
+        label="pre-activation, least important first",
+        markevery=3,
+        markersize=4,
+        **STYLES["residual"],
+    )
+    many.plot(
+        result.counts,
+        100 * result.random.mean(0),
+        label="pre-activation, at random",
+        markevery=3,
+        markersize=4,
+        **STYLES["preactivation"],
+    )
+    many.plot(
+        result.counts,
+        100 * result.plain_ranked,
+        label="plain, least important first",
+        markevery=3,
+        markersize=4,
+        **STYLES["plain"],
+    )
     many.axvline(BYPASSED, color="0.6", linewidth=0.8)
     many.set(title=f"stacks of {BLOCKS} blocks of dense layers", xlabel="blocks bypassed")
     for axes in (one, several, many):
         axes.set(ylabel="top-1, %", ylim=(0, 101))
         axes.grid(alpha=0.3)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)  # below the curves, which lie at both ends
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8
+        )  # below the curves, which lie at both ends
     several.set_xticks(result.taken)
     figure.suptitle("What is left of a trained network without some of its blocks")
     return figure
@@ -167,7 +225,9 @@ def rows(result: Result) -> list[dict[str, Any]]:
     table: list[dict[str, Any]] = []
     for kind in KINDS:
         table += [
-            {"what": "one block", "kind": kind, "block": i + 1, "top1": value} for i, value in enumerate(result.without[kind]) if value == value
+            {"what": "one block", "kind": kind, "block": i + 1, "top1": value}
+            for i, value in enumerate(result.without[kind])
+            if value == value
         ]
         table += [
             {"what": "several blocks", "kind": kind, "removed": count, "draw": draw_, "top1": value}
@@ -179,12 +239,17 @@ def rows(result: Result) -> list[dict[str, Any]]:
         ("ranked", "plain", result.plain_ranked),
         ("random", "residual", result.random.mean(0)),
     ):
-        table += [{"what": f"{BLOCKS} blocks, {name}", "kind": kind, "removed": n, "top1": v} for n, v in zip(result.counts, values, strict=True)]
+        table += [
+            {"what": f"{BLOCKS} blocks, {name}", "kind": kind, "removed": n, "top1": v}
+            for n, v in zip(result.counts, values, strict=True)
+        ]
     return table
 
 
 def claims(result: Result) -> list[Claim]:
-    lost = {kind: 100 * (result.whole[kind] - float(np.nanmean(result.without[kind]))) for kind in KINDS}
+    lost = {
+        kind: 100 * (result.whole[kind] - float(np.nanmean(result.without[kind]))) for kind in KINDS
+    }
     at = int(np.flatnonzero(result.counts == BYPASSED)[0])
     plain, residual = (100 * float(curve[0]) for curve in (result.plain_ranked, result.ranked))
     left = 100 * float(result.ranked[at])
@@ -213,4 +278,6 @@ def claims(result: Result) -> list[Claim]:
     ]
 
 
-EXPERIMENT = Experiment("blocks taken out of trained networks, and 250 of 300 bypassed", run, draw, rows, claims)
+EXPERIMENT = Experiment(
+    "blocks taken out of trained networks, and 250 of 300 bypassed", run, draw, rows, claims
+)

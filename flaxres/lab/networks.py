@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from flaxres.config.schema import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from flaxres.config.schema import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from flaxres.data import decode
 from flaxres.data.augment import normalise
 from flaxres.data.loader import Loader, Rows
@@ -69,12 +76,18 @@ class Trained:
     def __init__(self, settings: Settings, kind: str, depth: int, say: Say) -> None:
         """Trains it, or finds it in `settings.out`; one that was interrupted goes on."""
         config = recipe(settings, kind, depth)
-        self.folder = settings.out / "networks" / f"{settings.data}-{kind}{depth}-{config.train.epochs:g}epochs-seed{settings.seed}"
+        self.folder = (
+            settings.out
+            / "networks"
+            / f"{settings.data}-{kind}{depth}-{config.train.epochs:g}epochs-seed{settings.seed}"
+        )
         if not (self.folder / "summary.json").exists():
             with contextlib.redirect_stderr(io.StringIO()):
                 fit(config, self.folder)
             summary = json.loads((self.folder / "summary.json").read_text())
-            say(f"  trained {kind} {depth} layers: top-1 {100 * summary['top1']:.1f}% in {summary['seconds']:.0f} s")
+            say(
+                f"  trained {kind} {depth} layers: top-1 {100 * summary['top1']:.1f}% in {summary['seconds']:.0f} s"
+            )
         with contextlib.redirect_stderr(io.StringIO()):
             self.run, self.state = trained(config, self.folder)
         self.log = read_metrics(self.folder)
@@ -89,15 +102,28 @@ class Trained:
 
     def curve(self, name: str) -> np.ndarray:
         """(epochs, 2): the number of the epoch, and the mean of what the log has of a metric in it."""
-        half = 0.5 / self.run.steps_per_epoch  # a step is of the epoch that its middle is in, so that an evaluation is of the one before it
-        points = [(np.ceil(row["epoch"] - half), row[name]) for row in self.log if row.get(name) is not None]
-        return np.array([(epoch, np.mean([value for at, value in points if at == epoch])) for epoch in sorted({at for at, _ in points})])
+        half = (
+            0.5 / self.run.steps_per_epoch
+        )  # a step is of the epoch that its middle is in, so that an evaluation is of the one before it
+        points = [
+            (np.ceil(row["epoch"] - half), row[name])
+            for row in self.log
+            if row.get(name) is not None
+        ]
+        return np.array(
+            [
+                (epoch, np.mean([value for at, value in points if at == epoch]))
+                for epoch in sorted({at for at, _ in points})
+            ]
+        )
 
     def error(self, source: Source) -> float:
         """On a whole split, as evaluation sees it, in [0, 1]."""
         images, labels = examples(self.run, source, len(source))
         answer = jax.jit(lambda part: self.model.apply(self.variables, part))
-        parts: list[Any] = [answer(part) for part in np.array_split(images, -(-len(images) // (4 * AT_ONCE)))]
+        parts: list[Any] = [
+            answer(part) for part in np.array_split(images, -(-len(images) // (4 * AT_ONCE)))
+        ]
         return float((np.concatenate(parts).argmax(-1) != labels).mean())
 
 
@@ -106,19 +132,29 @@ def examples(run: Run, source: Source, count: int, seed: int = 0) -> tuple[np.nd
     data = run.config.data
     transform = decode.CentreCrop(data.eval_size, data.eval_resize, data.interpolation)
     chosen = np.random.default_rng(seed).permutation(len(source))[:count].astype(np.int64)
-    rows = [Rows(np.arange(len(part), dtype=np.uint32), part, transform, True) for part in np.array_split(chosen, -(-len(chosen) // AT_ONCE))]
+    rows = [
+        Rows(np.arange(len(part), dtype=np.uint32), part, transform, True)
+        for part in np.array_split(chosen, -(-len(chosen) // AT_ONCE))
+    ]
     with Loader(source, rows, split(data_mesh(1)), run.speed) as loader:
         batches = [(np.asarray(batch["image"]), np.asarray(batch["label"])) for batch in loader]
     images = np.concatenate([image for image, _ in batches])
-    return np.asarray(normalise(jnp.asarray(images), data.mean, data.std, jnp.float32)), np.concatenate([label for _, label in batches])
+    return np.asarray(
+        normalise(jnp.asarray(images), data.mean, data.std, jnp.float32)
+    ), np.concatenate([label for _, label in batches])
 
 
-def watched(apply: Callable[[], Any], block: Callable[[nn.Module, jax.Array, jax.Array], jax.Array]) -> Any:
+def watched(
+    apply: Callable[[], Any], block: Callable[[nn.Module, jax.Array, jax.Array], jax.Array]
+) -> Any:
     """`apply()` with each block's output replaced by `block(module, input, output)`, in the order of the blocks."""
 
     def watch(call: Callable[..., Any], arguments: Any, options: Any, context: Any) -> Any:
         output = call(*arguments, **options)
-        if isinstance(context.module, ResidualBlock | PreActivationBlock) and context.method_name == "__call__":
+        if (
+            isinstance(context.module, ResidualBlock | PreActivationBlock)
+            and context.method_name == "__call__"
+        ):
             return block(context.module, arguments[0], output)
         return output
 

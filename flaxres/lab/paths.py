@@ -32,14 +32,22 @@ class Result:
 
 def run(settings: Settings, say: Say) -> Result:
     networks = {kind: Trained(settings, kind, DEEP, say) for kind in ("plain", "residual")}
-    images, _ = examples(networks["residual"].run, networks["residual"].run.evaluation, EXAMPLES, settings.seed)
+    images, _ = examples(
+        networks["residual"].run, networks["residual"].run.evaluation, EXAMPLES, settings.seed
+    )
     residual = networks["residual"]
     fresh: Variables = dict(residual.model.init(jax.random.key(settings.seed), images[:1]))
-    fresh = jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.ones_like(leaf) if path[-1].key == "scale" else leaf, fresh)
+    fresh = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.ones_like(leaf) if path[-1].key == "scale" else leaf, fresh
+    )
     _, moved = residual.model.apply(fresh, images, train=True, mutable=["batch_stats"])
     momentum = residual.model.bn_momentum
     settled = fresh | {
-        "batch_stats": jax.tree.map(lambda old, new: (new - momentum * old) / (1 - momentum), fresh["batch_stats"], moved["batch_stats"])
+        "batch_stats": jax.tree.map(
+            lambda old, new: (new - momentum * old) / (1 - momentum),
+            fresh["batch_stats"],
+            moved["batch_stats"],
+        )
     }
     measured = {
         "trained": contributions(residual.model, residual.variables, images),
@@ -49,11 +57,15 @@ def run(settings: Settings, say: Say) -> Result:
     shares = {name: share for name, (share, _) in measured.items()}
     path = {"residual": measured["trained"][1], "plain": measured["plain"][1]}
     changes = {name: f"{100 * np.nanmean(share):.0f}%" for name, share in shares.items()}
-    say(f"  a residual block changes its input by {changes['trained']} on average, a plain one by {changes['plain']}")
+    say(
+        f"  a residual block changes its input by {changes['trained']} on average, a plain one by {changes['plain']}"
+    )
     return Result(shares["trained"], shares["born"], shares["plain"], path)
 
 
-def contributions(model: Network, variables: Variables, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def contributions(
+    model: Network, variables: Variables, images: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Of each block: |y - x| / |x|, and the cosine between y and the output of its stage's first block, both centred over the images."""
 
     def measured(variables: Variables, images: jax.Array) -> tuple[list[Any], list[Any]]:
@@ -68,7 +80,11 @@ def contributions(model: Network, variables: Variables, images: np.ndarray) -> t
             shares.append((norms(y - x) / jnp.maximum(norms(x), 1e-12)).mean() if same else jnp.nan)
             # Activations are not negative, and any two of them alike so far: their means over the images are taken off.
             here, there = y - y.mean(0), first[0] - first[0].mean(0)
-            cosines.append(((here * there).sum((1, 2, 3)) / jnp.maximum(norms(here) * norms(there), 1e-12)).mean())
+            cosines.append(
+                (
+                    (here * there).sum((1, 2, 3)) / jnp.maximum(norms(here) * norms(there), 1e-12)
+                ).mean()
+            )
             return y
 
         watched(lambda: model.apply(variables, images), measure)
@@ -96,7 +112,11 @@ def draw(result: Result) -> Any:
     left.set(title="What a block changes", ylabel="|output - input| / |input|", yscale="log")
     for kind, values in result.path.items():
         right.plot(blocks, values, label=f"{kind}, trained", markersize=4, **STYLES[kind])
-    right.set(title="What is left of a stage's first block", ylabel="cosine with the first block's output, centred", ylim=(-0.1, 1.05))
+    right.set(
+        title="What is left of a stage's first block",
+        ylabel="cosine with the first block's output, centred",
+        ylim=(-0.1, 1.05),
+    )
     for axes in (left, right):
         axes.set(xlabel="block (gaps and jumps: a new stage)")
         axes.grid(alpha=0.3)
@@ -124,7 +144,10 @@ def claims(result: Result) -> list[Claim]:
     third = len(result.trained) // 3
     ends = [third - 1, 2 * third - 1, 3 * third - 1]
     left = {kind: float(values[ends].mean()) for kind, values in result.path.items()}
-    share = {kind: float(np.nanmean(values)) for kind, values in (("plain", result.plain), ("residual", result.trained))}
+    share = {
+        kind: float(np.nanmean(values))
+        for kind, values in (("plain", result.plain), ("residual", result.trained))
+    }
     return [
         Claim(
             f"Later layers still get what earlier ones found ({DEEP} layers)",

@@ -84,7 +84,9 @@ class Experiment:
     claims: Callable[[Any], Sequence[Claim]]
 
 
-def conduct(name: str, experiment: Experiment, settings: Settings, say: Say = note) -> dict[str, Any]:
+def conduct(
+    name: str, experiment: Experiment, settings: Settings, say: Say = note
+) -> dict[str, Any]:
     """Runs an experiment and writes `NAME.png`, `NAME.csv` and `NAME.json` into `settings.out`; returns what the JSON has.
 
     Raises InputError where the folder can't be written, or for settings that don't fit.
@@ -113,7 +115,11 @@ def conduct(name: str, experiment: Experiment, settings: Settings, say: Say = no
 
 
 def told(claim: Claim) -> str:
-    values = (f"{kind} {value:.3g}" for kind, value in (("plain", claim.plain), ("residual", claim.residual)) if value is not None)
+    values = (
+        f"{kind} {value:.3g}"
+        for kind, value in (("plain", claim.plain), ("residual", claim.residual))
+        if value is not None
+    )
     return ", ".join(values)
 
 
@@ -133,15 +139,28 @@ def summary(facts: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| claim | measured | plain | residual | holds |", "|---|---|---|---|---|"]
     for fact in facts:
         for claim in fact["claims"]:
-            cells = [claim["sentence"], f"{claim['measure']} (seed {fact['seed']})", shown(claim["plain"]), shown(claim["residual"])]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in [*cells, "yes" if claim["holds"] else "no"]) + " |")
+            cells = [
+                claim["sentence"],
+                f"{claim['measure']} (seed {fact['seed']})",
+                shown(claim["plain"]),
+                shown(claim["residual"]),
+            ]
+            lines.append(
+                "| "
+                + " | ".join(
+                    cell.replace("|", "\\|") for cell in [*cells, "yes" if claim["holds"] else "no"]
+                )
+                + " |"
+            )
     return "\n".join(lines) + "\n"
 
 
 def plain(value: Any) -> Any:
     """A result as JSON has it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
     if isinstance(value, Mapping):
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, np.ndarray):

@@ -20,7 +20,10 @@ from flaxres.data.builders import read_digits
 Kind = Literal["plain", "residual", "preactivation", "dense"]
 Init = Literal["glorot", "he"]
 KINDS: tuple[Kind, ...] = ("plain", "residual", "preactivation", "dense")
-GAIN = {"glorot": 1.0, "he": 2.0}  # of the variance: Glorot & Bengio 2010, eq. 12 (square layers), and He et al. 2015, eq. 10
+GAIN = {
+    "glorot": 1.0,
+    "he": 2.0,
+}  # of the variance: Glorot & Bengio 2010, eq. 12 (square layers), and He et al. 2015, eq. 10
 CLASSES = 10
 Params = dict[str, jax.Array]
 
@@ -42,7 +45,10 @@ class Stack:
         wide = self.features
         seen, shape = np.full(self.depth, self.width), (self.depth, self.width, self.width)
         if self.kind == "dense":
-            seen, shape = seen + self.growth * np.arange(self.depth), (self.depth, wide, self.growth)
+            seen, shape = (
+                seen + self.growth * np.arange(self.depth),
+                (self.depth, wide, self.growth),
+            )
         scale = np.sqrt(GAIN[self.init] / seen)[:, None, None]
         return {
             "first": jax.random.normal(first, (inputs, self.width), dtype) / math.sqrt(inputs),
@@ -63,7 +69,13 @@ class Stack:
         """Places where what the layers give is joined, and its width there: blocks of two layers, or every layer of a dense stack."""
         return (self.depth, self.growth) if self.kind == "dense" else (self.depth // 2, self.width)
 
-    def __call__(self, params: Params, x: jax.Array, shares: jax.Array | None = None, added: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        params: Params,
+        x: jax.Array,
+        shares: jax.Array | None = None,
+        added: jax.Array | None = None,
+    ) -> jax.Array:
         """Inputs (N, pixels) -> logits (N, 10).
 
         `shares`: (depth / 2,), how much of what it changes each block does: 0 bypasses it; a dense stack has none. `added` (joints, N, width there):
@@ -75,7 +87,11 @@ class Stack:
         if self.kind == "dense":
             return self.densely(params["layers"], x, added) @ params["head"]
         pairs = params["layers"].reshape(joints, 2, self.width, self.width)
-        block = {"plain": self.plain, "residual": self.residual, "preactivation": self.preactivation}[self.kind]
+        block = {
+            "plain": self.plain,
+            "residual": self.residual,
+            "preactivation": self.preactivation,
+        }[self.kind]
 
         def joined(x: jax.Array, one: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
             pair, more, *share = one
@@ -101,19 +117,34 @@ class Stack:
         def layer(everything: jax.Array, one: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
             kernel, more, index = one
             new = jax.nn.relu(self.normal(everything)) @ kernel + more
-            return lax.dynamic_update_slice(everything, new, (0, self.width + self.growth * index)), None
+            return lax.dynamic_update_slice(
+                everything, new, (0, self.width + self.growth * index)
+            ), None
 
         everything, _ = lax.scan(layer, everything, (layers, added, jnp.arange(self.depth)))
         return jax.nn.relu(self.normal(everything))
 
-    def loss(self, params: Params, x: jax.Array, labels: jax.Array, shares: jax.Array | None = None, added: jax.Array | None = None) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(self(params, x, shares, added), labels).mean()
+    def loss(
+        self,
+        params: Params,
+        x: jax.Array,
+        labels: jax.Array,
+        shares: jax.Array | None = None,
+        added: jax.Array | None = None,
+    ) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(
+            self(params, x, shares, added), labels
+        ).mean()
 
-    def gradient_norms(self, params: Params, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def gradient_norms(
+        self, params: Params, x: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """Of the loss by each hidden layer's weights (depth,), and by what each joint gives (joints,): dJ/dW and dJ/dx, first layer first."""
         joints, wide = self.joints
         added = jnp.zeros((joints, len(x), wide), x.dtype)
-        weights, arriving = jax.grad(lambda params, added: self.loss(params, x, labels, None, added), (0, 1))(params, added)
+        weights, arriving = jax.grad(
+            lambda params, added: self.loss(params, x, labels, None, added), (0, 1)
+        )(params, added)
         return norms(weights["layers"]), norms(arriving)
 
 
@@ -130,4 +161,6 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     images, labels, held_out = read_digits()
     pixels = images.reshape(len(images), -1).astype(np.float32)
     chosen = held_out == (split == "test")
-    return (pixels[chosen] - pixels[~held_out].mean()) / pixels[~held_out].std(), labels[chosen].astype(np.int32)
+    return (pixels[chosen] - pixels[~held_out].mean()) / pixels[~held_out].std(), labels[
+        chosen
+    ].astype(np.int32)

@@ -39,8 +39,16 @@ class Found:
 
 def digests(folder: pathlib.Path) -> dict[str, str]:
     """Relative path -> SHA-256 of every file in `folder` but those that are written after the digests."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (DIGESTS, SEAL, PART))
-    return {str(path.relative_to(folder)): of_file(path) for path in files if str(path.relative_to(folder)) not in LATE}
+    files = (
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (DIGESTS, SEAL, PART)
+    )
+    return {
+        str(path.relative_to(folder)): of_file(path)
+        for path in files
+        if str(path.relative_to(folder)) not in LATE
+    }
 
 
 def late_digests(folder: pathlib.Path) -> dict[str, str]:
@@ -73,7 +81,9 @@ def problem(folder: pathlib.Path) -> str:
     for name, digest in (expected | seal).items():
         found = (there | late).get(name)
         if found != digest:
-            return f"{name} is missing" if found is None else f"{name} has changed since it was saved"
+            return (
+                f"{name} is missing" if found is None else f"{name} has changed since it was saved"
+            )
     if new := sorted(set(there) - set(expected)):
         return f"{new[0]} was added since it was saved"
     return ""
@@ -86,7 +96,10 @@ def read_provenance(folder: pathlib.Path) -> dict[str, Any]:
 
 def steps(folder: pathlib.Path) -> list[int]:
     """The numbers of the steps in a folder of checkpoints, the newest first, whatever state they are in."""
-    return sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit() and path.is_dir()), reverse=True)
+    return sorted(
+        (int(path.name) for path in folder.glob("*") if path.name.isdigit() and path.is_dir()),
+        reverse=True,
+    )
 
 
 def survey(folder: pathlib.Path) -> list[Found]:
@@ -108,7 +121,11 @@ def set_aside(found: Found) -> pathlib.Path:
     """Moves a step that can't be trusted to `refused/` in the workdir, where nothing is deleted, and returns its new place."""
     target = found.path.parents[1] / REFUSED
     target.mkdir(exist_ok=True)
-    place = next(p for i in range(10**6) if not (p := target / (str(found.step) if not i else f"{found.step}.{i}")).exists())
+    place = next(
+        p
+        for i in range(10**6)
+        if not (p := target / (str(found.step) if not i else f"{found.step}.{i}")).exists()
+    )
     found.path.rename(place)
     return place
 
@@ -126,7 +143,14 @@ class Checkpoints:
       saving_since: when the save under way was begun, on the monotonic clock; None where there is none.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int = 3, keep_best: int = 0, writing: bool = False, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        keep: int = 3,
+        keep_best: int = 0,
+        writing: bool = False,
+        say: Callable[[str], None] = print,
+    ) -> None:
         self.folder = folder.resolve()
         self.step = self.chosen(writing, say)
         best = BestN(get_metric_fn=top1, n=keep_best, keep_checkpoints_without_metrics=False)
@@ -138,7 +162,10 @@ class Checkpoints:
             async_options=ocp.AsyncOptions(post_finalization_callback=self.digest),
             create=writing,
         )
-        handlers = {"state": ocp.StandardCheckpointHandler(), "provenance": ocp.JsonCheckpointHandler()}
+        handlers = {
+            "state": ocp.StandardCheckpointHandler(),
+            "provenance": ocp.JsonCheckpointHandler(),
+        }
         self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         self.saving: int | None = None
         self.saving_since: float | None = None
@@ -153,7 +180,9 @@ class Checkpoints:
             for found in refused:
                 kept = f", and is kept in {set_aside(found)}" if writing else ""
                 taken = "none is older" if step is None else f"step {step} is taken"
-                say(f"checkpoint of step {found.step} is not trusted: {found.problem}{kept}; {taken}")
+                say(
+                    f"checkpoint of step {found.step} is not trusted: {found.problem}{kept}; {taken}"
+                )
         hosts.wait_for_all("newest step is known")
         return hosts.gather(step)[0]
 
@@ -169,27 +198,40 @@ class Checkpoints:
         if self.sealer:
             self.sealer.join()
 
-    def save(self, state: State, step: int, provenance: dict[str, Any], accuracy: float | None = None) -> None:
+    def save(
+        self, state: State, step: int, provenance: dict[str, Any], accuracy: float | None = None
+    ) -> None:
         """Starts to save `state`; `provenance` (JSON) holds what a resume is compared with, `accuracy` is what the best are chosen by."""
         if step == self.step:
             return
         self.wait()
         self.saving, self.saving_since = step, time.monotonic()
-        content = ocp.args.Composite(state=ocp.args.StandardSave(state), provenance=ocp.args.JsonSave(provenance))
-        if not self.manager.save(step, args=content, metrics=None if accuracy is None else {"top1": accuracy}):
+        content = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), provenance=ocp.args.JsonSave(provenance)
+        )
+        if not self.manager.save(
+            step, args=content, metrics=None if accuracy is None else {"top1": accuracy}
+        ):
             self.saving_since = None
             raise WriteError(
                 f"step {step} was not saved: {self.folder} has a step {self.manager.latest_step()}, which is not of this run; move it away"
             )
         self.step = step
-        self.sealer = threading.Thread(target=self.seal, args=(step,), name="flaxres-seal", daemon=True)
+        self.sealer = threading.Thread(
+            target=self.seal, args=(step,), name="flaxres-seal", daemon=True
+        )
         self.sealer.start()
 
     def digest(self) -> None:
         """Orbax calls this from its thread when all files of a step are written, before it moves them to their place."""
-        folder = max(self.folder.glob(f"{self.saving}.orbax-checkpoint-tmp*"), key=lambda path: path.stat().st_mtime_ns)
+        folder = max(
+            self.folder.glob(f"{self.saving}.orbax-checkpoint-tmp*"),
+            key=lambda path: path.stat().st_mtime_ns,
+        )
         files = digests(folder)
-        (folder / DIGESTS).write_text(json.dumps({"step": self.saving, "sha256": whole(files), "files": files}, indent=1))
+        (folder / DIGESTS).write_text(
+            json.dumps({"step": self.saving, "sha256": whole(files), "files": files}, indent=1)
+        )
 
     def seal(self, step: int) -> None:
         """Runs in a thread of its own until the save of `step` is over."""
@@ -200,7 +242,9 @@ class Checkpoints:
             if hosts.leader() and (folder / DIGESTS).exists():
                 (folder / PART).write_text(json.dumps(late_digests(folder)))
                 (folder / PART).rename(folder / SEAL)
-        except OSError as error:  # a step without its seal is sound, but what kept it from being written is not
+        except (
+            OSError
+        ) as error:  # a step without its seal is sound, but what kept it from being written is not
             self.seal_error = error
         finally:
             self.saving_since = None
@@ -208,16 +252,24 @@ class Checkpoints:
     def restore(self, like: State) -> State:
         """The newest sound state, in the shapes and shardings of `like` (an `abstract_state`); raises InputError where it has others."""
         step = self.required_step()
-        require_same_structure(self.manager.item_metadata(step)["state"].tree, like, self.folder / str(step))
-        return self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
+        require_same_structure(
+            self.manager.item_metadata(step)["state"].tree, like, self.folder / str(step)
+        )
+        return self.manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        )["state"]
 
     def provenance(self) -> dict[str, Any]:
         """What was saved beside the newest sound state."""
-        return self.manager.restore(self.required_step(), args=ocp.args.Composite(provenance=ocp.args.JsonRestore()))["provenance"]
+        return self.manager.restore(
+            self.required_step(), args=ocp.args.Composite(provenance=ocp.args.JsonRestore())
+        )["provenance"]
 
     def required_step(self) -> int:
         if self.step is None:
-            raise InputError(f"{str(self.folder)!r} holds no checkpoint that verifies: train first, or give another workdir")
+            raise InputError(
+                f"{str(self.folder)!r} holds no checkpoint that verifies: train first, or give another workdir"
+            )
         return self.step
 
     def check(self) -> None:
@@ -227,7 +279,9 @@ class Checkpoints:
         except Exception as error:
             raise self.unwritten(error) from error
         if self.seal_error:
-            raise WriteError(f"step {self.step} in {self.folder} is saved, but not its seal: {self.seal_error}") from self.seal_error
+            raise WriteError(
+                f"step {self.step} in {self.folder} is saved, but not its seal: {self.seal_error}"
+            ) from self.seal_error
 
     def wait(self) -> None:
         """Until the save under way is over; raises WriteError where it failed."""
@@ -254,11 +308,20 @@ class Checkpoints:
         hosts.wait_for_all("last step is verified")
         wrong = hosts.gather(wrong)[0]
         if not wrong:
-            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
-            same = jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), jax.device_get(self.restore(like)), jax.device_get(state))
+            like = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+                state,
+            )
+            same = jax.tree.map(
+                lambda a, b: a.tobytes() == b.tobytes(),
+                jax.device_get(self.restore(like)),
+                jax.device_get(state),
+            )
             wrong = "" if jax.tree.all(same) else "what was read back is not what was saved"
         if wrong:
-            raise WriteError(f"the last checkpoint, step {self.step} in {self.folder}, does not verify: {wrong}")
+            raise WriteError(
+                f"the last checkpoint, step {self.step} in {self.folder}, does not verify: {wrong}"
+            )
 
 
 def require_same_structure(saved: Any, like: State, place: pathlib.Path) -> None:
@@ -266,9 +329,14 @@ def require_same_structure(saved: Any, like: State, place: pathlib.Path) -> None
 
     def leaves(tree: Any) -> dict[str, str]:
         found = {}
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: hasattr(node, "shape")):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            tree, is_leaf=lambda node: hasattr(node, "shape")
+        ):
             if hasattr(leaf, "shape"):
-                keys = (getattr(key, "name", getattr(key, "key", getattr(key, "idx", key))) for key in path)
+                keys = (
+                    getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))
+                    for key in path
+                )
                 found["/".join(map(str, keys))] = f"{leaf.dtype}{list(leaf.shape)}"
         return found
 

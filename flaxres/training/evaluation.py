@@ -43,7 +43,9 @@ class Evaluator:
             return
         transform = decode.CentreCrop(data.eval_size, data.eval_resize, data.interpolation)
         rows = evaluation_rows(len(run.evaluation), run.config.train.eval_batch_size, transform)
-        with Loader(run.evaluation, rows, split(run.mesh), run.speed, data.bad_images, self.say) as loader:
+        with Loader(
+            run.evaluation, rows, split(run.mesh), run.speed, data.bad_images, self.say
+        ) as loader:
             if not data.resident:
                 yield from loader
                 return
@@ -57,14 +59,25 @@ class Evaluator:
             sums = {key: sums[key] + value for key, value in part.items()} if sums else part
         totals = {key: float(value) for key, value in sums.items()}
         if not (examples := round(totals["examples"])):
-            raise InputError(f"no image of {self.run.evaluation.name} could be decoded: prepare the dataset again")
+            raise InputError(
+                f"no image of {self.run.evaluation.name} could be decoded: prepare the dataset again"
+            )
         top5 = totals["top5"] / examples if len(self.run.evaluation.classes) > 5 else None
-        return Report(totals["top1"] / examples, top5, totals["loss"] / examples, examples, int(state.step))
+        return Report(
+            totals["top1"] / examples, top5, totals["loss"] / examples, examples, int(state.step)
+        )
 
 
 def abstract_batch(run: Run) -> dict[str, Any]:
     """The shapes of one evaluation batch."""
     count, size = run.config.train.eval_batch_size, run.config.data.eval_size
-    shapes = {"image": ((count, size, size, 3), jnp.uint8), "label": ((count,), jnp.int32), "position": ((count,), jnp.uint32)}
+    shapes = {
+        "image": ((count, size, size, 3), jnp.uint8),
+        "label": ((count,), jnp.int32),
+        "position": ((count,), jnp.uint32),
+    }
     shapes["weight"] = ((count,), jnp.float32)
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=split(run.mesh)) for name, (shape, dtype) in shapes.items()}
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=split(run.mesh))
+        for name, (shape, dtype) in shapes.items()
+    }

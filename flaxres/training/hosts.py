@@ -36,7 +36,9 @@ VOTES_BEHIND = 2
 barriers = itertools.count()
 
 
-def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+def join(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
     """Joins the other processes of the run: by `coordinator` ("host:port" of process 0), their number and this one's, or as a cluster says.
 
     Slurm, Open MPI, Cloud TPU and Kubernetes (with `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`) are understood. Must come before
@@ -54,15 +56,23 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
         if ":" not in coordinator:
             raise InputError(f"--coordinator={coordinator!r}: the rule is HOST:PORT, of process 0")
         if not 0 <= process < processes:
-            raise InputError(f"--process={process}: the rule is 0 <= process < {processes}, the number of processes")
+            raise InputError(
+                f"--process={process}: the rule is 0 <= process < {processes}, the number of processes"
+            )
         if processes == 1:
             return
-        options: dict[str, Any] = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
+        options: dict[str, Any] = {
+            "coordinator_address": coordinator,
+            "num_processes": processes,
+            "process_id": process,
+        }
         # Without this the coordinator would listen on every address of its machine.
         options["coordinator_bind_address"] = coordinator if process == 0 else None
         # Otherwise, within Slurm or Open MPI, each process would take one device only.
         options["cluster_detection_method"] = "deactivate"
-    elif any(name in os.environ and several(os.environ[name]) for name, several in CLUSTERS.items()):
+    elif any(
+        name in os.environ and several(os.environ[name]) for name, several in CLUSTERS.items()
+    ):
         options = {}
     else:
         return
@@ -71,7 +81,9 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
     try:
         jax.distributed.initialize(**options, heartbeat_timeout_seconds=HEARTBEAT)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"the other processes can't be joined: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"the other processes can't be joined: {' '.join(str(error).split())}"
+        ) from error
 
 
 def number(name: str) -> int | None:
@@ -93,7 +105,9 @@ def wait_for_all(name: str, seconds: int = PREPARE_SECONDS) -> None:
         return
     import orbax.checkpoint as ocp
 
-    ocp.multihost.get_barrier_sync_fn()(key=f"flaxres {next(barriers)}: {name}", timeout_ms=1000 * seconds)
+    ocp.multihost.get_barrier_sync_fn()(
+        key=f"flaxres {next(barriers)}: {name}", timeout_ms=1000 * seconds
+    )
 
 
 def gather(value: Any) -> list[Any]:
@@ -137,14 +151,28 @@ def require_same(facts: Mapping[str, Any]) -> None:
     for number, theirs in enumerate(everyone):
         different = [name for name in facts if theirs.get(name) != everyone[0].get(name)]
         if different:
-            told = "; ".join(f"{name}: {everyone[0].get(name)!r} in process 0, {theirs.get(name)!r} in process {number}" for name in different[:5])
-            raise InputError(f"the processes of a run must be alike, but differ in {told}: start all with the same command, code and data")
+            told = "; ".join(
+                f"{name}: {everyone[0].get(name)!r} in process 0, {theirs.get(name)!r} in process {number}"
+                for name in different[:5]
+            )
+            raise InputError(
+                f"the processes of a run must be alike, but differ in {told}: start all with the same command, code and data"
+            )
 
 
 def facts(config: Config, origin: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same in all processes: settings, versions, code and data. `origin`: the provenance of the run."""
-    settings = {name: repr(value) for name, value in flat(config).items() if not SETTINGS[name].facts.local}
-    return settings | dict(origin["packages"]) | {name: origin[name] for name in ("flaxres", "code", "python", "data", "evaluation", "classes")}
+    settings = {
+        name: repr(value) for name, value in flat(config).items() if not SETTINGS[name].facts.local
+    }
+    return (
+        settings
+        | dict(origin["packages"])
+        | {
+            name: origin[name]
+            for name in ("flaxres", "code", "python", "data", "evaluation", "classes")
+        }
+    )
 
 
 class Votes:
@@ -159,11 +187,17 @@ class Votes:
 
     @functools.cached_property
     def total(self) -> Any:
-        return jax.jit(lambda votes: votes.sum(), in_shardings=split(self.mesh), out_shardings=replicated(self.mesh))
+        return jax.jit(
+            lambda votes: votes.sum(),
+            in_shardings=split(self.mesh),
+            out_shardings=replicated(self.mesh),
+        )
 
     def __call__(self, asked: bool) -> bool:
         """Casts this process's vote; returns whether somebody had been asked as of the vote that is read now."""
         if self.alone:
             return asked
-        self.cast.append(self.total(place(np.full(self.mesh.size, asked, np.int32), split(self.mesh))))
+        self.cast.append(
+            self.total(place(np.full(self.mesh.size, asked, np.int32), split(self.mesh)))
+        )
         return len(self.cast) > VOTES_BEHIND and int(self.cast.popleft()) > 0

@@ -26,10 +26,20 @@ class Log:
     """
 
     def __init__(
-        self, run: Run, folder: pathlib.Path, first: int, before: tuple[float, float], display: metrics.Display, loader: Loader | None
+        self,
+        run: Run,
+        folder: pathlib.Path,
+        first: int,
+        before: tuple[float, float],
+        display: metrics.Display,
+        loader: Loader | None,
     ) -> None:
         self.run, self.display, self.loader, self.before = run, display, loader, before
-        self.writer = metrics.Writer(folder, first, run.config.train.tensorboard, run.config.train.wandb) if hosts.leader() else None
+        self.writer = (
+            metrics.Writer(folder, first, run.config.train.tensorboard, run.config.train.wandb)
+            if hosts.leader()
+            else None
+        )
         self.pending: collections.deque[tuple[int, int, Any]] = collections.deque()
         self.dispatched = 0
         self.unchecked: collections.deque[tuple[int, int, int, Any]] = collections.deque()
@@ -72,17 +82,30 @@ class Log:
         self.dispatched += 1
         for i, step in enumerate(range(last - count + 1, last + 1)):
             if step % self.run.config.train.log_every_steps == 0 or step == self.run.steps:
-                self.pending.append((self.dispatched, step, jax.tree.map(lambda value, i=i: value[i] if value.ndim else value, values)))
-        self.emit(sum(dispatch + FETCH_BEHIND <= self.dispatched for dispatch, _, _ in self.pending))
+                self.pending.append(
+                    (
+                        self.dispatched,
+                        step,
+                        jax.tree.map(lambda value, i=i: value[i] if value.ndim else value, values),
+                    )
+                )
+        self.emit(
+            sum(dispatch + FETCH_BEHIND <= self.dispatched for dispatch, _, _ in self.pending)
+        )
 
         self.unchecked.append((self.dispatched, last, count, values["finite"]))
 
     def non_finite(self, everything: bool) -> list[int]:
         """The steps whose loss or gradient was not finite and which have not been told before; `everything` waits for those under way."""
         bad = []
-        while self.unchecked and (everything or self.unchecked[0][0] + FETCH_BEHIND <= self.dispatched):
+        while self.unchecked and (
+            everything or self.unchecked[0][0] + FETCH_BEHIND <= self.dispatched
+        ):
             _, last, count, finite = self.unchecked.popleft()
-            bad += [last - count + 1 + i for i in np.flatnonzero(np.atleast_1d(np.asarray(finite))[:count] == 0).tolist()]
+            bad += [
+                last - count + 1 + i
+                for i in np.flatnonzero(np.atleast_1d(np.asarray(finite))[:count] == 0).tolist()
+            ]
         return bad
 
     def flush(self) -> None:
@@ -93,7 +116,10 @@ class Log:
         if not count:
             return
         logged = [self.pending.popleft() for _ in range(count)]
-        rows = [(step, {f"train/{key}": float(value) for key, value in values.items()}) for _, step, values in logged]
+        rows = [
+            (step, {f"train/{key}": float(value) for key, value in values.items()})
+            for _, step, values in logged
+        ]
         times, last_step = self.times(), logged[-1][1]
         seconds, stalled = times[0] - self.last_times[0], times[1] - self.last_times[1]
         speed = (last_step - self.last_step) * self.run.config.train.batch_size / max(seconds, 1e-9)
@@ -111,11 +137,17 @@ class Log:
         (trained, stalled), (trained_before, stalled_before) = self.times(), self.compared
         self.compared = trained, stalled
         own = pace.pace((stalled - stalled_before) / max(trained - trained_before, 1e-9))
-        for line in pace.stragglers([pace.Pace(**values) for values in hosts.gather(dataclasses.asdict(own))]):
+        for line in pace.stragglers(
+            [pace.Pace(**values) for values in hosts.gather(dataclasses.asdict(own))]
+        ):
             self.display.say(line)
 
     def report(self, report: Report) -> None:
-        values = {key: float(value) for key, value in dataclasses.asdict(report).items() if value is not None and key != "step"}
+        values = {
+            key: float(value)
+            for key, value in dataclasses.asdict(report).items()
+            if value is not None and key != "step"
+        }
         self.write(report.step, {f"eval/{key}": value for key, value in values.items()})
         self.display.say(
             f"step {report.step}/{self.run.steps}  evaluation: top-1 {100 * report.top1:.2f}%  loss {report.loss:.4f}  "

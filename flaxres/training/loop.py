@@ -61,11 +61,19 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
         metrics.replace_file(folder / "config.json", to_json(config))
     hosts.wait_for_all("workdir is written to")
     if not all(hosts.gather((folder / "config.json").exists())):
-        raise InputError(f"workdir {str(folder)!r} is not the same folder for all processes: it must be on a file system that all of them see")
+        raise InputError(
+            f"workdir {str(folder)!r} is not the same folder for all processes: it must be on a file system that all of them see"
+        )
     notes: list[str] = []
     with (
         stop_signals() as asked,
-        Checkpoints(folder / "checkpoints", config.train.keep_checkpoints, config.train.keep_best, True, notes.append) as checkpoints,
+        Checkpoints(
+            folder / "checkpoints",
+            config.train.keep_checkpoints,
+            config.train.keep_best,
+            True,
+            notes.append,
+        ) as checkpoints,
     ):
         state, origin = begin(run, checkpoints, origin, notes.append)
         first = int(state.step)
@@ -73,9 +81,18 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
             for line in [*notes, headline(run, first)]:
                 display.say(line)
             if first >= run.steps:
-                display.say(f"step {first:,} was the last one: this run is finished; to train longer, give more epochs and another workdir")
+                display.say(
+                    f"step {first:,} was the last one: this run is finished; to train longer, give more epochs and another workdir"
+                )
                 if not hosts.gather((folder / metrics.SUMMARY).exists())[0]:
-                    finish(run, Evaluator(run, display.say)(state), tuple(origin["seconds"]), folder, display, origin)
+                    finish(
+                        run,
+                        Evaluator(run, display.say)(state),
+                        tuple(origin["seconds"]),
+                        folder,
+                        display,
+                        origin,
+                    )
                 return state
             return train(run, state, checkpoints, origin, display, folder, asked)
 
@@ -99,10 +116,14 @@ def require_same_run(config: Config, folder: pathlib.Path, measuring: bool = Fal
     if not any((folder / "checkpoints").glob("[0-9]*")) or not (folder / "config.json").exists():
         return
     if changed := differences(from_json(folder / "config.json"), config, measuring):
-        raise InputError(f"workdir {str(folder)!r} has a run with another config ({'; '.join(changed)}): use another --workdir, or that config")
+        raise InputError(
+            f"workdir {str(folder)!r} has a run with another config ({'; '.join(changed)}): use another --workdir, or that config"
+        )
 
 
-def begin(run: Run, checkpoints: Checkpoints, origin: dict[str, Any], say: Callable[[str], None]) -> tuple[State, dict[str, Any]]:
+def begin(
+    run: Run, checkpoints: Checkpoints, origin: dict[str, Any], say: Callable[[str], None]
+) -> tuple[State, dict[str, Any]]:
     """The newest sound state in the workdir, or a new one, and the provenance that its checkpoints carry: `origin`, with what grows."""
     if checkpoints.step is None:
         return run.first_state(), origin
@@ -114,8 +135,12 @@ def begin(run: Run, checkpoints: Checkpoints, origin: dict[str, Any], say: Calla
             "give the same images, or another workdir"
         )
     if (before := saved.get("convolutions", "XLA")) != origin["convolutions"]:
-        say(f"the run's convolutions were {before}'s and are now {origin['convolutions']}'s: other bits than those of a run without a stop")
-    return checkpoints.restore(run.abstract_state()), origin | {name: saved[name] for name in ("seconds", "left_out", "skipped")}
+        say(
+            f"the run's convolutions were {before}'s and are now {origin['convolutions']}'s: other bits than those of a run without a stop"
+        )
+    return checkpoints.restore(run.abstract_state()), origin | {
+        name: saved[name] for name in ("seconds", "left_out", "skipped")
+    }
 
 
 def require_same_classes(run: Run, saved: dict[str, Any]) -> None:
@@ -173,10 +198,14 @@ def train(
     left_out = origin["left_out"]
 
     with (
-        Watchdog(folder, config.train.watchdog_seconds, lambda: checkpoints.saving_since) as watchdog,
+        Watchdog(
+            folder, config.train.watchdog_seconds, lambda: checkpoints.saving_since
+        ) as watchdog,
         feed(run, first, display.say) as (batches, loader),
         Profile(config.train.profile_steps, folder / "profile") as profile,
-        contextlib.closing(Log(run, folder, first, tuple(origin["seconds"]), display, loader)) as log,
+        contextlib.closing(
+            Log(run, folder, first, tuple(origin["seconds"]), display, loader)
+        ) as log,
     ):
         watchdog.at("compiling")
         evaluator = Evaluator(run, display.say)
@@ -192,7 +221,9 @@ def train(
         def save(step: int) -> None:
             with log.paused(state):
                 accuracy = report.top1 if report is not None and report.step == step else None
-                checkpoints.save(state, step, origin | counts() | {"seconds": log.all_times()}, accuracy)
+                checkpoints.save(
+                    state, step, origin | counts() | {"seconds": log.all_times()}, accuracy
+                )
 
         step = first
         for batch in itertools.chain([ahead], batches):
@@ -220,7 +251,9 @@ def train(
                     checkpoints.wait()
                     raise NonFiniteError(bad[0], run, folder)
                 left_out += len(bad)
-                display.say(f"left out {len(bad)} steps whose loss or gradient is not finite or above the limit: {', '.join(map(str, bad[:20]))}")
+                display.say(
+                    f"left out {len(bad)} steps whose loss or gradient is not finite or above the limit: {', '.join(map(str, bad[:20]))}"
+                )
             if evaluates:
                 watchdog.at(f"the evaluation after step {step}")
                 with log.paused(state):
@@ -232,7 +265,9 @@ def train(
                 save(step)
             if stop:
                 checkpoints.wait()
-                display.say(f"stopped by a signal; step {step} is saved: start the same command again to go on")
+                display.say(
+                    f"stopped by a signal; step {step} is saved: start the same command again to go on"
+                )
                 raise Preempted(step)
             if last:
                 break
@@ -278,10 +313,19 @@ class NonFiniteError(FloatingPointError):
     def __init__(self, step: int, run: Run, folder: pathlib.Path) -> None:
         train = run.config.train
         positions = step_positions(step - 1, train.batch_size)
-        records = training_ids(positions, len(run.train), train.seed, train.batch_size, run.config.data.repeats).tolist()
+        records = training_ids(
+            positions, len(run.train), train.seed, train.batch_size, run.config.data.repeats
+        ).tolist()
         if hosts.leader():
-            metrics.replace_file(folder / "non_finite.json", json.dumps({"step": step, "split": run.train.name, "records": records}) + "\n")
-        limit = f", or the loss is above train.loss_limit={train.loss_limit:g}" if train.loss_limit else ""
+            metrics.replace_file(
+                folder / "non_finite.json",
+                json.dumps({"step": step, "split": run.train.name, "records": records}) + "\n",
+            )
+        limit = (
+            f", or the loss is above train.loss_limit={train.loss_limit:g}"
+            if train.loss_limit
+            else ""
+        )
         super().__init__(
             f"step {step}: loss or gradient is not finite{limit}; step {step - 1} is saved. Its samples are the records {records[:8]}... of "
             f"{run.train.name}, all of them in {folder / 'non_finite.json'}. Lower optim.learning_rate, or leave such steps out with "
@@ -301,7 +345,9 @@ class Stepper:
         return batch["image"].shape in self.compiled
 
     def prepare(self, state: State, batch: Any) -> None:
-        self.compiled[batch["image"].shape] = self.step.lower(*self.arguments(state, batch, 1)).compile()
+        self.compiled[batch["image"].shape] = self.step.lower(
+            *self.arguments(state, batch, 1)
+        ).compile()
 
     def arguments(self, state: State, batch: Any, count: int) -> tuple[Any, ...]:
         return (state, batch, *(() if self.most == 1 else (np.int32(count),)), *self.taught)
@@ -311,7 +357,14 @@ class Stepper:
         return self.compiled[batch["image"].shape](*self.arguments(state, batch, count))
 
 
-def finish(run: Run, report: Report, times: tuple[float, float], folder: pathlib.Path, display: metrics.Display, counts: dict[str, Any]) -> None:
+def finish(
+    run: Run,
+    report: Report,
+    times: tuple[float, float],
+    folder: pathlib.Path,
+    display: metrics.Display,
+    counts: dict[str, Any],
+) -> None:
     """Writes what a run leaves at its end: curves.png, and summary.json, which tells of images `skipped` and steps `left_out` if any were."""
     seconds, stalled = times
     gone = {"images_skipped": len(counts["skipped"]), "steps_left_out": counts["left_out"]}
@@ -325,12 +378,23 @@ def finish(run: Run, report: Report, times: tuple[float, float], folder: pathlib
         title = f"{run.config.model.name} on {run.train.name}: top-1 {100 * report.top1:.2f}% of {report.examples:,} evaluation examples"
         metrics.draw_curves(folder, title)
         # Last, since its presence says that the run is complete.
-        metrics.write_summary(folder, {key: value for key, value in dataclasses.asdict(report).items() if value is not None} | speed)
+        metrics.write_summary(
+            folder,
+            {key: value for key, value in dataclasses.asdict(report).items() if value is not None}
+            | speed,
+        )
     hosts.wait_for_all("run is finished")
-    display.say(f"finished: top-1 {100 * report.top1:.2f}% of {report.examples:,} examples; everything is in {folder}")
+    display.say(
+        f"finished: top-1 {100 * report.top1:.2f}% of {report.examples:,} examples; everything is in {folder}"
+    )
 
 
-def evaluate(config: Config, workdir: str | os.PathLike[str] | None = None, *, weights: str | os.PathLike[str] | None = None) -> Report:
+def evaluate(
+    config: Config,
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+) -> Report:
     """Evaluates the newest checkpoint in `workdir`, or a file of `weights` (see `load_weights`), on the evaluation split: every example once.
 
     Raises InputError where there is neither or both, or where the config does not fit.
@@ -341,7 +405,9 @@ def evaluate(config: Config, workdir: str | os.PathLike[str] | None = None, *, w
     if weights is not None:
         run = hosts.together(lambda: prepare_run(config))
         variables = run.placed(load_weights(weights, run.model))
-        return Evaluator(run)(State(jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], ()))
+        return Evaluator(run)(
+            State(jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], ())
+        )
     run, state = trained(config, pathlib.Path(workdir or ""))
     return Evaluator(run)(state)
 
@@ -351,7 +417,9 @@ def trained(config: Config, folder: pathlib.Path) -> tuple[Run, State]:
     config = resolved(config)
     require_same_run(config, folder, measuring=True)
     if not (folder / "checkpoints").is_dir():
-        raise InputError(f"workdir {str(folder)!r} has no checkpoints: train first, or give another --workdir")
+        raise InputError(
+            f"workdir {str(folder)!r} has no checkpoints: train first, or give another --workdir"
+        )
     run = hosts.together(lambda: prepare_run(config))
     with Checkpoints(folder / "checkpoints", say=note) as checkpoints:
         require_same_classes(run, checkpoints.provenance())

@@ -48,13 +48,17 @@ def naming(path: pathlib.Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise WriteError(f"{path} can't be written ({reason}); what was saved is intact: make room and start the same command again") from error
+        raise WriteError(
+            f"{path} can't be written ({reason}); what was saved is intact: make room and start the same command again"
+        ) from error
 
 
 class Writer:
     """Writes metrics of a run that starts or goes on at `step`: lines of later steps, left by a killed run, are dropped."""
 
-    def __init__(self, workdir: pathlib.Path, step: int, tensorboard: bool, wandb: str | None = None) -> None:
+    def __init__(
+        self, workdir: pathlib.Path, step: int, tensorboard: bool, wandb: str | None = None
+    ) -> None:
         self.workdir = workdir
         kept = [row for row in read_metrics(workdir) if row["step"] <= step]
         replace_file(workdir / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
@@ -68,7 +72,9 @@ class Writer:
         if wandb:
             # A run that goes on keeps its id, so that its curves stay one.
             number = hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:16]
-            self.wandb = importlib.import_module("wandb").init(project=wandb, id=number, name=workdir.name, dir=str(workdir), resume="allow")
+            self.wandb = importlib.import_module("wandb").init(
+                project=wandb, id=number, name=workdir.name, dir=str(workdir), resume="allow"
+            )
 
     def write(self, step: int, epoch: float, values: dict[str, float]) -> None:
         row = {"step": step, "epoch": round(epoch, 4), **values}
@@ -96,7 +102,10 @@ class Writer:
 
 def finite(row: dict[str, Any]) -> dict[str, Any]:
     """JSON has no NaN and no infinity: both become null."""
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
+    }
 
 
 def write_summary(workdir: pathlib.Path, summary: dict[str, Any]) -> None:
@@ -117,10 +126,16 @@ def draw_curves(workdir: pathlib.Path, title: str) -> None:
 
     figure, (loss, error, rate) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     # Blue and orange of Okabe & Ito's palette, which colour-blind readers tell apart; markers differ as well.
-    for name, label, colour, mark in (("train/loss", "training", "#0072B2", ""), ("eval/loss", "evaluation", "#D55E00", "o")):
+    for name, label, colour, mark in (
+        ("train/loss", "training", "#0072B2", ""),
+        ("eval/loss", "evaluation", "#D55E00", "o"),
+    ):
         points = curve(name)
         loss.plot(*points, color=colour, label=label, marker=mark or lone(points), markersize=3)
-    for name, label, colour, mark in (("train/top1", "training, augmented", "#0072B2", ""), ("eval/top1", "evaluation", "#D55E00", "o")):
+    for name, label, colour, mark in (
+        ("train/top1", "training, augmented", "#0072B2", ""),
+        ("eval/top1", "evaluation", "#D55E00", "o"),
+    ):
         epochs, accuracies = curve(name)
         error.plot(
             epochs,
@@ -130,7 +145,12 @@ def draw_curves(workdir: pathlib.Path, title: str) -> None:
             marker=mark or lone((epochs, accuracies)),
             markersize=3,
         )
-    rate.plot(*(points := curve("train/learning_rate")), color="#0072B2", marker=lone(points), markersize=3)
+    rate.plot(
+        *(points := curve("train/learning_rate")),
+        color="#0072B2",
+        marker=lone(points),
+        markersize=3,
+    )
     loss.set(title="Loss", xlabel="epoch", ylabel="cross-entropy, nats")
     error.set(title="Top-1 error", xlabel="epoch", ylabel="error, %")
     rate.set(title="Learning rate", xlabel="epoch", ylabel="learning rate")
@@ -157,17 +177,27 @@ def require_writable(workdir: pathlib.Path) -> None:
         for path in made:
             path.rmdir()
     except OSError as error:
-        raise InputError(f"workdir {str(workdir)!r} can't be written ({error.strerror}): give another --workdir") from error
+        raise InputError(
+            f"workdir {str(workdir)!r} can't be written ({error.strerror}): give another --workdir"
+        ) from error
 
 
 class Display:
     """The progress of a run: a live bar on a terminal, a line now and then elsewhere, nothing on hosts other than the first."""
 
     def __init__(self, total: int, done: int, enabled: bool, live: bool) -> None:
-        self.console = Console(stderr=True, quiet=not enabled, highlight=False, markup=False, soft_wrap=True)
+        self.console = Console(
+            stderr=True, quiet=not enabled, highlight=False, markup=False, soft_wrap=True
+        )
         self.total, self.first, self.start = total, done, 0.0
-        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[text]}", markup=False))
-        self.bar = Progress(*columns, console=self.console, disable=not (enabled and live and sys.stderr.isatty()))
+        columns = (
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}", markup=False),
+        )
+        self.bar = Progress(
+            *columns, console=self.console, disable=not (enabled and live and sys.stderr.isatty())
+        )
         self.task = self.bar.add_task("train", total=total, completed=done, text="compiling")
 
     def __enter__(self) -> "Display":

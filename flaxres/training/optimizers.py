@@ -16,7 +16,11 @@ from flaxres.models.blocks import SCANNED
 
 
 def warmup_steps(config: OptimConfig, steps_per_epoch: float) -> int:
-    return round(config.warmup_epochs * steps_per_epoch) if config.warmup_steps is None else config.warmup_steps
+    return (
+        round(config.warmup_epochs * steps_per_epoch)
+        if config.warmup_steps is None
+        else config.warmup_steps
+    )
 
 
 def learning_rate(config: OptimConfig, steps: int, steps_per_epoch: float) -> optax.Schedule:
@@ -30,16 +34,29 @@ def learning_rate(config: OptimConfig, steps: int, steps_per_epoch: float) -> op
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, left, config.final_scale)
     elif config.schedule in ("linear", "polynomial"):
-        after = optax.polynomial_schedule(peak, peak * config.final_scale, 1.0 if config.schedule == "linear" else config.power, left)
+        after = optax.polynomial_schedule(
+            peak,
+            peak * config.final_scale,
+            1.0 if config.schedule == "linear" else config.power,
+            left,
+        )
     elif config.schedule == "step":
-        at = config.milestone_steps or [round(epoch * steps_per_epoch) for epoch in config.milestones]
+        at = config.milestone_steps or [
+            round(epoch * steps_per_epoch) for epoch in config.milestones
+        ]
         # Several milestones may round to one step; each counts.
         counts = collections.Counter(step - warmup for step in at)
         factors = {step: config.gamma**count for step, count in counts.items()}
         after = optax.piecewise_constant_schedule(peak, factors)
     else:
         after = optax.constant_schedule(peak)
-    return optax.join_schedules([optax.linear_schedule(peak * config.warmup_scale, peak, warmup), after], [warmup]) if warmup else after
+    return (
+        optax.join_schedules(
+            [optax.linear_schedule(peak * config.warmup_scale, peak, warmup), after], [warmup]
+        )
+        if warmup
+        else after
+    )
 
 
 def stacked(path: Any) -> bool:
@@ -91,7 +108,11 @@ def optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTr
     """
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     parts += PARTS[config.name](config, schedule)
-    return optax.chain(*parts, by_depth(config.layer_decay)) if config.layer_decay < 1 else optax.chain(*parts)
+    return (
+        optax.chain(*parts, by_depth(config.layer_decay))
+        if config.layer_decay < 1
+        else optax.chain(*parts)
+    )
 
 
 def mask(config: OptimConfig) -> Any:
@@ -103,18 +124,29 @@ def masked(config: OptimConfig, part: optax.GradientTransformation) -> optax.Gra
 
 
 def sgd(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
-    return [optax.add_decayed_weights(config.weight_decay, mask(config)), optax.sgd(schedule, config.momentum or None, config.nesterov)]
+    return [
+        optax.add_decayed_weights(config.weight_decay, mask(config)),
+        optax.sgd(schedule, config.momentum or None, config.nesterov),
+    ]
 
 
 def sgdw(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
     moving = optax.trace(config.momentum, config.nesterov) if config.momentum else optax.identity()
     shares = config.weight_decay / config.learning_rate if config.learning_rate else 0.0
-    return [moving, optax.add_decayed_weights(shares, mask(config)), optax.scale_by_learning_rate(schedule)]
+    return [
+        moving,
+        optax.add_decayed_weights(shares, mask(config)),
+        optax.scale_by_learning_rate(schedule),
+    ]
 
 
 def lars(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
     local = masked(config, layer_rates(config.weight_decay, config.trust_coefficient))
-    return [local, optax.trace(config.momentum, config.nesterov), optax.scale_by_learning_rate(schedule)]
+    return [
+        local,
+        optax.trace(config.momentum, config.nesterov),
+        optax.scale_by_learning_rate(schedule),
+    ]
 
 
 def layer_rates(decay: float, coefficient: float) -> optax.GradientTransformation:
@@ -141,17 +173,34 @@ def lamb(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTr
 
 
 def adamw(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
-    return [optax.adamw(schedule, config.momentum, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=mask(config))]
+    return [
+        optax.adamw(
+            schedule,
+            config.momentum,
+            config.beta2,
+            config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=mask(config),
+        )
+    ]
 
 
 def muon(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
     matrices = functools.partial(jax.tree.map, matrix)
     orthogonal = optax.chain(
-        optax.contrib.scale_by_muon(beta=config.momentum, nesterov=config.nesterov, weight_dimension_numbers=matrices),
+        optax.contrib.scale_by_muon(
+            beta=config.momentum, nesterov=config.nesterov, weight_dimension_numbers=matrices
+        ),
         optax.stateless(lambda updates, _: jax.tree.map(as_large_as_adams, updates)),
     )
     return [
-        optax.partition({"muon": orthogonal, "adam": optax.scale_by_adam(config.momentum, config.beta2, config.epsilon)}, labels),
+        optax.partition(
+            {
+                "muon": orthogonal,
+                "adam": optax.scale_by_adam(config.momentum, config.beta2, config.epsilon),
+            },
+            labels,
+        ),
         optax.add_decayed_weights(config.weight_decay, mask(config)),
         optax.scale_by_learning_rate(schedule),
     ]
@@ -159,12 +208,17 @@ def muon(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTr
 
 def labels(params: Any) -> Any:
     """Which parameters are orthogonalised: the kernels of convolutions, not the head (Jordan et al. 2024)."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: "muon" if rank(path, leaf) >= 4 and depth(slashed(path)) < 5 else "adam", params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: "muon" if rank(path, leaf) >= 4 and depth(slashed(path)) < 5 else "adam",
+        params,
+    )
 
 
 def matrix(kernel: jax.Array) -> optax.contrib.MuonDimensionNumbers:
     """A kernel (..., height, width, inputs, outputs) as the matrices of all that an output sums."""
-    return optax.contrib.MuonDimensionNumbers(tuple(range(kernel.ndim - 4, kernel.ndim - 1)), kernel.ndim - 1)
+    return optax.contrib.MuonDimensionNumbers(
+        tuple(range(kernel.ndim - 4, kernel.ndim - 1)), kernel.ndim - 1
+    )
 
 
 def as_large_as_adams(update: jax.Array) -> jax.Array:
@@ -194,8 +248,12 @@ def by_depth(decay: float) -> optax.GradientTransformation:
     """Updates times `decay` to the power of the number of the network's stages that lie behind a parameter's, the head's included."""
 
     def update(updates: Any, _: Any) -> Any:
-        depths = sorted({depth(slashed(path)) for path, _ in jax.tree_util.tree_leaves_with_path(updates)})
+        depths = sorted(
+            {depth(slashed(path)) for path, _ in jax.tree_util.tree_leaves_with_path(updates)}
+        )
         behind = {found: len(depths) - 1 - i for i, found in enumerate(depths)}
-        return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf * decay ** behind[depth(slashed(path))], updates)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf * decay ** behind[depth(slashed(path))], updates
+        )
 
     return optax.stateless(update)

@@ -50,11 +50,16 @@ def stragglers(paces: Sequence[Pace]) -> list[str]:
     lines = []
     for number, one in enumerate(paces):
         others = [pace for i, pace in enumerate(paces) if i != number]
-        stall, probe = statistics.median(pace.stall for pace in others), statistics.median(pace.probe for pace in others)
+        stall, probe = (
+            statistics.median(pace.stall for pace in others),
+            statistics.median(pace.probe for pace in others),
+        )
         who = f"process {number} on {one.host} holds the others up"
         if one.stall > max(LEAST_STALL, SLOW * stall):
             waits = f"it waits {100 * one.stall:.0f}% of the time for its input, the others {100 * stall:.0f}%"
             lines.append(f"{who}: {waits}; look at its disk and its decoding")
         if one.probe > SLOW * probe:
-            lines.append(f"{who}: a fixed product takes it {1e3 * one.probe:.1f} ms, the others {1e3 * probe:.1f} ms; look at what else runs there")
+            lines.append(
+                f"{who}: a fixed product takes it {1e3 * one.probe:.1f} ms, the others {1e3 * probe:.1f} ms; look at what else runs there"
+            )
     return lines

@@ -31,7 +31,11 @@ def code_digest() -> str:
 
 def convolutions(run: Run) -> str:
     """Whose they are: the C++ compiler's where the run may call those that it made, else XLA's."""
-    native_ones = run.mesh.size == 1 and jax.default_backend() == "cpu" and run.config.model.compute_dtype == "float32"
+    native_ones = (
+        run.mesh.size == 1
+        and jax.default_backend() == "cpu"
+        and run.config.model.compute_dtype == "float32"
+    )
     return (native_ones and native.compiled_by) or "XLA"
 
 

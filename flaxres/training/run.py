@@ -73,12 +73,24 @@ class Run:
     def teacher(self) -> Network | None:
         """The network that is learned from."""
         name = self.config.optim.distill_model
-        return create_model(name, num_classes=len(self.train.classes), dtype=jnp.dtype(self.config.model.compute_dtype)) if name else None
+        return (
+            create_model(
+                name,
+                num_classes=len(self.train.classes),
+                dtype=jnp.dtype(self.config.model.compute_dtype),
+            )
+            if name
+            else None
+        )
 
     @functools.cached_property
     def taught(self) -> tuple[Any, ...]:
         """The variables of the teacher, on the devices: the step's last argument where there is one."""
-        return (self.placed(load_weights(str(self.config.optim.distill_weights), self.teacher)),) if self.teacher else ()
+        return (
+            (self.placed(load_weights(str(self.config.optim.distill_weights), self.teacher)),)
+            if self.teacher
+            else ()
+        )
 
     def placed(self, variables: Any) -> Any:
         return jax.tree.map(lambda leaf: place(np.asarray(leaf), replicated(self.mesh)), variables)
@@ -97,7 +109,15 @@ class Run:
 
     def train_step(self) -> Any:
         """See `compiled_train_step`."""
-        return compiled_train_step(self.config, self.model, self.tx, self.schedule, self.mesh, self.steps_per_epoch, self.teacher)
+        return compiled_train_step(
+            self.config,
+            self.model,
+            self.tx,
+            self.schedule,
+            self.mesh,
+            self.steps_per_epoch,
+            self.teacher,
+        )
 
     @property
     def steps_per_epoch(self) -> float:
@@ -105,7 +125,9 @@ class Run:
 
     @property
     def steps(self) -> int:
-        return self.config.train.steps or max(round(self.config.train.epochs * self.steps_per_epoch), 1)
+        return self.config.train.steps or max(
+            round(self.config.train.epochs * self.steps_per_epoch), 1
+        )
 
     @functools.cached_property
     def schedule(self) -> optax.Schedule:
@@ -118,7 +140,12 @@ class Run:
     @property
     def speed(self) -> Speed:
         data = self.config.data
-        speed = Speed(workers=data.workers, prefetch=data.prefetch, buffer_bytes=data.buffer_mib << 20, worker_seconds=data.worker_seconds)
+        speed = Speed(
+            workers=data.workers,
+            prefetch=data.prefetch,
+            buffer_bytes=data.buffer_mib << 20,
+            worker_seconds=data.worker_seconds,
+        )
         return dataclasses.replace(speed, threads=data.threads) if data.threads else speed
 
     def next_end(self, step: int, epochs: float) -> int:
@@ -135,20 +162,32 @@ def prepare_run(config: Config) -> Run:
     """Refuses, before anything is compiled, whatever could not train: raises InputError."""
     check(config)
     check_devices(config, jax.device_count())
-    if "float64" in (config.model.compute_dtype, config.model.param_dtype) and not jax.config.read("jax_enable_x64"):
-        raise InputError("float64 in model.dtype or model.param_dtype: set JAX_ENABLE_X64=1 in the environment, or use float32")
+    if "float64" in (config.model.compute_dtype, config.model.param_dtype) and not jax.config.read(
+        "jax_enable_x64"
+    ):
+        raise InputError(
+            "float64 in model.dtype or model.param_dtype: set JAX_ENABLE_X64=1 in the environment, or use float32"
+        )
     data = config.data
-    train, evaluation = open_splits(data.name, (data.train_split, data.eval_split), data.source, data.data_dir, data.bad_images)
+    train, evaluation = open_splits(
+        data.name, (data.train_split, data.eval_split), data.source, data.data_dir, data.bad_images
+    )
     if train.classes != evaluation.classes:
-        raise InputError(f"{train.name} and {evaluation.name} have other classes: they must be splits of one dataset")
+        raise InputError(
+            f"{train.name} and {evaluation.name} have other classes: they must be splits of one dataset"
+        )
     if config.train.wandb and importlib.util.find_spec("wandb") is None:
-        raise InputError(f"train.wandb={config.train.wandb!r} needs the package wandb: pip install wandb, or leave it out")
+        raise InputError(
+            f"train.wandb={config.train.wandb!r} needs the package wandb: pip install wandb, or leave it out"
+        )
     run = Run(config, train, evaluation)
     if data.resident:
         require_resident(train, data.image_size)
         require_resident(evaluation, data.eval_size)
     if (last := run.steps * config.train.batch_size) >= 2**32:
-        raise InputError(f"{last:,} samples in all: positions are 32 bits wide; lower train.epochs or train.steps")
+        raise InputError(
+            f"{last:,} samples in all: positions are 32 bits wide; lower train.epochs or train.steps"
+        )
     return run
 
 
@@ -161,18 +200,37 @@ def training_transform(run: Run, step: int) -> decode.Transform:
             size = side
     if data.crop == "centre":
         return decode.CentreCrop(size, size, data.interpolation)
-    return decode.RandomResizedCrop(size, config.train.seed, data.crop_scale, data.crop_ratio, data.crop_interpolation)
+    return decode.RandomResizedCrop(
+        size, config.train.seed, data.crop_scale, data.crop_ratio, data.crop_interpolation
+    )
 
 
 @contextlib.contextmanager
-def feed(run: Run, first: int, say: Callable[[str], None]) -> Iterator[tuple[Iterator[Any], Loader | None]]:
+def feed(
+    run: Run, first: int, say: Callable[[str], None]
+) -> Iterator[tuple[Iterator[Any], Loader | None]]:
     """What the step takes: the loader's batches, or the whole dataset again and again where it is on the devices. `say` is told of skipped images."""
     config, data = run.config, run.config.data
     if data.resident:
-        yield itertools.repeat(resident(run.train, training_transform(run, 0), replicated(run.mesh), run.speed.threads)), None
+        yield (
+            itertools.repeat(
+                resident(
+                    run.train, training_transform(run, 0), replicated(run.mesh), run.speed.threads
+                )
+            ),
+            None,
+        )
         return
 
     transform = functools.partial(training_transform, run)
-    rows = training_rows(len(run.train), config.train.batch_size, config.train.seed, first, run.steps, transform, data.repeats)
+    rows = training_rows(
+        len(run.train),
+        config.train.batch_size,
+        config.train.seed,
+        first,
+        run.steps,
+        transform,
+        data.repeats,
+    )
     with Loader(run.train, rows, split(run.mesh), run.speed, data.bad_images, say) as loader:
         yield iter(loader), loader

@@ -53,23 +53,45 @@ def born(model: nn.Module, config: Config) -> Any:
     return model.init(purpose(config.train.seed, INIT), jnp.zeros((1, size, size, 3), jnp.float32))
 
 
-def birth(model: nn.Module, tx: optax.GradientTransformation, config: Config, variables: Any = None) -> State:
+def birth(
+    model: nn.Module, tx: optax.GradientTransformation, config: Config, variables: Any = None
+) -> State:
     """The state at step 0, to be traced; `variables` are those to start from in place of random ones."""
     if variables is None:
         variables = born(model, config)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if config.train.ema_decay else {}
+    ema = (
+        jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+        if config.train.ema_decay
+        else {}
+    )
     half = config.model.compute_dtype == "float16"
-    scale = {"scale": jnp.asarray(FIRST_SCALE, jnp.float32), "good": jnp.zeros((), jnp.int32)} if half else {}
+    scale = (
+        {"scale": jnp.asarray(FIRST_SCALE, jnp.float32), "good": jnp.zeros((), jnp.int32)}
+        if half
+        else {}
+    )
     return State(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), ema, scale)
 
 
-def create_state(model: nn.Module, tx: optax.GradientTransformation, config: Config, mesh: Mesh, variables: Any = None) -> State:
+def create_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    config: Config,
+    mesh: Mesh,
+    variables: Any = None,
+) -> State:
     """The state at step 0, computed where it will live: no copy is made on the host or on one device first."""
-    return jax.jit(lambda variables: birth(model, tx, config, variables), out_shardings=replicated(mesh))(variables)
+    return jax.jit(
+        lambda variables: birth(model, tx, config, variables), out_shardings=replicated(mesh)
+    )(variables)
 
 
-def abstract_state(model: nn.Module, tx: optax.GradientTransformation, config: Config, mesh: Mesh) -> State:
+def abstract_state(
+    model: nn.Module, tx: optax.GradientTransformation, config: Config, mesh: Mesh
+) -> State:
     """The shapes, dtypes and shardings of the state, with nothing computed."""
     shapes = jax.eval_shape(lambda: birth(model, tx, config))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), shapes)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), shapes
+    )

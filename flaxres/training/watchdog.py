@@ -22,10 +22,17 @@ class Watchdog:
     whose peers are gone fills as well.
     """
 
-    def __init__(self, folder: pathlib.Path, limit: float, saving_since: Callable[[], float | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        limit: float,
+        saving_since: Callable[[], float | None] = lambda: None,
+    ) -> None:
         self.folder, self.limit, self.saving_since = folder, limit, saving_since
         self.what, self.since = "the start", time.monotonic()
-        self.stacks = folder / ("stacks.txt" if jax.process_count() == 1 else f"stacks-{jax.process_index()}.txt")
+        self.stacks = folder / (
+            "stacks.txt" if jax.process_count() == 1 else f"stacks-{jax.process_index()}.txt"
+        )
         self.file: TextIO | None = None
         self.ended = threading.Event()
         if limit:

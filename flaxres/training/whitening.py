@@ -26,26 +26,42 @@ def whitened(variables: Any, source: Source, data: DataConfig, side: int) -> Any
     params = variables["params"]
     kernel = params.get("conv1", {}).get("kernel")
     if kernel is None:
-        raise InputError("model.stem_init='whitening': the stem is not one convolution; set model.stem='small' or 'standard', or leave it out")
+        raise InputError(
+            "model.stem_init='whitening': the stem is not one convolution; set model.stem='small' or 'standard', or leave it out"
+        )
     size, _, channels, width = kernel.shape
-    directions = principal(patches(source, data, side, size)).astype(kernel.dtype)[: max(width // 2, 1)]
+    directions = principal(patches(source, data, side, size)).astype(kernel.dtype)[
+        : max(width // 2, 1)
+    ]
     rows = np.concatenate([directions, -directions])[:width]
-    found = np.concatenate([rows.T.reshape(size, size, channels, -1), np.asarray(kernel)[..., len(rows) :]], -1)
+    found = np.concatenate(
+        [rows.T.reshape(size, size, channels, -1), np.asarray(kernel)[..., len(rows) :]], -1
+    )
     return {**variables, "params": {**params, "conv1": {**params["conv1"], "kernel": found}}}
 
 
 def patches(source: Source, data: DataConfig, side: int, size: int) -> np.ndarray:
     """`(count, size * size * 3)`: some patches of some training pictures of `side` pixels, normalised. Raises InputError, as the loader does."""
     if side < size:
-        raise InputError(f"model.stem_init='whitening' with pictures of {side} pixels: the first convolution's kernel has {size}; take larger ones")
+        raise InputError(
+            f"model.stem_init='whitening' with pictures of {side} pixels: the first convolution's kernel has {size}; take larger ones"
+        )
     transform, rng = CentreCrop(side, side, data.interpolation), np.random.default_rng(0)
     picture, found = np.empty((1, side, side, 3), np.uint8), []
     for record in np.linspace(0, len(source) - 1, min(len(source), PICTURES), dtype=int)[:, None]:
-        fill(source, Job(transform, record, transform.numbers(record), data.bad_images, True), picture)
-        every = np.lib.stride_tricks.sliding_window_view(picture[0], (size, size), (0, 1))  # (rows, columns, channels, size, size)
+        fill(
+            source,
+            Job(transform, record, transform.numbers(record), data.bad_images, True),
+            picture,
+        )
+        every = np.lib.stride_tricks.sliding_window_view(
+            picture[0], (size, size), (0, 1)
+        )  # (rows, columns, channels, size, size)
         at = rng.integers(0, every.shape[:2], (PATCHES, 2))
         found.append(every[at[:, 0], at[:, 1]].transpose(0, 2, 3, 1))
-    pixels = jax.device_get(normalise(jnp.asarray(np.concatenate(found)), data.mean, data.std, jnp.float32))
+    pixels = jax.device_get(
+        normalise(jnp.asarray(np.concatenate(found)), data.mean, data.std, jnp.float32)
+    )
     return np.asarray(pixels, np.float64).reshape(len(pixels), -1)
 
 

@@ -32,7 +32,12 @@ class PretrainedPreprocess(Preprocess):
 
 
 def load_pretrained(
-    tag: str, *, num_classes: int | None = None, revision: str | None = None, cache_dir: str | None = None, **attributes: Any
+    tag: str,
+    *,
+    num_classes: int | None = None,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    **attributes: Any,
 ) -> tuple[Network, dict[str, Any], PretrainedPreprocess]:
     """`(model, variables, preprocess)` of a timm tag such as `resnet50.a1_in1k`, or of any hub repository in timm's form (`owner/name`).
 
@@ -50,15 +55,25 @@ def load_pretrained(
         name, preset = settings["architecture"], preprocessing(pretrained)
         trained_classes = int(pretrained.get("num_classes", settings.get("num_classes", 1000)))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"config.json of {repository!r} is not in timm's form ({type(error).__name__}: {error}): give another tag") from error
+        raise InputError(
+            f"config.json of {repository!r} is not in timm's form ({type(error).__name__}: {error}): give another tag"
+        ) from error
     if name not in MODELS:
         raise unknown(f"architecture of {repository}", name, MODELS)
     weights_path = fetch(repository, "model.safetensors", revision, cache_dir)
-    model = create_model(name, num_classes=trained_classes if num_classes is None else num_classes, **attributes)
+    model = create_model(
+        name, num_classes=trained_classes if num_classes is None else num_classes, **attributes
+    )
     weights, _ = read(weights_path)
     if num_classes == 0:
-        weights = {key: value for key, value in weights.items() if not key.startswith(("fc.", "head.", "classifier."))}
-    variables = variables_from_torch(weights, model, adapt=True, source=f"weights of {repository!r}")
+        weights = {
+            key: value
+            for key, value in weights.items()
+            if not key.startswith(("fc.", "head.", "classifier."))
+        }
+    variables = variables_from_torch(
+        weights, model, adapt=True, source=f"weights of {repository!r}"
+    )
     names = tuple(settings.get("label_names") or pretrained.get("label_names") or ())
     origin: dict[str, Any] = {
         "repository": repository,
@@ -75,8 +90,13 @@ def preprocessing(settings: dict[str, Any]) -> Preprocess:
     interpolation = settings.get("interpolation", "bicubic")
     if interpolation not in ("bilinear", "bicubic"):
         raise ValueError(f"interpolation {interpolation!r}")
-    mean, std = (tuple(map(float, settings.get(key, default))) for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
-    return Preprocess(size, math.floor(size / float(settings.get("crop_pct", 0.875))), interpolation, mean, std)
+    mean, std = (
+        tuple(map(float, settings.get(key, default)))
+        for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
+    )
+    return Preprocess(
+        size, math.floor(size / float(settings.get("crop_pct", 0.875))), interpolation, mean, std
+    )
 
 
 def fetch(repository: str, file: str, revision: str | None, cache_dir: str | None) -> pathlib.Path:
@@ -85,8 +105,16 @@ def fetch(repository: str, file: str, revision: str | None, cache_dir: str | Non
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return pathlib.Path(huggingface_hub.hf_hub_download(repository, file, revision=revision, cache_dir=cache_dir))
+        return pathlib.Path(
+            huggingface_hub.hf_hub_download(
+                repository, file, revision=revision, cache_dir=cache_dir
+            )
+        )
     except LocalEntryNotFoundError as error:
-        raise InputError(f"{repository!r} is not in the hub's cache and the hub can't be reached: load it once with a network") from error
+        raise InputError(
+            f"{repository!r} is not in the hub's cache and the hub can't be reached: load it once with a network"
+        ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise InputError(f"{file} of {repository!r} can't be had from the hub ({' '.join(str(error).split())[:200]}): check the tag") from error
+        raise InputError(
+            f"{file} of {repository!r} can't be had from the hub ({' '.join(str(error).split())[:200]}): check the tag"
+        ) from error

@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy as np
 
-LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
 AXES = {4: (3, 2, 0, 1), 3: (2, 1, 0), 2: (1, 0)}  # ours -> PyTorch's, of a kernel
 TRACKED = "num_batches_tracked"
 # DenseNet files from before 2018 say `norm.1` where newer ones say `norm1`.
@@ -45,7 +51,9 @@ def torch_name(path: Path) -> str:
 
 def to_torch(path: Path, array: np.ndarray) -> np.ndarray:
     """A leaf of ours with PyTorch's axes."""
-    return np.ascontiguousarray(array.transpose(AXES[array.ndim])) if path[-1] == "kernel" else array
+    return (
+        np.ascontiguousarray(array.transpose(AXES[array.ndim])) if path[-1] == "kernel" else array
+    )
 
 
 def from_torch(path: Path, array: np.ndarray, ndim: int) -> np.ndarray:
@@ -64,4 +72,8 @@ def cleaned(weights: Mapping[str, Any]) -> dict[str, Any]:
     for prefix in ("module.", "_orig_mod.", "model."):
         if weights and all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return {OLD_DENSENET.sub(r"\1.\2\3.", name): value for name, value in weights.items() if not name.endswith(TRACKED)}
+    return {
+        OLD_DENSENET.sub(r"\1.\2\3.", name): value
+        for name, value in weights.items()
+        if not name.endswith(TRACKED)
+    }

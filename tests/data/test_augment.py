@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flaxres.data.augment import color_jitter, cutout, mix, normalise, random_erasing, random_flip, random_shift, sample_keys, turn_hue
+from flaxres.data.augment import (
+    color_jitter,
+    cutout,
+    mix,
+    normalise,
+    random_erasing,
+    random_flip,
+    random_shift,
+    sample_keys,
+    turn_hue,
+)
 from flaxres.training.mesh import data_mesh, split
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (64, 8, 8, 3), np.uint8)
@@ -25,7 +35,12 @@ def test_shifts_are_windows_of_the_padded_image_and_all_of_them_happen() -> None
     padded = np.pad(IMAGES, ((0, 0), (2, 2), (2, 2), (0, 0)))
     seen = set()
     for image, wide in zip(shifted, padded, strict=True):
-        at = [(y, x) for y in range(5) for x in range(5) if (wide[y : y + 8, x : x + 8] == image).all()]
+        at = [
+            (y, x)
+            for y in range(5)
+            for x in range(5)
+            if (wide[y : y + 8, x : x + 8] == image).all()
+        ]
         assert at, "not a window of the padded image"
         seen |= set(at)
     assert len(seen) > 18
@@ -41,7 +56,9 @@ def test_the_number_of_devices_changes_nothing(devices: int) -> None:
     positions = np.arange(1000, 1064, dtype=np.uint32)
     expected = jax.jit(augmented)(IMAGES, positions)
     data = split(data_mesh(devices))
-    np.testing.assert_array_equal(jax.jit(augmented, in_shardings=data, out_shardings=data)(IMAGES, positions), expected)
+    np.testing.assert_array_equal(
+        jax.jit(augmented, in_shardings=data, out_shardings=data)(IMAGES, positions), expected
+    )
     # A sample keeps its augmentation in whatever batch it comes.
     np.testing.assert_array_equal(jax.jit(augmented)(IMAGES[5:7], positions[5:7]), expected[5:7])
 
@@ -65,10 +82,23 @@ def test_color_jitter_changes_what_it_is_asked_to() -> None:
     ratios = jittered((0.4, 0, 0, 0)).mean((1, 2, 3)) / np.asarray(SCENES).mean((1, 2, 3))
     assert ratios.min() < 0.75
     assert ratios.max() > 1.1
-    assert np.abs(jittered((0, 0.4, 0, 0)).std((1, 2, 3)) / np.asarray(SCENES).std((1, 2, 3)) - 1).max() > 0.2
-    assert np.abs(jittered((0, 0, 1.0, 0)).std(-1).mean((1, 2)) / np.asarray(SCENES).std(-1).mean((1, 2)) - 1).max() > 0.4
+    assert (
+        np.abs(
+            jittered((0, 0.4, 0, 0)).std((1, 2, 3)) / np.asarray(SCENES).std((1, 2, 3)) - 1
+        ).max()
+        > 0.2
+    )
+    assert (
+        np.abs(
+            jittered((0, 0, 1.0, 0)).std(-1).mean((1, 2)) / np.asarray(SCENES).std(-1).mean((1, 2))
+            - 1
+        ).max()
+        > 0.4
+    )
     turned = jittered((0, 0, 0, 0.5))
-    np.testing.assert_allclose(turned.max(-1), np.asarray(SCENES).max(-1))  # a turn of the hue keeps the value
+    np.testing.assert_allclose(
+        turned.max(-1), np.asarray(SCENES).max(-1)
+    )  # a turn of the hue keeps the value
     assert np.abs(turned - np.asarray(SCENES)).mean() > 20
 
 
@@ -77,8 +107,12 @@ def test_hue_is_pillows() -> None:
         ours = np.asarray(turn_hue(SCENES, jnp.full(len(SCENES), share, jnp.float32))).astype(int)
         for image, result in zip(np.asarray(SCENES), ours, strict=True):
             hue, saturation, value = Image.fromarray(image).convert("HSV").split()
-            moved = Image.fromarray((np.asarray(hue).astype(int) + int(share * 255)).astype(np.uint8))
-            expected = np.asarray(Image.merge("HSV", (moved, saturation, value)).convert("RGB")).astype(int)
+            moved = Image.fromarray(
+                (np.asarray(hue).astype(int) + int(share * 255)).astype(np.uint8)
+            )
+            expected = np.asarray(
+                Image.merge("HSV", (moved, saturation, value)).convert("RGB")
+            ).astype(int)
             assert (np.abs(result - expected) <= 1).mean() > 0.99
 
 
@@ -92,14 +126,22 @@ def test_jitter_is_torchvisions_for_the_same_factors() -> None:
         ((0, 0, 0.5, 0), ImageEnhance.Color),
     ):
         for image, result in zip(np.asarray(SCENES)[:8], jittered(strength)[:8], strict=True):
-            errors = [np.abs(np.asarray(enhance(Image.fromarray(image)).enhance(factor)) - result).mean() for factor in np.linspace(0.5, 1.5, 201)]
+            errors = [
+                np.abs(np.asarray(enhance(Image.fromarray(image)).enhance(factor)) - result).mean()
+                for factor in np.linspace(0.5, 1.5, 201)
+            ]
             assert min(errors) < 1
 
 
 def test_erasing_blanks_one_rectangle_of_the_asked_area_in_the_asked_share() -> None:
     keys = sample_keys(jax.random.key(5), jnp.arange(800, dtype=jnp.uint32))
     images = jnp.ones((800, 32, 32, 3))
-    erased = np.asarray(random_erasing(keys, images, 0.25, (0.02, 1 / 3), (0.3, 1 / 0.3), "zero"))[..., 0] == 0
+    erased = (
+        np.asarray(random_erasing(keys, images, 0.25, (0.02, 1 / 3), (0.3, 1 / 0.3), "zero"))[
+            ..., 0
+        ]
+        == 0
+    )
     assert 150 < erased.any((1, 2)).sum() < 250
     for hole in erased[erased.any((1, 2))]:
         rows, columns = np.flatnonzero(hole.any(1)), np.flatnonzero(hole.any(0))
@@ -124,7 +166,9 @@ def test_cutout_blanks_a_square_that_may_reach_over_the_border() -> None:
     assert cutout(keys, SCENES, 0) is SCENES
 
 
-def mixing(per_example: bool, mixup: float, cut: float, **options: float) -> tuple[np.ndarray, np.ndarray]:
+def mixing(
+    per_example: bool, mixup: float, cut: float, **options: float
+) -> tuple[np.ndarray, np.ndarray]:
     images = jnp.broadcast_to(jnp.arange(64.0)[:, None, None, None], (64, 16, 16, 3))
     keys = KEYS if per_example else jax.random.fold_in(jax.random.key(7), 3)
     mixed, targets = mix(keys, images, jnp.eye(64), mixup, cut, **options)
@@ -138,7 +182,9 @@ def test_mixup_is_the_formula_between_neighbours(per_example: bool) -> None:
     own = targets[np.arange(64), np.arange(64)]
     np.testing.assert_allclose(targets[np.arange(64), np.arange(64) ^ 1], 1 - own, atol=1e-6)
     expected = own * np.arange(64) + (1 - own) * (np.arange(64) ^ 1)
-    np.testing.assert_allclose(mixed, np.broadcast_to(expected[:, None, None, None], mixed.shape), atol=1e-4)
+    np.testing.assert_allclose(
+        mixed, np.broadcast_to(expected[:, None, None, None], mixed.shape), atol=1e-4
+    )
     assert (len(np.unique(own)) > 30) == per_example
     assert not per_example or 0.3 < own.mean() < 0.7
 
@@ -157,7 +203,9 @@ def test_cutmix_pastes_a_rectangle_and_weighs_by_its_area(per_example: bool) -> 
 
 
 def test_mixing_with_a_probability_and_a_switch() -> None:
-    _, targets = mixing(True, 0.0001, 1.0, switch=1.0)  # a beta this narrow is 0 or 1: without cutmix nothing would be in between
+    _, targets = mixing(
+        True, 0.0001, 1.0, switch=1.0
+    )  # a beta this narrow is 0 or 1: without cutmix nothing would be in between
     assert ((targets > 0.05) & (targets < 0.95)).any()
     untouched, targets = mixing(True, 0.4, 1.0, probability=0.0)
     np.testing.assert_array_equal(targets, np.eye(64))

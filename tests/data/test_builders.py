@@ -23,14 +23,23 @@ def test_digits_are_all_there(data_dir: str) -> None:
     assert (len(train), len(test)) == (1297, 500)
     assert train.classes == tuple("0123456789")
     assert np.bincount([test.read(i)[1] for i in range(500)]).tolist() == [50] * 10
-    pictures = {centre_crop(source.read(i)[0], 8, 8, "bilinear").tobytes() for source in (train, test) for i in range(len(source))}
+    pictures = {
+        centre_crop(source.read(i)[0], 8, 8, "bilinear").tobytes()
+        for source in (train, test)
+        for i in range(len(source))
+    }
     assert len(pictures) == 1797
 
 
-def test_a_folder_becomes_a_dataset_and_is_not_written_twice(photographs: Callable[..., pathlib.Path], data_dir: str) -> None:
+def test_a_folder_becomes_a_dataset_and_is_not_written_twice(
+    photographs: Callable[..., pathlib.Path], data_dir: str
+) -> None:
     root = photographs(6, 3)
     place, tally = prepare("folder", str(root), data_dir)
-    assert {split: dict(kinds) for split, kinds in tally.kinds.items()} == {"train": {"JPEG": 12}, "val": {"JPEG": 6}}
+    assert {split: dict(kinds) for split, kinds in tally.kinds.items()} == {
+        "train": {"JPEG": 12},
+        "val": {"JPEG": 6},
+    }
     written = {path.name: path.stat().st_mtime_ns for path in place.iterdir()}
     again, tally = prepare("folder", str(root), data_dir)
     assert again == place
@@ -39,14 +48,18 @@ def test_a_folder_becomes_a_dataset_and_is_not_written_twice(photographs: Callab
     source = open_source("folder", "train", str(root), data_dir)
     assert source.classes == ("blue", "red")
     assert sorted(source.read(i) for i in range(12)) == sorted(
-        (path.read_bytes(), label) for label, name in enumerate(("blue", "red")) for path in (root / "train" / name).iterdir()
+        (path.read_bytes(), label)
+        for label, name in enumerate(("blue", "red"))
+        for path in (root / "train" / name).iterdir()
     )
     # Another image is another dataset.
     Image.new("RGB", (8, 8)).save(root / "train" / "red" / "new.jpg")
     assert len(open_source("folder", "train", str(root), data_dir)) == 13
 
 
-def test_files_that_are_no_images_are_skipped_named_and_counted(photographs: Callable[..., pathlib.Path], data_dir: str) -> None:
+def test_files_that_are_no_images_are_skipped_named_and_counted(
+    photographs: Callable[..., pathlib.Path], data_dir: str
+) -> None:
     root = photographs(4, 2)
     (root / "train" / "red" / "notes.jpg").write_text("this is text")
     (root / "train" / "red" / "empty.png").write_bytes(b"")
@@ -55,7 +68,10 @@ def test_files_that_are_no_images_are_skipped_named_and_counted(photographs: Cal
     _, tally = prepare("folder", str(root), data_dir)
     assert tally.kinds["train"] == {"JPEG": 8, "refused": 2}
     assert tally.kinds["val"] == {"JPEG": 4, "JPEG CMYK repaired": 1}
-    assert dict(tally.refused) == {"train/red/notes.jpg": "this is no JPEG or PNG image", "train/red/empty.png": "the file is empty"}
+    assert dict(tally.refused) == {
+        "train/red/notes.jpg": "this is no JPEG or PNG image",
+        "train/red/empty.png": "the file is empty",
+    }
     assert len(open_source("folder", "train", str(root), data_dir)) == 8
     assert describe("folder", str(root), data_dir)["splits"]["train"]["examples"] == 8
 
@@ -78,7 +94,10 @@ def test_a_preparation_that_was_interrupted_starts_again(
     assert not list((pathlib.Path(data_dir) / "folder" / config).glob("*/dataset_info.json"))
     monkeypatch.undo()
     assert prepare("folder", str(root), data_dir)[1].kinds["train"] == {"JPEG": 80}
-    assert {path.name for path in (pathlib.Path(data_dir) / "folder" / config).iterdir()} == {preparing.VERSION, ".lock"}
+    assert {path.name for path in (pathlib.Path(data_dir) / "folder" / config).iterdir()} == {
+        preparing.VERSION,
+        ".lock",
+    }
 
 
 @pytest.mark.parametrize("name", ["nosuch", "digit"])
@@ -89,7 +108,9 @@ def test_unknown_datasets_are_refused(name: str, data_dir: str) -> None:
         open_source(name, "train", data_dir=data_dir)
 
 
-def test_folders_that_break_the_rules_are_refused(photographs: Callable[..., pathlib.Path], tmp_path: pathlib.Path, data_dir: str) -> None:
+def test_folders_that_break_the_rules_are_refused(
+    photographs: Callable[..., pathlib.Path], tmp_path: pathlib.Path, data_dir: str
+) -> None:
     def refusal(source: str | None) -> str:
         with pytest.raises(InputError) as refused:
             open_source("folder", "train", source, data_dir)
@@ -111,7 +132,9 @@ def test_folders_that_break_the_rules_are_refused(photographs: Callable[..., pat
     assert "no image that can be read: 5 files were refused" in refusal(str(root))
 
 
-def test_a_split_that_will_not_be_there_is_refused_before_the_work(photographs: Callable[..., pathlib.Path], data_dir: str) -> None:
+def test_a_split_that_will_not_be_there_is_refused_before_the_work(
+    photographs: Callable[..., pathlib.Path], data_dir: str
+) -> None:
     root = photographs(3, 3, size=(41, 33))
     with pytest.raises(InputError, match="unknown split of folder 'test': choose from train, val"):
         open_splits("folder", ["train", "test"], str(root), data_dir)
@@ -134,7 +157,9 @@ def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def test_cifar10_is_read_from_its_archive(tmp_path: pathlib.Path, data_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar10_is_read_from_its_archive(
+    tmp_path: pathlib.Path, data_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = np.random.default_rng(0).integers(0, 256, (6, 3, 3073), np.uint8)
     rows[..., 0] %= 10
     archive = tmp_path / "cifar-10-binary.tar.gz"
@@ -152,10 +177,14 @@ def test_cifar10_is_read_from_its_archive(tmp_path: pathlib.Path, data_dir: str,
         for i, row in enumerate(expected):
             data, label = source.read(i)
             assert label == row[0]
-            np.testing.assert_array_equal(centre_crop(data, 32, 32, "bilinear"), row[1:].reshape(3, 32, 32).transpose(1, 2, 0))
+            np.testing.assert_array_equal(
+                centre_crop(data, 32, 32, "bilinear"), row[1:].reshape(3, 32, 32).transpose(1, 2, 0)
+            )
 
 
-def test_fault_32_a_malicious_archive_leads_nowhere(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_32_a_malicious_archive_leads_nowhere(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(builders, "IMAGENET_IMAGES", {"train": 1, "validation": 1})
     data_dir = str(tmp_path / "data")
     source, escape, outside = tmp_path / "source", tmp_path / "escaped", tmp_path / "outside.JPEG"
@@ -187,7 +216,9 @@ def test_fault_32_a_malicious_archive_leads_nowhere(tmp_path: pathlib.Path, monk
     with pytest.raises(InputError, match="the archive is damaged"):
         attempt(gzip.compress(bytes(1 << 20)))
     monkeypatch.setattr(builders, "LARGEST_IMAGE", 1 << 16)
-    with pytest.raises(InputError, match=r"member 0 'n01440764_1.JPEG' has 1,048,576 bytes: the rule is"):
+    with pytest.raises(
+        InputError, match=r"member 0 'n01440764_1.JPEG' has 1,048,576 bytes: the rule is"
+    ):
         attempt(inner(("n01440764_1.JPEG", bytes(1 << 20))))
     monkeypatch.setattr(builders, "MOST_MEMBERS", 2)
     with pytest.raises(InputError, match=r"member 2 .*: the rule is at most 2 members"):
@@ -204,7 +235,9 @@ def picture(shade: int) -> bytes:
     return buffer.getvalue()
 
 
-def test_imagenet_is_read_from_its_tars(tmp_path: pathlib.Path, data_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenet_is_read_from_its_tars(
+    tmp_path: pathlib.Path, data_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InputError, match="is not a folder"):
         prepare("imagenet2012", None, data_dir)
     with tarfile.open(tmp_path / "ILSVRC2012_img_train.tar", "w") as outer:
@@ -218,12 +251,20 @@ def test_imagenet_is_read_from_its_tars(tmp_path: pathlib.Path, data_dir: str, m
     with tarfile.open(tmp_path / "ILSVRC2012_img_val.tar", "w") as tar:
         add(tar, "ILSVRC2012_val_00000001.JPEG", picture(50))
         add(tar, "ILSVRC2012_val_00000002.JPEG", picture(60))
-    with pytest.raises(InputError, match="split 'train' has 2 images: the rule is 1,281,167; the archive is incomplete"):
+    with pytest.raises(
+        InputError,
+        match="split 'train' has 2 images: the rule is 1,281,167; the archive is incomplete",
+    ):
         prepare("imagenet2012", str(tmp_path), data_dir)
     monkeypatch.setattr(builders, "IMAGENET_IMAGES", {"train": 2, "validation": 2})
     prepare("imagenet2012", str(tmp_path), data_dir)
-    train, validation = (open_source("imagenet2012", split, data_dir=data_dir) for split in ("train", "validation"))
+    train, validation = (
+        open_source("imagenet2012", split, data_dir=data_dir) for split in ("train", "validation")
+    )
     assert len(train.classes) == 1000
     assert [train.classes[train.read(i)[1]] for i in range(2)] == ["n01440764", "n15075141"]
     # The first two lines of the official ground truth, as WordNet ids.
-    assert [validation.classes[validation.read(i)[1]] for i in range(2)] == ["n01751748", "n09193705"]
+    assert [validation.classes[validation.read(i)[1]] for i in range(2)] == [
+        "n01751748",
+        "n09193705",
+    ]

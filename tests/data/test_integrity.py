@@ -18,7 +18,9 @@ from flaxres.errors import InputError
 
 
 @pytest.fixture
-def dataset(photographs: Callable[..., pathlib.Path], data_dir: str) -> Iterator[tuple[str, pathlib.Path, pathlib.Path]]:
+def dataset(
+    photographs: Callable[..., pathlib.Path], data_dir: str
+) -> Iterator[tuple[str, pathlib.Path, pathlib.Path]]:
     """A prepared folder: its source, its place, and the file of its training split, which is mended afterwards."""
     root = photographs(30, 3, (120, 90))
     place, _ = prepare("folder", str(root), data_dir)
@@ -28,7 +30,9 @@ def dataset(photographs: Callable[..., pathlib.Path], data_dir: str) -> Iterator
     file.write_bytes(sound)
 
 
-def test_a_sound_dataset_verifies_and_its_digests_are_of_its_examples(dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str) -> None:
+def test_a_sound_dataset_verifies_and_its_digests_are_of_its_examples(
+    dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str
+) -> None:
     root, place, _ = dataset
     verdict = verify("folder", root, data_dir, decode=True)
     assert verdict.problems == []
@@ -39,7 +43,9 @@ def test_a_sound_dataset_verifies_and_its_digests_are_of_its_examples(dataset: t
     assert facts["splits"]["train"]["sha256"] != facts["splits"]["val"]["sha256"]
 
 
-def test_another_image_of_the_same_size_gives_another_digest(photographs: Callable[..., pathlib.Path], data_dir: str) -> None:
+def test_another_image_of_the_same_size_gives_another_digest(
+    photographs: Callable[..., pathlib.Path], data_dir: str
+) -> None:
     root = photographs(2, 1)
     before = open_source("folder", "train", str(root), data_dir).digest
     path = root / "train" / "red" / "0.jpg"
@@ -50,18 +56,24 @@ def test_another_image_of_the_same_size_gives_another_digest(photographs: Callab
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_fault_27_every_flipped_byte_is_found_and_its_file_named(dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str, seed: int) -> None:
+def test_fault_27_every_flipped_byte_is_found_and_its_file_named(
+    dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str, seed: int
+) -> None:
     root, _, file = dataset
     sound, choose = file.read_bytes(), random.Random(seed)
     for _ in range(50):
         at = choose.randrange(len(sound))
-        file.write_bytes(sound[:at] + bytes([sound[at] ^ 1 << choose.randrange(8)]) + sound[at + 1 :])
+        file.write_bytes(
+            sound[:at] + bytes([sound[at] ^ 1 << choose.randrange(8)]) + sound[at + 1 :]
+        )
         verdict = verify("folder", root, data_dir)
         assert verdict.files[file.name] == "changed", at
         assert any(file.name in problem for problem in verdict.problems)
 
 
-def test_a_record_that_a_flipped_byte_hit_is_not_read_as_another(dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str) -> None:
+def test_a_record_that_a_flipped_byte_hit_is_not_read_as_another(
+    dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str
+) -> None:
     """Without the digests, as in training: what is read is right, or refused by name."""
     root, _, file = dataset
     source = open_source("folder", "train", root, data_dir)
@@ -79,13 +91,18 @@ def test_a_record_that_a_flipped_byte_hit_is_not_read_as_another(dataset: tuple[
     assert refused > 30
 
 
-def test_fault_27_a_cut_file_is_refused_before_anything_is_read(dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str) -> None:
+def test_fault_27_a_cut_file_is_refused_before_anything_is_read(
+    dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str
+) -> None:
     root, _, file = dataset
     sound = file.read_bytes()
     assert len(sound) > 2 * 65536
     for size in (65536, (len(sound) - 1) // 65536 * 65536, len(sound) - 1, 0):
         os.truncate(file, size)
-        with pytest.raises(InputError, match=f"{file.name}.* has {size:,} bytes and was written with {len(sound):,}"):
+        with pytest.raises(
+            InputError,
+            match=f"{file.name}.* has {size:,} bytes and was written with {len(sound):,}",
+        ):
             open_splits("folder", ["train"], root, data_dir)
         assert any(file.name in problem for problem in verify("folder", root, data_dir).problems)
         file.write_bytes(sound)
@@ -94,7 +111,9 @@ def test_fault_27_a_cut_file_is_refused_before_anything_is_read(dataset: tuple[s
         open_splits("folder", ["train"], root, data_dir)
 
 
-def test_fault_27_a_cut_file_without_digests_names_every_record_that_is_gone(dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str) -> None:
+def test_fault_27_a_cut_file_without_digests_names_every_record_that_is_gone(
+    dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str
+) -> None:
     """As in a dataset that TFDS itself prepared: array_record then gives None without an error, which must not pass for an example."""
     root, place, file = dataset
     digests = (place / integrity.FILE).read_bytes()
@@ -111,7 +130,9 @@ def test_fault_27_a_cut_file_without_digests_names_every_record_that_is_gone(dat
         (place / integrity.FILE).write_bytes(digests)
 
 
-def test_shrinking_keeps_order_labels_and_names(dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str) -> None:
+def test_shrinking_keeps_order_labels_and_names(
+    dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str
+) -> None:
     root, _, _ = dataset
     sources = {split: open_source("folder", split, root, data_dir) for split in ("train", "val")}
     name, place, tally = shrink(sources, 45, 85, data_dir)
@@ -119,11 +140,16 @@ def test_shrinking_keeps_order_labels_and_names(dataset: tuple[str, pathlib.Path
     assert name.endswith(f"_{sources['train'].digest[:8]}_45px_q85")
     assert place.name == VERSION
     assert tally.kinds["train"] == {"shrunk": 60}
-    small = {source.name.rpartition("/")[2]: source for source in open_splits(name, (), None, data_dir)}
+    small = {
+        source.name.rpartition("/")[2]: source for source in open_splits(name, (), None, data_dir)
+    }
     for split, source in sources.items():
         assert small[split].classes == source.classes
         for i in range(len(source)):
-            assert (small[split].file_name(i), small[split].read(i)[1]) == (source.file_name(i), source.read(i)[1])
+            assert (small[split].file_name(i), small[split].read(i)[1]) == (
+                source.file_name(i),
+                source.read(i)[1],
+            )
     import io
 
     data, _ = small["train"].read(3)
@@ -134,7 +160,10 @@ def test_shrinking_keeps_order_labels_and_names(dataset: tuple[str, pathlib.Path
 
 
 def test_the_data_commands(
-    dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture
+    dataset: tuple[str, pathlib.Path, pathlib.Path],
+    data_dir: str,
+    tmp_path: pathlib.Path,
+    capfd: pytest.CaptureFixture,
 ) -> None:
     root, _, file = dataset
     place_options = ("--source", root, "--data-dir", data_dir)
@@ -144,8 +173,15 @@ def test_the_data_commands(
         return capfd.readouterr().out
 
     assert "files: 5 of 5 agree" in run("data", "verify", "folder", "--decode", *place_options)
-    shrunk = json.loads(run("data", "shrink", "folder", "--short-side", "40", "--json", *place_options))
-    assert json.loads(run("data", "info", shrunk["name"], "--data-dir", data_dir, "--json"))["splits"]["train"]["examples"] == 60
+    shrunk = json.loads(
+        run("data", "shrink", "folder", "--short-side", "40", "--json", *place_options)
+    )
+    assert (
+        json.loads(run("data", "info", shrunk["name"], "--data-dir", data_dir, "--json"))["splits"][
+            "train"
+        ]["examples"]
+        == 60
+    )
     sheet = tmp_path / "sheet.png"
     run("data", "info", "folder", "--sheet", str(sheet), *place_options)
     assert np.asarray(Image.open(sheet)).std() > 10

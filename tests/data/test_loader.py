@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 
 from flaxres.data.decode import CentreCrop, centre_crop
-from flaxres.data.loader import Loader, Rows, Speed, evaluation_rows, local_rows, resident, training_rows
+from flaxres.data.loader import (
+    Loader,
+    Rows,
+    Speed,
+    evaluation_rows,
+    local_rows,
+    resident,
+    training_rows,
+)
 from flaxres.data.order import sample_ids
 from flaxres.data.sources import Source, open_source
 from flaxres.errors import InputError
@@ -37,25 +45,37 @@ def evaluation(size: int, batch: int) -> Iterator[Rows]:
     return evaluation_rows(size, batch, AS_THEY_ARE)
 
 
-def load(source: Source, rows: Iterator[Rows], devices: int = 8, threads: int = 2, prefetch: int = 4) -> list[dict[str, np.ndarray]]:
+def load(
+    source: Source, rows: Iterator[Rows], devices: int = 8, threads: int = 2, prefetch: int = 4
+) -> list[dict[str, np.ndarray]]:
     with Loader(source, rows, split(data_mesh(devices)), Speed(threads, 0, prefetch)) as loader:
         return [{name: np.asarray(array) for name, array in batch.items()} for batch in loader]
 
 
 def test_batches_hold_the_samples_of_their_positions(digits: Source) -> None:
-    batches = load(digits, training(len(digits), 64, seed=3, start=18, stop=24))  # over the end of the first epoch, 1,297 images
+    batches = load(
+        digits, training(len(digits), 64, seed=3, start=18, stop=24)
+    )  # over the end of the first epoch, 1,297 images
     positions = np.concatenate([batch["position"] for batch in batches])
     np.testing.assert_array_equal(positions, np.arange(18 * 64, 24 * 64))
-    for position, image, label in zip(positions, *(np.concatenate([batch[name] for batch in batches]) for name in ("image", "label")), strict=True):
+    for position, image, label in zip(
+        positions,
+        *(np.concatenate([batch[name] for batch in batches]) for name in ("image", "label")),
+        strict=True,
+    ):
         data, expected = digits.read(int(sample_ids(np.asarray([position], np.uint32), 1297, 3)[0]))
         assert label == expected
         np.testing.assert_array_equal(image, centre_crop(data, 8, 8, "bilinear"))
 
 
 @pytest.mark.parametrize(("devices", "threads", "prefetch"), [(1, 1, 1), (2, 4, 2), (8, 3, 7)])
-def test_devices_threads_and_prefetching_change_nothing(digits: Source, devices: int, threads: int, prefetch: int) -> None:
+def test_devices_threads_and_prefetching_change_nothing(
+    digits: Source, devices: int, threads: int, prefetch: int
+) -> None:
     expected = load(digits, training(1297, 16, 0, 0, 5))
-    for ours, batch in zip(load(digits, training(1297, 16, 0, 0, 5), devices, threads, prefetch), expected, strict=True):
+    for ours, batch in zip(
+        load(digits, training(1297, 16, 0, 0, 5), devices, threads, prefetch), expected, strict=True
+    ):
         for name, array in batch.items():
             np.testing.assert_array_equal(ours[name], array)
 
@@ -112,7 +132,14 @@ class Damaged:
         return self.records[index]
 
 
-@pytest.mark.parametrize(("bad", "reason"), [(b"text", "this is no JPEG"), (OSError("torn"), "can't be read .*torn"), (b"", "the file is empty")])
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (b"text", "this is no JPEG"),
+        (OSError("torn"), "can't be read .*torn"),
+        (b"", "the file is empty"),
+    ],
+)
 def test_what_can_not_be_read_is_named(digits: Source, bad: object, reason: str) -> None:
     damaged = dataclasses.replace(digits, records=Damaged(digits.records, bad))
     with pytest.raises(InputError, match=rf"digits/train record 5.*{reason}"):
@@ -124,7 +151,9 @@ def test_what_can_not_be_read_is_named(digits: Source, bad: object, reason: str)
 @pytest.mark.parametrize("taken", [0, 1, 3])
 def test_leaving_early_ends_the_threads(digits: Source, taken: int) -> None:
     def ours() -> set[str]:
-        return {thread.name for thread in threading.enumerate() if thread.name.startswith("flaxres")}
+        return {
+            thread.name for thread in threading.enumerate() if thread.name.startswith("flaxres")
+        }
 
     with Loader(digits, training(1297, 16, 0, 0, 10_000), split(data_mesh(2)), Speed(2)) as loader:
         for _ in zip(range(taken), loader, strict=False):
@@ -153,13 +182,17 @@ def test_the_stall_is_the_time_that_the_consumer_waits(digits: Source) -> None:
         assert loader.stall_seconds < 0.3
 
 
-def test_an_image_that_can_not_be_decoded_is_replaced_in_training_and_left_out_in_evaluation(digits: Source) -> None:
+def test_an_image_that_can_not_be_decoded_is_replaced_in_training_and_left_out_in_evaluation(
+    digits: Source,
+) -> None:
     damaged = dataclasses.replace(digits, records=Damaged(digits.records, b"text"))
     said: list[str] = []
 
     def given(rows: Iterator[Rows]) -> list[dict[str, np.ndarray]]:
         with Loader(damaged, rows, split(data_mesh(1)), Speed(2), "skip", said.append) as loader:
-            batches = [{name: np.asarray(array) for name, array in batch.items()} for batch in loader]
+            batches = [
+                {name: np.asarray(array) for name, array in batch.items()} for batch in loader
+            ]
         assert list(loader.skipped) == [5]
         return batches
 
@@ -171,7 +204,9 @@ def test_an_image_that_can_not_be_decoded_is_replaced_in_training_and_left_out_i
         assert (batch["weight"] == 1).all()
         ids = sample_ids(batch["position"], 1297, 0)
         stand_in, label = digits.read(6)
-        np.testing.assert_array_equal(batch["image"][ids == 5][0], centre_crop(stand_in, 8, 8, "bilinear"))
+        np.testing.assert_array_equal(
+            batch["image"][ids == 5][0], centre_crop(stand_in, 8, 8, "bilinear")
+        )
         assert batch["label"][ids == 5] == label
     assert len(said) == 2, "once a loader, however often it comes"
     assert "digits/train record 5 (" in said[0]
@@ -184,7 +219,14 @@ def test_a_dataset_of_nothing_but_bad_images_is_refused(digits: Source) -> None:
 
     damaged = dataclasses.replace(digits, records=Bad(digits.records, None))
     with pytest.raises(InputError, match="100 images after record .* can't be decoded"):
-        with Loader(damaged, training(1297, 8, 0, 0, 2), split(data_mesh(1)), Speed(2), "skip", lambda line: None) as loader:
+        with Loader(
+            damaged,
+            training(1297, 8, 0, 0, 2),
+            split(data_mesh(1)),
+            Speed(2),
+            "skip",
+            lambda line: None,
+        ) as loader:
             list(loader)
 
 
@@ -199,7 +241,10 @@ def test_repeated_samples_share_their_batch_and_their_neighbours_differ(digits: 
         seen += records[0].tolist()
     assert sorted(seen[:1297]) == list(range(1297))
     plain = next(training_rows(1297, 8, 0, 0, 1, lambda step: AS_THEY_ARE))
-    np.testing.assert_array_equal(next(training_rows(1297, 24, 0, 0, 1, lambda step: AS_THEY_ARE, 3)).records[:8], plain.records)
+    np.testing.assert_array_equal(
+        next(training_rows(1297, 24, 0, 0, 1, lambda step: AS_THEY_ARE, 3)).records[:8],
+        plain.records,
+    )
 
 
 def test_pictures_may_grow_from_step_to_step(digits: Source) -> None:
@@ -220,7 +265,9 @@ def test_bytes_bound_what_is_decoded_ahead(digits: Source) -> None:
     batch_bytes = 8 * 8 * 8 * 3
     for most, expected in ((1, 1), (3 * batch_bytes, 3), (10**9, 6)):
         Counted.read = 0
-        with Loader(source, training(1297, 8, 0, 0, 1000), split(data_mesh(1)), Speed(2, 0, 6, most)) as loader:
+        with Loader(
+            source, training(1297, 8, 0, 0, 1000), split(data_mesh(1)), Speed(2, 0, 6, most)
+        ) as loader:
             next(iter(loader))
             time.sleep(0.3)
             # One was taken, two are ready, one waits to be put there, and the others are being decoded.
@@ -255,7 +302,9 @@ def test_fault_17_a_worker_that_is_killed_is_an_error_and_not_a_wait(digits: Sou
     import os
     import signal
 
-    with Loader(digits, training(1297, 16, 0, 0, 100_000), split(data_mesh(1)), Speed(1, 2)) as loader:
+    with Loader(
+        digits, training(1297, 16, 0, 0, 100_000), split(data_mesh(1)), Speed(1, 2)
+    ) as loader:
         batches = iter(loader)
         next(batches)
         begun, names = time.monotonic(), [block.name for block in loader.blocks]
@@ -296,13 +345,21 @@ def test_fault_18_a_worker_that_is_stopped_is_named(digits: Source) -> None:
     import os
     import signal
 
-    with Loader(digits, training(1297, 16, 0, 0, 100_000), split(data_mesh(1)), Speed(1, 1, worker_seconds=5)) as loader:
+    with Loader(
+        digits,
+        training(1297, 16, 0, 0, 100_000),
+        split(data_mesh(1)),
+        Speed(1, 1, worker_seconds=5),
+    ) as loader:
         batches = iter(loader)
         next(batches)
         (worker,) = multiprocessing.active_children()
         begun = time.monotonic()
         os.kill(worker.pid or 0, signal.SIGSTOP)
-        with pytest.raises(RuntimeError, match=f"finished no batch for 5 seconds .*: process {worker.pid} is stopped"):
+        with pytest.raises(
+            RuntimeError,
+            match=f"finished no batch for 5 seconds .*: process {worker.pid} is stopped",
+        ):
             for _ in batches:
                 pass
         assert time.monotonic() - begun < 20
@@ -315,7 +372,10 @@ def test_fault_19_a_full_dev_shm_is_named(digits: Source, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", full)
-    with Loader(digits, rows, split(data_mesh(1)), Speed(1, 1)) as loader, pytest.raises(InputError, match=r"/dev/shm has no room .*data\.workers=0"):
+    with (
+        Loader(digits, rows, split(data_mesh(1)), Speed(1, 1)) as loader,
+        pytest.raises(InputError, match=r"/dev/shm has no room .*data\.workers=0"),
+    ):
         next(iter(loader))
     assert not loader.blocks
 
@@ -323,7 +383,12 @@ def test_fault_19_a_full_dev_shm_is_named(digits: Source, monkeypatch: pytest.Mo
 @pytest.mark.slow
 def test_the_input_is_the_same_whatever_feeds_it() -> None:
     """Threads, loading processes, hosts and resumes; see `tools/input_digest.py`."""
-    output = subprocess.run([sys.executable, "-m", "tools.input_digest", "--json"], check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-m", "tools.input_digest", "--json"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     figures = json.loads(output.splitlines()[-1])
     assert figures["rows"] == 240
     assert figures["differing"] == 0

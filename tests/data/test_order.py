@@ -21,14 +21,22 @@ def words(*values: int) -> np.ndarray:
         ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
     ],
 )
-def test_threefry_gives_the_published_answers(key: tuple[int, int], counter: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_threefry_gives_the_published_answers(
+    key: tuple[int, int], counter: tuple[int, int], expected: tuple[int, int]
+) -> None:
     a, b = threefry((words(key[0]), words(key[1])), (words(counter[0]), words(counter[1])))
     assert (int(a[0]), int(b[0])) == expected
 
 
 def test_threefry_is_jaxs() -> None:
-    ours = np.concatenate(threefry((words(3), words(7)), (np.arange(5, dtype=np.uint32), np.arange(5, 10, dtype=np.uint32))))
-    np.testing.assert_array_equal(ours, threefry_2x32(jnp.array([3, 7], jnp.uint32), jnp.arange(10, dtype=jnp.uint32)))
+    ours = np.concatenate(
+        threefry(
+            (words(3), words(7)), (np.arange(5, dtype=np.uint32), np.arange(5, 10, dtype=np.uint32))
+        )
+    )
+    np.testing.assert_array_equal(
+        ours, threefry_2x32(jnp.array([3, 7], jnp.uint32), jnp.arange(10, dtype=jnp.uint32))
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 250, 1297, 65536, 65537])
@@ -48,7 +56,9 @@ def test_each_record_is_mirrored_in_every_second_epoch() -> None:
     positions = np.arange(3 * 1297, dtype=np.uint32)
     which = mirrored(positions, 1297, 5)
     ids = sample_ids(positions, 1297, 5)
-    first, second, third = (which[part][np.argsort(ids[part])] for part in np.split(np.arange(3 * 1297), 3))
+    first, second, third = (
+        which[part][np.argsort(ids[part])] for part in np.split(np.arange(3 * 1297), 3)
+    )
     np.testing.assert_array_equal(second, ~first)
     np.testing.assert_array_equal(third, first)
     assert 0.4 < first.mean() < 0.6
@@ -64,8 +74,12 @@ def test_any_position_is_had_without_the_ones_before() -> None:
 
 @pytest.mark.parametrize("place", [0, 3, 9])
 def test_each_place_in_many_epochs_is_uniform(place: int) -> None:
-    counts = np.bincount(sample_ids(np.arange(place, 10 * 20_000, 10, dtype=np.uint32), 10, 0), minlength=10)
-    assert ((counts - 2000) ** 2 / 2000).sum() < 27.9  # chi squared, 9 degrees of freedom, p = 0.001
+    counts = np.bincount(
+        sample_ids(np.arange(place, 10 * 20_000, 10, dtype=np.uint32), 10, 0), minlength=10
+    )
+    assert (
+        (counts - 2000) ** 2 / 2000
+    ).sum() < 27.9  # chi squared, 9 degrees of freedom, p = 0.001
 
 
 def test_uniforms_belong_to_the_sample() -> None:

@@ -37,7 +37,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def expected(data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, Any]]]:
+def expected(
+    data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, list[dict[str, Any]]]:
     """D and the log of a run that nothing happens to."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     processes.finish(kill.start(kill.arguments(workdir, data)))
@@ -45,8 +47,13 @@ def expected(data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("point", "count"), [("compile", 1), ("step", 15), ("evaluation", 1), ("saving", 1), ("digested", 1)])
-def test_fault_02_sigterm_in_each_phase(point: str, count: int, data: pathlib.Path, tmp_path: pathlib.Path, expected: Any) -> None:
+@pytest.mark.parametrize(
+    ("point", "count"),
+    [("compile", 1), ("step", 15), ("evaluation", 1), ("saving", 1), ("digested", 1)],
+)
+def test_fault_02_sigterm_in_each_phase(
+    point: str, count: int, data: pathlib.Path, tmp_path: pathlib.Path, expected: Any
+) -> None:
     words = kill.arguments(tmp_path / "run", data)
     (said,) = processes.finish(kill.start(words, hits=(("TERM", point, count),)), 75)
     assert said.count("is saved: start the same command again") == 1
@@ -55,7 +62,9 @@ def test_fault_02_sigterm_in_each_phase(point: str, count: int, data: pathlib.Pa
 
 
 @pytest.mark.slow
-def test_fault_03_a_second_sigterm_during_the_save(data: pathlib.Path, tmp_path: pathlib.Path, expected: Any) -> None:
+def test_fault_03_a_second_sigterm_during_the_save(
+    data: pathlib.Path, tmp_path: pathlib.Path, expected: Any
+) -> None:
     words = kill.arguments(tmp_path / "run", data)
     # The save at step 10 is the first, the one that the signal asks for the second.
     started = kill.start(words, hits=(("TERM", "step", 15), ("TERM", "saving", 2)))
@@ -68,11 +77,15 @@ def test_fault_03_a_second_sigterm_during_the_save(data: pathlib.Path, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("most", "named"), [(300_000, "checkpoints"), (None, "metrics.jsonl")])
-def test_fault_04_a_full_disk(most: int | None, named: str, data: pathlib.Path, tmp_path: pathlib.Path, expected: Any) -> None:
+def test_fault_04_a_full_disk(
+    most: int | None, named: str, data: pathlib.Path, tmp_path: pathlib.Path, expected: Any
+) -> None:
     words = kill.arguments(tmp_path / "run", data)
     started = kill.start(words)
     kill.wait_for_step(tmp_path / "run", 12, started)
-    while newest_sound(tmp_path / "run" / "checkpoints")[0] is None:  # the first save runs beside the steps
+    while (
+        newest_sound(tmp_path / "run" / "checkpoints")[0] is None
+    ):  # the first save runs beside the steps
         time.sleep(0.05)
     saved = newest_sound(tmp_path / "run" / "checkpoints")[0]
     limit = most or (tmp_path / "run" / "metrics.jsonl").stat().st_size + 100
@@ -91,7 +104,9 @@ def test_fault_04_a_full_disk(most: int | None, named: str, data: pathlib.Path, 
 
 
 @pytest.mark.slow
-def test_fault_09_a_save_that_stalls_ends_the_run_and_says_so(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_fault_09_a_save_that_stalls_ends_the_run_and_says_so(
+    data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     program = f"""
 import time, flaxres
 from tests.training.test_loop import digits
@@ -99,11 +114,21 @@ from flaxres.training.checkpoints import Checkpoints
 Checkpoints.digest = lambda self: time.sleep(1000)
 flaxres.fit(digits({str(data)!r}, tensorboard=False, devices=1, steps=100000, watchdog_seconds=30.0, eval_every_epochs=1e4), {str(tmp_path)!r})
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == EXIT_STUCK, done.stderr
     # Whichever the watchdog sees first: the save itself, or the next one, which waits for it.
     assert "save has not moved for 3" in done.stderr or "save of step" in done.stderr
-    assert "digest" in (tmp_path / "stacks.txt").read_text() or "lambda" in (tmp_path / "stacks.txt").read_text()
+    assert (
+        "digest" in (tmp_path / "stacks.txt").read_text()
+        or "lambda" in (tmp_path / "stacks.txt").read_text()
+    )
 
 
 def other(value: Any, kind: Any) -> Any:
@@ -126,7 +151,14 @@ def test_fault_11_each_field_that_changes_is_refused_or_on_the_list() -> None:
     for name, declared in SETTINGS.items():
         section, field = name.split(".")
         values = getattr(config, section)
-        changed = dataclasses.replace(config, **{section: dataclasses.replace(values, **{field: other(getattr(values, field), declared.kind)})})
+        changed = dataclasses.replace(
+            config,
+            **{
+                section: dataclasses.replace(
+                    values, **{field: other(getattr(values, field), declared.kind)}
+                )
+            },
+        )
         assert flat(changed)[name] != flat(config)[name]
         told = differences(config, changed)
         assert bool(told) != declared.facts.resume, name
@@ -137,13 +169,21 @@ def test_fault_11_each_field_that_changes_is_refused_or_on_the_list() -> None:
 
 @pytest.mark.slow
 def test_fault_13_a_part_of_the_state_that_is_not_saved_is_noticed() -> None:
-    done = subprocess.run([sys.executable, "-m", "tools.mutants", "--json"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.mutants", "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["killed"] == figures["mutants"] == 8
 
 
 @pytest.mark.slow
-def test_fault_16_workers_come_and_go(data: pathlib.Path, tmp_path: pathlib.Path, expected: Any) -> None:
+def test_fault_16_workers_come_and_go(
+    data: pathlib.Path, tmp_path: pathlib.Path, expected: Any
+) -> None:
     words = kill.arguments(tmp_path / "run", data)
     processes.finish(kill.start([*words, "--data.workers", "2"], hits=(("TERM", "step", 15),)), 75)
     processes.finish(kill.start([*words, "--data.workers", "0"], hits=(("TERM", "step", 10),)), 75)
@@ -153,7 +193,9 @@ def test_fault_16_workers_come_and_go(data: pathlib.Path, tmp_path: pathlib.Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [1, 0])
-def test_fault_21_a_process_that_stands_still_ends_all(victim: int, data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_fault_21_a_process_that_stands_still_ends_all(
+    victim: int, data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     words = kill.arguments(tmp_path / "run", data, *ENDLESS)
     started = kill.start(words, 2, hits=(("STOP", "step", 12),), victim=victim)
     kill.wait_for_step(tmp_path / "run", 5, started)
@@ -174,16 +216,28 @@ def test_fault_21_a_process_that_stands_still_ends_all(victim: int, data: pathli
 def test_fault_22_stragglers_are_named_and_no_others() -> None:
     even = [pace.Pace(f"host{i}", 0.02 * i, 0.010 + 0.001 * i) for i in range(8)]
     assert pace.stragglers(even) == []
-    slow = [*even[:3], dataclasses.replace(even[3], probe=0.1), *even[4:6], dataclasses.replace(even[6], stall=0.9), even[7]]
+    slow = [
+        *even[:3],
+        dataclasses.replace(even[3], probe=0.1),
+        *even[4:6],
+        dataclasses.replace(even[6], stall=0.9),
+        even[7],
+    ]
     device, data = pace.stragglers(slow)
-    assert device.startswith("process 3 on host3 holds the others up: a fixed product takes it 100.0 ms, the others 14.0 ms")
-    assert data.startswith("process 6 on host6 holds the others up: it waits 90% of the time for its input, the others 6%")
+    assert device.startswith(
+        "process 3 on host3 holds the others up: a fixed product takes it 100.0 ms, the others 14.0 ms"
+    )
+    assert data.startswith(
+        "process 6 on host6 holds the others up: it waits 90% of the time for its input, the others 6%"
+    )
     assert pace.pace(0.5).stall == 0.5
     assert math.isfinite(pace.pace(0.5).probe)
 
 
 @pytest.mark.slow
-def test_fault_22_a_process_ten_times_slower_is_named_and_goes_on(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_fault_22_a_process_ten_times_slower_is_named_and_goes_on(
+    data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     started = kill.start(kill.arguments(tmp_path / "run", data, "--train.steps", "60"), 2)
     kill.wait_for_step(tmp_path / "run", 2, started)
     over = threading.Event()
@@ -210,11 +264,15 @@ def test_fault_22_a_process_ten_times_slower_is_named_and_goes_on(data: pathlib.
 
 
 @pytest.mark.slow
-def test_fault_30_a_damaged_or_forbidden_compile_cache(data: pathlib.Path, tmp_path: pathlib.Path, expected: Any) -> None:
+def test_fault_30_a_damaged_or_forbidden_compile_cache(
+    data: pathlib.Path, tmp_path: pathlib.Path, expected: Any
+) -> None:
     cache = tmp_path / "cache"
 
     def run(name: str) -> tuple[str, list[dict[str, Any]]]:
-        processes.finish(kill.start(kill.arguments(tmp_path / name, data), XDG_CACHE_HOME=str(cache)))
+        processes.finish(
+            kill.start(kill.arguments(tmp_path / name, data), XDG_CACHE_HOME=str(cache))
+        )
         return kill.digest(tmp_path / name), kill.log(tmp_path / name)
 
     assert run("first") == expected
@@ -235,7 +293,9 @@ def test_fault_30_a_damaged_or_forbidden_compile_cache(data: pathlib.Path, tmp_p
     assert run("forbidden") == expected
 
 
-def test_fault_31_an_odd_evaluation_batch_compiles_once_before_step_1(data_dir: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_31_an_odd_evaluation_batch_compiles_once_before_step_1(
+    data_dir: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiled: list[int] = []
     real: Callable[..., Any] = jax.stages.Lowered.compile
 
@@ -245,7 +305,16 @@ def test_fault_31_an_odd_evaluation_batch_compiles_once_before_step_1(data_dir: 
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", counted)
     flaxres.fit(
-        digits(data_dir, tensorboard=False, devices=1, eval_batch_size=77, steps=8, log_every_steps=1, eval_every_epochs=0.1), tmp_path / "run"
+        digits(
+            data_dir,
+            tensorboard=False,
+            devices=1,
+            eval_batch_size=77,
+            steps=8,
+            log_every_steps=1,
+            eval_every_epochs=0.1,
+        ),
+        tmp_path / "run",
     )
     assert compiled == [0, 0]
     assert sum("eval/top1" in row for row in metrics.read_metrics(tmp_path / "run")) == 4

@@ -11,7 +11,14 @@ import flaxres
 from flaxres.lab import degradation, features, landscape, lesion, networks, paths
 from flaxres.lab.report import Settings, conduct
 
-SMALL = {"depths": (2, 2), "widths": (8, 16), "stem": "small", "stem_width": 8, "block": "basic", "num_classes": 10}
+SMALL = {
+    "depths": (2, 2),
+    "widths": (8, 16),
+    "stem": "small",
+    "stem_width": 8,
+    "block": "basic",
+    "num_classes": 10,
+}
 
 
 def born(**attributes: object) -> tuple[flaxres.ResNet, dict]:
@@ -25,8 +32,12 @@ def test_a_plain_network_has_the_same_layers_and_no_shortcut() -> None:
     images = jnp.ones((2, 8, 8, 3))
     zero = jax.tree.map(jnp.zeros_like, variables["params"]["layer1"])
     silent = variables | {"params": variables["params"] | {"layer1": zero}}
-    passed = residual.apply(others | {"params": others["params"] | {"layer1": zero}}, images, features=True)
-    np.testing.assert_array_equal(passed["stem"], passed["stage1"])  # a residual block of zeros is the identity,
+    passed = residual.apply(
+        others | {"params": others["params"] | {"layer1": zero}}, images, features=True
+    )
+    np.testing.assert_array_equal(
+        passed["stem"], passed["stage1"]
+    )  # a residual block of zeros is the identity,
     assert not plain.apply(silent, images, features=True)["stage1"].any()  # a plain one is nothing
     scale = variables["params"]["layer1"]["0"]["bn2"]["scale"]
     assert (scale == 1).all(), "the last norm of a plain block must not start at zero"
@@ -39,21 +50,39 @@ def test_blocks_are_bypassed_one_by_one() -> None:
     assert networks.removable(model, images, variables) == [True, True, False, True]
     logits = jax.jit(networks.bypassed(model))
     everything = np.ones(4, bool)
-    np.testing.assert_allclose(logits(variables, images, everything), model.apply(variables, images), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        logits(variables, images, everything), model.apply(variables, images), rtol=1e-4, atol=1e-4
+    )
     without = everything.copy()
     without[1] = False
-    layer = variables["params"]["layer1"] | {"1": jax.tree.map(jnp.zeros_like, variables["params"]["layer1"]["1"])}
+    layer = variables["params"]["layer1"] | {
+        "1": jax.tree.map(jnp.zeros_like, variables["params"]["layer1"]["1"])
+    }
     silenced = variables | {"params": variables["params"] | {"layer1": layer}}
-    np.testing.assert_allclose(logits(variables, images, without), model.apply(silenced, images), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        logits(variables, images, without), model.apply(silenced, images), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_directions_have_the_norm_of_each_filter() -> None:
     _, variables = born()
     found = landscape.direction(jax.random.key(0), variables["params"])
-    own, drawn = variables["params"]["layer1"]["0"]["conv1"]["kernel"], found["layer1"]["0"]["conv1"]["kernel"]
-    np.testing.assert_allclose(jnp.linalg.norm(drawn.reshape(-1, 8), axis=0), jnp.linalg.norm(own.reshape(-1, 8), axis=0), rtol=1e-5)
+    own, drawn = (
+        variables["params"]["layer1"]["0"]["conv1"]["kernel"],
+        found["layer1"]["0"]["conv1"]["kernel"],
+    )
+    np.testing.assert_allclose(
+        jnp.linalg.norm(drawn.reshape(-1, 8), axis=0),
+        jnp.linalg.norm(own.reshape(-1, 8), axis=0),
+        rtol=1e-5,
+    )
     assert not found["bn1"]["scale"].any()
-    assert not jnp.allclose(drawn, landscape.direction(jax.random.key(1), variables["params"])["layer1"]["0"]["conv1"]["kernel"])
+    assert not jnp.allclose(
+        drawn,
+        landscape.direction(jax.random.key(1), variables["params"])["layer1"]["0"]["conv1"][
+            "kernel"
+        ],
+    )
 
 
 def test_a_surface_that_overflows_is_a_steep_one() -> None:
@@ -61,7 +90,12 @@ def test_a_surface_that_overflows_is_a_steep_one() -> None:
     bowl = np.square(steps)[:, None] + np.square(steps)
 
     def holds(plain: np.ndarray, residual: np.ndarray) -> list[bool]:
-        return [claim.holds for claim in landscape.claims(landscape.Result(steps, {"plain": plain, "residual": residual}))]
+        return [
+            claim.holds
+            for claim in landscape.claims(
+                landscape.Result(steps, {"plain": plain, "residual": residual})
+            )
+        ]
 
     over = np.where(bowl > 0.1, np.nan, bowl + 1)
     assert holds(1 + 9 * bowl, bowl) == holds(over, bowl) == [True, True]
@@ -69,7 +103,9 @@ def test_a_surface_that_overflows_is_a_steep_one() -> None:
 
 
 @pytest.mark.slow
-def test_the_claims_hold_of_trained_networks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_claims_hold_of_trained_networks(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All experiments that train networks, at six tenths of the epochs and with networks of 20 and 56 layers; each is trained once."""
     out = tmp_path_factory.mktemp("lab")
     settings = Settings(out, data_dir=str(out / "data"), scale=0.6)
@@ -79,7 +115,12 @@ def test_the_claims_hold_of_trained_networks(tmp_path_factory: pytest.TempPathFa
     result = degradation.run(settings, print)
     assert result.fit["plain", 56] > result.fit["plain", 20] + 0.05
     assert result.fit["residual", 56] < result.fit["residual", 20] + 0.05
-    for name, experiment in (("degradation", degradation), ("paths", paths), ("features", features), ("landscape", landscape)):
+    for name, experiment in (
+        ("degradation", degradation),
+        ("paths", paths),
+        ("features", features),
+        ("landscape", landscape),
+    ):
         claims = conduct(name, experiment.EXPERIMENT, settings)["claims"]
         assert all(claim["holds"] for claim in claims), claims
         assert (out / f"{name}.png").stat().st_size > 20_000

@@ -21,7 +21,9 @@ def ratio(stack: Stack, seed: int = 0) -> float:
     """What arrives of the gradient at the first joint, over the last one."""
     with jax.enable_x64(True):
         params = stack.born(jax.random.key(seed), 64, jnp.float64)
-        _, arriving = jax.jit(stack.gradient_norms)(params, IMAGES[:32].astype(np.float64), LABELS[:32])
+        _, arriving = jax.jit(stack.gradient_norms)(
+            params, IMAGES[:32].astype(np.float64), LABELS[:32]
+        )
         return float(arriving[0] / arriving[-1])
 
 
@@ -33,7 +35,9 @@ def test_plain_gradients_vanish_and_others_do_not(seed: int) -> None:
 
 
 @pytest.mark.slow
-def test_the_claims_of_the_gradients_hold(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_claims_of_the_gradients_hold(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gradients, "DEPTHS", (30, 100, 1000))
     result = gradients.run(Settings(tmp_path), print)
     assert all(claim.holds for claim in gradients.claims(result)), gradients.claims(result)
@@ -51,7 +55,10 @@ def test_norms_do_not_underflow() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_batch_norm_makes_plain_gradients_explode(seed: int) -> None:
-    plain, residual = ratio(Stack("plain", 60, True, "he"), seed), ratio(Stack("preactivation", 60, True, "he"), seed)
+    plain, residual = (
+        ratio(Stack("plain", 60, True, "he"), seed),
+        ratio(Stack("preactivation", 60, True, "he"), seed),
+    )
     assert plain > 1e4
     assert 1 / 100 < residual < 100
 
@@ -60,7 +67,9 @@ def test_a_stack_is_its_formula() -> None:
     x = IMAGES[:4]
     for kind in KINDS:
         stack = Stack(kind, 4)
-        params = {name: np.asarray(value) for name, value in stack.born(jax.random.key(1), 64).items()}
+        params = {
+            name: np.asarray(value) for name, value in stack.born(jax.random.key(1), 64).items()
+        }
         y = x @ params["first"]
         layers = params["layers"]
         relu = lambda z: np.maximum(z, 0)  # noqa: E731
@@ -70,13 +79,19 @@ def test_a_stack_is_its_formula() -> None:
             y = relu(y)
         for a, b in zip(layers[::2], layers[1::2], strict=True) if kind != "dense" else ():
             shortcut = y if kind == "residual" else 0
-            y = y + relu(relu(y) @ a) @ b if kind == "preactivation" else relu(relu(y @ a) @ b + shortcut)
+            y = (
+                y + relu(relu(y) @ a) @ b
+                if kind == "preactivation"
+                else relu(relu(y @ a) @ b + shortcut)
+            )
         y = relu(y) if kind == "preactivation" else y
         np.testing.assert_allclose(stack(params, x), y @ params["head"], rtol=2e-5, atol=2e-5)
         if kind != "dense":  # all blocks bypassed leave the first projection
             bare = x @ params["first"]
             bare = relu(bare) if kind == "preactivation" else bare
-            np.testing.assert_allclose(stack(params, x, jnp.zeros(2)), bare @ params["head"], rtol=2e-5, atol=2e-5)
+            np.testing.assert_allclose(
+                stack(params, x, jnp.zeros(2)), bare @ params["head"], rtol=2e-5, atol=2e-5
+            )
 
 
 def test_what_arrives_is_the_gradient_by_the_output_of_each_block() -> None:
@@ -87,13 +102,23 @@ def test_what_arrives_is_the_gradient_by_the_output_of_each_block() -> None:
     def tail(x: jax.Array, blocks: int) -> jax.Array:
         """The loss as a function of what the first `blocks` blocks give."""
         rest = Stack("residual", 6 - 2 * blocks)
-        return rest.loss({"first": jnp.eye(64), "layers": params["layers"][2 * blocks :], "head": params["head"]}, x, LABELS[:8])
+        return rest.loss(
+            {
+                "first": jnp.eye(64),
+                "layers": params["layers"][2 * blocks :],
+                "head": params["head"],
+            },
+            x,
+            LABELS[:8],
+        )
 
     x = IMAGES[:8] @ params["first"]
     for blocks in (1, 2):
         a, b = params["layers"][2 * blocks - 2 : 2 * blocks]
         x = stack.residual(x, a, b)
-        np.testing.assert_allclose(arriving[blocks - 1], jnp.linalg.norm(jax.grad(tail)(x, blocks)), rtol=1e-4)
+        np.testing.assert_allclose(
+            arriving[blocks - 1], jnp.linalg.norm(jax.grad(tail)(x, blocks)), rtol=1e-4
+        )
 
 
 def test_the_command_knows_every_experiment() -> None:
@@ -111,16 +136,23 @@ def test_the_block_falls_back_to_the_identity(tmp_path: pathlib.Path) -> None:
 
 
 def test_training_a_deep_plain_stack_fails_and_a_residual_one_does_not() -> None:
-    losses = {kind: gradients.training(Stack(kind, 40), jax.random.key(0), IMAGES, LABELS, 60)[1] for kind in ("plain", "residual")}
+    losses = {
+        kind: gradients.training(Stack(kind, 40), jax.random.key(0), IMAGES, LABELS, 60)[1]
+        for kind in ("plain", "residual")
+    }
     assert losses["plain"][-10:].mean() > 2.2
     assert losses["residual"][-10:].mean() < 1.5
 
 
 @pytest.mark.slow
-def test_most_blocks_of_a_deep_residual_stack_can_be_bypassed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_most_blocks_of_a_deep_residual_stack_can_be_bypassed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lesion, "BLOCKS", 60)
     monkeypatch.setattr(lesion, "BYPASSED", 40)
-    counts, ranked, random = lesion.thought_experiment(Settings(tmp_path, scale=0.7), "preactivation", print)
+    counts, ranked, random = lesion.thought_experiment(
+        Settings(tmp_path, scale=0.7), "preactivation", print
+    )
     half, most = list(counts).index(30), list(counts).index(40)
     assert ranked[0] > 0.94
     assert ranked[half] > 0.85
@@ -129,7 +161,9 @@ def test_most_blocks_of_a_deep_residual_stack_can_be_bypassed(tmp_path: pathlib.
     assert ranked[-1] < 0.8  # and not nearly all of them
 
 
-def test_an_experiment_writes_a_picture_a_table_and_its_numbers(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_experiment_writes_a_picture_a_table_and_its_numbers(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     facts = conduct("block", block.EXPERIMENT, Settings(tmp_path / "lab"))
     assert (tmp_path / "lab" / "block.png").stat().st_size > 20_000
     table = (tmp_path / "lab" / "block.csv").read_text().splitlines()
@@ -138,7 +172,9 @@ def test_an_experiment_writes_a_picture_a_table_and_its_numbers(tmp_path: pathli
     assert json.loads((tmp_path / "lab" / "block.json").read_text()) == facts
     assert "holds: A residual block falls back" in capsys.readouterr().err
     assert summary([facts]).count("| yes |") == 3
-    failing = Experiment("", block.run, block.draw, block.rows, lambda _: [Claim("so", "it", 1.0, None, False)])
+    failing = Experiment(
+        "", block.run, block.draw, block.rows, lambda _: [Claim("so", "it", 1.0, None, False)]
+    )
     assert not conduct("block", failing, Settings(tmp_path / "lab"))["claims"][0]["holds"]
 
 
@@ -153,9 +189,16 @@ def test_an_experiment_writes_a_picture_a_table_and_its_numbers(tmp_path: pathli
         ("lab block --out FILE/x", "can't be written"),
     ],
 )
-def test_mistakes_are_one_line(words: str, message: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(
+    words: str, message: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
-    assert main(words.replace("FILE", str(tmp_path / "file")).replace("X", str(tmp_path / "x")).split()) == 2
+    assert (
+        main(
+            words.replace("FILE", str(tmp_path / "file")).replace("X", str(tmp_path / "x")).split()
+        )
+        == 2
+    )
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1

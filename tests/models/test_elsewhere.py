@@ -16,19 +16,31 @@ from flaxres.training.mesh import data_mesh
 
 X = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype(np.float32)
 Y = np.arange(8) % 4
-SMALL: dict[str, Any] = {"depths": (4, 4), "block": "basic", "widths": (8, 16), "stem": "small", "stem_width": 8, "num_classes": 4}
+SMALL: dict[str, Any] = {
+    "depths": (4, 4),
+    "block": "basic",
+    "widths": (8, 16),
+    "stem": "small",
+    "stem_width": 8,
+    "num_classes": 4,
+}
 NINE = flaxres.ResNet9(4, depths=(1, 4), widths=(8, 12), stem_width=4)
 
 
 def born(model: Any) -> Any:
     """Random variables; the last gammas aren't zero, so that every parameter matters."""
     shapes, rng = jax.eval_shape(model.init, jax.random.key(0), X), np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(-0.3, 0.3, leaf.shape) + (leaf.ndim == 1), leaf.dtype), shapes)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.uniform(-0.3, 0.3, leaf.shape) + (leaf.ndim == 1), leaf.dtype),
+        shapes,
+    )
 
 
 def loss_and_gradients(model: Any, variables: Any) -> Any:
     def loss(params: Any) -> Any:
-        logits, new = model.apply(variables | {"params": params}, X, train=True, mutable=["batch_stats"])
+        logits, new = model.apply(
+            variables | {"params": params}, X, train=True, mutable=["batch_stats"]
+        )
         return optax.softmax_cross_entropy_with_integer_labels(logits, Y).mean(), new["batch_stats"]
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
@@ -37,7 +49,9 @@ def loss_and_gradients(model: Any, variables: Any) -> Any:
 def close(a: Any, b: Any, tolerance: float = 1e-5) -> None:
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * max(float(jnp.abs(y).max()), 1e-3))
+        np.testing.assert_allclose(
+            x, y, rtol=tolerance, atol=tolerance * max(float(jnp.abs(y).max()), 1e-3)
+        )
 
 
 @pytest.mark.parametrize("plain", [flaxres.ResNet(**SMALL), NINE], ids=["resnet", "resnet9"])
@@ -56,15 +70,22 @@ def test_scanned_and_rematerialised_blocks_train_alike(plain: Any, form: str) ->
 @pytest.mark.slow
 def test_resnet152_scanned_equals_unrolled() -> None:
     model = flaxres.ResNet152(num_classes=4)
-    shapes, rng = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))), np.random.default_rng(1)
-    variables = jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.02, s.shape) + (s.ndim == 1), s.dtype), shapes)
+    shapes, rng = (
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))),
+        np.random.default_rng(1),
+    )
+    variables = jax.tree.map(
+        lambda s: jnp.asarray(rng.normal(0, 0.02, s.shape) + (s.ndim == 1), s.dtype), shapes
+    )
     images = rng.normal(size=(2, 64, 64, 3)).astype(np.float32)
     ours = jax.jit(model.clone(scan_blocks=True).apply)(stack_blocks(variables), images)
     expected = jax.jit(model.apply)(variables, images)
     assert float(jnp.abs(ours - expected).max() / jnp.abs(expected).max()) < 1e-5
 
 
-@pytest.mark.parametrize("sizes", [{}, {"widths": (32, 130, 130), "depths": (4, 4, 2)}], ids=["narrow", "wide"])
+@pytest.mark.parametrize(
+    "sizes", [{}, {"widths": (32, 130, 130), "depths": (4, 4, 2)}], ids=["narrow", "wide"]
+)
 def test_shard_map_and_pmap_train_as_one_device_does(sizes: dict[str, tuple[int, ...]]) -> None:
     """The wide network ends in convolutions over two pixels a side, which are products of our own."""
     plain = flaxres.ResNet(**SMALL | sizes)
@@ -73,22 +94,32 @@ def test_shard_map_and_pmap_train_as_one_device_does(sizes: dict[str, tuple[int,
 
     def shard(params: Any, x: Any, y: Any) -> Any:
         def loss(params: Any) -> Any:
-            logits, new = mapped.apply(variables | {"params": params}, x, train=True, mutable=["batch_stats"])
-            return jax.lax.pmean(optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), "data"), new["batch_stats"]
+            logits, new = mapped.apply(
+                variables | {"params": params}, x, train=True, mutable=["batch_stats"]
+            )
+            return jax.lax.pmean(
+                optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), "data"
+            ), new["batch_stats"]
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
     data, whole = PartitionSpec("data"), PartitionSpec()
-    (loss, new), found = jax.jit(jax.shard_map(shard, mesh=data_mesh(4), in_specs=(whole, data, data), out_specs=whole))(variables["params"], X, Y)
+    (loss, new), found = jax.jit(
+        jax.shard_map(shard, mesh=data_mesh(4), in_specs=(whole, data, data), out_specs=whole)
+    )(variables["params"], X, Y)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     close(new, stats)
     close(found, gradients, 1e-4)
 
     split = X.reshape(4, 2, 8, 8, 3)
-    logits = jax.pmap(lambda x: mapped.apply(variables, x, train=True, mutable=["batch_stats"])[0], axis_name="data", devices=jax.devices()[:4])(
-        split
-    )
-    expected_logits = jax.jit(lambda x: plain.apply(variables, x, train=True, mutable=["batch_stats"])[0])(X)
+    logits = jax.pmap(
+        lambda x: mapped.apply(variables, x, train=True, mutable=["batch_stats"])[0],
+        axis_name="data",
+        devices=jax.devices()[:4],
+    )(split)
+    expected_logits = jax.jit(
+        lambda x: plain.apply(variables, x, train=True, mutable=["batch_stats"])[0]
+    )(X)
     np.testing.assert_allclose(logits.reshape(8, 4), expected_logits, rtol=1e-4, atol=1e-4)
 
 
@@ -103,15 +134,22 @@ def test_the_modules_work_in_nnx() -> None:
 def test_a_frozen_backbone_keeps_its_parameters_and_statistics() -> None:
     model = flaxres.ResNet(**SMALL, bn_frozen=True)
     variables = born(model)
-    labels = {name: jax.tree.map(lambda _, name=name: "head" if name == "fc" else "frozen", part) for name, part in variables["params"].items()}
+    labels = {
+        name: jax.tree.map(lambda _, name=name: "head" if name == "fc" else "frozen", part)
+        for name, part in variables["params"].items()
+    }
     tx = optax.multi_transform({"head": optax.sgd(0.1), "frozen": optax.set_to_zero()}, labels)
     (_, stats), gradients = loss_and_gradients(model, variables)
     updates, _ = tx.update(gradients, tx.init(variables["params"]), variables["params"])
     trained = optax.apply_updates(variables["params"], updates)
     for name, part in trained.items():
-        same = jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), part, variables["params"][name]))
+        same = jax.tree.all(
+            jax.tree.map(lambda a, b: bool((a == b).all()), part, variables["params"][name])
+        )
         assert same == (name != "fc")
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), stats, variables["batch_stats"]))
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: bool((a == b).all()), stats, variables["batch_stats"])
+    )
 
 
 def test_stochastic_depth_drops_whole_branches_and_keeps_the_mean() -> None:
@@ -119,10 +157,19 @@ def test_stochastic_depth_drops_whole_branches_and_keeps_the_mean() -> None:
     variables = born(model)
     images = np.repeat(X[:1], 512, 0)
     drop = jax.jit(
-        lambda key: model.clone(bn_frozen=True).apply(variables, images, train=True, mutable=["batch_stats"], features=True, rngs={"dropout": key})
+        lambda key: model.clone(bn_frozen=True).apply(
+            variables,
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            features=True,
+            rngs={"dropout": key},
+        )
     )
     maps = np.asarray(drop(jax.random.key(0))[0]["stage1"])
-    plain = np.asarray(jax.jit(lambda: model.apply(variables, images[:1], features=True))()["stage1"])
+    plain = np.asarray(
+        jax.jit(lambda: model.apply(variables, images[:1], features=True))()["stage1"]
+    )
     kinds = np.unique(maps.reshape(512, -1)[:, :50].round(4), axis=0)
     assert len(kinds) == 2  # the last block's branch is there, doubled, or it isn't
     assert (maps != plain).any()
@@ -133,5 +180,7 @@ def test_stochastic_depth_drops_whole_branches_and_keeps_the_mean() -> None:
 def test_output_stride(stride: int) -> None:
     model = flaxres.ResNet50(output_stride=stride, num_classes=0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    maps = jax.eval_shape(lambda v, x: model.apply(v, x, features=True), shapes, jnp.zeros((1, 64, 64, 3)))
+    maps = jax.eval_shape(
+        lambda v, x: model.apply(v, x, features=True), shapes, jnp.zeros((1, 64, 64, 3))
+    )
     assert maps["stage4"].shape == (1, 64 // stride, 64 // stride, 2048)

@@ -22,27 +22,42 @@ def images(*shape: int, seed: int = 0) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-@pytest.mark.parametrize(("size", "stride", "groups"), [(1, 1, 1), (1, 2, 1), (1, 2, 2), (3, 1, 1), (3, 2, 4), (7, 2, 1)])
+@pytest.mark.parametrize(
+    ("size", "stride", "groups"), [(1, 1, 1), (1, 2, 1), (1, 2, 2), (3, 1, 1), (3, 2, 4), (7, 2, 1)]
+)
 def test_conv_is_the_symmetrically_padded_convolution(size: int, stride: int, groups: int) -> None:
     x, layer = images(2, 9, 10, 4), Conv(8, size, stride, groups)
     variables = layer.init(jax.random.key(1), x)
     pad = size // 2
-    reference = nn.Conv(8, (size, size), stride, [(pad, pad), (pad, pad)], feature_group_count=groups, use_bias=False)
+    reference = nn.Conv(
+        8,
+        (size, size),
+        stride,
+        [(pad, pad), (pad, pad)],
+        feature_group_count=groups,
+        use_bias=False,
+    )
 
     def value(module: nn.Module, x: jax.Array) -> jax.Array:
         return jnp.sin(module.apply(variables, x)).sum()
 
     np.testing.assert_allclose(layer.apply(variables, x), reference.apply(variables, x), atol=1e-5)
-    np.testing.assert_allclose(jax.grad(value, 1)(layer, x), jax.grad(value, 1)(reference, x), atol=1e-4)
+    np.testing.assert_allclose(
+        jax.grad(value, 1)(layer, x), jax.grad(value, 1)(reference, x), atol=1e-4
+    )
 
 
 def test_conv_refuses_groups_that_do_not_divide() -> None:
-    with pytest.raises(InputError, match=r"\(=4\) and out \(=8\) must be divisible by groups \(=3\)"):
+    with pytest.raises(
+        InputError, match=r"\(=4\) and out \(=8\) must be divisible by groups \(=3\)"
+    ):
         Conv(8, groups=3).init(jax.random.key(0), images(1, 4, 4, 4))
 
 
 def test_conv_starts_with_he_fan_out() -> None:
-    kernel = Conv(256, 3, dtype=jnp.bfloat16).init(jax.random.key(0), images(1, 4, 4, 64))["params"]["kernel"]
+    kernel = Conv(256, 3, dtype=jnp.bfloat16).init(jax.random.key(0), images(1, 4, 4, 64))[
+        "params"
+    ]["kernel"]
     assert kernel.dtype == jnp.float32
     assert float(kernel.std()) == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.01)
 
@@ -60,9 +75,13 @@ def test_batch_norm_by_groups(group: int | None) -> None:
         np.testing.assert_allclose(y[first : first + (group or 8)], expected, atol=1e-5)
     np.testing.assert_allclose(new["batch_stats"]["mean"], 0.1 * rows.mean((0, 1, 2)), atol=1e-6)
     # However it is grouped, the running variance is that of all images together.
-    np.testing.assert_allclose(new["batch_stats"]["var"], 0.9 + 0.1 * rows.var((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(
+        new["batch_stats"]["var"], 0.9 + 0.1 * rows.var((0, 1, 2)), rtol=1e-5
+    )
     z = layer.apply({"params": variables["params"], **new}, x, use_running_average=True)
-    np.testing.assert_allclose(z, (x - new["batch_stats"]["mean"]) / np.sqrt(new["batch_stats"]["var"] + 1e-5), atol=1e-5)
+    np.testing.assert_allclose(
+        z, (x - new["batch_stats"]["mean"]) / np.sqrt(new["batch_stats"]["var"] + 1e-5), atol=1e-5
+    )
 
 
 def test_batch_norm_statistics_are_float32_in_bfloat16() -> None:
@@ -72,15 +91,21 @@ def test_batch_norm_statistics_are_float32_in_bfloat16() -> None:
     y, new = layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
     assert y.dtype == jnp.bfloat16
     assert new["batch_stats"]["var"].dtype == jnp.float32
-    np.testing.assert_allclose(new["batch_stats"]["var"], 0.9 + 0.1 * np.asarray(x, np.float64).var((0, 1, 2)), rtol=1e-3)
+    np.testing.assert_allclose(
+        new["batch_stats"]["var"], 0.9 + 0.1 * np.asarray(x, np.float64).var((0, 1, 2)), rtol=1e-3
+    )
 
 
 def test_batch_norm_refuses_a_group_that_does_not_divide_or_comes_with_an_axis() -> None:
     variables = BatchNorm(3).init(jax.random.key(0), images(8, 2, 2, 4), use_running_average=False)
     with pytest.raises(InputError, match=r"bn_group \(=3\) must divide the 8 images"):
-        BatchNorm(3).apply(variables, images(8, 2, 2, 4), use_running_average=False, mutable=["batch_stats"])
+        BatchNorm(3).apply(
+            variables, images(8, 2, 2, 4), use_running_average=False, mutable=["batch_stats"]
+        )
     with pytest.raises(InputError, match="exclude each other"):
-        BatchNorm(4, "data").apply(variables, images(8, 2, 2, 4), use_running_average=False, mutable=["batch_stats"])
+        BatchNorm(4, "data").apply(
+            variables, images(8, 2, 2, 4), use_running_average=False, mutable=["batch_stats"]
+        )
 
 
 def test_axis_name_gives_the_statistics_of_the_whole_batch() -> None:
@@ -93,15 +118,27 @@ def test_axis_name_gives_the_statistics_of_the_whole_batch() -> None:
 
     whole = run(BatchNorm(), x)
     data = PartitionSpec("data")
-    mapped = jax.shard_map(lambda x: run(BatchNorm(axis_name="data"), x), mesh=mesh, in_specs=data, out_specs=(data, PartitionSpec()))(x)
+    mapped = jax.shard_map(
+        lambda x: run(BatchNorm(axis_name="data"), x),
+        mesh=mesh,
+        in_specs=data,
+        out_specs=(data, PartitionSpec()),
+    )(x)
     for ours, expected in zip(mapped, whole, strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-5)
-    pmapped = jax.pmap(lambda x: run(BatchNorm(axis_name="data"), x), axis_name="data")(x.reshape(8, 2, 3, 3, 4))
+    pmapped = jax.pmap(lambda x: run(BatchNorm(axis_name="data"), x), axis_name="data")(
+        x.reshape(8, 2, 3, 3, 4)
+    )
     np.testing.assert_allclose(pmapped[0].reshape(x.shape), whole[0], atol=1e-5)
 
 
-@pytest.mark.parametrize(("group", "devices", "expected"), [(None, 4, True), (4, 4, False), (2, 4, False), (16, 4, True), (4, 1, False)])
-def test_aligned_groups_need_no_communication(group: int | None, devices: int, expected: bool) -> None:
+@pytest.mark.parametrize(
+    ("group", "devices", "expected"),
+    [(None, 4, True), (4, 4, False), (2, 4, False), (16, 4, True), (4, 1, False)],
+)
+def test_aligned_groups_need_no_communication(
+    group: int | None, devices: int, expected: bool
+) -> None:
     mesh, x = data_mesh(devices), images(16, 4, 4, 8)
     layer = BatchNorm(group)
     variables = layer.init(jax.random.key(0), x, use_running_average=False)
@@ -109,41 +146,73 @@ def test_aligned_groups_need_no_communication(group: int | None, devices: int, e
     def normalised(x: jax.Array) -> jax.Array:
         return layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"])[0]
 
-    program = jax.jit(normalised, in_shardings=split(mesh), out_shardings=split(mesh)).lower(x).compile().as_text()
-    assert any(word in program for word in ("all-reduce", "all-gather", "collective-permute")) == expected
+    program = (
+        jax.jit(normalised, in_shardings=split(mesh), out_shardings=split(mesh))
+        .lower(x)
+        .compile()
+        .as_text()
+    )
+    assert (
+        any(word in program for word in ("all-reduce", "all-gather", "collective-permute"))
+        == expected
+    )
 
 
 @pytest.mark.parametrize(
-    "layer", [BatchNorm(), BatchNorm(2), BatchNorm(frozen=True), GroupNorm(groups=3)], ids=["batch", "groups", "frozen", "group norm"]
+    "layer",
+    [BatchNorm(), BatchNorm(2), BatchNorm(frozen=True), GroupNorm(groups=3)],
+    ids=["batch", "groups", "frozen", "group norm"],
 )
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_pooling_before_a_norm_is_pooling_after_it(layer: Any, dtype: jnp.dtype) -> None:
     """Channels of either sign of scale, and one of none: values, statistics and gradients, in training and at rest."""
     layer, x = layer.clone(dtype=dtype), images(6, 9, 8, 6).astype(dtype)
-    params = {"scale": jnp.asarray([1.5, -0.5, 0.0, -2.0, 1.0, 0.3]), "bias": jnp.linspace(-0.5, 0.5, 6)}
+    params = {
+        "scale": jnp.asarray([1.5, -0.5, 0.0, -2.0, 1.0, 0.3]),
+        "bias": jnp.linspace(-0.5, 0.5, 6),
+    }
     stats = {"mean": jnp.linspace(-0.2, 0.3, 6), "var": jnp.linspace(0.5, 2.0, 6)}
     weights = images(6, 5, 4, 6, seed=1)
 
     def loss(params: Any, x: jax.Array, before: bool, rest: bool) -> tuple[jax.Array, Any]:
-        variables = {"params": params} | ({"batch_stats": stats} if isinstance(layer, BatchNorm) else {})
-        y, new = layer.apply(variables, x, use_running_average=rest, mutable=["batch_stats"], **({"pool": max_pool} if before else {}))
+        variables = {"params": params} | (
+            {"batch_stats": stats} if isinstance(layer, BatchNorm) else {}
+        )
+        y, new = layer.apply(
+            variables,
+            x,
+            use_running_average=rest,
+            mutable=["batch_stats"],
+            **({"pool": max_pool} if before else {}),
+        )
         y = y if before else max_pool(y)
         return (y.astype(jnp.float32) * weights).sum(), (y, new)
 
     for rest in (False, True):
-        before, after = (jax.grad(loss, (0, 1), has_aux=True)(params, x, before, rest) for before in (True, False))
+        before, after = (
+            jax.grad(loss, (0, 1), has_aux=True)(params, x, before, rest)
+            for before in (True, False)
+        )
         jax.tree.map(np.testing.assert_array_equal, before[1], after[1])
-        if dtype == jnp.float32:  # in bfloat16 more values of a window are equal after the norm, and the gradient goes to another of them
+        if (
+            dtype == jnp.float32
+        ):  # in bfloat16 more values of a window are equal after the norm, and the gradient goes to another of them
             alike = np.arange(6) != 2  # of a scale of 0 all are
-            for got, expected in zip(jax.tree.leaves(before[0]), jax.tree.leaves(after[0]), strict=True):
+            for got, expected in zip(
+                jax.tree.leaves(before[0]), jax.tree.leaves(after[0]), strict=True
+            ):
                 np.testing.assert_allclose(got[..., alike], expected[..., alike], atol=1e-4)
 
 
 STEMS = {
     "maximum": flaxres.ResNet(depths=(1, 1), widths=(8, 16), stem_width=8, num_classes=3),
     "deep": flaxres.ResNet(depths=(1, 1), widths=(8, 16), stem="deep", stem_width=4, num_classes=3),
-    "blur": flaxres.ResNet(depths=(1, 1), widths=(8, 16), stem_width=8, anti_alias="blur", num_classes=3),
-    "average": flaxres.ResNet(depths=(1, 1), widths=(8, 16), stem_width=8, anti_alias="average", num_classes=3),
+    "blur": flaxres.ResNet(
+        depths=(1, 1), widths=(8, 16), stem_width=8, anti_alias="blur", num_classes=3
+    ),
+    "average": flaxres.ResNet(
+        depths=(1, 1), widths=(8, 16), stem_width=8, anti_alias="average", num_classes=3
+    ),
     "densenet": flaxres.DenseNet(depths=(2, 2), growth=4, stem_width=8, num_classes=3),
 }
 
@@ -153,11 +222,18 @@ def test_the_map_of_the_stem_changes_nothing(stem: str) -> None:
     """Where the stem's map is wanted its pooling comes after the norm, else before it; scales of both signs."""
     model, x, rng = STEMS[stem], images(2, 32, 32, 3), np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), x)
-    variables = {kind: jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape), leaf.dtype), shapes[kind]) for kind in shapes}
+    variables = {
+        kind: jax.tree.map(
+            lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape), leaf.dtype), shapes[kind]
+        )
+        for kind in shapes
+    }
     variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])
     maps = model.apply(variables, x, features=True)
     pooled = model.clone(num_classes=0, parent=None).apply(variables, x)
-    np.testing.assert_allclose(maps["pooled"], pooled, rtol=1e-5, atol=1e-5 * float(jnp.abs(pooled).max()))
+    np.testing.assert_allclose(
+        maps["pooled"], pooled, rtol=1e-5, atol=1e-5 * float(jnp.abs(pooled).max())
+    )
     assert maps["stem"].shape[1:3] == (16, 16)
 
 
@@ -166,7 +242,9 @@ def test_gradients_of_each_image_apart() -> None:
     model, x = STEMS["maximum"], images(3, 32, 32, 3)
     variables = model.init(jax.random.key(0), x)
     one = jax.grad(lambda image: model.apply(variables, image[None])[0, 1])
-    np.testing.assert_allclose(jax.jit(jax.vmap(one))(x), jnp.stack([one(image) for image in x]), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(jax.vmap(one))(x), jnp.stack([one(image) for image in x]), rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -176,12 +254,17 @@ def test_a_rectified_norm_is_a_norm_and_a_relu(group: int | None, dtype: jnp.dty
     layer, x = BatchNorm(group, dtype=dtype), images(4, 3, 3, 6).astype(dtype)
     params = {"scale": jnp.linspace(-1.0, 2.0, 6), "bias": jnp.linspace(0.5, -0.5, 6)}
     stats = {"mean": jnp.linspace(-0.2, 0.3, 6), "var": jnp.linspace(0.5, 2.0, 6)}
-    weights, change = images(*x.shape, seed=1), (jax.tree.map(jnp.ones_like, params), images(*x.shape, seed=2).astype(dtype), stats)
+    weights, change = (
+        images(*x.shape, seed=1),
+        (jax.tree.map(jnp.ones_like, params), images(*x.shape, seed=2).astype(dtype), stats),
+    )
     tolerance = 1e-4 if dtype == jnp.float32 else 0.1
 
     def outcome(params: Any, x: jax.Array, stats: Any, joint: bool, rest: bool) -> Any:
         variables = {"params": params, "batch_stats": stats}
-        y, new = layer.apply(variables, x, use_running_average=rest, mutable=["batch_stats"], rectified=joint)
+        y, new = layer.apply(
+            variables, x, use_running_average=rest, mutable=["batch_stats"], rectified=joint
+        )
         return y if joint else nn.relu(y), new
 
     for rest in (False, True):
@@ -193,11 +276,22 @@ def test_a_rectified_norm_is_a_norm_and_a_relu(group: int | None, dtype: jnp.dty
                 return (function(params, x, stats)[0].astype(jnp.float32) ** 2 * weights).sum()
 
             gradient = jax.grad(loss, (0, 1, 2))
-            found.append((function(params, x, stats), gradient(params, x, stats), jax.jvp(function, (params, x, stats), change)[1]))
+            found.append(
+                (
+                    function(params, x, stats),
+                    gradient(params, x, stats),
+                    jax.jvp(function, (params, x, stats), change)[1],
+                )
+            )
             if dtype == jnp.float32:
                 found[-1] += (jax.jvp(gradient, (params, x, stats), change)[1],)
         for got, expected in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
-            np.testing.assert_allclose(got.astype(jnp.float32), expected.astype(jnp.float32), rtol=tolerance, atol=tolerance)
+            np.testing.assert_allclose(
+                got.astype(jnp.float32),
+                expected.astype(jnp.float32),
+                rtol=tolerance,
+                atol=tolerance,
+            )
 
 
 def test_zero_pad_shortcut_subsamples_and_centres_the_channels() -> None:

@@ -30,7 +30,10 @@ def shapes(model: flaxres.ResNet, size: int = 64) -> dict[str, dict[str, jax.Sha
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_counts(name: str) -> None:
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes(flaxres.create_model(name))["params"])) == PARAMETERS[name]
+    assert (
+        sum(leaf.size for leaf in jax.tree.leaves(shapes(flaxres.create_model(name))["params"]))
+        == PARAMETERS[name]
+    )
 
 
 def test_multiply_accumulates_of_small_pictures_are_those_of_large_ones_by_pixel() -> None:
@@ -47,8 +50,17 @@ def test_names_of_parameters_are_pytorchs() -> None:
         jax.tree_util.keystr(path, simple=True, separator=".")
         for path, _ in jax.tree_util.tree_leaves_with_path(shapes(flaxres.ResNet50())["params"])
     }
-    assert {"conv1.kernel", "bn1.scale", "layer1.0.conv3.kernel", "layer1.0.downsample.0.kernel", "layer4.2.bn3.bias", "fc.kernel"} <= names
-    assert not any("downsample" in name for name in names if ".1." in name.replace("downsample.1", ""))
+    assert {
+        "conv1.kernel",
+        "bn1.scale",
+        "layer1.0.conv3.kernel",
+        "layer1.0.downsample.0.kernel",
+        "layer4.2.bn3.bias",
+        "fc.kernel",
+    } <= names
+    assert not any(
+        "downsample" in name for name in names if ".1." in name.replace("downsample.1", "")
+    )
 
 
 def test_a_function_and_a_name_give_the_same_module() -> None:
@@ -59,7 +71,9 @@ def test_a_function_and_a_name_give_the_same_module() -> None:
 
 def test_features_have_strides_2_to_32() -> None:
     model = flaxres.ResNet18()
-    maps = jax.eval_shape(lambda v, x: model.apply(v, x, features=True), shapes(model), jnp.zeros((2, 96, 64, 3)))
+    maps = jax.eval_shape(
+        lambda v, x: model.apply(v, x, features=True), shapes(model), jnp.zeros((2, 96, 64, 3))
+    )
     assert {name: leaf.shape for name, leaf in maps.items()} == {
         "stem": (2, 48, 32, 64),
         "stage1": (2, 24, 16, 64),
@@ -68,15 +82,27 @@ def test_features_have_strides_2_to_32() -> None:
         "stage4": (2, 3, 2, 512),
         "pooled": (2, 512),
     }
-    assert jax.eval_shape(flaxres.ResNet18(num_classes=0).apply, shapes(model), jnp.zeros((2, 64, 64, 3))).shape == (2, 512)
+    assert jax.eval_shape(
+        flaxres.ResNet18(num_classes=0).apply, shapes(model), jnp.zeros((2, 64, 64, 3))
+    ).shape == (2, 512)
 
 
 def test_version_1_and_1_5_differ_only_in_where_they_stride() -> None:
-    assert jax.tree.structure(shapes(flaxres.ResNet50(v1=True))) == jax.tree.structure(shapes(flaxres.ResNet50()))
+    assert jax.tree.structure(shapes(flaxres.ResNet50(v1=True))) == jax.tree.structure(
+        shapes(flaxres.ResNet50())
+    )
     x = jax.random.normal(jax.random.key(1), (1, 64, 64, 3))
     model = flaxres.ResNet(depths=(1, 1), widths=(8, 16), stem_width=8)
     variables = jax.tree.map(lambda a: a + 0.1, jax.jit(model.init)(jax.random.key(0), x))
-    assert float(jnp.abs(jax.jit(model.apply)(variables, x) - jax.jit(model.clone(v1=True).apply)(variables, x)).max()) > 1e-3
+    assert (
+        float(
+            jnp.abs(
+                jax.jit(model.apply)(variables, x)
+                - jax.jit(model.clone(v1=True).apply)(variables, x)
+            ).max()
+        )
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -85,15 +111,23 @@ def test_logits_are_float32_and_training_changes_the_statistics(dtype: jnp.dtype
     x = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
     variables = jax.jit(model.init)(jax.random.key(1), x)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    logits, new = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))(variables, x)
+    logits, new = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))(
+        variables, x
+    )
     assert logits.dtype == jnp.float32
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a != b).any()), new["batch_stats"], variables["batch_stats"]))
+    assert jax.tree.all(
+        jax.tree.map(
+            lambda a, b: bool((a != b).any()), new["batch_stats"], variables["batch_stats"]
+        )
+    )
     maps = jax.eval_shape(lambda v, x: model.apply(v, x, features=True), variables, x)
     assert {name: leaf.dtype for name, leaf in maps.items()}["stage3"] == dtype
 
 
 def test_a_new_block_is_its_shortcut() -> None:
-    model = flaxres.ResNet(depths=(3,), block="basic", widths=(8,), stem="small", stem_width=8, num_classes=4)
+    model = flaxres.ResNet(
+        depths=(3,), block="basic", widths=(8,), stem="small", stem_width=8, num_classes=4
+    )
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     maps = model.apply(model.init(jax.random.key(1), x), x, features=True)
     np.testing.assert_array_equal(maps["stage1"], maps["stem"])
@@ -106,7 +140,9 @@ def test_dropout_is_active_only_in_training() -> None:
 
     @jax.jit
     def logits(key: jax.Array) -> jax.Array:
-        return model.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": key})[0]
+        return model.apply(
+            variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+        )[0]
 
     assert (logits(jax.random.key(0)) != logits(jax.random.key(1))).any()
     without = jax.jit(flaxres.ResNet20().apply)(variables, x)
@@ -115,7 +151,11 @@ def test_dropout_is_active_only_in_training() -> None:
 
 @pytest.mark.parametrize(
     ("attributes", "message"),
-    [({"stem": "smal"}, "unknown stem 'smal': did you mean small"), ({"block": "wide"}, "unknown block 'wide'"), ({"shortcut": "x"}, "shortcut")],
+    [
+        ({"stem": "smal"}, "unknown stem 'smal': did you mean small"),
+        ({"block": "wide"}, "unknown block 'wide'"),
+        ({"shortcut": "x"}, "shortcut"),
+    ],
 )
 def test_unknown_attribute_values_are_refused(attributes: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -22,13 +22,21 @@ def born(model: flaxres.ResNet9, images: jax.Array) -> Any:
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     rng = np.random.default_rng(0)
     return {
-        "params": jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes["params"]),
-        "batch_stats": jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.5, 2, leaf.shape), jnp.float32), shapes["batch_stats"]),
+        "params": jax.tree.map(
+            lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes["params"]
+        ),
+        "batch_stats": jax.tree.map(
+            lambda leaf: jnp.asarray(rng.uniform(0.5, 2, leaf.shape), jnp.float32),
+            shapes["batch_stats"],
+        ),
     }
 
 
 def test_parameters_and_shapes() -> None:
-    model, images = flaxres.create_model("resnet9"), jax.ShapeDtypeStruct((2, 32, 28, 3), jnp.float32)
+    model, images = (
+        flaxres.create_model("resnet9"),
+        jax.ShapeDtypeStruct((2, 32, 28, 3), jnp.float32),
+    )
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == PAGES
     maps = jax.eval_shape(lambda v, x: model.apply(v, x, features=True), variables, images)
@@ -47,13 +55,22 @@ def test_logits_are_pytorchs() -> None:
     images = jax.random.normal(jax.random.key(0), (3, 17, 24, 3))
     model = flaxres.ResNet9(**SMALL)
     variables = born(model, images)
-    weights = {name: torch.tensor(np.array(value)) for name, value in torch_from_variables(variables).items()}
+    weights = {
+        name: torch.tensor(np.array(value))
+        for name, value in torch_from_variables(variables).items()
+    }
 
     def conv(x: Any, name: str) -> Any:
         return F.conv2d(x, weights[f"{name}.weight"], padding=1)
 
     def norm(x: Any, name: str) -> Any:
-        return F.batch_norm(x, *(weights[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")))
+        return F.batch_norm(
+            x,
+            *(
+                weights[f"{name}.{part}"]
+                for part in ("running_mean", "running_var", "weight", "bias")
+            ),
+        )
 
     x = F.relu(norm(conv(torch.tensor(np.asarray(images)).permute(0, 3, 1, 2), "conv1"), "bn1"))
     for i, depth in enumerate(SMALL["depths"], 1):
@@ -68,16 +85,27 @@ def test_logits_are_pytorchs() -> None:
 
 def test_stochastic_depth_drops_residual_blocks_alone() -> None:
     images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
-    model = flaxres.ResNet9(**SMALL | {"depths": (1, 1, 3), "stochastic_depth": 1.0})  # by rates of 0 and 1
+    model = flaxres.ResNet9(
+        **SMALL | {"depths": (1, 1, 3), "stochastic_depth": 1.0}
+    )  # by rates of 0 and 1
     variables = born(model, images)
 
     @jax.jit
     def pooled(variables: Any) -> jax.Array:
-        apply = functools.partial(model.apply, train=True, features=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
+        apply = functools.partial(
+            model.apply,
+            train=True,
+            features=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
         return apply(variables, images)[0]["pooled"]
 
     def without(block: str) -> Any:
-        layer = {**variables["params"]["layer3"], block: jax.tree.map(jnp.zeros_like, variables["params"]["layer3"][block])}
+        layer = {
+            **variables["params"]["layer3"],
+            block: jax.tree.map(jnp.zeros_like, variables["params"]["layer3"][block]),
+        }
         return {**variables, "params": {**variables["params"], "layer3": layer}}
 
     np.testing.assert_array_equal(pooled(without("2")), pooled(variables))
@@ -88,6 +116,10 @@ def test_stochastic_depth_drops_residual_blocks_alone() -> None:
 
 def test_refusals_name_the_rule() -> None:
     with pytest.raises(InputError, match="depths .* and widths .* equally many"):
-        jax.eval_shape(flaxres.ResNet9(depths=(1,)).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    with pytest.raises(InputError, match="3 stages halve the sides, which must be at least 8 pixels"):
+        jax.eval_shape(
+            flaxres.ResNet9(depths=(1,)).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+        )
+    with pytest.raises(
+        InputError, match="3 stages halve the sides, which must be at least 8 pixels"
+    ):
         jax.eval_shape(flaxres.ResNet9().init, jax.random.key(0), jnp.zeros((1, 7, 32, 3)))

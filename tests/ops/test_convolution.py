@@ -11,23 +11,37 @@ import pytest
 
 from flaxres.ops.convolution import convolution, direct, pointwise_product, product
 
-SHAPES = [(2, 8, 8, 32, 32), (3, 7, 5, 3, 5), (1, 1, 1, 128, 128), (3, 2, 1, 128, 129), (2, 4, 3, 128, 128)]
+SHAPES = [
+    (2, 8, 8, 32, 32),
+    (3, 7, 5, 3, 5),
+    (1, 1, 1, 128, 128),
+    (3, 2, 1, 128, 129),
+    (2, 4, 3, 128, 128),
+]
 Function = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def arrays(shape: tuple[int, ...], dtype: str = "float64") -> tuple[jax.Array, jax.Array]:
     n, height, width, channels, features = shape
     rng = np.random.default_rng(0)
-    return jnp.asarray(rng.normal(size=(n, height, width, channels)), dtype), jnp.asarray(rng.normal(size=(3, 3, channels, features)), dtype)
+    return jnp.asarray(rng.normal(size=(n, height, width, channels)), dtype), jnp.asarray(
+        rng.normal(size=(3, 3, channels, features)), dtype
+    )
 
 
 def value(function: Function) -> Function:
     return lambda x, kernel: jnp.sin(function(x, kernel)).sum()
 
 
-def assert_alike_to_any_order(ours: Function, usual: Function, x: jax.Array, kernel: jax.Array) -> None:
+def assert_alike_to_any_order(
+    ours: Function, usual: Function, x: jax.Array, kernel: jax.Array
+) -> None:
     def both(transform: Callable[[Function], Function]) -> None:
-        for a, b in zip(jax.tree.leaves(transform(value(ours))(x, kernel)), jax.tree.leaves(transform(value(usual))(x, kernel)), strict=True):
+        for a, b in zip(
+            jax.tree.leaves(transform(value(ours))(x, kernel)),
+            jax.tree.leaves(transform(value(usual))(x, kernel)),
+            strict=True,
+        ):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
     both(lambda f: f)
@@ -42,14 +56,20 @@ def assert_alike_to_any_order(ours: Function, usual: Function, x: jax.Array, ker
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_the_convolution_to_any_order(shape: tuple[int, ...], stride: int) -> None:
     with jax.enable_x64(True):
-        assert_alike_to_any_order(functools.partial(convolution, stride=stride), functools.partial(direct, stride=stride), *arrays(shape))
+        assert_alike_to_any_order(
+            functools.partial(convolution, stride=stride),
+            functools.partial(direct, stride=stride),
+            *arrays(shape),
+        )
 
 
 @pytest.mark.parametrize("channels", [3, 130])
 def test_the_product_is_one_to_any_order(channels: int) -> None:
     with jax.enable_x64(True):
         x, kernel = arrays((2, 3, 4, channels, 5))
-        assert_alike_to_any_order(product, lambda x, kernel: jnp.einsum("nhwc,ck->nhwk", x, kernel), x, kernel[0, 0])
+        assert_alike_to_any_order(
+            product, lambda x, kernel: jnp.einsum("nhwc,ck->nhwk", x, kernel), x, kernel[0, 0]
+        )
 
 
 def lowered(function: Function, x: jax.Array, kernel: jax.Array, platform: str) -> str:
@@ -66,10 +86,15 @@ def lowered(function: Function, x: jax.Array, kernel: jax.Array, platform: str) 
         ((2, 2, 2, 128, 128), 1, "bfloat16", 2),
     ],
 )
-def test_few_pixels_are_products_on_cpu(shape: tuple[int, ...], stride: int, dtype: str, on_cpu: int) -> None:
+def test_few_pixels_are_products_on_cpu(
+    shape: tuple[int, ...], stride: int, dtype: str, on_cpu: int
+) -> None:
     both: Any = jax.value_and_grad(value(functools.partial(convolution, stride=stride)))
     for platform, convolutions in (("cpu", on_cpu), ("cuda", 2), ("tpu", 2)):
-        assert lowered(both, *arrays(shape, dtype), platform).count("stablehlo.convolution") == convolutions, platform
+        assert (
+            lowered(both, *arrays(shape, dtype), platform).count("stablehlo.convolution")
+            == convolutions
+        ), platform
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -80,4 +105,7 @@ def test_the_gradient_is_kept_on_cpu_and_the_value_is_not_copied(size: int) -> N
         kernel, forward = kernel[:1, :1], functools.partial(pointwise_product, stride=1)
     for platform, kept in (("cpu", 1), ("cuda", 0), ("tpu", 0)):
         assert lowered(forward, x, kernel, platform).count("stablehlo.minimum") == 0
-        assert lowered(jax.grad(value(forward)), x, kernel, platform).count("stablehlo.minimum") == kept, platform
+        assert (
+            lowered(jax.grad(value(forward)), x, kernel, platform).count("stablehlo.minimum")
+            == kept
+        ), platform

@@ -30,7 +30,9 @@ def test_relu_is_jaxs_to_any_order_and_under_every_transformation() -> None:
             jax.vmap(lambda v: jax.jvp(function, (x,), (v,))[1])(jnp.eye(5)),
             jax.vmap(lambda x: jax.jvp(function, (x,), (v,))[1], 1)(jnp.eye(5)),
             jax.vmap(jax.grad(lambda x: function(x).sum()))(jnp.eye(5) - 0.5),
-            jax.vmap(jax.vmap(jax.grad(lambda x: function(x).sum())), 1)(jnp.eye(10).reshape(2, 5, 10) - 0.5),
+            jax.vmap(jax.vmap(jax.grad(lambda x: function(x).sum())), 1)(
+                jnp.eye(10).reshape(2, 5, 10) - 0.5
+            ),
         ]
 
     usual = found(nn.relu)
@@ -42,30 +44,51 @@ def test_relu_of_varying_values_has_a_tangent_that_does_not_vary() -> None:
     def derivative(x: jax.Array) -> jax.Array:
         return jax.jvp(relu, (x,), (jnp.ones(2),))[1]
 
-    found = jax.jit(jax.shard_map(derivative, mesh=data_mesh(2), in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data")))(
-        jnp.asarray([-1.0, 1.0, 2.0, -2.0])
-    )
+    found = jax.jit(
+        jax.shard_map(
+            derivative,
+            mesh=data_mesh(2),
+            in_specs=PartitionSpec("data"),
+            out_specs=PartitionSpec("data"),
+        )
+    )(jnp.asarray([-1.0, 1.0, 2.0, -2.0]))
     np.testing.assert_array_equal(found, [0, 1, 1, 0])
 
 
 def test_both_gates_are_the_derivative_of_a_relu() -> None:
     x, tangent = jnp.asarray([-1.0, -0.0, 0.0, 1e-30, 2.0]), jnp.arange(1.0, 6.0)
     for apart in (False, True):
-        np.testing.assert_array_equal(by_input(tangent, x, nn.relu(x), apart), by_result(tangent, x, nn.relu(x), apart))
+        np.testing.assert_array_equal(
+            by_input(tangent, x, nn.relu(x), apart), by_result(tangent, x, nn.relu(x), apart)
+        )
 
 
 @pytest.mark.parametrize(
     ("platform", "alone", "behind_a_norm", "barriers"),
-    [("cuda", ["NE"], ["GT", "NE"], 1), ("rocm", ["NE"], ["GT", "NE"], 1), ("tpu", ["GT"], ["GT", "GT"], 0), ("cpu", ["GT"], ["GT", "GT"], 0)],
+    [
+        ("cuda", ["NE"], ["GT", "NE"], 1),
+        ("rocm", ["NE"], ["GT", "NE"], 1),
+        ("tpu", ["GT"], ["GT", "GT"], 0),
+        ("cpu", ["GT"], ["GT", "GT"], 0),
+    ],
 )
-def test_the_gradient_of_relu_reads_the_result_on_gpus(platform: str, alone: list[str], behind_a_norm: list[str], barriers: int) -> None:
+def test_the_gradient_of_relu_reads_the_result_on_gpus(
+    platform: str, alone: list[str], behind_a_norm: list[str], barriers: int
+) -> None:
     layer, x = BatchNorm(), jnp.ones((2, 2, 2, 4))
     variables = layer.init(jax.random.key(0), x, use_running_average=True)
 
     def norm(x: jax.Array) -> jax.Array:
-        return layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"], rectified=True)[0].sum()
+        return layer.apply(
+            variables, x, use_running_average=False, mutable=["batch_stats"], rectified=True
+        )[0].sum()
 
-    for function, expected, count in ((lambda x: relu(x).sum(), alone, 0), (norm, behind_a_norm, barriers)):
-        program = jax.export.export(jax.jit(jax.grad(function)), platforms=[platform])(x).mlir_module()
+    for function, expected, count in (
+        (lambda x: relu(x).sum(), alone, 0),
+        (norm, behind_a_norm, barriers),
+    ):
+        program = jax.export.export(jax.jit(jax.grad(function)), platforms=[platform])(
+            x
+        ).mlir_module()
         assert sorted(re.findall(r"compare +(GT|NE)", program)) == expected
         assert len(re.findall(r"stablehlo.optimization_barrier", program)) == count

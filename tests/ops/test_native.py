@@ -23,7 +23,9 @@ from flaxres.errors import InputError
 from flaxres.ops import native
 from flaxres.ops.convolution import convolution, direct
 
-pytestmark = pytest.mark.skipif(not any(map(shutil.which, native.COMPILERS)), reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, native.COMPILERS)), reason="no C++ compiler"
+)
 
 # (N, H, W, C, K), size of the kernel, stride: rows longer and shorter than a tile's, blocks whole and cut, one image and many, few pixels and many,
 # and kernels of more than 2^18 floats.
@@ -51,11 +53,16 @@ Function = Callable[[jax.Array, jax.Array], Any]
 def arrays(shape: tuple[int, ...], size: int) -> tuple[jax.Array, jax.Array]:
     n, height, width, channels, features = shape
     rng = np.random.default_rng(0)
-    x, kernel = rng.normal(size=(n, height, width, channels)), rng.normal(size=(size, size, channels, features)) / size / channels**0.5
+    x, kernel = (
+        rng.normal(size=(n, height, width, channels)),
+        rng.normal(size=(size, size, channels, features)) / size / channels**0.5,
+    )
     return jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
 
 
-def value(function: Callable[..., jax.Array], stride: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def value(
+    function: Callable[..., jax.Array], stride: int
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
     return lambda x, kernel: jnp.sin(function(x, kernel, stride)).sum()
 
 
@@ -65,7 +72,13 @@ def assert_alike(ours: Any, usual: Any) -> None:
 
 
 def calls(function: Function, *arguments: Any, platform: str = "cpu") -> int:
-    return int(jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text().count("custom_call @flaxres"))
+    return int(
+        jax.jit(function)
+        .trace(*arguments)
+        .lower(lowering_platforms=(platform,))
+        .as_text()
+        .count("custom_call @flaxres")
+    )
 
 
 def gradients(f: Any) -> Function:
@@ -77,11 +90,15 @@ def forward_over_reverse(f: Any) -> Function:
 
 
 def reverse_over_reverse(f: Any) -> Function:
-    return jax.grad(lambda x, kernel: sum((part**2).sum() for part in jax.grad(f, (0, 1))(x, kernel)), (0, 1))
+    return jax.grad(
+        lambda x, kernel: sum((part**2).sum() for part in jax.grad(f, (0, 1))(x, kernel)), (0, 1)
+    )
 
 
 @pytest.mark.parametrize(("shape", "size", "stride"), CASES)
-def test_it_is_xlas_convolution_to_any_order(shape: tuple[int, ...], size: int, stride: int) -> None:
+def test_it_is_xlas_convolution_to_any_order(
+    shape: tuple[int, ...], size: int, stride: int
+) -> None:
     native.use_native_convolutions()
     x, kernel = arrays(shape, size)
     ours, usual = (functools.partial(function, stride=stride) for function in (convolution, direct))
@@ -91,7 +108,9 @@ def test_it_is_xlas_convolution_to_any_order(shape: tuple[int, ...], size: int, 
         mine, theirs = transform(value(convolution, stride)), transform(value(direct, stride))
         assert_alike(jax.jit(mine)(x, kernel), jax.jit(theirs)(x, kernel))
     called = calls(gradients(value(convolution, stride)), x, kernel)
-    assert called == (3 if shape[3] >= 12 else 2)  # the image's gradient has as many channels out as come in
+    assert called == (
+        3 if shape[3] >= 12 else 2
+    )  # the image's gradient has as many channels out as come in
 
 
 def test_images_that_are_mapped_over_and_loops() -> None:
@@ -101,31 +120,51 @@ def test_images_that_are_mapped_over_and_loops() -> None:
     assert_alike(mapped(x), direct(x, kernel, 1))
 
     def twice(function: Callable[..., jax.Array]) -> Any:
-        return jax.jit(jax.grad(lambda x: jax.lax.scan(lambda y, _: (function(y, kernel, 1), None), x, length=2)[0].sum()))(x)
+        return jax.jit(
+            jax.grad(
+                lambda x: jax.lax.scan(lambda y, _: (function(y, kernel, 1), None), x, length=2)[
+                    0
+                ].sum()
+            )
+        )(x)
 
     assert_alike(twice(convolution), twice(direct))
 
 
 @pytest.mark.parametrize("options", ["-march=x86-64", "-march=x86-64-v3", "-march=native"])
 def test_vectors_of_other_processors(options: str, tmp_path: pathlib.Path) -> None:
-    if platform.machine() != "x86_64" or (options.endswith("v3") and "avx2" not in native.processor()):
+    if platform.machine() != "x86_64" or (
+        options.endswith("v3") and "avx2" not in native.processor()
+    ):
         pytest.skip("another processor")
-    native.build(native.find_compiler(), [*native.OPTIONS, options, f"-I{jax.ffi.include_dir()}"], tmp_path / "native.so")
+    native.build(
+        native.find_compiler(),
+        [*native.OPTIONS, options, f"-I{jax.ffi.include_dir()}"],
+        tmp_path / "native.so",
+    )
     functions = ctypes.CDLL(str(tmp_path / "native.so"))
     names = {target: f"{target}{options}" for target in native.TARGETS}
     for target, name in names.items():
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(functions, target)), platform="cpu")
+        jax.ffi.register_ffi_target(
+            name, jax.ffi.pycapsule(getattr(functions, target)), platform="cpu"
+        )
     for shape, size, stride in CASES:
         x, kernel = arrays(shape, size)
         y, back = jax.vjp(functools.partial(direct, stride=stride), x, kernel)
         steps = np.int64(stride), np.int64(1)
 
         def call(target: str, like: jax.Array, *operands: jax.Array, **settings: Any) -> jax.Array:
-            result: jax.Array = jax.ffi.ffi_call(names[target], jax.ShapeDtypeStruct(like.shape, like.dtype))(*operands, **settings)
+            result: jax.Array = jax.ffi.ffi_call(
+                names[target], jax.ShapeDtypeStruct(like.shape, like.dtype)
+            )(*operands, **settings)
             return result
 
-        forward = call("flaxres_convolution", y, x, kernel, stride=steps[0], dilation=steps[1], turned=False)
-        of_image = call("flaxres_convolution", x, y, kernel, stride=steps[1], dilation=steps[0], turned=True)
+        forward = call(
+            "flaxres_convolution", y, x, kernel, stride=steps[0], dilation=steps[1], turned=False
+        )
+        of_image = call(
+            "flaxres_convolution", x, y, kernel, stride=steps[1], dilation=steps[0], turned=True
+        )
         of_kernel = call("flaxres_kernel_gradient", kernel, x, y, stride=steps[0])
         assert_alike((forward, of_image, of_kernel), (y, *back(y)))
 
@@ -136,14 +175,20 @@ def test_a_network_trains_as_without() -> None:
     variables = model.init(jax.random.key(0), images)
 
     def loss(params: Any) -> Any:
-        logits, new = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
+        logits, new = model.apply(
+            variables | {"params": params}, images, train=True, mutable=["batch_stats"]
+        )
         return jnp.square(logits).mean(), new
 
-    without = jax.jit(jax.value_and_grad(lambda params: loss(params), has_aux=True))(variables["params"])
+    without = jax.jit(jax.value_and_grad(lambda params: loss(params), has_aux=True))(
+        variables["params"]
+    )
     native.use_native_convolutions()
     step = jax.value_and_grad(lambda params: loss(params), has_aux=True)
     assert calls(step, variables["params"]) == 3 * 19 - 1  # no gradient of the pictures
-    for a, b in zip(jax.tree.leaves(jax.jit(step)(variables["params"])), jax.tree.leaves(without), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(jax.jit(step)(variables["params"])), jax.tree.leaves(without), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.abs(b).max()))
 
 
@@ -153,14 +198,25 @@ def test_what_they_are_not_for_is_computed_as_without() -> None:
     x, kernel = arrays((8, 6, 5, 24, 32), 1)
     mesh = Mesh(np.array(jax.devices()[:4]), ("data",), axis_types=(AxisType.Auto,))
     for stride in (1, 2):
-        ours, usual = (jax.grad(value(function, stride), (0, 1)) for function in (convolution, direct))
+        ours, usual = (
+            jax.grad(value(function, stride), (0, 1)) for function in (convolution, direct)
+        )
         split = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
         program = jax.jit(ours, in_shardings=split).lower(x, kernel)
-        assert program.as_text().count("stablehlo.convolution") == program.as_text().count("custom_call @flaxres") == 0
+        assert (
+            program.as_text().count("stablehlo.convolution")
+            == program.as_text().count("custom_call @flaxres")
+            == 0
+        )
         assert_alike(program.compile()(*map(jax.device_put, (x, kernel), split)), usual(x, kernel))
         many = jnp.stack([kernel, 2 * kernel])
-        assert_alike(jax.jit(jax.vmap(ours, (None, 0)))(x, many), jax.vmap(usual, (None, 0))(x, many))
-        assert_alike(jax.jit(jax.vmap(ours))(x[:, None], jnp.stack(8 * [kernel])), jax.vmap(usual)(x[:, None], jnp.stack(8 * [kernel])))
+        assert_alike(
+            jax.jit(jax.vmap(ours, (None, 0)))(x, many), jax.vmap(usual, (None, 0))(x, many)
+        )
+        assert_alike(
+            jax.jit(jax.vmap(ours))(x[:, None], jnp.stack(8 * [kernel])),
+            jax.vmap(usual)(x[:, None], jnp.stack(8 * [kernel])),
+        )
 
 
 def test_only_programs_that_can_call_them_do() -> None:
@@ -179,7 +235,12 @@ def test_only_programs_that_can_call_them_do() -> None:
     split = jax.device_put(x, NamedSharding(mesh, P("data")))
     assert calls(plain, split, kernel) == 0
     assert_alike(jax.jit(plain)(split, kernel), direct(x, kernel, 1))
-    shards = jax.shard_map(jax.grad(value(convolution, 1), (0, 1)), mesh=mesh, in_specs=(P("data"), P()), out_specs=(P("data"), P()))
+    shards = jax.shard_map(
+        jax.grad(value(convolution, 1), (0, 1)),
+        mesh=mesh,
+        in_specs=(P("data"), P()),
+        out_specs=(P("data"), P()),
+    )
     assert calls(shards, x, kernel) == 3
     assert_alike(jax.jit(shards)(x, kernel), jax.grad(value(direct, 1), (0, 1))(x, kernel))
     exported = jax.export.export(jax.jit(plain))(x, kernel).serialize()
@@ -206,20 +267,34 @@ print(digest.hexdigest())
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores and Linux")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs two cores and Linux",
+)
 def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     """Numbers too small to be normal are among them: threads must agree on what these are."""
     environment = {name: text for name, text in os.environ.items() if name != "XLA_FLAGS"}
     command = [sys.executable, "-c", BITS]
-    said = [subprocess.run([*command, str(cores)], env=environment, check=True, capture_output=True, text=True).stdout for cores in (1, 2, 2)]
+    said = [
+        subprocess.run(
+            [*command, str(cores)], env=environment, check=True, capture_output=True, text=True
+        ).stdout
+        for cores in (1, 2, 2)
+    ]
     assert said[0] == said[1] == said[2]
 
 
-def test_it_is_built_once_and_again_where_the_file_was_cut(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_built_once_and_again_where_the_file_was_cut(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     built = []
     build = native.build
-    monkeypatch.setattr(native, "OPTIONS", ("-O0", *native.OPTIONS[:1], *native.OPTIONS[2:]))  # compiles in less time
-    monkeypatch.setattr(native, "build", lambda *arguments: built.append(arguments) or build(*arguments))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(
+        native, "OPTIONS", ("-O0", *native.OPTIONS[:1], *native.OPTIONS[2:])
+    )  # compiles in less time
+    monkeypatch.setattr(
+        native, "build", lambda *arguments: built.append(arguments) or build(*arguments)
+    )  # type: ignore[func-returns-value]
     compiler = native.find_compiler()
     made = native.library(compiler, "1.0", tmp_path)
     assert native.library(compiler, "1.0", tmp_path) == made
@@ -244,12 +319,16 @@ np.testing.assert_array_equal(convolution(x, kernel, 1), direct(x, kernel, 1))
 
 
 @pytest.mark.parametrize("writable", [True, False])
-def test_the_cache_is_the_users_own_and_done_without_where_there_is_none(tmp_path: pathlib.Path, writable: bool) -> None:
+def test_the_cache_is_the_users_own_and_done_without_where_there_is_none(
+    tmp_path: pathlib.Path, writable: bool
+) -> None:
     cache = tmp_path / "cache"
     if not writable:
         cache.write_text("a file")
     environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
-    said = subprocess.run([sys.executable, "-c", CACHE], env=environment, check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", CACHE], env=environment, check=True, capture_output=True, text=True
+    ).stdout
     assert said.strip() == native.said([*native.find_compiler(), "--version"]).partition("\n")[0]
     if writable:
         folder = cache / "flaxres" / "native"
@@ -257,13 +336,21 @@ def test_the_cache_is_the_users_own_and_done_without_where_there_is_none(tmp_pat
         assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_refusals_name_the_compiler_and_the_fix(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refusals_name_the_compiler_and_the_fix(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     native.load.cache_clear()
     broken = tmp_path / "broken"
-    broken.write_text("#!/bin/sh\n[ $1 = --version ] && echo broken 1.0 && exit\necho native.cc:1: error: no luck >&2\nexit 1\n")
+    broken.write_text(
+        "#!/bin/sh\n[ $1 = --version ] && echo broken 1.0 && exit\necho native.cc:1: error: no luck >&2\nexit 1\n"
+    )
     broken.chmod(0o755)
-    for compiler, complaint in (("no-such-compiler -g", "CXX='no-such-compiler -g' is not a program"), (str(broken), "no luck"), ("false", "fails")):
+    for compiler, complaint in (
+        ("no-such-compiler -g", "CXX='no-such-compiler -g' is not a program"),
+        (str(broken), "no luck"),
+        ("false", "fails"),
+    ):
         monkeypatch.setenv("CXX", compiler)
         with pytest.raises(InputError, match=complaint) as refused:
             native.use_native_convolutions()

@@ -32,12 +32,22 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def state(step: int, width: int = 8) -> State:
     key = jax.random.key(step)
-    params = {"conv1": {"kernel": jax.random.normal(key, (3, 3, 3, width))}, "fc": {"bias": jnp.full(width, float(step))}}
-    return State(jnp.int32(step), params, {"bn1": {"mean": jnp.zeros(width)}}, optax.sgd(0.1, 0.9).init(params))
+    params = {
+        "conv1": {"kernel": jax.random.normal(key, (3, 3, 3, width))},
+        "fc": {"bias": jnp.full(width, float(step))},
+    }
+    return State(
+        jnp.int32(step),
+        params,
+        {"bn1": {"mean": jnp.zeros(width)}},
+        optax.sgd(0.1, 0.9).init(params),
+    )
 
 
 def like(saved: State) -> State:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), saved)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), saved
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +78,9 @@ def test_fault_06_every_flipped_bit_of_every_file_is_found(workdir: pathlib.Path
     for path in files(folder):
         sound = path.read_bytes()
         for at in {choose.randrange(len(sound)) for _ in range(40)} if sound else ():
-            path.write_bytes(sound[:at] + bytes([sound[at] ^ 1 << choose.randrange(8)]) + sound[at + 1 :])
+            path.write_bytes(
+                sound[:at] + bytes([sound[at] ^ 1 << choose.randrange(8)]) + sound[at + 1 :]
+            )
             assert problem(folder), f"{path} byte {at}"
             samples += 1
         path.write_bytes(sound)
@@ -77,7 +89,9 @@ def test_fault_06_every_flipped_bit_of_every_file_is_found(workdir: pathlib.Path
 
 
 @pytest.mark.parametrize("damage", ["cut", "deleted", "emptied", "added"])
-def test_fault_07_every_damaged_file_sends_a_run_to_the_step_before(workdir: pathlib.Path, damage: str) -> None:
+def test_fault_07_every_damaged_file_sends_a_run_to_the_step_before(
+    workdir: pathlib.Path, damage: str
+) -> None:
     folder = workdir / "checkpoints" / "30"
     for path in files(folder):
         if path.name == SEAL and damage == "deleted":
@@ -97,14 +111,18 @@ def test_fault_07_every_damaged_file_sends_a_run_to_the_step_before(workdir: pat
         (path.parent / "new").unlink(missing_ok=True)
 
 
-def test_fault_06_fault_07_what_is_refused_is_named_kept_and_saved_anew(workdir: pathlib.Path) -> None:
+def test_fault_06_fault_07_what_is_refused_is_named_kept_and_saved_anew(
+    workdir: pathlib.Path,
+) -> None:
     folder = workdir / "checkpoints"
     (victim,) = (folder / "30" / "state").glob("manifest.ocdbt")
     damaged = victim.read_bytes()[::-1]
     victim.write_bytes(damaged)
     (folder / "40").mkdir()  # Orbax counts an empty folder as the latest step
     said: list[str] = []
-    with Checkpoints(folder, say=said.append) as checkpoints:  # an evaluation leaves everything in its place
+    with Checkpoints(
+        folder, say=said.append
+    ) as checkpoints:  # an evaluation leaves everything in its place
         assert checkpoints.step == 20
     assert (folder / "40").exists()
     with Checkpoints(folder, writing=True, say=said.append) as checkpoints:
@@ -116,7 +134,10 @@ def test_fault_06_fault_07_what_is_refused_is_named_kept_and_saved_anew(workdir:
     assert (workdir / "refused" / "30" / "state" / "manifest.ocdbt").read_bytes() == damaged
     assert (workdir / "refused" / "40").is_dir()
     assert [found.problem for found in survey(folder)] == [""] * 3
-    assert "step 30 is not trusted: state/manifest.ocdbt has changed since it was saved; step 20 is taken" in said[1]
+    assert (
+        "step 30 is not trusted: state/manifest.ocdbt has changed since it was saved; step 20 is taken"
+        in said[1]
+    )
     assert "step 40 is not trusted: " + DIGESTS + " is missing" in said[0]
     assert "is kept in" in said[3]
 
@@ -141,7 +162,9 @@ def test_fault_08_leftovers_and_copies(workdir: pathlib.Path) -> None:
     assert (folder.parent / "refused" / "60").is_dir()
 
 
-def test_a_seal_that_can_not_be_written_is_told_and_does_not_look_like_a_save(workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seal_that_can_not_be_written_is_told_and_does_not_look_like_a_save(
+    workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(self: pathlib.Path, target: pathlib.Path) -> None:
         raise OSError(28, "No space left on device")
 
@@ -149,7 +172,9 @@ def test_a_seal_that_can_not_be_written_is_told_and_does_not_look_like_a_save(wo
         with monkeypatch.context() as patch:
             patch.setattr(pathlib.Path, "rename", full)
             checkpoints.save(state(40), 40, {})
-            with pytest.raises(WriteError, match="step 40 .* is saved, but not its seal: .*No space left"):
+            with pytest.raises(
+                WriteError, match="step 40 .* is saved, but not its seal: .*No space left"
+            ):
                 checkpoints.wait()
         assert checkpoints.saving_since is None
         checkpoints.seal_error = None
@@ -167,33 +192,50 @@ def test_the_best_is_kept_beside_the_newest(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        (state(30, width=16), r"batch_stats/bn1/mean is float32\[8\] in the checkpoint and float32\[16\] in the run"),
+        (
+            state(30, width=16),
+            r"batch_stats/bn1/mean is float32\[8\] in the checkpoint and float32\[16\] in the run",
+        ),
         (
             state(30).replace(params={"conv1": state(30).params["conv1"]}),
             r"params/fc/bias is float32\[8\] in the checkpoint and not there in the run",
         ),
-        (jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state(30)), r"is float32\[.*\] in the checkpoint and bfloat16"),
+        (
+            jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state(30)),
+            r"is float32\[.*\] in the checkpoint and bfloat16",
+        ),
     ],
 )
-def test_fault_12_another_structure_names_the_leaf_and_both_shapes(workdir: pathlib.Path, other: State, named: str) -> None:
-    with Checkpoints(workdir / "checkpoints") as checkpoints, pytest.raises(InputError, match=named):
+def test_fault_12_another_structure_names_the_leaf_and_both_shapes(
+    workdir: pathlib.Path, other: State, named: str
+) -> None:
+    with (
+        Checkpoints(workdir / "checkpoints") as checkpoints,
+        pytest.raises(InputError, match=named),
+    ):
         checkpoints.restore(like(other))
 
 
-def test_fault_10_a_last_checkpoint_that_can_not_be_read_back_is_no_success(workdir: pathlib.Path) -> None:
+def test_fault_10_a_last_checkpoint_that_can_not_be_read_back_is_no_success(
+    workdir: pathlib.Path,
+) -> None:
     with Checkpoints(workdir / "checkpoints", writing=True) as checkpoints:
         checkpoints.save(state(40), 40, {})
         with pytest.raises(WriteError, match="what was read back is not what was saved"):
             checkpoints.read_back(state(41))
         (workdir / "checkpoints" / "40" / "state" / "_METADATA").write_text("")
-        with pytest.raises(WriteError, match="step 40 .* does not verify: state/_METADATA has changed"):
+        with pytest.raises(
+            WriteError, match="step 40 .* does not verify: state/_METADATA has changed"
+        ):
             checkpoints.read_back(state(40))
 
 
 def test_the_checkpoints_command(workdir: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["checkpoints", str(workdir), "--json"]) == 0
     listed = json.loads(capfd.readouterr().out)["checkpoints"]
-    assert [(entry["step"], entry["problem"], entry["provenance"]) for entry in listed] == [(step, "", {"note": "n"}) for step in (30, 20, 10)]
+    assert [(entry["step"], entry["problem"], entry["provenance"]) for entry in listed] == [
+        (step, "", {"note": "n"}) for step in (30, 20, 10)
+    ]
     (workdir / "checkpoints" / "20" / DIGESTS).unlink()
     assert main(["checkpoints", str(workdir), "--provenance"]) == 2
     output = capfd.readouterr()
@@ -208,7 +250,14 @@ def test_the_checkpoints_command(workdir: pathlib.Path, capfd: pytest.CaptureFix
 def test_fault_28_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_it(
     data_dir: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, resident: bool
 ) -> None:
-    config = digits(data_dir, tensorboard=False, steps=12, eval_every_epochs=0.2, checkpoint_every_epochs=100, devices=1)
+    config = digits(
+        data_dir,
+        tensorboard=False,
+        steps=12,
+        eval_every_epochs=0.2,
+        checkpoint_every_epochs=100,
+        devices=1,
+    )
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, resident=resident))
     from flaxres.training import steps
 
@@ -216,13 +265,25 @@ def test_fault_28_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_
 
     def spoilt(config: Config, batch: dict[str, jax.Array], size: int) -> jax.Array:
         """One picture of step 7 is NaN: its position is 6 * 64 + 5."""
-        return jnp.where((batch["position"] == 6 * 64 + 5)[:, None, None, None], jnp.nan, real(config, batch, size))
+        return jnp.where(
+            (batch["position"] == 6 * 64 + 5)[:, None, None, None],
+            jnp.nan,
+            real(config, batch, size),
+        )
 
     # The state before the bad step, of a run that saved there and never met it.
-    saving = dataclasses.replace(config, train=dataclasses.replace(config.train, checkpoint_every_epochs=6 / (1297 / 64), keep_checkpoints=9))
+    saving = dataclasses.replace(
+        config,
+        train=dataclasses.replace(
+            config.train, checkpoint_every_epochs=6 / (1297 / 64), keep_checkpoints=9
+        ),
+    )
     flaxres.fit(saving, tmp_path / "reference")
     monkeypatch.setattr(steps, "pictures", spoilt)
-    with pytest.raises(loop.NonFiniteError, match="step 7: loss or gradient is not finite; step 6 is saved. Its samples are the records"):
+    with pytest.raises(
+        loop.NonFiniteError,
+        match="step 7: loss or gradient is not finite; step 6 is saved. Its samples are the records",
+    ):
         flaxres.fit(config, tmp_path / "stop")
     noted = json.loads((tmp_path / "stop" / "non_finite.json").read_text())
     assert noted["step"] == 7
@@ -235,20 +296,28 @@ def test_fault_28_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_
         checkpoints.step = 6
         reference = checkpoints.restore(run.abstract_state())
     for ours, expected in zip(jax.tree.leaves(kept), jax.tree.leaves(reference), strict=True):
-        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-7)  # the program that spoils a picture is another one, with other roundings
+        np.testing.assert_allclose(
+            ours, expected, rtol=1e-5, atol=1e-7
+        )  # the program that spoils a picture is another one, with other roundings
 
-    skipping = dataclasses.replace(config, train=dataclasses.replace(config.train, non_finite="skip"))
+    skipping = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, non_finite="skip")
+    )
     final = flaxres.fit(skipping, tmp_path / "skip")
     assert int(final.step) == 12
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(final)))
     assert json.loads((tmp_path / "skip" / "summary.json").read_text())["steps_left_out"] == 1
-    counts = [leaf for leaf in jax.tree.leaves(final.opt_state) if jnp.issubdtype(leaf.dtype, jnp.integer)]
+    counts = [
+        leaf for leaf in jax.tree.leaves(final.opt_state) if jnp.issubdtype(leaf.dtype, jnp.integer)
+    ]
     assert counts
     assert all(int(count) == 12 for count in counts), "the schedule goes on with the run"
 
 
 @pytest.mark.slow
-def test_a_run_that_does_not_move_ends_and_says_where(data_dir: str, tmp_path: pathlib.Path) -> None:
+def test_a_run_that_does_not_move_ends_and_says_where(
+    data_dir: str, tmp_path: pathlib.Path
+) -> None:
     program = f"""
 import time, flaxres
 from tests.training.test_loop import digits
@@ -264,7 +333,9 @@ flaxres.fit(config, {str(tmp_path)!r})
 """
     environment = os.environ | {"XLA_FLAGS": ""}
     begun = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == EXIT_STUCK, done.stderr
     assert time.monotonic() - begun < 150
     assert "flaxres: step 4 has not moved for 3" in done.stderr

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from flaxres import Config, DataConfig, ModelConfig, TrainConfig
-from flaxres.training.described import described_run, lowered
+from flaxres.diagnostics.described import described_run, lowered
 
 PATTERN = r"= (\(.*?\)|\S+) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 # How many arrays XLA's CPU compiler joins in one reduction.
@@ -23,18 +23,35 @@ def collectives(config: Config) -> list[tuple[str, list[int]]]:
     """Kind of each collective of the compiled step, and how many values each of its arrays has."""
     text = lowered(described_run(config)).compile().as_text()
     return [
-        (kind, [math.prod(int(extent) for extent in extents.split(",") if extent) for extents in re.findall(r"\w+\[([\d,]*)\]", shapes)])
+        (
+            kind,
+            [
+                math.prod(int(extent) for extent in extents.split(",") if extent)
+                for extents in re.findall(r"\w+\[([\d,]*)\]", shapes)
+            ],
+        )
         for shapes, kind in re.findall(PATTERN, text)
     ]
 
 
 @pytest.mark.parametrize("augment", [{}, {"mixup": 0.2, "cutmix": 1.0, "erase": 0.1, "shift": 4}])
-def test_aligned_groups_need_the_gradients_once_and_nothing_for_statistics(augment: dict[str, float]) -> None:
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, bn_group=8), augment=dataclasses.replace(CONFIG.augment, **augment))
+def test_aligned_groups_need_the_gradients_once_and_nothing_for_statistics(
+    augment: dict[str, float],
+) -> None:
+    config = dataclasses.replace(
+        CONFIG,
+        model=dataclasses.replace(CONFIG.model, bn_group=8),
+        augment=dataclasses.replace(CONFIG.augment, **augment),
+    )
     found = collectives(config)
-    parameters, statistics = 269_722, 2 * 688  # of ResNet-20; the running statistics are averaged over the groups, as the gradients are
+    parameters, statistics = (
+        269_722,
+        2 * 688,
+    )  # of ResNet-20; the running statistics are averaged over the groups, as the gradients are
     arrays = [values for _, sizes in found for values in sizes]
-    assert [kind for kind, _ in found] == ["all-reduce"] * math.ceil(len(arrays) / MOST_JOINED), found
+    assert [kind for kind, _ in found] == ["all-reduce"] * math.ceil(len(arrays) / MOST_JOINED), (
+        found
+    )
     assert parameters + statistics <= sum(arrays) <= parameters + statistics + 16, found
 
 

@@ -20,18 +20,27 @@ from flaxres.models.registry import small_images
 from flaxres.training.optimizers import by_depth, decayed, depth, learning_rate, optimizer
 
 STEPS, EPOCH = 200, 12.5
-needs_torch = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs the extra `parity`")
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("timm") is None, reason="needs the extra `parity`"
+)
 
 
 @pytest.mark.parametrize("everything", [False, True])
 @pytest.mark.parametrize("name", ["sgd", "sgdw", "lars", "lamb", "adamw", "muon"])
 def test_a_scanned_network_is_trained_as_the_unrolled_one(name: str, everything: bool) -> None:
     """Two steps on the same gradients; clipping and layer decay are on, since they read leaves too."""
-    model = flaxres.ResNet(depths=(3,), widths=(4,), block="basic", stem="small", stem_width=4, num_classes=3)
+    model = flaxres.ResNet(
+        depths=(3,), widths=(4,), block="basic", stem="small", stem_width=4, num_classes=3
+    )
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     rng = np.random.default_rng(0)
-    params, gradient = (jax.tree.map(lambda leaf: rng.normal(1, 0.5, leaf.shape).astype(np.float32), dict(shapes)) for _ in range(2))
-    config = OptimConfig(name=name, weight_decay=0.1, decay_norm_and_bias=everything, clip_norm=3.0, layer_decay=0.7)  # type: ignore[arg-type]
+    params, gradient = (
+        jax.tree.map(lambda leaf: rng.normal(1, 0.5, leaf.shape).astype(np.float32), dict(shapes))
+        for _ in range(2)
+    )
+    config = OptimConfig(
+        name=name, weight_decay=0.1, decay_norm_and_bias=everything, clip_norm=3.0, layer_decay=0.7
+    )  # type: ignore[arg-type]
     results = []
     for form in (lambda tree: tree, stack_blocks):
         tx, now = optimizer(config, lambda count: 0.1), form(params)
@@ -50,7 +59,11 @@ def test_milestones_that_round_to_one_step_all_count() -> None:
 
 
 def cosine(step: int) -> float:
-    return 0.4 * (0.01 + 0.99 * step / 25) if step < 25 else 0.4 * (0.1 + 0.9 * (1 + math.cos(math.pi * (step - 25) / 175)) / 2)
+    return (
+        0.4 * (0.01 + 0.99 * step / 25)
+        if step < 25
+        else 0.4 * (0.1 + 0.9 * (1 + math.cos(math.pi * (step - 25) / 175)) / 2)
+    )
 
 
 def steps(step: int) -> float:
@@ -60,14 +73,31 @@ def steps(step: int) -> float:
 @pytest.mark.parametrize(
     ("config", "formula"),
     [
-        (OptimConfig(learning_rate=0.4, warmup_epochs=2, warmup_scale=0.01, final_scale=0.1), cosine),
-        (OptimConfig(learning_rate=0.4, schedule="step", milestones=(4, 8)), steps),
-        (OptimConfig(learning_rate=0.4, schedule="step", milestones=(4, 8), warmup_epochs=2), lambda s: 0.4 * s / 25 if s < 25 else steps(s)),
-        (OptimConfig(learning_rate=0.4, schedule="constant"), lambda step: 0.4),
-        (OptimConfig(learning_rate=0.4, schedule="linear", final_scale=0.1), lambda step: 0.4 * (1 - 0.9 * step / STEPS)),
         (
-            OptimConfig(learning_rate=0.4, schedule="polynomial", power=2.0, warmup_steps=40, final_scale=0.01),
-            lambda step: 0.4 * step / 40 if step < 40 else 0.4 * (0.01 + 0.99 * (1 - (step - 40) / 160) ** 2),
+            OptimConfig(learning_rate=0.4, warmup_epochs=2, warmup_scale=0.01, final_scale=0.1),
+            cosine,
+        ),
+        (OptimConfig(learning_rate=0.4, schedule="step", milestones=(4, 8)), steps),
+        (
+            OptimConfig(learning_rate=0.4, schedule="step", milestones=(4, 8), warmup_epochs=2),
+            lambda s: 0.4 * s / 25 if s < 25 else steps(s),
+        ),
+        (OptimConfig(learning_rate=0.4, schedule="constant"), lambda step: 0.4),
+        (
+            OptimConfig(learning_rate=0.4, schedule="linear", final_scale=0.1),
+            lambda step: 0.4 * (1 - 0.9 * step / STEPS),
+        ),
+        (
+            OptimConfig(
+                learning_rate=0.4,
+                schedule="polynomial",
+                power=2.0,
+                warmup_steps=40,
+                final_scale=0.01,
+            ),
+            lambda step: (
+                0.4 * step / 40 if step < 40 else 0.4 * (0.01 + 0.99 * (1 - (step - 40) / 160) ** 2)
+            ),
         ),
         (OptimConfig(learning_rate=0.4, schedule="step", milestone_steps=(50, 100)), steps),
     ],
@@ -75,31 +105,53 @@ def steps(step: int) -> float:
 def test_schedules_equal_their_formulas(config: OptimConfig, formula: object) -> None:
     schedule = learning_rate(config, STEPS, EPOCH)
     assert callable(formula)
-    np.testing.assert_allclose([schedule(step) for step in range(STEPS + 1)], [formula(step) for step in range(STEPS + 1)], rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(
+        [schedule(step) for step in range(STEPS + 1)],
+        [formula(step) for step in range(STEPS + 1)],
+        rtol=1e-5,
+        atol=1e-8,
+    )
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("everything", [False, True])
 def test_sgd_is_pytorchs(nesterov: bool, everything: bool) -> None:
-    config = OptimConfig(learning_rate=0.3, momentum=0.9, nesterov=nesterov, weight_decay=0.01, decay_norm_and_bias=everything, schedule="constant")
+    config = OptimConfig(
+        learning_rate=0.3,
+        momentum=0.9,
+        nesterov=nesterov,
+        weight_decay=0.01,
+        decay_norm_and_bias=everything,
+        schedule="constant",
+    )
     tx = optimizer(config, learning_rate(config, STEPS, EPOCH))
     params = {"kernel": jnp.ones((2, 3)), "scale": jnp.full(3, 2.0)}
     opt_state = tx.init(params)
     ours, buffers = {name: np.asarray(leaf, np.float64) for name, leaf in params.items()}, {}
     for step in range(5):
-        gradients = {name: jax.random.normal(jax.random.key(step), leaf.shape) for name, leaf in params.items()}
+        gradients = {
+            name: jax.random.normal(jax.random.key(step), leaf.shape)
+            for name, leaf in params.items()
+        }
         updates, opt_state = tx.update(gradients, opt_state, params)
         params = jax.tree.map(jnp.add, params, updates)
         for name, weight in ours.items():  # the loop of torch.optim.SGD's documentation
-            gradient = np.asarray(gradients[name], np.float64) + (0.01 * weight if everything or name == "kernel" else 0)
+            gradient = np.asarray(gradients[name], np.float64) + (
+                0.01 * weight if everything or name == "kernel" else 0
+            )
             buffers[name] = gradient if step == 0 else 0.9 * buffers[name] + gradient
-            ours[name] = weight - 0.3 * (gradient + 0.9 * buffers[name] if nesterov else buffers[name])
+            ours[name] = weight - 0.3 * (
+                gradient + 0.9 * buffers[name] if nesterov else buffers[name]
+            )
     for name, weight in ours.items():
         np.testing.assert_allclose(params[name], weight, rtol=1e-5)
 
 
 def test_the_mask_spares_norms_and_biases() -> None:
-    params = {"conv": {"kernel": jnp.ones((3, 3, 1, 1))}, "bn": {"scale": jnp.ones(3), "bias": jnp.ones(3)}}
+    params = {
+        "conv": {"kernel": jnp.ones((3, 3, 1, 1))},
+        "bn": {"scale": jnp.ones(3), "bias": jnp.ones(3)},
+    }
     assert decayed(params) == {"conv": {"kernel": True}, "bn": {"scale": False, "bias": False}}
 
 
@@ -107,13 +159,23 @@ def trajectories(config: OptimConfig, make: Any, decay: bool = True, steps: int 
     """Ours and a PyTorch optimizer's on the same gradients; `make(groups)` builds the latter from groups with and without decay."""
     torch, _ = torch_and_timm()
     shapes = {"kernel": (4, 3), "scale": (3,)}
-    params = {name: jax.random.normal(jax.random.key(9), shape) + 1 for name, shape in shapes.items()}
-    theirs = {name: torch.nn.Parameter(torch.from_numpy(np.array(leaf))) for name, leaf in params.items()}
-    groups = [{"params": [theirs["kernel"]], "weight_decay": config.weight_decay}, {"params": [theirs["scale"]], "weight_decay": 0.0}]
+    params = {
+        name: jax.random.normal(jax.random.key(9), shape) + 1 for name, shape in shapes.items()
+    }
+    theirs = {
+        name: torch.nn.Parameter(torch.from_numpy(np.array(leaf))) for name, leaf in params.items()
+    }
+    groups = [
+        {"params": [theirs["kernel"]], "weight_decay": config.weight_decay},
+        {"params": [theirs["scale"]], "weight_decay": 0.0},
+    ]
     optimiser, tx = make(groups), optimizer(config, learning_rate(config, STEPS, EPOCH))
     opt_state, schedule = tx.init(params), learning_rate(config, STEPS, EPOCH)
     for step in range(steps):
-        gradients = {name: jax.random.normal(jax.random.fold_in(jax.random.key(step), i), shapes[name]) for i, name in enumerate(shapes)}
+        gradients = {
+            name: jax.random.normal(jax.random.fold_in(jax.random.key(step), i), shapes[name])
+            for i, name in enumerate(shapes)
+        }
         updates, opt_state = tx.update(gradients, opt_state, params)
         params = jax.tree.map(jnp.add, params, updates)
         for name, weight in theirs.items():
@@ -129,7 +191,9 @@ def trajectories(config: OptimConfig, make: Any, decay: bool = True, steps: int 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_twenty_steps_are_pytorchs_sgd(nesterov: bool) -> None:
     torch, _ = torch_and_timm()
-    config = OptimConfig(learning_rate=0.1, nesterov=nesterov, weight_decay=0.01, warmup_epochs=1, warmup_scale=0.1)
+    config = OptimConfig(
+        learning_rate=0.1, nesterov=nesterov, weight_decay=0.01, warmup_epochs=1, warmup_scale=0.1
+    )
     trajectories(config, lambda groups: torch.optim.SGD(groups, 0.1, 0.9, nesterov=nesterov))
 
 
@@ -139,7 +203,9 @@ def test_twenty_steps_are_timms_lamb(clip: float) -> None:
     torch_and_timm()
     optim = importlib.import_module("timm.optim")
     config = OptimConfig("lamb", 0.05, weight_decay=0.02, clip_norm=clip)
-    trajectories(config, lambda groups: optim.Lamb(groups, 0.05, eps=1e-6, max_grad_norm=clip or None))
+    trajectories(
+        config, lambda groups: optim.Lamb(groups, 0.05, eps=1e-6, max_grad_norm=clip or None)
+    )
 
 
 @needs_torch
@@ -148,7 +214,10 @@ def test_twenty_steps_are_timms_lars(nesterov: bool) -> None:
     torch_and_timm()
     optim = importlib.import_module("timm.optim")
     config = OptimConfig("lars", 2.0, nesterov=nesterov, weight_decay=0.05, trust_coefficient=0.01)
-    trajectories(config, lambda groups: optim.Lars(groups, 2.0, momentum=0.9, nesterov=nesterov, trust_coeff=0.01))
+    trajectories(
+        config,
+        lambda groups: optim.Lars(groups, 2.0, momentum=0.9, nesterov=nesterov, trust_coeff=0.01),
+    )
 
 
 @needs_torch
@@ -159,7 +228,9 @@ def test_twenty_steps_are_pytorchs_adamw() -> None:
 
 
 def test_decoupled_decay_is_its_formula() -> None:
-    config = OptimConfig("sgdw", 0.4, momentum=0.0, weight_decay=0.1, warmup_epochs=2, schedule="constant")
+    config = OptimConfig(
+        "sgdw", 0.4, momentum=0.0, weight_decay=0.1, warmup_epochs=2, schedule="constant"
+    )
     schedule = learning_rate(config, STEPS, EPOCH)
     tx = optimizer(config, schedule)
     params = {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(2)}
@@ -174,18 +245,34 @@ def test_decoupled_decay_is_its_formula() -> None:
 @pytest.mark.parametrize("name", ["resnet20", "resnet9", "resnet50", "resnetv2_50", "densenet121"])
 def test_depth_orders_the_stages(name: str) -> None:
     size, stages = (32, 3) if small_images(name) else (64, 4)
-    shapes = jax.eval_shape(lambda: flaxres.create_model(name).init(jax.random.key(0), jnp.zeros((1, size, size, 3))))["params"]
+    shapes = jax.eval_shape(
+        lambda: flaxres.create_model(name).init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    )["params"]
     tx = by_depth(0.5)
     updates, _ = jax.eval_shape(lambda p: tx.update(p, tx.init(p)), shapes)
     assert jax.tree.structure(updates) == jax.tree.structure(shapes)
-    names = ["/".join(str(key.key) for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+    names = [
+        "/".join(str(key.key) for key in path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
+    ]
     found = {depth(path) for path in names}
     assert found == {*range(stages + 1), 5}
     heads = [path for path in names if depth(path) == 5]
     assert len(heads) == 2
-    ones = {"conv1": {"kernel": jnp.ones(2)}, "layer3": {"0": {"conv1": {"kernel": jnp.ones(2)}}}, "fc": {"kernel": jnp.ones(2)}}
+    ones = {
+        "conv1": {"kernel": jnp.ones(2)},
+        "layer3": {"0": {"conv1": {"kernel": jnp.ones(2)}}},
+        "fc": {"kernel": jnp.ones(2)},
+    }
     scaled, _ = tx.update(ones, tx.init(ones))
-    assert [float(leaf[0]) for leaf in (scaled["conv1"]["kernel"], scaled["layer3"]["0"]["conv1"]["kernel"], scaled["fc"]["kernel"])] == [
+    assert [
+        float(leaf[0])
+        for leaf in (
+            scaled["conv1"]["kernel"],
+            scaled["layer3"]["0"]["conv1"]["kernel"],
+            scaled["fc"]["kernel"],
+        )
+    ] == [
         1 / 4,
         1 / 2,
         1,
@@ -194,33 +281,69 @@ def test_depth_orders_the_stages(name: str) -> None:
 
 @needs_torch
 @pytest.mark.parametrize("shape", [(3, 3, 4, 5), (1, 1, 6, 24), (2, 3, 3, 4, 5)])
-def test_twenty_steps_are_timms_muon(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twenty_steps_are_timms_muon(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The head and the scales go to AdamW. timm's bfloat16 is float32 here, like ours. The blocks of a scan are a matrix each."""
     torch, _ = torch_and_timm()
     theirs = importlib.import_module("timm.optim.muon")
-    monkeypatch.setattr(theirs, "zeropower_via_newtonschulz", functools.partial(theirs.zeropower_via_newtonschulz, dtype=torch.float32))
-    config = OptimConfig("muon", 0.02, momentum=0.95, weight_decay=0.1, epsilon=1e-8, warmup_epochs=1, warmup_scale=0.1)
+    monkeypatch.setattr(
+        theirs,
+        "zeropower_via_newtonschulz",
+        functools.partial(theirs.zeropower_via_newtonschulz, dtype=torch.float32),
+    )
+    config = OptimConfig(
+        "muon",
+        0.02,
+        momentum=0.95,
+        weight_decay=0.1,
+        epsilon=1e-8,
+        warmup_epochs=1,
+        warmup_scale=0.1,
+    )
     schedule = learning_rate(config, STEPS, EPOCH)
     tx = optimizer(config, schedule)
     params = {
-        "layer1": {"conv": {"kernel": jax.random.normal(jax.random.key(1), shape) / 10}, "scale": jnp.ones(4)},
+        "layer1": {
+            "conv": {"kernel": jax.random.normal(jax.random.key(1), shape) / 10},
+            "scale": jnp.ones(4),
+        },
         "fc": {"kernel": jax.random.normal(jax.random.key(2), (8, 3))},
     }
 
     def tensors(tree: Any) -> list[Any]:
         """The head, then the blocks' kernels, then the scale, in PyTorch's layouts."""
-        kernels = np.array(tree["layer1"]["conv"]["kernel"]).reshape(-1, *shape[-4:]).transpose(0, 4, 3, 1, 2)
-        return [torch.from_numpy(np.array(leaf)) for leaf in (tree["fc"]["kernel"], *kernels, tree["layer1"]["scale"])]
+        kernels = (
+            np.array(tree["layer1"]["conv"]["kernel"])
+            .reshape(-1, *shape[-4:])
+            .transpose(0, 4, 3, 1, 2)
+        )
+        return [
+            torch.from_numpy(np.array(leaf))
+            for leaf in (tree["fc"]["kernel"], *kernels, tree["layer1"]["scale"])
+        ]
 
     weights = [torch.nn.Parameter(tensor) for tensor in tensors(params)]
     adam = [
         torch.optim.AdamW(weights[:1], 0.02, (0.95, 0.999), 1e-8, weight_decay=0.1),
         torch.optim.AdamW(weights[-1:], 0.02, (0.95, 0.999), 1e-8, weight_decay=0),
     ]
-    muon = theirs.Muon(weights[1:-1], 0.02, weight_decay=0.1, momentum=0.95, nesterov=False, ns_coefficients="original")
+    muon = theirs.Muon(
+        weights[1:-1],
+        0.02,
+        weight_decay=0.1,
+        momentum=0.95,
+        nesterov=False,
+        ns_coefficients="original",
+    )
     opt_state, update = tx.init(params), jax.jit(tx.update)
     for step in range(20):
-        gradients = jax.tree.map(lambda leaf, step=step: jax.random.normal(jax.random.fold_in(jax.random.key(step), leaf.size), leaf.shape), params)
+        gradients = jax.tree.map(
+            lambda leaf, step=step: jax.random.normal(
+                jax.random.fold_in(jax.random.key(step), leaf.size), leaf.shape
+            ),
+            params,
+        )
         updates, opt_state = update(gradients, opt_state, params)
         params = jax.tree.map(jnp.add, params, updates)
         for weight, gradient in zip(weights, tensors(gradients), strict=True):

@@ -31,8 +31,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "devices"), [("float32", 1), ("float32", 8), ("bfloat16", 1), ("bfloat16", 8)])
-def test_the_imagenet_config_trains_and_counts_all_250(dtype: str, devices: int, source: pathlib.Path, data_dir: str, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "devices"), [("float32", 1), ("float32", 8), ("bfloat16", 1), ("bfloat16", 8)]
+)
+def test_the_imagenet_config_trains_and_counts_all_250(
+    dtype: str, devices: int, source: pathlib.Path, data_dir: str, tmp_path: pathlib.Path
+) -> None:
     options = {
         "--workdir": tmp_path,
         "--data.name": "folder",
@@ -48,12 +52,21 @@ def test_the_imagenet_config_trains_and_counts_all_250(dtype: str, devices: int,
         "--train.log-every-steps": 1,
         "--train.tensorboard": False,
     }
-    words = [sys.executable, "train.py", "--config", "configs/imagenet/resnet50.py", *(str(word) for pair in options.items() for word in pair)]
+    words = [
+        sys.executable,
+        "train.py",
+        "--config",
+        "configs/imagenet/resnet50.py",
+        *(str(word) for pair in options.items() for word in pair),
+    ]
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"on {devices} x cpu" in done.stderr
     assert json.loads((tmp_path / "summary.json").read_text())["examples"] == 250
-    losses = [json.loads(line).get("train/loss") for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line).get("train/loss")
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
     assert all(5.0 < loss < 6.5 for loss in losses if loss is not None)  # log(250) is 5.5
     assert sum(loss is not None for loss in losses) == 3

@@ -17,7 +17,11 @@ from tools.processes import DIGITS, ROOT, finish, rows, start
 def figures(what: str, processes: str = "2") -> dict[str, float]:
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     done = subprocess.run(
-        [sys.executable, "-m", "tools.processes", what, "--processes", processes, "--json"], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "tools.processes", what, "--processes", processes, "--json"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -37,11 +41,24 @@ def test_flags_that_do_not_fit_are_refused(arguments: tuple[Any, ...], message: 
 
 
 def test_fault_23_what_differs_between_processes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    origin = {"packages": {"jax": "1"}, "flaxres": "1", "code": "a", "python": "3", "data": "d", "evaluation": "e", "classes": "c"}
+    origin = {
+        "packages": {"jax": "1"},
+        "flaxres": "1",
+        "code": "a",
+        "python": "3",
+        "data": "d",
+        "evaluation": "e",
+        "classes": "c",
+    }
     ours = hosts.facts(Config(), origin)
-    theirs = hosts.facts(Config(optim=OptimConfig(learning_rate=0.2)), origin | {"packages": {"jax": "2"}})
+    theirs = hosts.facts(
+        Config(optim=OptimConfig(learning_rate=0.2)), origin | {"packages": {"jax": "2"}}
+    )
     monkeypatch.setattr(hosts, "gather", lambda value: [value, theirs])
-    with pytest.raises(InputError, match=r"optim.learning_rate: '0.1' in process 0, '0.2' in process 1; jax: '1' in process 0, '2' in process 1"):
+    with pytest.raises(
+        InputError,
+        match=r"optim.learning_rate: '0.1' in process 0, '0.2' in process 1; jax: '1' in process 0, '2' in process 1",
+    ):
         hosts.require_same(ours)
 
 
@@ -74,14 +91,33 @@ def test_fault_24_evaluation_is_exact_on_any_number_of_processes() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flag", [("--train.seed", "7"), ("--optim.learning-rate", "0.3")])
-def test_fault_23_a_process_with_another_command_is_refused_before_step_1(tmp_path: pathlib.Path, flag: tuple[str, str]) -> None:
-    command = ["train.py", *DIGITS, "--data.data-dir", str(tmp_path / "data"), "--workdir", str(tmp_path / "run")]
+def test_fault_23_a_process_with_another_command_is_refused_before_step_1(
+    tmp_path: pathlib.Path, flag: tuple[str, str]
+) -> None:
+    command = [
+        "train.py",
+        *DIGITS,
+        "--data.data-dir",
+        str(tmp_path / "data"),
+        "--workdir",
+        str(tmp_path / "run"),
+    ]
     started = start(command, 2)
     started[1].kill()
     started[1].communicate()
     port = started[0].args[started[0].args.index("--coordinator") + 1]  # type: ignore[union-attr, index, arg-type]
     started[1] = subprocess.Popen(
-        [sys.executable, *command, *flag, "--coordinator", str(port), "--processes", "2", "--process", "1"],
+        [
+            sys.executable,
+            *command,
+            *flag,
+            "--coordinator",
+            str(port),
+            "--processes",
+            "2",
+            "--process",
+            "1",
+        ],
         cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
         text=True,
@@ -98,7 +134,16 @@ def test_fault_23_a_process_with_another_command_is_refused_before_step_1(tmp_pa
 def test_fault_20_a_process_that_dies_takes_the_others_down(tmp_path: pathlib.Path) -> None:
     import time
 
-    command = ["train.py", *DIGITS, "--data.data-dir", str(tmp_path / "data"), "--workdir", str(tmp_path / "run"), "--train.epochs", "4000"]
+    command = [
+        "train.py",
+        *DIGITS,
+        "--data.data-dir",
+        str(tmp_path / "data"),
+        "--workdir",
+        str(tmp_path / "run"),
+        "--train.epochs",
+        "4000",
+    ]
     for victim in (1, 0):
         started = start(command, 2)
         while max(rows(tmp_path / "run"), default=0) < 5:

@@ -9,7 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from flaxres import AugmentConfig, Config, DataConfig, InputError, ModelConfig, OptimConfig, TrainConfig
+from flaxres import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    InputError,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from flaxres.config.check import check
 from flaxres.data.augment import normalise
 from flaxres.data.order import mirrored
@@ -23,24 +31,59 @@ SIZE, CLASSES = 8, 6
 
 
 def model(**attributes: Any) -> ResNet:
-    return ResNet(depths=(1, 1), block="basic", widths=(8, 16), num_classes=CLASSES, stem="small", stem_width=8, **attributes)
+    return ResNet(
+        depths=(1, 1),
+        block="basic",
+        widths=(8, 16),
+        num_classes=CLASSES,
+        stem="small",
+        stem_width=8,
+        **attributes,
+    )
 
 
-def config(batch: int = 32, optim: OptimConfig | None = None, group: int | None = 8, **train: Any) -> Config:
+def config(
+    batch: int = 32, optim: OptimConfig | None = None, group: int | None = 8, **train: Any
+) -> Config:
     optim = optim or OptimConfig(learning_rate=0.1, schedule="constant")
     data = DataConfig(image_size=SIZE, eval_size=SIZE, eval_resize=SIZE, crop="centre")
-    return Config(ModelConfig("resnet20", dtype="float32", bn_group=group), data, optim=optim, train=TrainConfig(batch, **train))
+    return Config(
+        ModelConfig("resnet20", dtype="float32", bn_group=group),
+        data,
+        optim=optim,
+        train=TrainConfig(batch, **train),
+    )
 
 
 def batch(size: int, first: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(first)
-    images, labels = rng.integers(0, 256, (size, SIZE, SIZE, 3), np.uint8), rng.integers(0, CLASSES, size).astype(np.int32)
-    return {"image": images, "label": labels, "position": np.arange(first, first + size, dtype=np.uint32), "weight": np.ones(size, np.float32)}
+    images, labels = (
+        rng.integers(0, 256, (size, SIZE, SIZE, 3), np.uint8),
+        rng.integers(0, CLASSES, size).astype(np.int32),
+    )
+    return {
+        "image": images,
+        "label": labels,
+        "position": np.arange(first, first + size, dtype=np.uint32),
+        "weight": np.ones(size, np.float32),
+    }
 
 
-def steps(settings: Config, count: int = 1, devices: int = 1, teacher: Any = None, spoil: Any = None, **attributes: Any) -> tuple[State, Any]:
+def steps(
+    settings: Config,
+    count: int = 1,
+    devices: int = 1,
+    teacher: Any = None,
+    spoil: Any = None,
+    **attributes: Any,
+) -> tuple[State, Any]:
     """The state and the metrics after some steps; `spoil` changes the state before each."""
-    network, mesh = model(bn_group=settings.model.bn_group, dtype=jnp.dtype(settings.model.dtype), **attributes), data_mesh(devices)
+    network, mesh = (
+        model(
+            bn_group=settings.model.bn_group, dtype=jnp.dtype(settings.model.dtype), **attributes
+        ),
+        data_mesh(devices),
+    )
     schedule = learning_rate(settings.optim, 100, 10.0)
     tx = optimizer(settings.optim, schedule)
     step = compiled_train_step(settings, network, tx, schedule, mesh, 10.0, teacher and teacher[0])
@@ -48,7 +91,11 @@ def steps(settings: Config, count: int = 1, devices: int = 1, teacher: Any = Non
     metrics: Any = {}
     for i in range(count):
         state = spoil(state, i) if spoil else state
-        state, metrics = step(state, batch(settings.train.batch_size, i * settings.train.batch_size), *(teacher[1:] if teacher else ()))
+        state, metrics = step(
+            state,
+            batch(settings.train.batch_size, i * settings.train.batch_size),
+            *(teacher[1:] if teacher else ()),
+        )
     return state, metrics
 
 
@@ -77,11 +124,27 @@ def test_parts_whose_statistics_would_be_others_are_refused() -> None:
 
 def test_binary_losses_are_their_formulas() -> None:
     logits, targets = jnp.asarray([[1.0, -2.0, 0.5]]), jnp.asarray([[0.7, 0.1, 0.3]])
-    each = -(targets * jnp.log(jax.nn.sigmoid(logits)) + (1 - targets) * jnp.log(1 - jax.nn.sigmoid(logits)))
-    assert losses(config(optim=OptimConfig(loss="binary")), logits, targets)[0] == pytest.approx(float(each.mean()), rel=1e-5)
-    assert losses(config(optim=OptimConfig(loss="binary_sum")), logits, targets)[0] == pytest.approx(float(each.sum()), rel=1e-5)
-    hard = losses(config(optim=OptimConfig(loss="binary", binary_threshold=0.2)), logits, targets)[0]
-    assert hard == pytest.approx(float(losses(config(optim=OptimConfig(loss="binary")), logits, jnp.asarray([[1.0, 0.0, 1.0]]))[0]), rel=1e-6)
+    each = -(
+        targets * jnp.log(jax.nn.sigmoid(logits))
+        + (1 - targets) * jnp.log(1 - jax.nn.sigmoid(logits))
+    )
+    assert losses(config(optim=OptimConfig(loss="binary")), logits, targets)[0] == pytest.approx(
+        float(each.mean()), rel=1e-5
+    )
+    assert losses(config(optim=OptimConfig(loss="binary_sum")), logits, targets)[
+        0
+    ] == pytest.approx(float(each.sum()), rel=1e-5)
+    hard = losses(config(optim=OptimConfig(loss="binary", binary_threshold=0.2)), logits, targets)[
+        0
+    ]
+    assert hard == pytest.approx(
+        float(
+            losses(
+                config(optim=OptimConfig(loss="binary")), logits, jnp.asarray([[1.0, 0.0, 1.0]])
+            )[0]
+        ),
+        rel=1e-6,
+    )
 
 
 def test_the_average_is_its_formula_and_evaluation_uses_it() -> None:
@@ -97,13 +160,17 @@ def test_the_average_is_its_formula_and_evaluation_uses_it() -> None:
     trajectory = [*seen[1:], state.variables]  # after 0, 1, ... 6 steps
     expected = trajectory[2]  # a copy until epoch 0.2, which is step 2; then every second step
     for number in (4, 6):
-        expected = jax.tree.map(lambda old, new: 0.5 * old + 0.5 * new, expected, trajectory[number])
+        expected = jax.tree.map(
+            lambda old, new: 0.5 * old + 0.5 * new, expected, trajectory[number]
+        )
     assert far(state.ema, expected) < 1e-6
     assert state.answer is state.ema
 
 
 def test_fault_28_an_overflow_leaves_everything_but_the_scale() -> None:
-    half = dataclasses.replace(config(ema_decay=0.9), model=ModelConfig("resnet20", dtype="float16", bn_group=8))
+    half = dataclasses.replace(
+        config(ema_decay=0.9), model=ModelConfig("resnet20", dtype="float16", bn_group=8)
+    )
     _, metrics = steps(half, 2)
     assert float(metrics["loss_scale"]) == 2.0**16
     assert np.isfinite(float(metrics["loss"]))
@@ -123,16 +190,27 @@ def test_fault_28_an_overflow_leaves_everything_but_the_scale() -> None:
     assert int(after.loss_scale["good"]) == 0
     for name in ("params", "batch_stats", "ema"):
         assert far(getattr(after, name), getattr(before, name)) == 0, name
-    counts = [leaf for leaf in jax.tree.leaves(after.opt_state) if jnp.issubdtype(leaf.dtype, jnp.integer)]
+    counts = [
+        leaf for leaf in jax.tree.leaves(after.opt_state) if jnp.issubdtype(leaf.dtype, jnp.integer)
+    ]
     assert [int(count) for count in counts] == [2], "the schedule goes on with the run"
-    traces = [[leaf for leaf in jax.tree.leaves(state.opt_state) if jnp.issubdtype(leaf.dtype, jnp.floating)] for state in (after, before)]
+    traces = [
+        [
+            leaf
+            for leaf in jax.tree.leaves(state.opt_state)
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+        ]
+        for state in (after, before)
+    ]
     assert far(*traces) == 0
 
 
 def test_the_scale_grows_after_enough_good_steps() -> None:
     half = dataclasses.replace(config(), model=ModelConfig("resnet20", dtype="float16", bn_group=8))
     ready = {"scale": jnp.float32(1024), "good": jnp.int32(1999)}
-    state, _ = steps(half, 1, spoil=lambda state, i: state.replace(loss_scale=jax.tree.map(jnp.copy, ready)))
+    state, _ = steps(
+        half, 1, spoil=lambda state, i: state.replace(loss_scale=jax.tree.map(jnp.copy, ready))
+    )
     assert (float(state.loss_scale["scale"]), int(state.loss_scale["good"])) == (2048, 0)
 
 
@@ -144,7 +222,11 @@ def test_sharpness_aware_steps_are_the_papers() -> None:
     gradient = jax.tree.map(lambda a, b: (a - b) / 0.1, start.params, plain.params)
     stride = 0.5 / optax.tree.norm(gradient)
     uphill = jax.tree.map(lambda w, g: w + stride * g, start.params, gradient)
-    there, _ = steps(config(optim=base), 1, spoil=lambda state, i: state.replace(params=jax.tree.map(jnp.copy, uphill)))
+    there, _ = steps(
+        config(optim=base),
+        1,
+        spoil=lambda state, i: state.replace(params=jax.tree.map(jnp.copy, uphill)),
+    )
     expected = jax.tree.map(lambda w, a, b: w - (a - b), start.params, uphill, there.params)
     sharp, _ = steps(config(optim=dataclasses.replace(base, sam_rho=0.5)), 1)
     assert far(sharp.params, expected) < 1e-4
@@ -158,10 +240,14 @@ def test_a_student_is_pulled_to_its_teacher() -> None:
     logits, teacher = jnp.asarray([[1.0, 2.0, 0.0]]), jnp.asarray([[2.0, 0.0, 1.0]])
     p, q = jax.nn.softmax(teacher / 3), jax.nn.softmax(logits / 3)
     warm = config(optim=OptimConfig(distill_temperature=3.0))
-    assert distillation(warm, logits, teacher)[0] == pytest.approx(float(9 * (p * (jnp.log(p) - jnp.log(q))).sum()), rel=1e-5)
+    assert distillation(warm, logits, teacher)[0] == pytest.approx(
+        float(9 * (p * (jnp.log(p) - jnp.log(q))).sum()), rel=1e-5
+    )
     network = model()
     variables = network.init(jax.random.key(3), jnp.zeros((1, SIZE, SIZE, 3)))
-    variables["params"]["fc"]["bias"] = variables["params"]["fc"]["bias"].at[4].set(9.0)  # a teacher that always says 4
+    variables["params"]["fc"]["bias"] = (
+        variables["params"]["fc"]["bias"].at[4].set(9.0)
+    )  # a teacher that always says 4
     taught = config(optim=OptimConfig(learning_rate=0.5, schedule="constant", distill_alpha=1.0))
     state, metrics = steps(taught, 30, teacher=(network, variables))
     answers = model().apply(state.variables, jnp.zeros((1, SIZE, SIZE, 3)))
@@ -182,7 +268,9 @@ def test_flipping_averages_the_logits_of_both() -> None:
     mirrored = inputs | {"image": inputs["image"][:, :, ::-1].copy()}
     one, other = (eval_step(flipped, network)(variables, part) for part in (inputs, mirrored))
     assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=1e-6)
-    assert float(one["loss"]) != pytest.approx(float(eval_step(config(), network)(variables, inputs)["loss"]), rel=1e-6)
+    assert float(one["loss"]) != pytest.approx(
+        float(eval_step(config(), network)(variables, inputs)["loss"]), rel=1e-6
+    )
 
 
 def test_the_step_mirrors_what_alternates() -> None:
@@ -194,7 +282,9 @@ def test_the_step_mirrors_what_alternates() -> None:
     assert which.any()
     assert not which.all()
     for row, turned in enumerate(which):
-        np.testing.assert_allclose(seen[row], plain[row, :, ::-1] if turned else plain[row], rtol=1e-6)
+        np.testing.assert_allclose(
+            seen[row], plain[row, :, ::-1] if turned else plain[row], rtol=1e-6
+        )
 
 
 def test_moving_averages_the_logits_of_three_places() -> None:
@@ -204,16 +294,29 @@ def test_moving_averages_the_logits_of_three_places() -> None:
     inputs = batch(8)
     padded = np.pad(inputs["image"], ((0, 0), (2, 2), (2, 2), (0, 0)), "reflect")
     places = [inputs["image"], padded[:, :SIZE, :SIZE], padded[:, 4 : SIZE + 4, 4 : SIZE + 4]]
-    middle, low, high = (network.apply(variables, normalise(place, moved.data.mean, moved.data.std, jnp.float32)) for place in places)
-    expected = optax.softmax_cross_entropy_with_integer_labels(middle / 2 + low / 4 + high / 4, inputs["label"]).sum()
-    assert float(eval_step(moved, network)(variables, inputs)["loss"]) == pytest.approx(float(expected), rel=1e-6)
-    assert float(expected) != pytest.approx(float(eval_step(config(), network)(variables, inputs)["loss"]), rel=1e-6)
+    middle, low, high = (
+        network.apply(variables, normalise(place, moved.data.mean, moved.data.std, jnp.float32))
+        for place in places
+    )
+    expected = optax.softmax_cross_entropy_with_integer_labels(
+        middle / 2 + low / 4 + high / 4, inputs["label"]
+    ).sum()
+    assert float(eval_step(moved, network)(variables, inputs)["loss"]) == pytest.approx(
+        float(expected), rel=1e-6
+    )
+    assert float(expected) != pytest.approx(
+        float(eval_step(config(), network)(variables, inputs)["loss"]), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("far", [-1, SIZE])
 def test_pictures_moved_out_of_sight_are_refused(far: int) -> None:
-    with pytest.raises(InputError, match=f"data.eval_shift={far}: the rule is 0 <= eval_shift < data.eval_size"):
-        check(dataclasses.replace(config(), data=dataclasses.replace(config().data, eval_shift=far)))
+    with pytest.raises(
+        InputError, match=f"data.eval_shift={far}: the rule is 0 <= eval_shift < data.eval_size"
+    ):
+        check(
+            dataclasses.replace(config(), data=dataclasses.replace(config().data, eval_shift=far))
+        )
 
 
 def test_the_heads_bias_starts_where_the_config_says() -> None:

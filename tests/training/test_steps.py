@@ -21,27 +21,47 @@ from flaxres.training.steps import compiled_eval_step, eval_step, smooth_targets
 
 def test_smoothed_targets_are_the_formula() -> None:
     expected = np.full((5, 7), 0.1 / 7) + 0.9 * np.eye(7)[np.arange(5)]
-    np.testing.assert_allclose(smooth_targets(jnp.arange(5), 7, 0.1, jnp.float32), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        smooth_targets(jnp.arange(5), 7, 0.1, jnp.float32), expected, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
     ("logits", "top1", "top5"),
-    [([9, 1, 2, 3, 4, 5, 6], 1, 1), ([5, 9, 8, 7, 6, 4, 3], 0, 1), ([1, 9, 8, 7, 6, 4, 3], 0, 0), ([1] * 7, 0, 0), ([np.nan] * 7, 0, 0)],
+    [
+        ([9, 1, 2, 3, 4, 5, 6], 1, 1),
+        ([5, 9, 8, 7, 6, 4, 3], 0, 1),
+        ([1, 9, 8, 7, 6, 4, 3], 0, 0),
+        ([1] * 7, 0, 0),
+        ([np.nan] * 7, 0, 0),
+    ],
 )
-def test_ranks_count_ties_and_nan_against_the_network(logits: list[float], top1: int, top5: int) -> None:
+def test_ranks_count_ties_and_nan_against_the_network(
+    logits: list[float], top1: int, top5: int
+) -> None:
     class Fixed:
         def apply(self, variables: object, images: jax.Array) -> jax.Array:
             return jnp.asarray([logits] * len(images), jnp.float32)
 
-    batch = {"image": np.zeros((2, 4, 4, 3), np.uint8), "label": np.zeros(2, np.int32), "weight": np.asarray([1, 0], np.float32)}
+    batch = {
+        "image": np.zeros((2, 4, 4, 3), np.uint8),
+        "label": np.zeros(2, np.int32),
+        "weight": np.asarray([1, 0], np.float32),
+    }
     sums = eval_step(Config(), Fixed())({}, batch)  # type: ignore[arg-type]
     assert (sums["top1"], sums["top5"], sums["examples"]) == (top1, top5, 1)
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_padding_weighs_nothing(devices: int) -> None:
-    config = Config(model=ModelConfig("resnet20"), data=DataConfig(image_size=8, eval_size=8, eval_resize=8), train=TrainConfig(eval_batch_size=8))
-    model = ResNet(depths=(1,), block="basic", widths=(8,), num_classes=6, stem="small", stem_width=8)
+    config = Config(
+        model=ModelConfig("resnet20"),
+        data=DataConfig(image_size=8, eval_size=8, eval_resize=8),
+        train=TrainConfig(eval_batch_size=8),
+    )
+    model = ResNet(
+        depths=(1,), block="basic", widths=(8,), num_classes=6, stem="small", stem_width=8
+    )
     variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     rng = np.random.default_rng(0)
     batch = {
@@ -51,7 +71,14 @@ def test_padding_weighs_nothing(devices: int) -> None:
         "weight": np.asarray([1, 1, 1, 1, 1, 0, 0, 0], np.float32),
     }
     step = compiled_eval_step(config, model, data_mesh(devices))
-    sums, other = step(variables, batch), step(variables, batch | {"image": np.where(batch["weight"][:, None, None, None] > 0, batch["image"], 7)})
+    sums, other = (
+        step(variables, batch),
+        step(
+            variables,
+            batch
+            | {"image": np.where(batch["weight"][:, None, None, None] > 0, batch["image"], 7)},
+        ),
+    )
     assert float(sums["examples"]) == 5
     for key, value in sums.items():
         assert float(value) == pytest.approx(float(other[key]), rel=1e-6), key
@@ -60,7 +87,12 @@ def test_padding_weighs_nothing(devices: int) -> None:
 def test_convolutions_on_cpu_are_given_to_all_cores() -> None:
     """YNNPACK's kernels, which take one core, are for products and sums only."""
     image, kernel = jnp.ones((4, 16, 16, 32)), jnp.ones((3, 3, 32, 32))
-    program = jax.jit(lambda x, w: direct(x, w, 1), compiler_options=flaxres.compiler_options()).lower(image, kernel).compile().as_text()
+    program = (
+        jax.jit(lambda x, w: direct(x, w, 1), compiler_options=flaxres.compiler_options())
+        .lower(image, kernel)
+        .compile()
+        .as_text()
+    )
     assert "convolution(" in program
     assert "__ynn_fusion" not in program
 
@@ -68,8 +100,26 @@ def test_convolutions_on_cpu_are_given_to_all_cores() -> None:
 def same_result(precision: str, steps: int, groups: str) -> dict[str, float]:
     """Runs `python -m tools.same_result` in a process of its own, whose JAX has the precision."""
     environment = os.environ | {"JAX_ENABLE_X64": str(int(precision == "float64"))}
-    program = [sys.executable, "-m", "tools.same_result", "--precision", precision, "--steps", str(steps), "--groups", groups, "--json"]
-    done = subprocess.run(program, env=environment, cwd=pathlib.Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    program = [
+        sys.executable,
+        "-m",
+        "tools.same_result",
+        "--precision",
+        precision,
+        "--steps",
+        str(steps),
+        "--groups",
+        groups,
+        "--json",
+    ]
+    done = subprocess.run(
+        program,
+        env=environment,
+        cwd=pathlib.Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -80,7 +130,9 @@ def test_one_step_in_float32_is_the_same_on_any_number_of_devices() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "steps", "bound"), [("float32", 1, 1e-5), ("float64", 20, 1e-8)])
+@pytest.mark.parametrize(
+    ("precision", "steps", "bound"), [("float32", 1, 1e-5), ("float64", 20, 1e-8)]
+)
 def test_the_same_run_on_1_2_4_and_8_devices(precision: str, steps: int, bound: float) -> None:
     figures = same_result(precision, steps, "none,8")
     assert figures["runs"] == 8

@@ -14,7 +14,11 @@ from flaxres.training.whitening import patches
 
 DATA = DataConfig("digits", image_size=8, eval_size=8, eval_resize=8, crop="centre")
 WIDTH = 12
-CONFIG = Config(ModelConfig("resnet20", stem="small", stem_width=WIDTH, stem_init="whitening"), DATA, train=TrainConfig(24, 24))
+CONFIG = Config(
+    ModelConfig("resnet20", stem="small", stem_width=WIDTH, stem_init="whitening"),
+    DATA,
+    train=TrainConfig(24, 24),
+)
 
 
 def test_the_stem_whitens() -> None:
@@ -33,15 +37,26 @@ def test_the_stem_whitens() -> None:
 
 def test_the_rest_is_as_random_as_without() -> None:
     whitening = prepare_run(CONFIG).first_state()
-    random = prepare_run(dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, stem_init="random"))).first_state()
-    differ = jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda a, b: bool((a != b).any()), whitening.params, random.params))
-    assert [jax.tree_util.keystr(path, simple=True, separator="/") for path, unlike in differ if unlike] == ["conv1/kernel"]
+    random = prepare_run(
+        dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, stem_init="random"))
+    ).first_state()
+    differ = jax.tree_util.tree_leaves_with_path(
+        jax.tree.map(lambda a, b: bool((a != b).any()), whitening.params, random.params)
+    )
+    assert [
+        jax.tree_util.keystr(path, simple=True, separator="/") for path, unlike in differ if unlike
+    ] == ["conv1/kernel"]
 
 
 def test_channels_beyond_the_directions_stay() -> None:
-    wide = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, stem_width=60, widths=(64, 64, 64)))
+    wide = dataclasses.replace(
+        CONFIG, model=dataclasses.replace(CONFIG.model, stem_width=60, widths=(64, 64, 64))
+    )
     random = dataclasses.replace(wide, model=dataclasses.replace(wide.model, stem_init="random"))
-    ours, born = (np.asarray(prepare_run(config).first_state().params["conv1"]["kernel"]) for config in (wide, random))
+    ours, born = (
+        np.asarray(prepare_run(config).first_state().params["conv1"]["kernel"])
+        for config in (wide, random)
+    )
     np.testing.assert_array_equal(ours[..., 54:], born[..., 54:])
     assert (ours[..., :54] != born[..., :54]).all()
 
@@ -49,10 +64,18 @@ def test_channels_beyond_the_directions_stay() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"name": "resnet50d", "stem": None, "stem_width": None}, "the stem is not one convolution; set model.stem='small' or 'standard'"),
-        ({"weights": "some.safetensors"}, "model.stem_init='whitening' with model.weights: the weights have a stem already"),
+        (
+            {"name": "resnet50d", "stem": None, "stem_width": None},
+            "the stem is not one convolution; set model.stem='small' or 'standard'",
+        ),
+        (
+            {"weights": "some.safetensors"},
+            "model.stem_init='whitening' with model.weights: the weights have a stem already",
+        ),
     ],
 )
 def test_what_has_no_such_stem_is_refused(model: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        prepare_run(dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **model))).first_state()
+        prepare_run(
+            dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **model))
+        ).first_state()

@@ -44,7 +44,9 @@ def born(model: Any) -> Any:
     import jax
 
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.01, 0.1, leaf.shape), leaf.dtype), template(model))
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.uniform(0.01, 0.1, leaf.shape), leaf.dtype), template(model)
+    )
 
 
 @pytest.fixture
@@ -52,7 +54,10 @@ def hub(tmp_path: pathlib.Path) -> Iterator[tuple[http.server.ThreadingHTTPServe
     """A server with one repository, `timm/resnet10t.test`."""
     model = flaxres.create_model("resnet10t", num_classes=3)
     flaxres.save_weights(tmp_path / "model.safetensors", born(model), model)
-    files = {"config.json": json.dumps(SETTINGS).encode(), "model.safetensors": (tmp_path / "model.safetensors").read_bytes()}
+    files = {
+        "config.json": json.dumps(SETTINGS).encode(),
+        "model.safetensors": (tmp_path / "model.safetensors").read_bytes(),
+    }
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -64,7 +69,11 @@ def hub(tmp_path: pathlib.Path) -> Iterator[tuple[http.server.ThreadingHTTPServe
         def answer(self, body: bool) -> None:
             repository, _, rest = self.path.lstrip("/").partition("/resolve/")
             revision, _, name = rest.partition("/")
-            known = repository == "timm/resnet10t.test" and revision in ("main", COMMIT) and name in files
+            known = (
+                repository == "timm/resnet10t.test"
+                and revision in ("main", COMMIT)
+                and name in files
+            )
             self.send_response(200 if known else 404)
             data = files[name] if known else b"Entry not found"
             self.send_header("Content-Length", str(len(data)))
@@ -98,21 +107,34 @@ print(json.dumps([logits.tolist(), p.size, p.resize, p.interpolation, p.mean, p.
 """
 
 
-def load(endpoint: str, home: pathlib.Path, tag: str = "resnet10t.test", **attributes: Any) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "XLA_FLAGS": "", "HF_HUB_DISABLE_TELEMETRY": "1"}
+def load(
+    endpoint: str, home: pathlib.Path, tag: str = "resnet10t.test", **attributes: Any
+) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "XLA_FLAGS": "",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
     words = [sys.executable, "-c", PROGRAM, tag, json.dumps(attributes)]
     return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.slow
-def test_a_tag_is_loaded_and_then_needs_no_network(hub: tuple[http.server.ThreadingHTTPServer, bytes], tmp_path: pathlib.Path) -> None:
+def test_a_tag_is_loaded_and_then_needs_no_network(
+    hub: tuple[http.server.ThreadingHTTPServer, bytes], tmp_path: pathlib.Path
+) -> None:
     server, weights = hub
     endpoint, home = f"http://127.0.0.1:{server.server_port}", tmp_path / "home"
     first = load(endpoint, home)
     assert first.returncode == 0, first.stderr
-    logits, size, resize, interpolation, mean, revision, digest = json.loads(first.stdout.splitlines()[-1])
+    logits, size, resize, interpolation, mean, revision, digest = json.loads(
+        first.stdout.splitlines()[-1]
+    )
     model = flaxres.create_model("resnet10t", num_classes=3)
-    np.testing.assert_allclose(logits, model.apply(born(model), np.ones((1, 96, 96, 3), np.float32)), rtol=1e-4)
+    np.testing.assert_allclose(
+        logits, model.apply(born(model), np.ones((1, 96, 96, 3), np.float32)), rtol=1e-4
+    )
     assert (size, resize, interpolation, mean) == (96, 101, "bicubic", [0.5] * 3)
     assert revision == COMMIT
     assert digest == hashlib.sha256(weights).hexdigest()
@@ -121,7 +143,10 @@ def test_a_tag_is_loaded_and_then_needs_no_network(hub: tuple[http.server.Thread
     assert adapted.returncode == 0, adapted.stderr
     assert np.asarray(json.loads(adapted.stdout.splitlines()[-1])[0]).shape == (1, 5)
     unknown = load(endpoint, home, "resnet10t.nothing")
-    assert "InputError: config.json of 'timm/resnet10t.nothing' can't be had from the hub" in unknown.stderr
+    assert (
+        "InputError: config.json of 'timm/resnet10t.nothing' can't be had from the hub"
+        in unknown.stderr
+    )
     server.shutdown()
     server.server_close()
     offline = load(endpoint, home)
@@ -135,7 +160,9 @@ def test_preprocessing_is_timms_evaluation() -> None:
     assert preprocessing({}) == Preprocess(224, 256, "bicubic")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 90, 3), np.uint8))
     seen = Preprocess(56, 64, "bicubic", (0.5,) * 3, (0.25,) * 3)([picture, picture])
-    expected = np.asarray(picture.resize((64, 85), Image.Resampling.BICUBIC).crop((4, 14, 60, 70))) / 255
+    expected = (
+        np.asarray(picture.resize((64, 85), Image.Resampling.BICUBIC).crop((4, 14, 60, 70))) / 255
+    )
     np.testing.assert_allclose(seen[1], (expected - 0.5) / 0.25, atol=1e-6)
     assert seen.shape == (2, 56, 56, 3)
     assert seen.dtype == np.float32
@@ -143,14 +170,29 @@ def test_preprocessing_is_timms_evaluation() -> None:
         Preprocess()("nothing.jpg")
 
 
-def test_predict_tells_shows_and_draws(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_predict_tells_shows_and_draws(
+    tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     model = flaxres.ResNet20(num_classes=3)
-    weights, plot, images = str(tmp_path / "w.safetensors"), tmp_path / "plot.png", [str(tmp_path / f"{name}.png") for name in ("a", "b")]
+    weights, plot, images = (
+        str(tmp_path / "w.safetensors"),
+        tmp_path / "plot.png",
+        [str(tmp_path / f"{name}.png") for name in ("a", "b")],
+    )
     flaxres.save_weights(weights, born(model), model)
     for shade, image in zip((10, 200), images, strict=True):
         Image.new("RGB", (50, 40), (shade, 0, 90)).save(image)
     (tmp_path / "names.txt").write_text("\n".join(CLASSES))
-    words = ["predict", *images, "--weights", weights, "--model", "resnet20", "--classes", str(tmp_path / "names.txt")]
+    words = [
+        "predict",
+        *images,
+        "--weights",
+        weights,
+        "--model",
+        "resnet20",
+        "--classes",
+        str(tmp_path / "names.txt"),
+    ]
     assert main([*words, "--json", "--top", "2", "--plot", str(plot)]) == 0, capfd.readouterr().err
     answer = json.loads(capfd.readouterr().out)
     assert answer.keys() == set(images)
@@ -160,7 +202,9 @@ def test_predict_tells_shows_and_draws(tmp_path: pathlib.Path, capfd: pytest.Cap
     probabilities /= probabilities.sum(-1, keepdims=True)
     for row, image in zip(probabilities, images, strict=True):
         assert [name for name, _ in answer[image]] == [CLASSES[i] for i in np.argsort(-row)[:2]]
-        np.testing.assert_allclose([value for _, value in answer[image]], np.sort(row)[::-1][:2], rtol=1e-4)
+        np.testing.assert_allclose(
+            [value for _, value in answer[image]], np.sort(row)[::-1][:2], rtol=1e-4
+        )
     with Image.open(plot) as picture:
         assert picture.width > 400
     assert main(words) == 0

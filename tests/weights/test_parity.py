@@ -20,8 +20,27 @@ except ModuleNotFoundError:
 from benchmarks.parity import compare
 
 ZOO = [
-    *("resnet10t", "resnet18d", "seresnet18", "resnet26t", "resnet50_gn", "resnext50_32x4d", "ecaresnet50d", "resnetrs50", "resnetblur50"),
-    *("resnetaa50d", "resnet50", "wide_resnet50_2", "resnet50c", "resnet50s", "resnetv2_50", "resnetv2_50d", "resnetv2_50x1_bit"),
+    *(
+        "resnet10t",
+        "resnet18d",
+        "seresnet18",
+        "resnet26t",
+        "resnet50_gn",
+        "resnext50_32x4d",
+        "ecaresnet50d",
+        "resnetrs50",
+        "resnetblur50",
+    ),
+    *(
+        "resnetaa50d",
+        "resnet50",
+        "wide_resnet50_2",
+        "resnet50c",
+        "resnet50s",
+        "resnetv2_50",
+        "resnetv2_50d",
+        "resnetv2_50x1_bit",
+    ),
     *("densenet121", "densenet161"),
 ]
 
@@ -43,11 +62,20 @@ def test_dilated_networks_agree_with_timm(name: str, stride: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet20", "resnet18", "resnet50", "resnet50d", "seresnet50", "densenet121"])
+@pytest.mark.parametrize(
+    "name", ["resnet20", "resnet18", "resnet50", "resnet50d", "seresnet50", "densenet121"]
+)
 def test_training_agrees_with_pytorch_in_float64(name: str) -> None:
     words = [sys.executable, "-m", "tools.training_parity", name, "--json"]
     environment = os.environ | {"JAX_ENABLE_X64": "1", "XLA_FLAGS": ""}
-    done = subprocess.run(words, env=environment, cwd=pathlib.Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        words,
+        env=environment,
+        cwd=pathlib.Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     figures = json.loads(done.stdout.splitlines()[-1])[name]
     assert figures["losses"] <= 1e-7
     assert figures["state"] <= 1e-6

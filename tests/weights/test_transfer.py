@@ -24,16 +24,25 @@ X = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
 
 def born(model: Any, seed: int = 0) -> Any:
     """Random variables, statistics included."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, model.in_channels)))
+    shapes = jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, 32, 32, model.in_channels))
+    )
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.01, 0.1, leaf.shape), leaf.dtype), shapes)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.uniform(0.01, 0.1, leaf.shape), leaf.dtype), shapes
+    )
 
 
 def equal(a: Any, b: Any) -> bool:
-    return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), a, b))
+    return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(
+        jax.tree.map(lambda x, y: bool((x == y).all()), a, b)
+    )
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet9", "resnet18", "resnet10t", "seresnet18", "resnetv2_164", "densenet121"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet20", "resnet9", "resnet18", "resnet10t", "seresnet18", "resnetv2_164", "densenet121"],
+)
 def test_the_round_trip_is_exact(name: str, tmp_path: pathlib.Path) -> None:
     model: Any = flaxres.create_model(name)
     variables = born(model)
@@ -53,14 +62,20 @@ def test_names_and_layouts_are_pytorchs() -> None:
 def test_prefixes_counters_and_other_head_names_are_understood() -> None:
     model = flaxres.ResNet20()
     variables = born(model)
-    state = {f"module.{name.replace('linear', 'fc')}": value for name, value in torch_from_variables(variables).items()}
+    state = {
+        f"module.{name.replace('linear', 'fc')}": value
+        for name, value in torch_from_variables(variables).items()
+    }
     assert equal(variables_from_torch(state, model), variables)
 
 
 def test_old_densenet_files_are_understood() -> None:
     model: Any = flaxres.create_model("densenet121", num_classes=2)
     variables = born(model)
-    old = {re.sub(r"(denselayer\d+\.)(norm|conv)(\d)", r"\1\2.\3", name): value for name, value in torch_from_variables(variables).items()}
+    old = {
+        re.sub(r"(denselayer\d+\.)(norm|conv)(\d)", r"\1\2.\3", name): value
+        for name, value in torch_from_variables(variables).items()
+    }
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
     assert equal(variables_from_torch(old, model), variables)
 
@@ -71,12 +86,18 @@ def test_scanned_blocks_take_and_give_the_same_files(tmp_path: pathlib.Path) -> 
     flaxres.save_weights(tmp_path / "w.safetensors", variables, model)
     stacked = flaxres.load_weights(tmp_path / "w.safetensors", scanned)
     assert stacked["params"]["layer1"].keys() == {"0", SCANNED}
-    assert jax.tree.structure(stacked) == jax.tree.structure(jax.eval_shape(scanned.init, jax.random.key(0), X))
+    assert jax.tree.structure(stacked) == jax.tree.structure(
+        jax.eval_shape(scanned.init, jax.random.key(0), X)
+    )
     assert equal(unstack_blocks(stacked), variables)
     assert equal(stack_blocks(variables), stacked)
-    np.testing.assert_allclose(jax.jit(scanned.apply)(stacked, X), jax.jit(model.apply)(variables, X), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(scanned.apply)(stacked, X), jax.jit(model.apply)(variables, X), rtol=1e-5, atol=1e-5
+    )
     flaxres.save_weights(tmp_path / "again.safetensors", stacked, scanned)
-    assert equal(*(safetensors.numpy.load_file(tmp_path / f"{name}.safetensors") for name in ("again", "w")))
+    assert equal(
+        *(safetensors.numpy.load_file(tmp_path / f"{name}.safetensors") for name in ("again", "w"))
+    )
 
 
 def test_a_head_is_reset_and_a_first_convolution_adapted() -> None:
@@ -87,13 +108,22 @@ def test_a_head_is_reset_and_a_first_convolution_adapted() -> None:
     variables = variables_from_torch(state, model, adapt=True)
     assert variables["params"]["linear"]["kernel"].shape == (64, 7)
     gray = jnp.repeat(jnp.asarray(X[..., :1]), 3, -1)
-    three = flaxres.ResNet20().apply(variables_from_torch(state, flaxres.ResNet20()), gray, features=True)
-    np.testing.assert_allclose(model.apply(variables, gray[..., :1], features=True)["pooled"], three["pooled"], rtol=1e-4, atol=1e-4)
+    three = flaxres.ResNet20().apply(
+        variables_from_torch(state, flaxres.ResNet20()), gray, features=True
+    )
+    np.testing.assert_allclose(
+        model.apply(variables, gray[..., :1], features=True)["pooled"],
+        three["pooled"],
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_every_leaf_that_does_not_fit_is_named_by_both_names(tmp_path: pathlib.Path) -> None:
     flaxres.save_weights(tmp_path / "w.safetensors", born(flaxres.ResNet20()), flaxres.ResNet20())
-    with pytest.raises(InputError, match=r"missing: layer1.3.bn1.running_mean \(batch_stats.layer1.3.bn1.mean\)"):
+    with pytest.raises(
+        InputError, match=r"missing: layer1.3.bn1.running_mean \(batch_stats.layer1.3.bn1.mean\)"
+    ):
         flaxres.load_weights(tmp_path / "w.safetensors", flaxres.ResNet32())
     with pytest.raises(WeightsError) as refused:
         flaxres.load_weights(tmp_path / "w.safetensors", flaxres.ResNet32())
@@ -154,14 +184,21 @@ def test_the_ema_of_a_training_checkpoint_is_taken(tmp_path: pathlib.Path) -> No
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     model = flaxres.ResNet20()
     plain, ema = born(model, 0), born(model, 5)
-    states = [{name: torch.from_numpy(np.array(value)) for name, value in torch_from_variables(v).items()} for v in (plain, ema)]
-    torch.save({"state_dict": states[0], "state_dict_ema": states[1], "epoch": 3}, tmp_path / "w.pth")
+    states = [
+        {name: torch.from_numpy(np.array(value)) for name, value in torch_from_variables(v).items()}
+        for v in (plain, ema)
+    ]
+    torch.save(
+        {"state_dict": states[0], "state_dict_ema": states[1], "epoch": 3}, tmp_path / "w.pth"
+    )
     assert equal(flaxres.load_weights(tmp_path / "w.pth", model), ema)
     assert equal(flaxres.load_weights(tmp_path / "w.pth", model, ema=False), plain)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet32"])
-def test_published_weights_give_their_logits(name: str, shared: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_published_weights_give_their_logits(
+    name: str, shared: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("torch", reason="PyTorch is not installed")
     import io
     import tarfile
@@ -170,7 +207,9 @@ def test_published_weights_give_their_logits(name: str, shared: pathlib.Path, tm
 
     (weights,) = shared.glob(f"{name}-*.th")
     converted = tmp_path / "w.safetensors"
-    assert main(["convert", str(weights), str(converted), "--model", name]) == 0, capfd.readouterr().err
+    assert main(["convert", str(weights), str(converted), "--model", name]) == 0, (
+        capfd.readouterr().err
+    )
     model: Any = flaxres.create_model(name)
     variables = flaxres.load_weights(converted, model)
     assert equal(flaxres.load_weights(weights, model), variables)
@@ -181,33 +220,63 @@ def test_published_weights_give_their_logits(name: str, shared: pathlib.Path, tm
             if any(member.name.endswith(file) for file in wanted):
                 file = tar.extractfile(member)
                 assert file is not None
-                pictures[next(f for f in wanted if member.name.endswith(f))] = np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB"))
+                pictures[next(f for f in wanted if member.name.endswith(f))] = np.asarray(
+                    Image.open(io.BytesIO(file.read())).convert("RGB")
+                )
     images = np.stack([pictures[str(file)] for file in reference["files"]]) / 255
     normalised = ((images - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).astype(np.float32)
-    np.testing.assert_allclose(jax.jit(model.apply)(variables, normalised), reference[name], atol=1e-3)
+    np.testing.assert_allclose(
+        jax.jit(model.apply)(variables, normalised), reference[name], atol=1e-3
+    )
 
 
-def test_a_run_becomes_a_file_of_weights(data_dir: str, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
-    digits, out = str(pathlib.Path(__file__).parents[2] / "configs" / "digits.py"), str(tmp_path / "w.safetensors")
+def test_a_run_becomes_a_file_of_weights(
+    data_dir: str, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    digits, out = (
+        str(pathlib.Path(__file__).parents[2] / "configs" / "digits.py"),
+        str(tmp_path / "w.safetensors"),
+    )
     words = ["--data.data-dir", data_dir, "--train.steps", "2", "--train.tensorboard", "False"]
     assert main(["train", "--config", digits, "--workdir", str(tmp_path / "run"), *words]) == 0
     assert main(["convert", str(tmp_path / "run"), out]) == 0, capfd.readouterr().err
     capfd.readouterr()
     reports = []
-    for origin in (["--workdir", str(tmp_path / "run")], ["--config", digits, "--weights", out, "--data.data-dir", data_dir]):
+    for origin in (
+        ["--workdir", str(tmp_path / "run")],
+        ["--config", digits, "--weights", out, "--data.data-dir", data_dir],
+    ):
         assert main(["evaluate", *origin]) == 0
-        reports.append({key: value for key, value in json.loads(capfd.readouterr().out).items() if key != "step"})
+        reports.append(
+            {
+                key: value
+                for key, value in json.loads(capfd.readouterr().out).items()
+                if key != "step"
+            }
+        )
     assert reports[0] == reports[1]
 
 
-def test_convert_refuses_in_one_line(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_convert_refuses_in_one_line(
+    tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     safetensors.numpy.save_file({"a": np.zeros(3, np.float32)}, tmp_path / "w.safetensors")
     for words, message in (
         (["--model", "resnet5O"], "unknown model 'resnet5O'"),
         (["--model", "resnet18"], "missing: "),
         ([], "a file of weights needs --model"),
     ):
-        assert main(["convert", str(tmp_path / "w.safetensors"), str(tmp_path / "o.safetensors"), *words]) == 2
+        assert (
+            main(
+                [
+                    "convert",
+                    str(tmp_path / "w.safetensors"),
+                    str(tmp_path / "o.safetensors"),
+                    *words,
+                ]
+            )
+            == 2
+        )
         err = capfd.readouterr().err
         assert message in err
         assert err.count("\n") == 1

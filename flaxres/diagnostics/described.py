@@ -14,7 +14,11 @@ from flaxres.training.run import Run
 from flaxres.training.steps import steps_per_dispatch
 
 # Images of training, of evaluation, and classes.
-KNOWN = {"imagenet2012": (1_281_167, 50_000, 1000), "cifar10": (50_000, 10_000, 10), "digits": (1_297, 500, 10)}
+KNOWN = {
+    "imagenet2012": (1_281_167, 50_000, 1000),
+    "cifar10": (50_000, 10_000, 10),
+    "digits": (1_297, 500, 10),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +38,9 @@ def described_run(config: Config) -> Run:
     check(config)
     data: Any = config.data
     if data.name not in KNOWN or "[" in data.train_split + data.eval_split:
-        opened = open_splits(data.name, (data.train_split, data.eval_split), data.source, data.data_dir)
+        opened = open_splits(
+            data.name, (data.train_split, data.eval_split), data.source, data.data_dir
+        )
         return Run(config, opened[0], opened[1])
     train, evaluation, classes = KNOWN[data.name]
     names = tuple(str(number) for number in range(classes))
@@ -54,13 +60,27 @@ def abstract_inputs(run: Run) -> tuple[Any, ...]:
     if run.teacher is not None:
         image = jnp.zeros((1, data.image_size, data.image_size, 3))
         shapes = jax.eval_shape(run.teacher.init, jax.random.key(0), image)
-        lesson = (jax.tree.map(lambda leaf: array(leaf.shape, leaf.dtype, replicated(run.mesh)), shapes),)
-    count, sharding = (len(run.train), replicated(run.mesh)) if data.resident else (batch, split(run.mesh))
-    feed = {"image": array((count, data.image_size, data.image_size, 3), jnp.uint8, sharding), "label": array((count,), jnp.int32, sharding)}
+        lesson = (
+            jax.tree.map(lambda leaf: array(leaf.shape, leaf.dtype, replicated(run.mesh)), shapes),
+        )
+    count, sharding = (
+        (len(run.train), replicated(run.mesh)) if data.resident else (batch, split(run.mesh))
+    )
+    feed = {
+        "image": array((count, data.image_size, data.image_size, 3), jnp.uint8, sharding),
+        "label": array((count,), jnp.int32, sharding),
+    }
     if data.resident:
         several = steps_per_dispatch(run.config) > 1
         return (feed, *((array((), jnp.int32, replicated(run.mesh)),) if several else ()), *lesson)
-    return (feed | {"position": array((batch,), jnp.uint32, sharding), "weight": array((batch,), jnp.float32, sharding)}, *lesson)
+    return (
+        feed
+        | {
+            "position": array((batch,), jnp.uint32, sharding),
+            "weight": array((batch,), jnp.float32, sharding),
+        },
+        *lesson,
+    )
 
 
 def lowered(run: Run) -> Any:

@@ -25,22 +25,32 @@ def draw_sheet(config: Config, target: str) -> None:
     """
     check(config)
     data = config.data
-    (source,) = open_splits(data.name, [data.train_split], data.source, data.data_dir, data.bad_images)
+    (source,) = open_splits(
+        data.name, [data.train_split], data.source, data.data_dir, data.bad_images
+    )
     run = Run(config, source, source)
-    ids = sample_ids(np.arange(SAMPLES, dtype=np.uint32), len(source), config.train.seed).astype(np.int64)
+    ids = sample_ids(np.arange(SAMPLES, dtype=np.uint32), len(source), config.train.seed).astype(
+        np.int64
+    )
     plain = load(run, ids, decode.CentreCrop(data.eval_size, data.eval_resize, data.interpolation))
     # Another draw is another position of the same record; neighbours, which are mixed, are different images.
     drawn = load(run, np.tile(ids, DRAWS), training_transform(run, 0))
-    augmented, targets = jax.jit(lambda batch: inputs(config, batch, len(source), jnp.int32(0), len(source.classes)))(drawn)
+    augmented, targets = jax.jit(
+        lambda batch: inputs(config, batch, len(source), jnp.int32(0), len(source.classes))
+    )(drawn)
     seen = 255 * (np.asarray(augmented, np.float32) * np.asarray(data.std) + np.asarray(data.mean))
     pictures = [*np.asarray(plain["image"]), *np.clip(seen, 0, 255).astype(np.uint8)]
-    names = [source.classes[label] for label in plain["label"]] + [spoken(row, source.classes) for row in np.asarray(targets, np.float32)]
+    names = [source.classes[label] for label in plain["label"]] + [
+        spoken(row, source.classes) for row in np.asarray(targets, np.float32)
+    ]
     layout(pictures, names, target)
 
 
 def load(run: Run, records: np.ndarray, transform: decode.Transform) -> dict[str, jax.Array]:
     rows = Rows(np.arange(len(records), dtype=np.uint32), records, transform, True)
-    with Loader(run.train, [rows], split(data_mesh(1)), run.speed, run.config.data.bad_images) as loader:
+    with Loader(
+        run.train, [rows], split(data_mesh(1)), run.speed, run.config.data.bad_images
+    ) as loader:
         return next(iter(loader))
 
 
@@ -56,11 +66,16 @@ def spoken(target: np.ndarray, classes: tuple[str, ...]) -> str:
 
 def layout(pictures: list[np.ndarray], names: list[str], target: str) -> None:
     plt = figures.pyplot()
-    figure, axes = plt.subplots(SAMPLES, 1 + DRAWS, figsize=(1.7 * (1 + DRAWS), 1.85 * SAMPLES), layout="constrained")
+    figure, axes = plt.subplots(
+        SAMPLES, 1 + DRAWS, figsize=(1.7 * (1 + DRAWS), 1.85 * SAMPLES), layout="constrained"
+    )
     for i, (picture, name) in enumerate(zip(pictures, names, strict=True)):
         cell = axes[i % SAMPLES, i // SAMPLES]
         cell.imshow(picture)
-        cell.set_title("\n".join(line if len(line) < 26 else line[:24] + "…" for line in name.split("\n")), fontsize=7)
+        cell.set_title(
+            "\n".join(line if len(line) < 26 else line[:24] + "…" for line in name.split("\n")),
+            fontsize=7,
+        )
         cell.axis("off")
     figure.suptitle("left: as evaluation sees it; the others: seven draws of training", fontsize=10)
     figures.save(figure, target, "--sheet")

@@ -16,17 +16,24 @@ import numpy as np
 from flaxres.data.augment import normalise
 from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError, writing_to
+from flaxres.inference.predict import Predictor
 from flaxres.models.blocks import unstack_blocks
 from flaxres.models.count import multiply_accumulates, parameters
 from flaxres.models.layers import BatchNorm, Conv
 from flaxres.models.network import Network
 from flaxres.ops.kept import jax_operations_only
-from flaxres.prediction import Predictor
 from flaxres.weights.names import leaves, nested
 from flaxres.weights.transfer import save_weights
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-PROGRAM, WEIGHTS, CARD, CLASSES, SERVER, ONNX = "model.jax_export", "weights.safetensors", "README.md", "classes.json", "serve.py", "model.onnx"
+PROGRAM, WEIGHTS, CARD, CLASSES, SERVER, ONNX = (
+    "model.jax_export",
+    "weights.safetensors",
+    "README.md",
+    "classes.json",
+    "serve.py",
+    "model.onnx",
+)
 LEVELS = 127
 # jax2onnx pins an older Orbax than training needs; what converts networks is in these.
 GET_ONNX = "pip install onnx onnxruntime && pip install --no-deps jax2onnx onnx-ir jaxtyping wadler-lindig equinox"
@@ -61,7 +68,12 @@ class Exported:
     folded: int
 
 
-def export(predictor: Predictor, folder: pathlib.Path, form: Form = Form(), accuracy: str = "not measured here") -> Exported:
+def export(
+    predictor: Predictor,
+    folder: pathlib.Path,
+    form: Form = Form(),
+    accuracy: str = "not measured here",
+) -> Exported:
     """Writes the program for any batch size and for CPUs, CUDA and TPUs, the weights, class names, a card with numbers and a server into `folder`.
 
     `accuracy` is a sentence for the card. Raises InputError where `folder` can't be written, or for ONNX where jax2onnx is not installed.
@@ -71,11 +83,17 @@ def export(predictor: Predictor, folder: pathlib.Path, form: Form = Form(), accu
     variables, folded = prepared(predictor, form)
     (batch,) = jax.export.symbolic_shape("batch")
     side, channels = predictor.preprocess.size, predictor.model.in_channels
-    shape = jax.ShapeDtypeStruct((batch, side, side, channels), jnp.uint8 if form.pixels else jnp.float32)
-    content = jax.export.export(jax.jit(program(predictor, variables, form)), platforms=PLATFORMS)(shape).serialize()
+    shape = jax.ShapeDtypeStruct(
+        (batch, side, side, channels), jnp.uint8 if form.pixels else jnp.float32
+    )
+    content = jax.export.export(jax.jit(program(predictor, variables, form)), platforms=PLATFORMS)(
+        shape
+    ).serialize()
     with writing_to(folder):
         (folder / PROGRAM).write_bytes(content)
-        (folder / CLASSES).write_text(json.dumps(predictor.classes, ensure_ascii=False, indent=0) + "\n")
+        (folder / CLASSES).write_text(
+            json.dumps(predictor.classes, ensure_ascii=False, indent=0) + "\n"
+        )
         (folder / CARD).write_text(card(predictor, form, folded, accuracy, len(content)))
         if form.pixels:
             (folder / SERVER).write_text(server(predictor.preprocess))
@@ -88,7 +106,9 @@ def export(predictor: Predictor, folder: pathlib.Path, form: Form = Form(), accu
 def require_ready(folder: pathlib.Path, form: Form) -> None:
     """Refuses what could not be exported before anything is computed."""
     if form.onnx and importlib.util.find_spec("jax2onnx") is None:
-        raise InputError(f"--onnx needs jax2onnx, best in an environment that only exports: {GET_ONNX}")
+        raise InputError(
+            f"--onnx needs jax2onnx, best in an environment that only exports: {GET_ONNX}"
+        )
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -98,12 +118,16 @@ def one_by_one(predictor: Predictor) -> Predictor:
     if not predictor.model.scan_blocks:
         return predictor
     model = predictor.model.clone(scan_blocks=False, parent=None)
-    return dataclasses.replace(predictor, model=model, variables=unstack_blocks(predictor.variables))
+    return dataclasses.replace(
+        predictor, model=model, variables=unstack_blocks(predictor.variables)
+    )
 
 
 def prepared(predictor: Predictor, form: Form) -> tuple[Any, int]:
     """The variables that are exported, and how many norms were folded."""
-    variables, count = folded(predictor.model, predictor.variables) if form.fold else (predictor.variables, 0)
+    variables, count = (
+        folded(predictor.model, predictor.variables) if form.fold else (predictor.variables, 0)
+    )
     return (in_8_bits(variables) if form.int8 else variables), count
 
 
@@ -122,7 +146,10 @@ def folded(model: Network, variables: Mapping[str, Any]) -> tuple[dict[str, Any]
         scale, bias = (np.asarray(params[(*norm, name)], np.float64) for name in ("scale", "bias"))
         factor = scale / np.sqrt(var + epsilon)
         for path, value in (
-            ((*convolution, "kernel"), np.asarray(params[(*convolution, "kernel")], np.float64) * factor),
+            (
+                (*convolution, "kernel"),
+                np.asarray(params[(*convolution, "kernel")], np.float64) * factor,
+            ),
             ((*norm, "scale"), np.ones_like(scale)),
             ((*norm, "bias"), bias - mean * factor),
         ):
@@ -132,7 +159,9 @@ def folded(model: Network, variables: Mapping[str, Any]) -> tuple[dict[str, Any]
     return {kind: nested(tree) for kind, tree in flat.items()}, len(pairs)
 
 
-def convolutions_before_norms(model: Network, variables: Mapping[str, Any]) -> list[tuple[Path, Path, float]]:
+def convolutions_before_norms(
+    model: Network, variables: Mapping[str, Any]
+) -> list[tuple[Path, Path, float]]:
     """Paths of each convolution whose very output a batch norm takes, and of that norm, with its epsilon."""
     outputs: dict[int, tuple[Path, Any]] = {}
     pairs = []
@@ -142,8 +171,16 @@ def convolutions_before_norms(model: Network, variables: Mapping[str, Any]) -> l
         if isinstance(module, BatchNorm) and whole and id(arguments[0]) in outputs:
             pairs.append((outputs[id(arguments[0])][0], module.path, module.epsilon))
         result = call(*arguments, **options)
-        if isinstance(module, Conv) and whole and module.standardise is None and not module.use_bias:
-            outputs[id(result)] = module.path, result  # kept alive, so that no other array gets its id
+        if (
+            isinstance(module, Conv)
+            and whole
+            and module.standardise is None
+            and not module.use_bias
+        ):
+            outputs[id(result)] = (
+                module.path,
+                result,
+            )  # kept alive, so that no other array gets its id
         return result
 
     images = jax.ShapeDtypeStruct((1, 64, 64, model.in_channels), jnp.float32)
@@ -178,7 +215,11 @@ def in_floats(variables: Any) -> Any:
     """The variables with 8-bit kernels as float32, (..., out)."""
     quantised = lambda leaf: isinstance(leaf, Quantised)  # noqa: E731
     return jax.tree.map(
-        lambda leaf: jnp.asarray(leaf.whole).astype(jnp.float32) * leaf.step if quantised(leaf) else leaf, variables, is_leaf=quantised
+        lambda leaf: (
+            jnp.asarray(leaf.whole).astype(jnp.float32) * leaf.step if quantised(leaf) else leaf
+        ),
+        variables,
+        is_leaf=quantised,
     )
 
 
@@ -199,9 +240,13 @@ def write_onnx(predictor: Predictor, variables: Any, form: Form, path: pathlib.P
     """ONNX has no use for our ways with one compiler: the network is traced with JAX's own operations."""
     jax2onnx: Any = importlib.import_module("jax2onnx")
     side, channels = predictor.preprocess.size, predictor.model.in_channels
-    images = jax.ShapeDtypeStruct(("batch", side, side, channels), jnp.uint8 if form.pixels else jnp.float32)
+    images = jax.ShapeDtypeStruct(
+        ("batch", side, side, channels), jnp.uint8 if form.pixels else jnp.float32
+    )
     with jax_operations_only():
-        jax2onnx.to_onnx(program(predictor, variables, form), [images], return_mode="file", output_path=str(path))
+        jax2onnx.to_onnx(
+            program(predictor, variables, form), [images], return_mode="file", output_path=str(path)
+        )
 
 
 def accuracies(workdir: str, predictor: Predictor, form: Form) -> dict[str, float]:
@@ -213,12 +258,31 @@ def accuracies(workdir: str, predictor: Predictor, form: Form) -> dict[str, floa
 
     config = from_json(pathlib.Path(workdir) / "config.json")
     # The program has no mirror images, no moved ones and no scanned blocks.
-    data, model = dataclasses.replace(config.data, eval_flip=False, eval_shift=0), dataclasses.replace(config.model, scan_blocks=False)
-    evaluator, predictor = Evaluator(prepare_run(dataclasses.replace(config, data=data, model=model))), one_by_one(predictor)
+    data, model = (
+        dataclasses.replace(config.data, eval_flip=False, eval_shift=0),
+        dataclasses.replace(config.model, scan_blocks=False),
+    )
+    evaluator, predictor = (
+        Evaluator(prepare_run(dataclasses.replace(config, data=data, model=model))),
+        one_by_one(predictor),
+    )
     reports = []
     for variables in (predictor.variables, in_floats(prepared(predictor, form)[0])):
-        reports.append(evaluator(State(jnp.zeros((), jnp.int32), variables["params"], variables.get("batch_stats", {}), ())))
-    return {"top1_trained": reports[0].top1, "top1_exported": reports[1].top1, "examples": reports[1].examples}
+        reports.append(
+            evaluator(
+                State(
+                    jnp.zeros((), jnp.int32),
+                    variables["params"],
+                    variables.get("batch_stats", {}),
+                    (),
+                )
+            )
+        )
+    return {
+        "top1_trained": reports[0].top1,
+        "top1_exported": reports[1].top1,
+        "examples": reports[1].examples,
+    }
 
 
 def server(preprocess: Preprocess) -> str:
@@ -263,7 +327,11 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 def card(predictor: Predictor, form: Form, folded: int, accuracy: str, size: int) -> str:
     """The text of `README.md`."""
     model, preprocess = predictor.model, predictor.preprocess
-    given = "uint8 RGB" if form.pixels else f"float32, (pixels / 255 - {list(preprocess.mean)}) / {list(preprocess.std)}"
+    given = (
+        "uint8 RGB"
+        if form.pixels
+        else f"float32, (pixels / 255 - {list(preprocess.mean)}) / {list(preprocess.std)}"
+    )
     rows = {
         "network": f"{type(model).__name__}, {parameters(model):,} parameters",
         "multiply-accumulates": f"{multiply_accumulates(model, preprocess.size) / 1e6:,.1f} million an image",
@@ -277,7 +345,11 @@ def card(predictor: Predictor, form: Form, folded: int, accuracy: str, size: int
         "devices": ", ".join(PLATFORMS),
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    serve = f"\n`python {SERVER} 8000` answers on this machine to `curl --data-binary @photo.jpg 127.0.0.1:8000`.\n" if form.pixels else ""
+    serve = (
+        f"\n`python {SERVER} 8000` answers on this machine to `curl --data-binary @photo.jpg 127.0.0.1:8000`.\n"
+        if form.pixels
+        else ""
+    )
     onnx = f"\n`{ONNX}` is the same program in ONNX.\n" if form.onnx else ""
     return f"""# {type(model).__name__} of {len(predictor.classes)} classes
 

@@ -27,17 +27,27 @@ class Predictor:
 
     def __call__(self, images: Sequence[str], top: int = 5) -> list[list[tuple[str, float]]]:
         """For each image file, the `top` classes with their probabilities, the likeliest first."""
-        logits = jax.jit(self.model.apply, compiler_options=compiler_options())(self.variables, self.preprocess(images))
+        logits = jax.jit(self.model.apply, compiler_options=compiler_options())(
+            self.variables, self.preprocess(images)
+        )
         probabilities = np.asarray(jax.nn.softmax(logits))
         order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
-        return [[(self.classes[i], float(row[i])) for i in best] for row, best in zip(probabilities, order, strict=True)]
+        return [
+            [(self.classes[i], float(row[i])) for i in best]
+            for row, best in zip(probabilities, order, strict=True)
+        ]
 
 
 def from_tag(tag: str) -> Predictor:
     from flaxres.weights.hub import load_pretrained
 
     model, variables, preprocess = load_pretrained(tag)
-    return Predictor(model, variables, preprocess, preprocess.classes or class_names(None, model.num_classes, False))
+    return Predictor(
+        model,
+        variables,
+        preprocess,
+        preprocess.classes or class_names(None, model.num_classes, False),
+    )
 
 
 def from_weights(path: str, name: str, size: int | None, names: str | None) -> Predictor:
@@ -50,7 +60,12 @@ def from_weights(path: str, name: str, size: int | None, names: str | None) -> P
     model = create_model(name, num_classes=classes(content[0]))
     size = size or (32 if small_images(name) else 224)
     preprocess = Preprocess(size, size if small_images(name) else round(size * 256 / 224))
-    return Predictor(model, fitted(content, path, model, adapt=False), preprocess, class_names(names, model.num_classes, small_images(name)))
+    return Predictor(
+        model,
+        fitted(content, path, model, adapt=False),
+        preprocess,
+        class_names(names, model.num_classes, small_images(name)),
+    )
 
 
 def from_workdir(workdir: str) -> Predictor:
@@ -61,7 +76,9 @@ def from_workdir(workdir: str) -> Predictor:
     folder = pathlib.Path(workdir)
     run, state = trained(from_json(folder / "config.json"), folder)
     data = run.config.data
-    preprocess = Preprocess(data.eval_size, data.eval_resize, data.interpolation, data.mean, data.std)
+    preprocess = Preprocess(
+        data.eval_size, data.eval_resize, data.interpolation, data.mean, data.std
+    )
     return Predictor(run.model, jax.device_get(state.answer), preprocess, run.train.classes)
 
 
@@ -69,11 +86,17 @@ def class_names(path: str | None, count: int, small: bool) -> tuple[str, ...]:
     """Names from a text file, one a line; without it CIFAR-10's for a CIFAR network of 10, ImageNet's WordNet ids for 1,000, else numbers."""
     if path is not None:
         try:
-            names = tuple(line.strip() for line in pathlib.Path(path).read_text().splitlines() if line.strip())
+            names = tuple(
+                line.strip() for line in pathlib.Path(path).read_text().splitlines() if line.strip()
+            )
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--classes {path!r} can't be read ({error}): give a text file with one name a line") from error
+            raise InputError(
+                f"--classes {path!r} can't be read ({error}): give a text file with one name a line"
+            ) from error
         if len(names) != count:
-            raise InputError(f"--classes {path!r} has {len(names)} names: the weights have {count} classes")
+            raise InputError(
+                f"--classes {path!r} has {len(names)} names: the weights have {count} classes"
+            )
         return names
     if count == 10 and small:
         from flaxres.data.builders import CIFAR10_CLASSES
@@ -82,14 +105,28 @@ def class_names(path: str | None, count: int, small: bool) -> tuple[str, ...]:
     if count == 1000:
         import tensorflow_datasets as tfds
 
-        return tuple((tfds.core.tfds_path("datasets/imagenet2012") / "labels.txt").read_text().split())
+        return tuple(
+            (tfds.core.tfds_path("datasets/imagenet2012") / "labels.txt").read_text().split()
+        )
     return tuple(f"class {i}" for i in range(count))
 
 
-def draw(images: Sequence[str], predictions: list[list[tuple[str, float]]], predictor: Predictor, target: str) -> None:
+def draw(
+    images: Sequence[str],
+    predictions: list[list[tuple[str, float]]],
+    predictor: Predictor,
+    target: str,
+) -> None:
     """A picture: each image as the network sees it, and its likeliest classes as bars."""
     plt = figures.pyplot()
-    figure, rows = plt.subplots(len(images), 2, figsize=(8, 2.2 * len(images)), layout="constrained", squeeze=False, width_ratios=(1, 3))
+    figure, rows = plt.subplots(
+        len(images),
+        2,
+        figsize=(8, 2.2 * len(images)),
+        layout="constrained",
+        squeeze=False,
+        width_ratios=(1, 3),
+    )
     for (picture, bars), image, best in zip(rows, images, predictions, strict=True):
         picture.imshow(predictor.preprocess.crop(image))
         picture.set_title(pathlib.Path(image).name, fontsize=9)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from flaxres.errors import InputError
-from flaxres.export import folded
+from flaxres.inference.export import folded
 from flaxres.models.registry import create_model, small_images
 from flaxres.training.xla import compiler_options
 
@@ -25,7 +25,9 @@ SECONDS, WARM = 1.0, 2
 def ours(name: str, size: int) -> Answer:
     """The network, batch norms folded, its variables constants of the program."""
     model = create_model(name)
-    variables = model.init(jax.random.key(0), np.zeros((1, size, size, model.in_channels), np.float32))
+    variables = model.init(
+        jax.random.key(0), np.zeros((1, size, size, model.in_channels), np.float32)
+    )
     fast, _ = folded(model, variables)
     program = jax.jit(lambda images: model.apply(fast, images), compiler_options=compiler_options())
     return lambda images: jax.block_until_ready(program(images))
@@ -41,7 +43,9 @@ def torchvisions(name: str, size: int) -> Answer | None:
 
     def answer(images: np.ndarray) -> Any:
         with torch.inference_mode():
-            return model(torch.from_numpy(images).permute(0, 3, 1, 2))  # NHWC memory is what channels_last means
+            return model(
+                torch.from_numpy(images).permute(0, 3, 1, 2)
+            )  # NHWC memory is what channels_last means
 
     return answer
 
@@ -56,9 +60,18 @@ def onnxruntimes(name: str, size: int) -> Answer | None:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.onnx"
         given = torch.zeros(1, 3, size, size)
-        torch.onnx.export(model, (given,), str(path), input_names=["images"], dynamic_axes={"images": {0: "batch"}}, dynamo=False)
+        torch.onnx.export(
+            model,
+            (given,),
+            str(path),
+            input_names=["images"],
+            dynamic_axes={"images": {0: "batch"}},
+            dynamo=False,
+        )
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"images": np.ascontiguousarray(images.transpose(0, 3, 1, 2))})
+    return lambda images: session.run(
+        None, {"images": np.ascontiguousarray(images.transpose(0, 3, 1, 2))}
+    )
 
 
 @functools.cache
@@ -83,7 +96,10 @@ def prepare_torchvision() -> None:
 
 
 library: Any = None
-PEERS: dict[str, Callable[[str, int], Answer | None]] = {"torch": torchvisions, "onnxruntime": onnxruntimes}
+PEERS: dict[str, Callable[[str, int], Answer | None]] = {
+    "torch": torchvisions,
+    "onnxruntime": onnxruntimes,
+}
 
 
 def seconds(answer: Answer, images: np.ndarray) -> float:
@@ -98,7 +114,13 @@ def seconds(answer: Answer, images: np.ndarray) -> float:
     return statistics.median(times)
 
 
-def measure(name: str, batches: Sequence[int], size: int | None = None, pairs: int = 3, peers: Sequence[str] = tuple(PEERS)) -> dict[str, float]:
+def measure(
+    name: str,
+    batches: Sequence[int],
+    size: int | None = None,
+    pairs: int = 3,
+    peers: Sequence[str] = tuple(PEERS),
+) -> dict[str, float]:
     """Of each batch size B: `NAME_batchB_milliseconds` and `NAME_batchB_images_per_second`, ours and (`_PEER` after B) of each peer there is; and
     `NAME_batchB_vs_PEER`, the median of alternating pairs, above 1 where ours is faster.
 
@@ -113,7 +135,10 @@ def measure(name: str, batches: Sequence[int], size: int | None = None, pairs: i
     if jax.default_backend() != "cpu":
         peers = ()  # which run on the CPU here
     size = size or (32 if small_images(name) else 224)
-    network, others = ours(name, size), {peer: answer for peer in peers if (answer := PEERS[peer](name, size)) is not None}
+    network, others = (
+        ours(name, size),
+        {peer: answer for peer in peers if (answer := PEERS[peer](name, size)) is not None},
+    )
     rng, figures = np.random.default_rng(0), {}
     for batch in batches:
         images = rng.standard_normal((batch, size, size, 3), np.float32)
@@ -122,7 +147,9 @@ def measure(name: str, batches: Sequence[int], size: int | None = None, pairs: i
             found = [(seconds(network, images), seconds(answer, images)) for _ in range(pairs)]
             own += [mine for mine, _ in found]
             theirs = statistics.median(other for _, other in found)
-            figures[f"{name}_batch{batch}_vs_{peer}"] = statistics.median(other / mine for mine, other in found)
+            figures[f"{name}_batch{batch}_vs_{peer}"] = statistics.median(
+                other / mine for mine, other in found
+            )
             figures[f"{name}_batch{batch}_{peer}_milliseconds"] = 1e3 * theirs
             figures[f"{name}_batch{batch}_{peer}_images_per_second"] = batch / theirs
         mine = statistics.median(own or [seconds(network, images) for _ in range(pairs)])
