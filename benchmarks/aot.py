@@ -30,13 +30,8 @@ import flaxres
 from benchmarks.textbook import TEXTBOOK, plain_step
 from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from flaxres.cache import cache_folder
-from flaxres.diagnostics.compiled import (
-    ENVIRONMENT,
-    MEMORY,
-    absent_devices,
-    compile_facts,
-    platform_of,
-)
+from flaxres.diagnostics.compiled import compile_facts
+from flaxres.diagnostics.topology import ENVIRONMENT, MEMORY, absent_devices, platform_of
 from flaxres.training.mesh import replicated, split
 from flaxres.training.optimizers import learning_rate, optimizer
 from flaxres.training.state import abstract_state

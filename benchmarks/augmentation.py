@@ -17,10 +17,11 @@ import jax.numpy as jnp
 
 import flaxres
 from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
+from flaxres.training.augmentation import inputs
 from flaxres.training.mesh import data_mesh
 from flaxres.training.optimizers import learning_rate, optimizer
 from flaxres.training.state import create_state
-from flaxres.training.steps import compiled_train_step, inputs
+from flaxres.training.steps import compiled_train_step
 
 SINGLE = {
     "flip_and_normalise": AugmentConfig(),

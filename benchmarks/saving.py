@@ -28,7 +28,7 @@ import flaxres
 from flaxres.cli._process import keep_memory
 from flaxres.config.files import load_config
 from flaxres.training.checkpoints import Checkpoints
-from flaxres.training.loop import Stepper
+from flaxres.training.stepper import Stepper
 from flaxres.training.watchdog import Watchdog
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -1,6 +1,6 @@
 """Residual networks for JAX: Flax (Linen) modules, weights, and the trainer.
 
-Importing this costs jax and flax and no more: what needs further packages is imported when it is first used.
+`import flaxres` loads jax and flax. Names that need further packages load them on first use.
 """
 
 import importlib

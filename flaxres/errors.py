@@ -1,4 +1,4 @@
-"""The errors that end a run in one line, and the wording that every refusal shares."""
+"""Errors that end a run with one line."""
 
 import contextlib
 import difflib
@@ -14,9 +14,10 @@ class InputError(ValueError):
 
 
 class WriteError(OSError):
-    """Something that a run must keep could not be written: the message is one line with the place, the reason and the fix.
+    """A file that a run must keep can't be written.
 
-    `train.py` and the `flaxres` command print the message and exit with code 74. What was saved before is intact.
+    The message is one line with the place, the reason and the fix. `train.py` and the `flaxres`
+    command print it and exit with code 74. Everything saved before is intact.
     """
 
 
@@ -46,7 +47,7 @@ def missing_extra(error: ModuleNotFoundError) -> InputError | None:
 
 @contextlib.contextmanager
 def writing_to(folder: pathlib.Path) -> Iterator[None]:
-    """Refuses, by name, the folder that a command's `--out` gives where it can't be written."""
+    """Turns OSError into an InputError that names the folder of a command's `--out`."""
     try:
         yield
     except OSError as error:
@@ -56,7 +57,20 @@ def writing_to(folder: pathlib.Path) -> Iterator[None]:
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> InputError:
-    """The refusal of a `name` that is not among `choices`, with the near ones or, failing that, all of them."""
+    """Returns the error for a name that is not among the choices.
+
+    The message lists the nearest choices, or all of them if none is near.
+
+    Args:
+      kind: of the name, e.g. "model".
+      name: the unknown name.
+      choices: the valid names.
+
+    Example:
+
+      >>> print(unknown("model", "resnet51", ["resnet18", "resnet50"]))
+      unknown model 'resnet51': did you mean resnet50 or resnet18?
+    """
     choices = sorted(set(choices))
     near = difflib.get_close_matches(str(name), choices, n=3, cutoff=0.6)
     alike = [difflib.SequenceMatcher(None, choice, str(name)).ratio() for choice in near]

@@ -1,4 +1,4 @@
-"""What the pictures for people have in common."""
+"""Shared functions of the figures that flaxres draws."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from flaxres.errors import InputError
 
 
 def pyplot() -> Any:
-    """matplotlib.pyplot, which draws into files and needs no display."""
+    """Returns matplotlib.pyplot, set to draw into files without a display."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -16,7 +16,16 @@ def pyplot() -> Any:
 
 
 def save(figure: Any, target: str, option: str) -> None:
-    """Writes a matplotlib figure and closes it; raises InputError that names the `option` where it can't be written."""
+    """Writes a matplotlib figure into a file and closes it.
+
+    Args:
+      figure: the figure.
+      target: the file.
+      option: the command-line option that named the file, for the error.
+
+    Raises:
+      InputError: the file can't be written.
+    """
     import matplotlib.pyplot as plt
 
     try:

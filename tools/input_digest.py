@@ -28,7 +28,7 @@ from flaxres import AugmentConfig, Config, DataConfig, OptimConfig, TrainConfig
 from flaxres.data.order import training_ids
 from flaxres.training.mesh import split
 from flaxres.training.run import feed, prepare_run
-from flaxres.training.steps import inputs
+from flaxres.training.augmentation import inputs
 
 BATCH, IMAGES = 24, 120
 

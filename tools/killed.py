@@ -14,17 +14,17 @@ import orbax.checkpoint as ocp
 
 from flaxres.cli._process import refusing
 from flaxres.cli._train import train
-from flaxres.training import checkpoints, evaluation, log, loop, metrics
+from flaxres.training import checkpoints, curves, evaluation, log, loop, metrics, stepper
 
 # Where the signal comes -> the owner of the function and its name; `+` after the call, `-` before it.
 POINTS: dict[str, tuple[Any, str, str]] = {
-    "begin": (loop, "begin", "-"),
+    "begin": (loop, "start_or_resume", "-"),
     "restore": (checkpoints.Checkpoints, "restore", "-"),
     "restored": (checkpoints.Checkpoints, "restore", "+"),
-    "compile": (loop.Stepper, "prepare", "-"),
-    "compiled": (loop.Stepper, "prepare", "+"),
-    "step": (loop.Stepper, "__call__", "-"),
-    "stepped": (loop.Stepper, "__call__", "+"),
+    "compile": (stepper.Stepper, "prepare", "-"),
+    "compiled": (stepper.Stepper, "prepare", "+"),
+    "step": (stepper.Stepper, "__call__", "-"),
+    "stepped": (stepper.Stepper, "__call__", "+"),
     "log": (log.Log, "emit", "+"),
     "evaluation": (evaluation.Evaluator, "__call__", "-"),
     "evaluated": (evaluation.Evaluator, "__call__", "+"),
@@ -36,7 +36,7 @@ POINTS: dict[str, tuple[Any, str, str]] = {
     "sealed": (checkpoints.Checkpoints, "seal", "+"),
     "read_back": (checkpoints.Checkpoints, "read_back", "-"),
     "summary": (metrics, "write_summary", "-"),
-    "curves": (metrics, "draw_curves", "-"),
+    "curves": (curves, "draw_curves", "-"),
 }
 
 # Points that only a run with a checkpoint comes to, those that only the first of several processes comes to, and how often a short run comes to

@@ -24,7 +24,8 @@ from flaxres import Config
 from flaxres.config.files import load_config
 from flaxres.training import run, state as states
 from flaxres.training.checkpoints import Checkpoints
-from flaxres.training.loop import Preempted, Stepper
+from flaxres.training.signals import Preempted
+from flaxres.training.stepper import Stepper
 from flaxres.training.state import State
 from tools.kill import digest
 

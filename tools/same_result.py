@@ -23,7 +23,7 @@ from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig,
 from flaxres.data.order import training_ids
 from flaxres.training.mesh import split
 from flaxres.training.run import feed, prepare_run
-from flaxres.training.steps import pictures
+from flaxres.training.augmentation import augmented
 
 BATCH = 64
 
@@ -33,7 +33,14 @@ def run(config: Config) -> tuple[list[str], Any]:
     run = prepare_run(config)
     state, step = run.first_state(), run.train_step()
     seen = jax.jit(
-        lambda batch: pictures(config, batch, len(run.train)),
+        lambda batch: augmented(
+            batch,
+            config.data,
+            config.augment,
+            config.train.seed,
+            len(run.train),
+            jnp.promote_types(jnp.float32, config.model.compute_dtype),
+        ),
         in_shardings=split(run.mesh),
         out_shardings=split(run.mesh),
     )

@@ -1,4 +1,4 @@
-"""The command line: `train.py` and the `flaxres` command. It reads words and calls the library."""
+"""The command line: `train.py` and the `flaxres` command."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 USAGE = """usage: flaxres COMMAND ...
 
-  train        train a recipe, or go on with a run        flaxres train --config cifar10/quick
+  train        train a recipe, or resume a run            flaxres train --config cifar10/quick
   evaluate     measure a run's newest checkpoint          flaxres evaluate --workdir DIR
   configs      list the recipes                           flaxres configs 'cifar10/*'
   checkpoints  list and verify a run's checkpoints        flaxres checkpoints DIR
@@ -37,11 +37,11 @@ USAGE = """usage: flaxres COMMAND ...
   convert      weights to torchvision/timm safetensors    flaxres convert IN OUT --model resnet50
   data         prepare datasets and look at them          flaxres data prepare folder --source DIR
   export       a program that needs jax alone             flaxres export --workdir DIR --out DIR
-  lab          why skip connections work                  flaxres lab all --out DIR
+  lab          experiments on skip connections            flaxres lab all --out DIR
   models       list the models                            flaxres models 'resnet*'
-  predict      say what is in pictures                    flaxres predict IMAGE... --workdir DIR
+  predict      classify images                            flaxres predict IMAGE... --workdir DIR
 
-flaxres COMMAND --help tells more."""
+flaxres COMMAND --help shows the options of a command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

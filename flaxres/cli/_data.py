@@ -12,66 +12,62 @@ from flaxres.errors import InputError
 
 
 def data(arguments: Sequence[str]) -> None:
-    """Prepares datasets as ArrayRecord, tells about them, checks them, and makes their images smaller."""
+    """Prepares, describes, verifies and shrinks datasets."""
     parser = Parser(
-        "flaxres data", description="Prepare datasets as ArrayRecord, and look at what is there."
+        "flaxres data", description="Prepare datasets as ArrayRecord, and inspect them."
     )
-    texts = {
-        data_prepare: "write a dataset as ArrayRecord, once",
-        data_info: "splits, classes, sizes and digests of a prepared dataset; with --sheet a picture of what the network sees of it",
-        data_verify: "compare a prepared dataset with the digests of its files, and read every record",
-        data_shrink: "write a prepared dataset again with smaller images, which train faster",
-    }
-    names = {function: function.__name__.removeprefix("data_") for function in texts}
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="{" + ",".join(names.values()) + "}"
+        dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}"
     )
-    parsers = {}
-    for function, text in texts.items():
-        name = names[function]
-        command = parsers[name] = commands.add_parser(
-            name, help=text.partition(";")[0], description=text
-        )
+    for name, (function, text, add_options) in COMMANDS.items():
+        command = commands.add_parser(name, help=text.partition(";")[0], description=text)
         command.set_defaults(function=function)
-        command.add_argument(
-            "name",
-            help="digits, folder, cifar10, imagenet2012"
-            + (", or any that TFDS has prepared" if name != "prepare" else ""),
-        )
+        known = "digits, folder, cifar10, imagenet2012"
+        others = "" if name == "prepare" else ", or any that TFDS has prepared"
+        command.add_argument("name", help=known + others)
         command.add_argument(
             "--source",
-            help="the folder of <split>/<class>/*.jpg, ImageNet's tars, or CIFAR-10's archive",
+            help="folder of <split>/<class>/*.jpg, ImageNet's tars, or CIFAR-10's archive",
         )
-        command.add_argument("--data-dir", help="where prepared datasets are (TFDS's own folder)")
+        command.add_argument("--data-dir", help="folder of prepared datasets (TFDS's own)")
         command.add_argument("--json", action="store_true", help="print one JSON object")
-    parsers["prepare"].add_argument(
+        add_options(command)
+    chosen = parser.parse_args(arguments)
+    silence()
+    chosen.function(chosen)
+
+
+def _prepare_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "--bad-images",
         choices=("skip", "error"),
         default="skip",
-        help="what to do with an image that can't be decoded (skip)",
+        help="treatment of an image that can't be decoded (skip)",
     )
-    parsers["info"].add_argument(
-        "--sheet", metavar="PNG", help="draw a contact sheet of augmented samples"
+
+
+def _info_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--sheet", metavar="PNG", help="draw a contact sheet of augmented samples")
+    command.add_argument(
+        "--config", metavar="FILE", help="with --sheet: the config whose augmentation is drawn"
     )
-    parsers["info"].add_argument(
-        "--config",
-        metavar="FILE",
-        help="with --sheet: the config whose crops and augmentation are drawn",
-    )
-    parsers["verify"].add_argument("--decode", action="store_true", help="decode every image too")
-    parsers["shrink"].add_argument(
+
+
+def _verify_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--decode", action="store_true", help="decode every image too")
+
+
+def _shrink_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "--short-side",
         type=int,
         default=256,
         metavar="PIXELS",
-        help="of images that are larger (256)",
+        help="short side of images that are larger (256)",
     )
-    parsers["shrink"].add_argument(
-        "--quality", type=int, default=90, help="of their JPEGs, 1 to 100 (90)"
+    command.add_argument(
+        "--quality", type=int, default=90, help="quality of their JPEGs, 1 to 100 (90)"
     )
-    chosen = parser.parse_args(arguments)
-    silence()
-    chosen.function(chosen)
 
 
 def data_prepare(chosen: argparse.Namespace) -> None:
@@ -175,3 +171,25 @@ def data_shrink(chosen: argparse.Namespace) -> None:
             f"train on it with: --data.name {name}",
         ],
     )
+
+
+# Name -> function, description, and a function that adds the command's own options.
+COMMANDS = {
+    "prepare": (data_prepare, "write a dataset as ArrayRecord, once", _prepare_options),
+    "info": (
+        data_info,
+        "show splits, classes, sizes and digests of a prepared dataset; with --sheet also draw "
+        "some of its images as the network gets them",
+        _info_options,
+    ),
+    "verify": (
+        data_verify,
+        "compare a prepared dataset with the digests of its files, and read every record",
+        _verify_options,
+    ),
+    "shrink": (
+        data_shrink,
+        "write a prepared dataset again with smaller images, which train faster",
+        _shrink_options,
+    ),
+}

@@ -1,4 +1,4 @@
-"""`flaxres models` and `flaxres configs`: what the package ships."""
+"""`flaxres models` and `flaxres configs`."""
 
 import fnmatch
 import json
@@ -9,13 +9,13 @@ from flaxres.errors import InputError, unknown
 
 
 def models(arguments: Sequence[str]) -> None:
-    """Lists the models with their costs, counted."""
+    """Lists the models with their numbers of parameters and multiply-accumulates."""
     from flaxres.models.count import multiply_accumulates, parameters
     from flaxres.models.registry import create_model, list_models, small_images
 
     parser = Parser(
         "flaxres models",
-        description="List the models whose names match a shell pattern, with their costs for one image.",
+        description="List the models that match a shell pattern, with their costs for one image.",
     )
     parser.add_argument("pattern", nargs="?", default="*")
     parser.add_argument(
@@ -35,21 +35,13 @@ def models(arguments: Sequence[str]) -> None:
         print(f"{'name':<20}{'parameters':>13}{'GMACs':>9}{'pixels':>8}")
     facts = {}
     for name in names:
+        size = chosen.size or (32 if small_images(name) else 224)
         # Under a scan the trace of a deep network is short, and the counts are the same.
-        model, size = (
-            create_model(name, scan_blocks=True),
-            chosen.size or (32 if small_images(name) else 224),
-        )
-        facts[name] = {
-            "parameters": parameters(model),
-            "gmacs": round(multiply_accumulates(model, size) / 1e9, 3),
-            "pixels": size,
-        }
+        model = create_model(name, scan_blocks=True)
+        count, gmacs = parameters(model), multiply_accumulates(model, size) / 1e9
+        facts[name] = {"parameters": count, "gmacs": round(gmacs, 3), "pixels": size}
         if not chosen.json:
-            print(
-                f"{name:<20}{facts[name]['parameters']:>13,}{facts[name]['gmacs']:>9.2f}{size:>8}",
-                flush=True,
-            )
+            print(f"{name:<20}{count:>13,}{gmacs:>9.2f}{size:>8}", flush=True)
     if chosen.json:
         print(json.dumps(facts))
 
@@ -75,18 +67,10 @@ def configs(arguments: Sequence[str]) -> None:
         return
     lines = []
     for name, (summary, expected, cost) in facts.items():
-        lines += [name, f"    {summary}", f"    Expected: {expected}"] + (
-            [f"    Cost: {cost}"] if cost else []
-        )
-    hint = [
-        "",
-        "flaxres train --config NAME trains one; flaxres configs NAME shows all that is known of it.",
-    ]
-    show(
-        chosen.json,
-        {
-            name: dict(zip(("summary", "expected", "cost"), fact, strict=True))
-            for name, fact in facts.items()
-        },
-        lines + hint,
-    )
+        lines += [name, f"    {summary}", f"    Expected: {expected}"]
+        if cost:
+            lines.append(f"    Cost: {cost}")
+    lines += ["", "flaxres train --config NAME trains one; flaxres configs NAME shows it in full."]
+    keys = ("summary", "expected", "cost")
+    named = {name: dict(zip(keys, fact, strict=True)) for name, fact in facts.items()}
+    show(chosen.json, named, lines)

@@ -18,27 +18,45 @@ from flaxres.errors import InputError, unknown
 
 
 def flag(field: str) -> str:
+    """Returns the option of a setting.
+
+    Example:
+
+      >>> flag("optim.learning_rate")
+      '--optim.learning-rate'
+    """
     return "--" + field.replace("_", "-")
 
 
 def parse_run(
     arguments: Sequence[str], default: str | None, program: str, description: str
 ) -> tuple[Config, str]:
-    """`--config FILE --workdir DIR --section.field VALUE ...` -> the config and the workdir; raises InputError, one line, for any mistake.
+    """Parses `--config FILE --workdir DIR --section.field VALUE ...`.
 
-    Without `--config` the config is that of the run in the workdir, if there is one, else the file `default`.
+    Args:
+      arguments: the words.
+      default: a recipe, for where neither `--config` nor a run in the workdir gives the config;
+        None requires one of them.
+      program: the name of the command, for `--help`.
+      description: of the command, for `--help`.
+
+    Returns:
+      The config and the workdir.
+
+    Raises:
+      InputError: any mistake, in one line.
     """
     import tyro
 
     chosen, rest = value_of(arguments, "--config")
     where, rest = value_of(rest, "--workdir")
     saved = pathlib.Path(where or "") / "config.json"
-    there = os.path.exists(saved)  # noqa: PTH110 (Path.exists raises where the folder can't be read)
-    if chosen is None and (default is None or (where and there)):
-        asks = {"-h", "--help"} & set(rest)
-        if not where and not asks:
+    has_run = os.path.exists(saved)  # noqa: PTH110 (Path.exists raises for a closed folder)
+    if chosen is None and (default is None or (where and has_run)):
+        if not where and not asks_for_help(rest):
             raise InputError("--workdir is missing: give the workdir of a run")
-        file, start = str(saved), Config() if asks and not there else from_json(saved)
+        file = str(saved)
+        start = Config() if asks_for_help(rest) and not has_run else from_json(saved)
     else:
         file = chosen or str(default)
         start = load_config(file)
@@ -60,15 +78,30 @@ def parse_run(
         config: Annotated[Config, tyro.conf.arg(name="")] = start
 
     Options.__doc__ = description
-    if not {"-h", "--help"} & set(rest):
+    if not asks_for_help(rest):
         try_each(rest, {flag(field): declared.kind for field, declared in SETTINGS.items()}, start)
-    return tyro.cli(
+    parsed = tyro.cli(
         Options, args=rest, default=Options(), prog=program, config=(tyro.conf.FlagConversionOff,)
-    ).config, folder
+    )
+    return parsed.config, folder
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Returns True if the words ask for `--help`."""
+    return bool({"-h", "--help"} & set(arguments))
 
 
 def value_of(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """The value of the flag `name`, `--name V` or `--name=V`, and the arguments without it; the last one counts."""
+    """Takes an option, `--name V` or `--name=V`, out of the words.
+
+    Returns:
+      Its last value, None without the option, and the other words.
+
+    Example:
+
+      >>> value_of(["--out", "a.png", "--steps", "3"], "--out")
+      ('a.png', ['--steps', '3'])
+    """
     value, rest, i = None, [], 0
     while i < len(arguments):
         word, i = arguments[i], i + 1
@@ -84,22 +117,29 @@ def value_of(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]
 
 
 def groups(arguments: Sequence[str]) -> list[list[str]]:
-    """The arguments, one list for each flag with its values."""
-    found: list[list[str]] = []
+    """Returns one list for each option, with its values."""
+    options_: list[list[str]] = []
     for word in arguments:
         if word.startswith("--"):
-            found.append([word])
-        elif found:
-            found[-1].append(word)
+            options_.append([word])
+        elif options_:
+            options_[-1].append(word)
         else:
             raise InputError(
-                f"{word!r} is no option: options are --config, --workdir and --section.field, see --help"
+                f"{word!r} is no option: options are --config, --workdir and --section.field, see "
+                "--help"
             )
-    return found
+    return options_
 
 
 def try_each(arguments: Sequence[str], names: dict[str, Any], start: Config) -> None:
-    """Parses each option by itself, so that the one that can't be parsed is named."""
+    """Parses each option alone, so that the error names the one that can't be parsed.
+
+    Args:
+      arguments: the words.
+      names: option -> type.
+      start: the config that the options change.
+    """
     import tyro
 
     for words in groups(arguments):
@@ -123,11 +163,12 @@ def try_each(arguments: Sequence[str], names: dict[str, Any], start: Config) -> 
 
 
 def show(as_json: bool, facts: dict[str, Any], lines: list[str]) -> None:
+    """Prints `facts` as one JSON object, or the lines."""
     print(json.dumps(facts) if as_json else "\n".join(lines))
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose refusals are ours: one line."""
+    """An argparse parser whose errors are InputError, in one line."""
 
     def error(self, message: str) -> typing.NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")

@@ -1,4 +1,4 @@
-"""`flaxres predict`, `flaxres export` and `flaxres convert`: trained networks."""
+"""`flaxres predict`, `flaxres export` and `flaxres convert`."""
 
 import argparse
 import dataclasses
@@ -17,7 +17,7 @@ if typing.TYPE_CHECKING:
 
 
 def add_origin(parser: argparse.ArgumentParser) -> None:
-    """The options that name a network with its weights."""
+    """Adds the options that choose a network with its weights."""
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument("--workdir", help="a run of train.py: its newest checkpoint")
     origin.add_argument("--weights", help="a file of weights; needs --model")
@@ -30,24 +30,24 @@ def add_origin(parser: argparse.ArgumentParser) -> None:
 
 
 def predictor_of(chosen: argparse.Namespace) -> "Predictor":
-    """The network that the options of `add_origin` name."""
+    """Returns the network that the options of `add_origin` choose."""
     if chosen.weights and not chosen.model:
         raise InputError("--weights needs --model, e.g. --model resnet50")
     silence()
-    from flaxres import prediction
+    from flaxres.inference.predict import from_tag, from_weights, from_workdir
 
     if chosen.workdir:
-        return prediction.from_workdir(chosen.workdir)
+        return from_workdir(chosen.workdir)
     if chosen.tag:
-        return prediction.from_tag(chosen.tag)
-    return prediction.from_weights(chosen.weights, chosen.model, chosen.size, chosen.classes)
+        return from_tag(chosen.tag)
+    return from_weights(chosen.weights, chosen.model, chosen.size, chosen.classes)
 
 
 def predict(arguments: Sequence[str]) -> None:
-    """The likeliest classes of some pictures."""
+    """Prints the likeliest classes of images."""
     parser = Parser(
         "flaxres predict",
-        description="Say what is in pictures: by a run, by a file of weights, or by a pretrained tag of timm's.",
+        description="Classify images by a run, a file of weights, or a pretrained tag of timm.",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG or PNG files")
     add_origin(parser)
@@ -57,16 +57,16 @@ def predict(arguments: Sequence[str]) -> None:
         action="store_true",
         help="print one JSON object: image -> [[class, probability], ...]",
     )
-    parser.add_argument("--plot", metavar="PNG", help="draw the pictures with their classes")
+    parser.add_argument("--plot", metavar="PNG", help="draw the images with their classes")
     chosen = parser.parse_args(arguments)
     if chosen.top < 1:
         raise InputError(f"--top={chosen.top}: the rule is > 0")
     predictor = predictor_of(chosen)
-    from flaxres import prediction
-
     results = predictor(chosen.images, chosen.top)
     if chosen.plot:
-        prediction.draw(chosen.images, results, predictor, chosen.plot)
+        from flaxres.inference.predict import draw
+
+        draw(chosen.images, results, predictor, chosen.plot)
     if chosen.json:
         print(json.dumps(dict(zip(chosen.images, results, strict=True))))
         return
@@ -86,10 +86,11 @@ def predict(arguments: Sequence[str]) -> None:
 
 
 def export(arguments: Sequence[str]) -> None:
-    """A program that needs jax alone, with weights, class names, a card and a server."""
+    """Exports a network as a program that needs jax alone."""
     parser = Parser(
         "flaxres export",
-        description="Write a network as a program for any batch size and device; of a run, measure its accuracy too, as trained and as exported.",
+        description="Write a network as a program for any batch size and device. For a run, also "
+        "measure its accuracy, as trained and as exported.",
     )
     add_origin(parser)
     parser.add_argument("--out", required=True, metavar="DIR")
@@ -105,35 +106,33 @@ def export(arguments: Sequence[str]) -> None:
     parser.add_argument("--onnx", action="store_true", help="write model.onnx too, by jax2onnx")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args(arguments)
-    from flaxres import export as exporting
+    from flaxres.inference import export as exporting
+    from flaxres.inference.artifacts import Form
 
-    form = exporting.Form(not chosen.logits, not chosen.no_fold, chosen.int8, chosen.onnx)
+    form = Form(not chosen.logits, not chosen.no_fold, chosen.int8, chosen.onnx)
     exporting.require_ready(pathlib.Path(chosen.out), form)
     predictor = predictor_of(chosen)
     measured: dict[str, float] = {}
     sentences: list[str] = []
     if chosen.workdir:
         measured = exporting.accuracies(chosen.workdir, predictor, form)
-        as_exported, as_trained = (
-            f"{100 * measured[name]:.2f}%" for name in ("top1_exported", "top1_trained")
-        )
         sentences = [
-            f"top-1 {as_exported} of {measured['examples']:,} evaluation examples, {as_trained} as trained"
+            f"top-1 {100 * measured['top1_exported']:.2f}% of {measured['examples']:,} evaluation "
+            f"examples, {100 * measured['top1_trained']:.2f}% as trained"
         ]
     done = exporting.export(predictor, pathlib.Path(chosen.out), form, *sentences)
     names = ", ".join(sorted(path.name for path in done.folder.iterdir()))
-    lines = [
-        *sentences,
-        f"wrote {done.folder} ({done.program_bytes / 1e6:.1f} MB, {done.folded} batch norms folded): {names}",
-    ]
+    size = f"{done.program_bytes / 1e6:.1f} MB, {done.folded} batch norms folded"
+    lines = [*sentences, f"wrote {done.folder} ({size}): {names}"]
     show(chosen.json, dataclasses.asdict(done) | {"folder": str(done.folder)} | measured, lines)
 
 
 def convert(arguments: Sequence[str]) -> None:
-    """Weights from a file or a run to safetensors in torchvision's and timm's naming."""
+    """Converts weights to safetensors in torchvision's and timm's naming."""
     parser = Parser(
         "flaxres convert",
-        description="Check weights against their model and write safetensors that flaxres, torchvision and timm load.",
+        description="Check weights against their model, and write safetensors that flaxres, "
+        "torchvision and timm load.",
     )
     parser.add_argument(
         "source",
@@ -144,13 +143,13 @@ def convert(arguments: Sequence[str]) -> None:
     parser.add_argument("--model", help="the network that a file's weights are of, e.g. resnet50")
     chosen = parser.parse_args(arguments)
     silence()
-    from flaxres import prediction
+    from flaxres.inference.predict import from_weights, from_workdir
     from flaxres.weights.transfer import save_weights
 
     if os.path.isdir(chosen.source):  # noqa: PTH112 (false where it can't be read)
-        predictor = prediction.from_workdir(chosen.source)
+        predictor = from_workdir(chosen.source)
     elif chosen.model:
-        predictor = prediction.from_weights(chosen.source, chosen.model, None, None)
+        predictor = from_weights(chosen.source, chosen.model, None, None)
     else:
         raise InputError("a file of weights needs --model, e.g. --model resnet50")
     save_weights(chosen.target, predictor.variables, predictor.model)

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flaxres.cli._options import value_of
+from flaxres.cli._options import asks_for_help, value_of
 from flaxres.errors import InputError, WriteError, missing_extra
 
 EXIT_REFUSED, EXIT_UNWRITTEN = 2, 74
@@ -19,7 +19,14 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
 
 
 def refusing(function: Callable[[], Any]) -> int:
-    """Runs `function`; an InputError becomes one line on stderr and exit code 2, what can't be written one and 74, an early Ctrl-C one and 130."""
+    """Runs a command; its expected errors become one line on stderr and an exit code.
+
+    InputError and a missing extra give 2, a file that can't be written 74, a loss that is not
+    finite 1, and Ctrl-C before training 130.
+
+    Returns:
+      The exit code, 0 without an error.
+    """
     try:
         function()
     except KeyboardInterrupt:
@@ -28,9 +35,8 @@ def refusing(function: Callable[[], Any]) -> int:
             file=sys.stderr,
             flush=True,
         )
-        os._exit(
-            130
-        )  # the compiler's threads may still run, and an orderly exit would crash over them
+        # The compiler's threads may still run, and an orderly exit would crash over them.
+        os._exit(130)
     except InputError as error:
         print(f"flaxres: {' '.join(str(error).split())}", file=sys.stderr)
         return ended(EXIT_REFUSED)
@@ -45,22 +51,18 @@ def refusing(function: Callable[[], Any]) -> int:
     except OSError as error:
         if not isinstance(error, WriteError) and error.errno not in FULL:
             return crashed()
-        fix = (
-            ""
-            if isinstance(error, WriteError)
-            else "; what was saved is intact: make room and start the same command again"
-        )
+        fix = "; what was saved is intact: make room and start the same command again"
+        fix = "" if isinstance(error, WriteError) else fix
         print(f"flaxres: {error}{fix}", file=sys.stderr, flush=True)
-        os._exit(
-            EXIT_UNWRITTEN
-        )  # threads that write would complain about the end of the interpreter
+        # Threads that write would complain about the end of the interpreter.
+        os._exit(EXIT_UNWRITTEN)
     except Exception:
         return crashed()
     return 0
 
 
 def crashed() -> int:
-    """Called while an exception is handled: raises it again, or where others wait for this process, prints it and leaves."""
+    """Raises the exception that is being handled; one of several processes prints it and ends."""
     if not several():
         raise
     traceback.print_exc()
@@ -68,33 +70,41 @@ def crashed() -> int:
 
 
 def several() -> bool:
+    """Returns True if this process has joined others."""
     import jax
 
     return jax.distributed.is_initialized()
 
 
 def ended(code: int) -> int:
-    """The exit code; one of several processes leaves at once, since an orderly exit would wait for the others, who wait for it."""
+    """Returns the exit code; one of several processes ends at once.
+
+    An orderly exit would wait for the other processes, which wait for this one.
+    """
     if several():
         from flaxres.training.hosts import leader
 
         sys.stdout.flush()
         sys.stderr.flush()
-        time.sleep(2 if leader() else 0)  # the others' connection to the first process ends with it
+        # The connections of the other processes end with the first one.
+        time.sleep(2 if leader() else 0)
         os._exit(code)
     return code
 
 
 def cpus_alone() -> bool:
-    """Whether JAX has no accelerator, before it is asked."""
+    """Returns True if JAX has no accelerator; does not start JAX."""
     return os.environ.get("JAX_PLATFORMS", "") == "cpu" or not any(
         importlib.util.find_spec(plugin) for plugin in ("jax_plugins", "libtpu")
     )
 
 
 def keep_memory() -> None:
-    """Has glibc keep what XLA's CPU client frees. It allocates the temporaries of each step anew, and the kernel would otherwise take such large
-    blocks back and zero each page again: a third of a CIFAR step. Only where JAX has no accelerator, and before JAX's threads start.
+    """Makes glibc keep the memory that XLA's CPU client frees.
+
+    The client allocates the temporaries of each step again. Otherwise the kernel would take such
+    large blocks back and zero each page again, which is a third of a CIFAR step. Does nothing where
+    JAX has an accelerator. Must be called before JAX's threads start.
     """
     import ctypes
 
@@ -107,7 +117,10 @@ def keep_memory() -> None:
 
 
 def keep_compiled() -> None:
-    """Keeps compiled programs in the user's cache folder, which only the user may enter, since what lies there is run."""
+    """Keeps compiled programs in the user's cache folder.
+
+    Only the user may enter it, because programs from there are run.
+    """
     import jax
 
     from flaxres.cache import private_folder
@@ -123,7 +136,10 @@ def keep_compiled() -> None:
 
 
 def use_compiler() -> None:
-    """Convolutions that this machine's C++ compiler makes, where JAX has CPUs alone and the environment has no FLAXRES_NATIVE_CONVOLUTIONS=0."""
+    """Uses convolutions in C++, compiled on this machine, where JAX has CPUs alone.
+
+    FLAXRES_NATIVE_CONVOLUTIONS=0 in the environment turns them off.
+    """
     if not cpus_alone() or os.environ.get("FLAXRES_NATIVE_CONVOLUTIONS") == "0":
         return
     from flaxres.ops.native import use_native_convolutions
@@ -135,7 +151,7 @@ def use_compiler() -> None:
 
 
 def silence() -> None:
-    """Keeps the libraries' chatter off the terminal; warnings and errors stay."""
+    """Hides the libraries' information lines; warnings and errors stay."""
     import logging
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -143,7 +159,10 @@ def silence() -> None:
 
 
 def joined(arguments: Sequence[str]) -> list[str]:
-    """Joins the processes that `--coordinator HOST:PORT --processes N --process I` or a cluster's environment name; returns the other arguments."""
+    """Joins the other processes of the run; returns the other words.
+
+    They are given by `--coordinator HOST:PORT --processes N --process I` or by a cluster.
+    """
     values: list[str | None] = []
     rest = list(arguments)
     for name in ("--coordinator", "--processes", "--process"):
@@ -152,16 +171,14 @@ def joined(arguments: Sequence[str]) -> list[str]:
             raise InputError(f"{name}={value!r}: the rule is a whole number, >= 0")
         values.append(value)
     keep_memory()
-    if not {"-h", "--help"} & set(rest):
+    if not asks_for_help(rest):
         from flaxres.training.hosts import join
 
-        coordinator, processes, process = values
-        join(
-            coordinator,
-            None if processes is None else int(processes),
-            None if process is None else int(process),
-        )
-        if not several():  # each process would have kept another part; and programs for several devices have XLA's convolutions
+        coordinator, *numbers = values
+        join(coordinator, *(None if number is None else int(number) for number in numbers))
+        # Each of several processes would keep another part of the programs, and programs for
+        # several devices use XLA's convolutions.
+        if not several():
             keep_compiled()
             use_compiler()
     return rest

@@ -1,4 +1,4 @@
-"""`flaxres train`, `flaxres evaluate` and `flaxres checkpoints`: runs and their workdirs."""
+"""`flaxres train`, `flaxres evaluate` and `flaxres checkpoints`."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ def train(arguments: Sequence[str], program: str = "flaxres train") -> None:
         arguments,
         "digits",
         program,
-        "Train a residual network, or go on from the workdir's newest checkpoint.",
+        "Train a residual network, or resume from the workdir's newest checkpoint.",
     )
     silence()
     from flaxres.training.loop import fit
@@ -28,7 +28,10 @@ def train(arguments: Sequence[str], program: str = "flaxres train") -> None:
 def evaluate(arguments: Sequence[str]) -> None:
     """Evaluates the newest checkpoint of a run; see `flaxres.evaluate`."""
     weights, rest = value_of(joined(arguments), "--weights")
-    description = "Evaluate the newest checkpoint of a run, every example once; or, with --config FILE --weights FILE, a file of weights."
+    description = (
+        "Evaluate the newest checkpoint of a run, every example once; or, with --config FILE "
+        "--weights FILE, a file of weights."
+    )
     config, workdir = parse_run(rest, None, "flaxres evaluate", description)
     silence()
     from flaxres.training.hosts import leader
@@ -44,7 +47,7 @@ def checkpoints(arguments: Sequence[str]) -> None:
     """Lists the checkpoints of a run and verifies each."""
     parser = Parser(
         "flaxres checkpoints",
-        description="List a run's checkpoints, verify every byte of them, and say where they come from.",
+        description="List a run's checkpoints, verify every byte, and show their provenance.",
     )
     parser.add_argument("workdir", metavar="WORKDIR")
     parser.add_argument(
@@ -55,7 +58,7 @@ def checkpoints(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args(arguments)
     silence()
-    from flaxres.training.checkpoints import REFUSED, read_provenance, survey
+    from flaxres.training.verification import REFUSED, read_provenance, survey
 
     folder = pathlib.Path(chosen.workdir) / "checkpoints"
     if not folder.is_dir():
@@ -63,14 +66,14 @@ def checkpoints(arguments: Sequence[str]) -> None:
             f"workdir {chosen.workdir!r} has no checkpoints: give the workdir of a run"
         )
     facts, lines = [], []
-    for found in survey(folder):
-        size = sum(path.stat().st_size for path in found.path.rglob("*") if path.is_file())
-        origin = {} if found.problem else read_provenance(found.path)
+    for saved in survey(folder):
+        size = sum(path.stat().st_size for path in saved.path.rglob("*") if path.is_file())
+        origin = {} if saved.problem else read_provenance(saved.path)
         facts.append(
-            {"step": found.step, "bytes": size, "problem": found.problem, "provenance": origin}
+            {"step": saved.step, "bytes": size, "problem": saved.problem, "provenance": origin}
         )
         lines.append(
-            f"step {found.step:>9,}  {size / 2**20:>9,.1f} MiB  {found.problem or 'sound'}"
+            f"step {saved.step:>9,}  {size / 2**20:>9,.1f} MiB  {saved.problem or 'sound'}"
         )
         if chosen.provenance:
             lines += [f"    {key}: {value}" for key, value in origin.items()]
@@ -80,5 +83,6 @@ def checkpoints(arguments: Sequence[str]) -> None:
     show(chosen.json, {"checkpoints": facts, "set_aside": aside}, lines or ["no checkpoint"])
     if problems := [fact for fact in facts if fact["problem"]]:
         raise InputError(
-            f"{len(problems)} of {len(facts)} checkpoints do not verify; training goes on from the newest that does"
+            f"{len(problems)} of {len(facts)} checkpoints do not verify; training resumes from the "
+            "newest that does"
         )

@@ -1,4 +1,4 @@
-"""How fast a network answers: latency and throughput by batch, beside those of torchvision and onnxruntime where they are installed."""
+"""Measures inference by batch size, beside torchvision and onnxruntime where they are installed."""
 
 import functools
 import importlib
@@ -14,104 +14,13 @@ import jax
 import numpy as np
 
 from flaxres.errors import InputError
-from flaxres.inference.export import folded
+from flaxres.inference.fold import folded
 from flaxres.models.registry import create_model, small_images
 from flaxres.training.xla import compiler_options
 
-Answer = Callable[[np.ndarray], Any]
+Classifier = Callable[[np.ndarray], Any]
+"""Maps images (B, S, S, 3) float32 in host memory to logits, and waits for them."""
 SECONDS, WARM = 1.0, 2
-
-
-def ours(name: str, size: int) -> Answer:
-    """The network, batch norms folded, its variables constants of the program."""
-    model = create_model(name)
-    variables = model.init(
-        jax.random.key(0), np.zeros((1, size, size, model.in_channels), np.float32)
-    )
-    fast, _ = folded(model, variables)
-    program = jax.jit(lambda images: model.apply(fast, images), compiler_options=compiler_options())
-    return lambda images: jax.block_until_ready(program(images))
-
-
-def torchvisions(name: str, size: int) -> Answer | None:
-    """The same of torchvision, evaluation mode, channels last; None where PyTorch or the network is not there."""
-    model = torch_model(name)
-    if model is None:
-        return None
-    torch: Any = importlib.import_module("torch")
-    model = model.to(memory_format=torch.channels_last)
-
-    def answer(images: np.ndarray) -> Any:
-        with torch.inference_mode():
-            return model(
-                torch.from_numpy(images).permute(0, 3, 1, 2)
-            )  # NHWC memory is what channels_last means
-
-    return answer
-
-
-def onnxruntimes(name: str, size: int) -> Answer | None:
-    """torchvision's network in onnxruntime; None where a package is not there."""
-    model = torch_model(name)
-    if model is None or not all(map(importlib.util.find_spec, ("onnx", "onnxruntime"))):
-        return None
-    torch: Any = importlib.import_module("torch")
-    onnxruntime: Any = importlib.import_module("onnxruntime")
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "model.onnx"
-        given = torch.zeros(1, 3, size, size)
-        torch.onnx.export(
-            model,
-            (given,),
-            str(path),
-            input_names=["images"],
-            dynamic_axes={"images": {0: "batch"}},
-            dynamo=False,
-        )
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: session.run(
-        None, {"images": np.ascontiguousarray(images.transpose(0, 3, 1, 2))}
-    )
-
-
-@functools.cache
-def torch_model(name: str) -> Any:
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("torchvision") is None:
-        return None
-    prepare_torchvision()
-    models: Any = importlib.import_module("torchvision.models")
-    return getattr(models, name)().eval() if hasattr(models, name) else None
-
-
-def prepare_torchvision() -> None:
-    """torchvision's wheel registers fakes of operators that only its CUDA build defines: defined here, it can be imported on CPU."""
-    global library
-    torch: Any = importlib.import_module("torch")
-    if torch.cuda.is_available() or library is not None:
-        return
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-
-library: Any = None
-PEERS: dict[str, Callable[[str, int], Answer | None]] = {
-    "torch": torchvisions,
-    "onnxruntime": onnxruntimes,
-}
-
-
-def seconds(answer: Answer, images: np.ndarray) -> float:
-    """Median of the answers within about a second, after some that are not counted."""
-    for _ in range(WARM):
-        answer(images)
-    times: list[float] = []
-    while sum(times) < SECONDS or len(times) < 3:
-        begun = time.perf_counter()
-        answer(images)
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times)
 
 
 def measure(
@@ -119,13 +28,24 @@ def measure(
     batches: Sequence[int],
     size: int | None = None,
     pairs: int = 3,
-    peers: Sequence[str] = tuple(PEERS),
+    peers: Sequence[str] = ("torch", "onnxruntime"),
 ) -> dict[str, float]:
-    """Of each batch size B: `NAME_batchB_milliseconds` and `NAME_batchB_images_per_second`, ours and (`_PEER` after B) of each peer there is; and
-    `NAME_batchB_vs_PEER`, the median of alternating pairs, above 1 where ours is faster.
+    """Measures latency and throughput in float32, with random weights.
 
-    float32, random weights, images (B, S, S, 3) in the machine's memory. Peers are measured on CPUs alone. Raises InputError for an unknown name or a
-    size below 32.
+    Args:
+      name: of the model.
+      batches: batch sizes.
+      size: of the images, pixels; None takes the model's.
+      pairs: number of alternating measurements.
+      peers: compared with, where they are installed; on CPUs alone.
+
+    Returns:
+      For each batch size B `NAME_batchB_milliseconds` and `NAME_batchB_images_per_second`; the same
+      with `_PEER` after B for each peer; and `NAME_batchB_vs_PEER`, the median ratio of the pairs,
+      above 1 where flaxres is faster.
+
+    Raises:
+      InputError: the model is unknown, a batch size is below 1, or the size is below 32.
     """
     if not batches or min(batches) < 1:
         raise InputError(f"--batches={list(batches)}: the rule is > 0")
@@ -133,26 +53,138 @@ def measure(
         raise InputError(f"--size={size}: the rule is >= 32")
     create_model(name)
     if jax.default_backend() != "cpu":
-        peers = ()  # which run on the CPU here
+        peers = ()  # these run on the CPU
     size = size or (32 if small_images(name) else 224)
-    network, others = (
-        ours(name, size),
-        {peer: answer for peer in peers if (answer := PEERS[peer](name, size)) is not None},
-    )
-    rng, figures = np.random.default_rng(0), {}
+    ours = flaxres_classifier(name, size)
+    candidates = {peer: PEERS[peer](name, size) for peer in peers}
+    theirs = {peer: classifier for peer, classifier in candidates.items() if classifier is not None}
+    rng = np.random.default_rng(0)
+    figures: dict[str, float] = {}
     for batch in batches:
         images = rng.standard_normal((batch, size, size, 3), np.float32)
-        own: list[float] = []
-        for peer, answer in others.items():
-            found = [(seconds(network, images), seconds(answer, images)) for _ in range(pairs)]
-            own += [mine for mine, _ in found]
-            theirs = statistics.median(other for _, other in found)
-            figures[f"{name}_batch{batch}_vs_{peer}"] = statistics.median(
-                other / mine for mine, other in found
-            )
-            figures[f"{name}_batch{batch}_{peer}_milliseconds"] = 1e3 * theirs
-            figures[f"{name}_batch{batch}_{peer}_images_per_second"] = batch / theirs
-        mine = statistics.median(own or [seconds(network, images) for _ in range(pairs)])
-        figures[f"{name}_batch{batch}_milliseconds"] = 1e3 * mine
-        figures[f"{name}_batch{batch}_images_per_second"] = batch / mine
+        figures |= _compared(f"{name}_batch{batch}", images, ours, theirs, pairs)
     return figures
+
+
+def _compared(
+    name: str,
+    images: np.ndarray,
+    ours: Classifier,
+    peers: dict[str, Classifier],
+    pairs: int,
+) -> dict[str, float]:
+    """Measures one batch size, in turn with each peer."""
+    figures: dict[str, float] = {}
+    times: list[float] = []
+    for peer, classifier in peers.items():
+        both = [(seconds(ours, images), seconds(classifier, images)) for _ in range(pairs)]
+        times += [mine for mine, _ in both]
+        figures[f"{name}_vs_{peer}"] = statistics.median(other / mine for mine, other in both)
+        theirs = statistics.median(other for _, other in both)
+        figures |= _rates(f"{name}_{peer}", len(images), theirs)
+    mine = statistics.median(times or [seconds(ours, images) for _ in range(pairs)])
+    return figures | _rates(name, len(images), mine)
+
+
+def _rates(name: str, batch: int, seconds: float) -> dict[str, float]:
+    return {
+        f"{name}_milliseconds": 1e3 * seconds,
+        f"{name}_images_per_second": batch / seconds,
+    }
+
+
+def seconds(classifier: Classifier, images: np.ndarray) -> float:
+    """Returns the median time of calls within about a second, after `WARM` that do not count."""
+    for _ in range(WARM):
+        classifier(images)
+    times: list[float] = []
+    while sum(times) < SECONDS or len(times) < 3:
+        start = time.perf_counter()
+        classifier(images)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def flaxres_classifier(name: str, size: int) -> Classifier:
+    """Returns our network with its norms folded and its variables as constants of the program."""
+    model = create_model(name)
+    images = np.zeros((1, size, size, model.in_channels), np.float32)
+    variables, _ = folded(model, model.init(jax.random.key(0), images))
+    program = jax.jit(
+        lambda images: model.apply(variables, images), compiler_options=compiler_options()
+    )
+    return lambda images: jax.block_until_ready(program(images))
+
+
+def torchvision_classifier(name: str, size: int) -> Classifier | None:
+    """Returns torchvision's network, channels last; None where it or PyTorch is not there."""
+    model = _torch_model(name)
+    if model is None:
+        return None
+    torch: Any = importlib.import_module("torch")
+    model = model.to(memory_format=torch.channels_last)
+
+    def classify(images: np.ndarray) -> Any:
+        # NHWC memory under NCHW shapes is what channels_last means.
+        with torch.inference_mode():
+            return model(torch.from_numpy(images).permute(0, 3, 1, 2))
+
+    return classify
+
+
+def onnxruntime_classifier(name: str, size: int) -> Classifier | None:
+    """Returns torchvision's network in onnxruntime; None where a package is not there."""
+    model = _torch_model(name)
+    if model is None or not all(map(importlib.util.find_spec, ("onnx", "onnxruntime"))):
+        return None
+    torch: Any = importlib.import_module("torch")
+    onnxruntime: Any = importlib.import_module("onnxruntime")
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(pathlib.Path(folder) / "model.onnx")
+        torch.onnx.export(
+            model,
+            (torch.zeros(1, 3, size, size),),
+            path,
+            input_names=["images"],
+            dynamic_axes={"images": {0: "batch"}},
+            dynamo=False,
+        )
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def classify(images: np.ndarray) -> Any:
+        return session.run(None, {"images": np.ascontiguousarray(images.transpose(0, 3, 1, 2))})
+
+    return classify
+
+
+PEERS: dict[str, Callable[[str, int], Classifier | None]] = {
+    "torch": torchvision_classifier,
+    "onnxruntime": onnxruntime_classifier,
+}
+
+
+@functools.cache
+def _torch_model(name: str) -> Any:
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("torchvision") is None:
+        return None
+    prepare_torchvision()
+    models: Any = importlib.import_module("torchvision.models")
+    return getattr(models, name)().eval() if hasattr(models, name) else None
+
+
+_library: Any = None
+
+
+def prepare_torchvision() -> None:
+    """Makes torchvision's CUDA wheel importable beside a PyTorch without CUDA.
+
+    It registers fakes of operators that only its CUDA build defines; this defines them.
+    """
+    global _library
+    torch: Any = importlib.import_module("torch")
+    if torch.cuda.is_available() or _library is not None:
+        return
+    _library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

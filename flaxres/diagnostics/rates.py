@@ -3,82 +3,93 @@
 import dataclasses
 import statistics
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 
 from flaxres.config.files import resolved
 from flaxres.config.schema import Config
-from flaxres.training.loop import Stepper
 from flaxres.training.run import Run, feed, prepare_run
+from flaxres.training.stepper import Stepper
 
 
 class Trainer:
-    """A compiled step with its state; `measure` runs it on some batches."""
+    """A compiled step with its state, to be timed."""
 
     def __init__(self, run: Run, batch: Any) -> None:
         self.stepper, self.state = Stepper(run), run.first_state()
         self.stepper.prepare(self.state, batch)
 
-    def measure(self, batches: Any, steps: int) -> float:
-        """Steps a second, after two that are not counted."""
+    def measure(self, batches: Iterable[Any], steps: int) -> float:
+        """Returns the steps per second, after two that do not count."""
         start = 0.0
         for i, batch in zip(range(steps + 2), batches, strict=False):
             self.state, values = self.stepper(self.state, batch, 1)
-            jax.block_until_ready(
-                values
-            )  # as the log does, now and then; here after each, so that both sides wait alike
+            # The log waits now and then. Here each step does, so that both sides wait alike.
+            jax.block_until_ready(values)
             if i == 1:
                 start = time.perf_counter()
         return steps / (time.perf_counter() - start)
 
 
 def rates(config: Config, steps: int = 20, pairs: int = 3) -> dict[str, float]:
-    """Images a second of the step on one batch that stays, of the input alone, and of both together; see `rates_of`."""
+    """Measures the throughput of a config; see `rates_of`."""
     config = resolved(config)
-    never_ends = dataclasses.replace(
-        config.train, steps=min(1_000_000, (2**32 - 1) // config.train.batch_size), epochs=1.0
-    )
-    return rates_of(prepare_run(dataclasses.replace(config, train=never_ends)), pairs, steps)
+    # Long enough never to end while it is measured.
+    most = min(1_000_000, (2**32 - 1) // config.train.batch_size)
+    train = dataclasses.replace(config.train, steps=most, epochs=1.0)
+    return rates_of(prepare_run(dataclasses.replace(config, train=train)), pairs, steps)
 
 
 def rates_of(run: Run, pairs: int, steps: int) -> dict[str, float]:
-    """Medians of `pairs` measurements, in turn: `fraction_of_step_rate` of both together over the step alone, `input_stall_percent`, and images/s of
-    the step (`step_images_per_second`) and of the input (`loader_images_per_second`; infinite where the data are on the device).
+    """Measures the step on one batch that stays, the input alone, and both together, in turn.
+
+    Args:
+      run: the run.
+      pairs: number of measurements.
+      steps: steps of a measurement.
+
+    Returns:
+      Medians: `fraction_of_step_rate`, both together over the step alone; `input_stall_percent`;
+      and images per second of the step (`step_images_per_second`), of both (`images_per_second`)
+      and of the input (`loader_images_per_second`, infinite for a resident dataset).
     """
     images = run.config.train.batch_size
     with feed(run, 0, print) as (batches, _):
         first = next(batches)
     trainer = Trainer(run, first)
-    found: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = {}
     for _ in range(pairs):
-        synthetic = trainer.measure(iter([first] * (steps + 2)), steps)
-        with feed(run, 0, print) as (batches, loader):
-            for _ in range(2):
-                next(batches)
-            stalled, start = loader.stall_seconds if loader else 0.0, time.perf_counter()
-            real = trainer.measure(batches, steps)
-            stall = (
-                100
-                * ((loader.stall_seconds if loader else 0.0) - stalled)
-                / (time.perf_counter() - start)
-            )
-        alone = loader_rate(run, 4 * steps) if loader else float("inf")
-        figures_ = (real / synthetic, stall, synthetic * images, real * images, alone)
-        names = (
-            "fraction_of_step_rate",
-            "input_stall_percent",
-            "step_images_per_second",
-            "images_per_second",
-            "loader_images_per_second",
-        )
-        for name, value in zip(names, figures_, strict=True):
-            found.setdefault(name, []).append(value)
-    return {name: statistics.median(values) for name, values in found.items()}
+        synthetic = trainer.measure([first] * (steps + 2), steps)
+        real, stall = _measure_with_input(run, trainer, steps)
+        measured = {
+            "fraction_of_step_rate": real / synthetic,
+            "input_stall_percent": stall,
+            "step_images_per_second": synthetic * images,
+            "images_per_second": real * images,
+            "loader_images_per_second": loader_rate(run, 4 * steps),
+        }
+        for name, value in measured.items():
+            values.setdefault(name, []).append(value)
+    return {name: statistics.median(several) for name, several in values.items()}
+
+
+def _measure_with_input(run: Run, trainer: Trainer, steps: int) -> tuple[float, float]:
+    """Returns the steps per second with the run's input, and the percentage of time it stalls."""
+    with feed(run, 0, print) as (batches, loader):
+        for _ in range(2):
+            next(batches)
+        before, start = loader.stall_seconds if loader else 0.0, time.perf_counter()
+        rate = trainer.measure(batches, steps)
+        stalled = (loader.stall_seconds if loader else 0.0) - before
+        return rate, 100 * stalled / (time.perf_counter() - start)
 
 
 def loader_rate(run: Run, batches: int) -> float:
-    """Images a second of the input alone, after eight batches that are not counted."""
+    """Returns the images per second of the input alone, after eight batches that do not count."""
+    if run.config.data.resident:
+        return float("inf")
     with feed(run, 0, print) as (ready, _):
         for _ in range(8):
             next(ready)

@@ -26,9 +26,10 @@ from flaxres.data.sources import Source
 from flaxres.lab.report import Say, Settings
 from flaxres.models.blocks import PreActivationBlock, ResidualBlock
 from flaxres.models.network import Network
-from flaxres.training.loop import fit, trained
+from flaxres.training.loop import fit
 from flaxres.training.mesh import data_mesh, split
 from flaxres.training.metrics import read_metrics
+from flaxres.training.resume import restore_run
 from flaxres.training.run import Run
 
 KINDS = ("plain", "residual")
@@ -89,7 +90,7 @@ class Trained:
                 f"  trained {kind} {depth} layers: top-1 {100 * summary['top1']:.1f}% in {summary['seconds']:.0f} s"
             )
         with contextlib.redirect_stderr(io.StringIO()):
-            self.run, self.state = trained(config, self.folder)
+            self.run, self.state = restore_run(config, self.folder)
         self.log = read_metrics(self.folder)
 
     @property
@@ -98,7 +99,7 @@ class Trained:
 
     @property
     def variables(self) -> Variables:
-        return self.state.answer
+        return self.state.eval_variables
 
     def curve(self, name: str) -> np.ndarray:
         """(epochs, 2): the number of the epoch, and the mean of what the log has of a metric in it."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from flaxres import figures
 from flaxres.errors import InputError, writing_to
-from flaxres.training.metrics import replace_file
+from flaxres.training.workdir import replace_file
 
 # Okabe & Ito's palette, which colour-blind readers tell apart; lines and markers differ as well.
 STYLES: Mapping[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""Exact evaluation: every example once, on any number of devices."""
+"""Exact evaluation: every example counts once, on any number of devices."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -13,12 +13,24 @@ from flaxres.errors import InputError
 from flaxres.training.mesh import split
 from flaxres.training.run import Run
 from flaxres.training.state import State
-from flaxres.training.steps import compiled_eval_step
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Of an evaluation: accuracies in [0, 1], mean loss in nats, and how many examples were counted, each once."""
+    """The result of an evaluation.
+
+    Attributes:
+      top1: accuracy in [0, 1].
+      top5: accuracy in [0, 1]; None for five classes or fewer.
+      loss: mean cross-entropy in nats.
+      examples: the number of examples, each counted once.
+      step: the step of the state.
+
+    Example:
+
+      >>> Report(top1=0.75, top5=None, loss=0.9, examples=4, step=10).top1
+      0.75
+    """
 
     top1: float
     top5: float | None
@@ -28,21 +40,31 @@ class Report:
 
 
 class Evaluator:
-    """Compiled once, before the first step; its batches stay on the devices where the dataset is resident."""
+    """Evaluates states of a run on its evaluation split.
+
+    Compiles the step once, before the first training step. Where the dataset is resident, the
+    batches stay on the devices.
+
+    Args:
+      run: the run.
+      say: gets a line about each image that is skipped.
+    """
 
     def __init__(self, run: Run, say: Callable[[str], None] = note) -> None:
         self.run, self.say = run, say
         self.kept: list[Any] | None = None
-        step = compiled_eval_step(run.config, run.model, run.mesh)
-        self.compiled = step.lower(run.abstract_state().answer, abstract_batch(run)).compile()
+        variables = run.abstract_state().eval_variables
+        self.compiled = run.eval_step().lower(variables, abstract_batch(run)).compile()
 
     def batches(self) -> Iterator[Any]:
+        """Yields the batches of the evaluation split."""
         data, run = self.run.config.data, self.run
         if self.kept is not None:
             yield from self.kept
             return
         transform = decode.CentreCrop(data.eval_size, data.eval_resize, data.interpolation)
-        rows = evaluation_rows(len(run.evaluation), run.config.train.eval_batch_size, transform)
+        batch_size = run.config.train.eval_batch_size
+        rows = evaluation_rows(len(run.evaluation), batch_size, transform)
         with Loader(
             run.evaluation, rows, split(run.mesh), run.speed, data.bad_images, self.say
         ) as loader:
@@ -53,30 +75,40 @@ class Evaluator:
         yield from self.kept
 
     def __call__(self, state: State) -> Report:
+        """Evaluates a state.
+
+        Raises:
+          InputError: no image could be decoded.
+        """
         sums: dict[str, Any] = {}
         for batch in self.batches():
-            part = self.compiled(state.answer, batch)
+            part = self.compiled(state.eval_variables, batch)
             sums = {key: sums[key] + value for key, value in part.items()} if sums else part
         totals = {key: float(value) for key, value in sums.items()}
         if not (examples := round(totals["examples"])):
             raise InputError(
-                f"no image of {self.run.evaluation.name} could be decoded: prepare the dataset again"
+                f"no image of {self.run.evaluation.name} could be decoded: prepare the dataset "
+                "again"
             )
-        top5 = totals["top5"] / examples if len(self.run.evaluation.classes) > 5 else None
+        has_top5 = len(self.run.evaluation.classes) > 5
         return Report(
-            totals["top1"] / examples, top5, totals["loss"] / examples, examples, int(state.step)
+            top1=totals["top1"] / examples,
+            top5=totals["top5"] / examples if has_top5 else None,
+            loss=totals["loss"] / examples,
+            examples=examples,
+            step=int(state.step),
         )
 
 
 def abstract_batch(run: Run) -> dict[str, Any]:
-    """The shapes of one evaluation batch."""
+    """Returns the shapes, dtypes and shardings of an evaluation batch."""
     count, size = run.config.train.eval_batch_size, run.config.data.eval_size
     shapes = {
         "image": ((count, size, size, 3), jnp.uint8),
         "label": ((count,), jnp.int32),
         "position": ((count,), jnp.uint32),
+        "weight": ((count,), jnp.float32),
     }
-    shapes["weight"] = ((count,), jnp.float32)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=split(run.mesh))
         for name, (shape, dtype) in shapes.items()

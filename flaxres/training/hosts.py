@@ -1,4 +1,4 @@
-"""Several processes, one run: how they find each other, make sure that they run the same, and agree on what happens to one of them.
+"""Several processes of one run: they join, compare facts, wait for each other and vote.
 
 All of it does nothing where there is one process.
 """
@@ -15,16 +15,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from flaxres.config.schema import SETTINGS, Config, flat
 from flaxres.errors import InputError
 from flaxres.training.mesh import place, replicated, split
 
 Result = TypeVar("Result")
 
-# Seconds after which a process that does not answer counts as dead, and takes the others down.
+# Seconds without a sign of life after which a process counts as dead, and the others end too.
 HEARTBEAT = 10
 PREPARE_SECONDS = 7 * 24 * 3600
-# What says that a cluster started this process as one of several; `jax.distributed.initialize` knows how to ask each of them.
+# Environment variables by which a cluster tells that this process is one of several.
+# `jax.distributed.initialize` gets the rest from each of these clusters.
 CLUSTERS: Mapping[str, Callable[[str], bool]] = {
     "SLURM_STEP_NUM_TASKS": lambda value: int(value) > 1,
     "OMPI_COMM_WORLD_SIZE": lambda value: int(value) > 1,
@@ -39,10 +39,18 @@ barriers = itertools.count()
 def join(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> None:
-    """Joins the other processes of the run: by `coordinator` ("host:port" of process 0), their number and this one's, or as a cluster says.
+    """Joins the other processes of the run, before anything is computed.
 
-    Slurm, Open MPI, Cloud TPU and Kubernetes (with `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`) are understood. Must come before
-    anything is computed. Raises InputError for flags that don't fit together, or where the others can't be reached.
+    Without arguments and variables it asks the cluster: Slurm, Open MPI and Cloud TPU. Kubernetes
+    and others set `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
+
+    Args:
+      coordinator: "host:port" of process 0.
+      processes: the number of processes.
+      process: the number of this one.
+
+    Raises:
+      InputError: the arguments don't fit together, or the other processes can't be reached.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     processes = number("JAX_NUM_PROCESSES") if processes is None else processes
@@ -51,13 +59,15 @@ def join(
     if any(value is not None for value in given):
         if coordinator is None or processes is None or process is None:
             raise InputError(
-                "--coordinator HOST:PORT, --processes N and --process I go together: give all three, or none in a cluster that JAX knows"
+                "--coordinator HOST:PORT, --processes N and --process I go together: give all "
+                "three, or none in a cluster that JAX knows"
             )
         if ":" not in coordinator:
             raise InputError(f"--coordinator={coordinator!r}: the rule is HOST:PORT, of process 0")
         if not 0 <= process < processes:
             raise InputError(
-                f"--process={process}: the rule is 0 <= process < {processes}, the number of processes"
+                f"--process={process}: the rule is 0 <= process < {processes}, the number of "
+                "processes"
             )
         if processes == 1:
             return
@@ -76,18 +86,18 @@ def join(
         options = {}
     else:
         return
-    # JAX's own answer to SIGTERM would swallow it before training listens.
+    # JAX's handler would swallow SIGTERM before training listens to it.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**options, heartbeat_timeout_seconds=HEARTBEAT)
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"the other processes can't be joined: {' '.join(str(error).split())}"
+            f"can't join the other processes: {' '.join(str(error).split())}"
         ) from error
 
 
 def number(name: str) -> int | None:
-    """A whole number of the environment, None where it is not there."""
+    """Reads a whole number from the environment, None where the variable is not set."""
     value = os.environ.get(name)
     if value is not None and not value.isdigit():
         raise InputError(f"${name}={value!r}: the rule is a whole number, >= 0")
@@ -95,12 +105,15 @@ def number(name: str) -> int | None:
 
 
 def leader() -> bool:
-    """Whether this process writes the logs and pictures."""
+    """Returns True in the process that writes the logs and the curves, the first."""
     return jax.process_index() == 0
 
 
 def wait_for_all(name: str, seconds: int = PREPARE_SECONDS) -> None:
-    """Waits for the coordinator's word, not by a collective, which would give up within a minute."""
+    """Waits until all processes are here, at most `seconds`.
+
+    The coordinator tells it, not a collective, which would give up within a minute.
+    """
     if jax.process_count() == 1:
         return
     import orbax.checkpoint as ocp
@@ -111,7 +124,7 @@ def wait_for_all(name: str, seconds: int = PREPARE_SECONDS) -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """A JSON value of each process, in their order, on all of them."""
+    """Returns the JSON value of each process, in their order, in all of them."""
     if jax.process_count() == 1:
         return [value]
     from jax.experimental import multihost_utils
@@ -125,7 +138,11 @@ def gather(value: Any) -> list[Any]:
 
 
 def together(function: Callable[[], Result]) -> Result:
-    """`function` on the first process and then on all others, who find what it has written; refused on one, it is refused on all."""
+    """Calls `function` in the first process, then in the others, which see what it wrote.
+
+    Raises:
+      InputError: in all processes, where one of them refused.
+    """
     if jax.process_count() == 1:
         return function()
     result, refusal = None, ""
@@ -146,58 +163,52 @@ def together(function: Callable[[], Result]) -> Result:
 
 
 def require_same(facts: Mapping[str, Any]) -> None:
-    """Refuses, by name, facts that are not the same in all processes."""
+    """Compares JSON values between the processes.
+
+    Raises:
+      InputError: some are not the same in all processes; the message names up to five.
+    """
     everyone = gather(dict(facts))
+    first = everyone[0]
     for number, theirs in enumerate(everyone):
-        different = [name for name in facts if theirs.get(name) != everyone[0].get(name)]
+        different = [name for name in facts if theirs.get(name) != first.get(name)]
         if different:
-            told = "; ".join(
-                f"{name}: {everyone[0].get(name)!r} in process 0, {theirs.get(name)!r} in process {number}"
+            details = "; ".join(
+                f"{name}: {first.get(name)!r} in process 0, {theirs.get(name)!r} in process "
+                f"{number}"
                 for name in different[:5]
             )
             raise InputError(
-                f"the processes of a run must be alike, but differ in {told}: start all with the same command, code and data"
+                f"the processes of a run must be alike, but differ in {details}: start all with "
+                "the same command, code and data"
             )
 
 
-def facts(config: Config, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be the same in all processes: settings, versions, code and data. `origin`: the provenance of the run."""
-    settings = {
-        name: repr(value) for name, value in flat(config).items() if not SETTINGS[name].facts.local
-    }
-    return (
-        settings
-        | dict(origin["packages"])
-        | {
-            name: origin[name]
-            for name in ("flaxres", "code", "python", "data", "evaluation", "classes")
-        }
-    )
-
-
 class Votes:
-    """Whether any process was asked to stop, known to all of them at the same step.
+    """Tells all processes at the same step that one of them was asked to stop.
 
-    A vote is a sum over the devices, dispatched beside the step and read `VOTES_BEHIND` votes later, so that no process waits for another.
+    A vote is a sum over the devices, dispatched beside the step. It is read `VOTES_BEHIND` votes
+    later, so that no process waits for another.
     """
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh, self.alone = mesh, jax.process_count() == 1
-        self.cast: collections.deque[jax.Array] = collections.deque()
+        self.pending: collections.deque[jax.Array] = collections.deque()
 
     @functools.cached_property
     def total(self) -> Any:
+        """The jitted sum over the devices."""
         return jax.jit(
             lambda votes: votes.sum(),
             in_shardings=split(self.mesh),
             out_shardings=replicated(self.mesh),
         )
 
-    def __call__(self, asked: bool) -> bool:
-        """Casts this process's vote; returns whether somebody had been asked as of the vote that is read now."""
+    def __call__(self, stop: bool) -> bool:
+        """Casts this process's vote; returns True if a process had voted to stop by the vote
+        that is read now."""
         if self.alone:
-            return asked
-        self.cast.append(
-            self.total(place(np.full(self.mesh.size, asked, np.int32), split(self.mesh)))
-        )
-        return len(self.cast) > VOTES_BEHIND and int(self.cast.popleft()) > 0
+            return stop
+        votes = place(np.full(self.mesh.size, stop, np.int32), split(self.mesh))
+        self.pending.append(self.total(votes))
+        return len(self.pending) > VOTES_BEHIND and int(self.pending.popleft()) > 0

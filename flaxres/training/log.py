@@ -1,4 +1,4 @@
-"""The log of a run: which metrics are read when, and the clock of training."""
+"""The log of a run: it decides which metrics are read when, and keeps the clock of training."""
 
 import collections
 import contextlib
@@ -12,17 +12,28 @@ import jax
 import numpy as np
 
 from flaxres.data.loader import Loader
-from flaxres.training import hosts, metrics, pace
+from flaxres.training import hosts, pace
+from flaxres.training.display import Display
 from flaxres.training.evaluation import Report
+from flaxres.training.metrics import Writer
 from flaxres.training.run import Run
 
 FETCH_BEHIND = 2
 
 
 class Log:
-    """Metrics on their way out. Those of a step are read two dispatches later, or before a pause, so that the device never waits for the host.
+    """Logs metrics without making the device wait for the host.
 
-    Times leave evaluations and saves out, and include what earlier processes of the run spent (`before`: seconds trained, seconds stalled).
+    The metrics of a step are read two dispatches later, or before a pause. Times leave out
+    evaluations and saves.
+
+    Args:
+      run: the run.
+      folder: the workdir.
+      first: the number of finished steps.
+      before: seconds that earlier processes of the run trained, and of these, waited for input.
+      display: shows the metrics.
+      loader: the loader, whose waiting counts as stall; None where the dataset is resident.
     """
 
     def __init__(
@@ -31,15 +42,16 @@ class Log:
         folder: pathlib.Path,
         first: int,
         before: tuple[float, float],
-        display: metrics.Display,
+        display: Display,
         loader: Loader | None,
     ) -> None:
-        self.run, self.display, self.loader, self.before = run, display, loader, before
-        self.writer = (
-            metrics.Writer(folder, first, run.config.train.tensorboard, run.config.train.wandb)
-            if hosts.leader()
-            else None
-        )
+        train = run.config.train
+        self.batch_size, self.every = train.batch_size, train.log_every_steps
+        self.steps, self.steps_per_epoch = run.steps, run.steps_per_epoch
+        self.display, self.loader, self.before = display, loader, before
+        self.writer = None
+        if hosts.leader():
+            self.writer = Writer(folder, first, train.tensorboard, train.wandb)
         self.pending: collections.deque[tuple[int, int, Any]] = collections.deque()
         self.dispatched = 0
         self.unchecked: collections.deque[tuple[int, int, int, Any]] = collections.deque()
@@ -48,13 +60,13 @@ class Log:
         self.start()
 
     def start(self) -> None:
-        """Sets the clock of training to zero: called once the step is compiled and the first batch is there."""
+        """Sets the clock of training to zero, once the step is compiled and a batch is ready."""
         self.trained, self.running, self.since = 0.0, True, time.perf_counter()
         self.waited_before = self.loader.stall_seconds if self.loader else 0.0
 
     @contextlib.contextmanager
     def paused(self, state: Any) -> Iterator[None]:
-        """Stops the clock of training once `state` is computed, with everything logged that was pending."""
+        """Stops the clock of training once `state` is computed, and logs all pending metrics."""
         jax.block_until_ready(state)
         self.flush()
         self.trained, self.running = self.times()[0], False
@@ -66,53 +78,54 @@ class Log:
             self.since, self.running = time.perf_counter(), True
 
     def times(self) -> tuple[float, float]:
-        """Seconds that this process has trained, and of these, waited for input."""
+        """Returns the seconds that this process trained, and of these, waited for input."""
         trained = self.trained + (time.perf_counter() - self.since if self.running else 0.0)
-        return trained, self.loader.stall_seconds - self.waited_before if self.loader else 0.0
+        stalled = self.loader.stall_seconds - self.waited_before if self.loader else 0.0
+        return trained, stalled
 
     def all_times(self) -> tuple[float, float]:
+        """Returns `times` with those of earlier processes of the run."""
         trained, stalled = self.times()
         return self.before[0] + trained, self.before[1] + stalled
 
     def add(self, last: int, count: int, values: Any) -> None:
-        """Takes note of a dispatch of the `count` steps up to `last`, and logs each `log_every_steps`-th of them and the run's last.
+        """Records a dispatch, and logs each `log_every_steps`-th of its steps and the run's last.
 
-        `values`: metrics, scalars or, of several steps, arrays.
+        Args:
+          last: the last step of the dispatch.
+          count: the number of its steps.
+          values: their metrics, () each, or arrays for several steps.
         """
         self.dispatched += 1
         for i, step in enumerate(range(last - count + 1, last + 1)):
-            if step % self.run.config.train.log_every_steps == 0 or step == self.run.steps:
-                self.pending.append(
-                    (
-                        self.dispatched,
-                        step,
-                        jax.tree.map(lambda value, i=i: value[i] if value.ndim else value, values),
-                    )
-                )
-        self.emit(
-            sum(dispatch + FETCH_BEHIND <= self.dispatched for dispatch, _, _ in self.pending)
-        )
-
+            if step % self.every == 0 or step == self.steps:
+                of_step = {key: value[i] if value.ndim else value for key, value in values.items()}
+                self.pending.append((self.dispatched, step, of_step))
+        ready = [dispatch + FETCH_BEHIND <= self.dispatched for dispatch, _, _ in self.pending]
+        self.emit(sum(ready))
         self.unchecked.append((self.dispatched, last, count, values["finite"]))
 
     def non_finite(self, everything: bool) -> list[int]:
-        """The steps whose loss or gradient was not finite and which have not been told before; `everything` waits for those under way."""
-        bad = []
+        """Returns the steps that were not finite and were not returned before.
+
+        Args:
+          everything: also waits for the dispatches under way.
+        """
+        steps: list[int] = []
         while self.unchecked and (
             everything or self.unchecked[0][0] + FETCH_BEHIND <= self.dispatched
         ):
-            _, last, count, finite = self.unchecked.popleft()
-            bad += [
-                last - count + 1 + i
-                for i in np.flatnonzero(np.atleast_1d(np.asarray(finite))[:count] == 0).tolist()
-            ]
-        return bad
+            _, last, count, values = self.unchecked.popleft()
+            finite = np.atleast_1d(np.asarray(values))[:count]
+            steps += [last - count + 1 + i for i in np.flatnonzero(finite == 0).tolist()]
+        return steps
 
     def flush(self) -> None:
+        """Writes all pending metrics."""
         self.emit(len(self.pending))
 
     def emit(self, count: int) -> None:
-        """Writes the oldest `count` of the pending metrics, which share one measurement of the speed."""
+        """Writes the oldest `count` of the pending metrics, which share one measured speed."""
         if not count:
             return
         logged = [self.pending.popleft() for _ in range(count)]
@@ -122,42 +135,45 @@ class Log:
         ]
         times, last_step = self.times(), logged[-1][1]
         seconds, stalled = times[0] - self.last_times[0], times[1] - self.last_times[1]
-        speed = (last_step - self.last_step) * self.run.config.train.batch_size / max(seconds, 1e-9)
+        seconds = max(seconds, 1e-9)
+        speed = (last_step - self.last_step) * self.batch_size / seconds
         self.last_step, self.last_times = last_step, times
         for step, row in rows:
             row["train/images_per_second"] = speed
-            row["train/input_stall_percent"] = 100 * stalled / max(seconds, 1e-9)
+            row["train/input_stall_percent"] = 100 * stalled / seconds
             self.write(step, row)
-            self.display.step(step, step / self.run.steps_per_epoch, row)
+            self.display.step(step, step / self.steps_per_epoch, row)
 
     def name_stragglers(self) -> None:
-        """Says which of several processes hold the others up. Called in a pause, when the devices are idle."""
+        """Names the processes that hold the others up; called in a pause, with idle devices."""
         if jax.process_count() == 1:
             return
         (trained, stalled), (trained_before, stalled_before) = self.times(), self.compared
         self.compared = trained, stalled
-        own = pace.pace((stalled - stalled_before) / max(trained - trained_before, 1e-9))
-        for line in pace.stragglers(
-            [pace.Pace(**values) for values in hosts.gather(dataclasses.asdict(own))]
-        ):
+        ours = pace.pace((stalled - stalled_before) / max(trained - trained_before, 1e-9))
+        paces = [pace.Pace(**values) for values in hosts.gather(dataclasses.asdict(ours))]
+        for line in pace.stragglers(paces):
             self.display.say(line)
 
     def report(self, report: Report) -> None:
+        """Logs an evaluation."""
         values = {
-            key: float(value)
+            f"eval/{key}": float(value)
             for key, value in dataclasses.asdict(report).items()
             if value is not None and key != "step"
         }
-        self.write(report.step, {f"eval/{key}": value for key, value in values.items()})
+        self.write(report.step, values)
         self.display.say(
-            f"step {report.step}/{self.run.steps}  evaluation: top-1 {100 * report.top1:.2f}%  loss {report.loss:.4f}  "
-            f"on {report.examples:,} examples"
+            f"step {report.step}/{self.steps}  evaluation: top-1 {100 * report.top1:.2f}%  "
+            f"loss {report.loss:.4f}  on {report.examples:,} examples"
         )
 
     def write(self, step: int, row: dict[str, float]) -> None:
+        """Writes a row of metrics in the first process."""
         if self.writer:
-            self.writer.write(step, step / self.run.steps_per_epoch, row)
+            self.writer.write(step, step / self.steps_per_epoch, row)
 
     def close(self) -> None:
+        """Closes the files."""
         if self.writer:
             self.writer.close()

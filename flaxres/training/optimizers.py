@@ -15,48 +15,213 @@ from flaxres.config.schema import OptimConfig
 from flaxres.models.blocks import SCANNED
 
 
-def warmup_steps(config: OptimConfig, steps_per_epoch: float) -> int:
-    return (
-        round(config.warmup_epochs * steps_per_epoch)
-        if config.warmup_steps is None
-        else config.warmup_steps
-    )
-
-
 def learning_rate(config: OptimConfig, steps: int, steps_per_epoch: float) -> optax.Schedule:
-    """Step -> learning rate: a linear warmup, then the cosine (Loshchilov & Hutter 2017), a line, a polynomial, steps, or nothing.
+    """Returns the learning rate by step: a linear warmup, then the schedule of the config.
 
-    `steps_per_epoch` may be fractional. What falls spans what the warmup leaves and reaches its end at `steps`.
+    `cosine` is that of Loshchilov & Hutter 2017, without restarts. A decay spans the steps that the
+    warmup leaves, and reaches its end at `steps`.
+
+    Args:
+      config: the optimizer's settings.
+      steps: the steps of the whole run.
+      steps_per_epoch: may be fractional.
+
+    Returns:
+      A function from the step, int or () int32, to the learning rate.
+
+    Example:
+
+      >>> rate = learning_rate(OptimConfig(learning_rate=1.0, warmup_epochs=1.0), 20, 10.0)
+      >>> [round(float(rate(step)), 2) for step in (0, 5, 10, 15, 20)]
+      [0.0, 0.5, 1.0, 0.5, 0.0]
     """
-    peak, warmup = config.learning_rate, warmup_steps(config, steps_per_epoch)
-    left = max(steps - warmup, 1)
-    after: optax.Schedule
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if warmup is None:
+        warmup = round(config.warmup_epochs * steps_per_epoch)
+    after = _decay(config, warmup, max(steps - warmup, 1), steps_per_epoch)
+    if not warmup:
+        return after
+    before = optax.linear_schedule(peak * config.warmup_scale, peak, warmup)
+    return optax.join_schedules([before, after], [warmup])
+
+
+def _decay(config: OptimConfig, warmup: int, left: int, steps_per_epoch: float) -> optax.Schedule:
+    """Returns the schedule of the `left` steps after the warmup."""
+    peak = config.learning_rate
     if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, left, config.final_scale)
-    elif config.schedule in ("linear", "polynomial"):
-        after = optax.polynomial_schedule(
-            peak,
-            peak * config.final_scale,
-            1.0 if config.schedule == "linear" else config.power,
-            left,
-        )
-    elif config.schedule == "step":
+        return optax.cosine_decay_schedule(peak, left, config.final_scale)
+    if config.schedule in ("linear", "polynomial"):
+        power = 1.0 if config.schedule == "linear" else config.power
+        return optax.polynomial_schedule(peak, peak * config.final_scale, power, left)
+    if config.schedule == "step":
         at = config.milestone_steps or [
             round(epoch * steps_per_epoch) for epoch in config.milestones
         ]
         # Several milestones may round to one step; each counts.
         counts = collections.Counter(step - warmup for step in at)
         factors = {step: config.gamma**count for step, count in counts.items()}
-        after = optax.piecewise_constant_schedule(peak, factors)
-    else:
-        after = optax.constant_schedule(peak)
-    return (
-        optax.join_schedules(
-            [optax.linear_schedule(peak * config.warmup_scale, peak, warmup), after], [warmup]
+        return optax.piecewise_constant_schedule(peak, factors)
+    return optax.constant_schedule(peak)
+
+
+def optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Returns the optimizer that a config names.
+
+    Gradients are clipped before it, and its updates are scaled by depth after it.
+
+    - `sgd`: as PyTorch's: `g + decay * w`, then momentum, then the learning rate outside the buffer
+      (Goyal et al. 2017, section 3, remark 2).
+    - `sgdw`: the same without decay, then `(rate / peak) * decay * w` (Loshchilov & Hutter 2019,
+      algorithm 1).
+    - `lars`: You et al. 2017, algorithm 1, with the learning rate outside the buffer, as in timm.
+    - `lamb`: You et al. 2020, algorithm 2, as in timm.
+    - `adamw`: Loshchilov & Hutter 2019, algorithm 2.
+    - `muon`: Jordan et al. 2024 for the kernels of convolutions, AdamW for the rest.
+
+    Args:
+      config: the optimizer's settings.
+      schedule: the learning rate by step.
+
+    Example:
+
+      >>> config = OptimConfig(name="sgd", learning_rate=0.5, momentum=0.0, weight_decay=0.0)
+      >>> tx = optimizer(config, optax.constant_schedule(0.5))
+      >>> params = {"kernel": jnp.ones((1, 1))}
+      >>> updates, _ = tx.update(params, tx.init(params), params)
+      >>> updates["kernel"].tolist()
+      [[-0.5]]
+    """
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    parts += OPTIMIZERS[config.name](config, schedule)
+    if config.layer_decay < 1:
+        parts.append(by_depth(config.layer_decay))
+    return optax.chain(*parts)
+
+
+def sgd(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
+    return [
+        optax.add_decayed_weights(config.weight_decay, _mask(config)),
+        optax.sgd(schedule, config.momentum or None, config.nesterov),
+    ]
+
+
+def sgdw(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
+    moving = optax.trace(config.momentum, config.nesterov) if config.momentum else optax.identity()
+    relative_decay = config.weight_decay / config.learning_rate if config.learning_rate else 0.0
+    return [
+        moving,
+        optax.add_decayed_weights(relative_decay, _mask(config)),
+        optax.scale_by_learning_rate(schedule),
+    ]
+
+
+def lars(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
+    return [
+        _masked(config, layer_rates(config.weight_decay, config.trust_coefficient)),
+        optax.trace(config.momentum, config.nesterov),
+        optax.scale_by_learning_rate(schedule),
+    ]
+
+
+def layer_rates(decay: float, coefficient: float) -> optax.GradientTransformation:
+    """Scales each array to `(g + decay * w) * coefficient * |w| / (|g| + decay * |w|)`.
+
+    You et al. 2017, eq. 6. optax's trust ratio divides by `|g + decay * w|` instead, which is
+    another optimizer.
+    """
+
+    def rate(gradient: jax.Array, weight: jax.Array) -> jax.Array:
+        g, w = optax.safe_norm(gradient, 0.0), optax.safe_norm(weight, 0.0)
+        ratio = coefficient * w / jnp.where(g > 0, g + decay * w, 1.0)
+        return (gradient + decay * weight) * jnp.where((g > 0) & (w > 0), ratio, 1.0)
+
+    return by_layer(optax.stateless(lambda updates, params: jax.tree.map(rate, updates, params)))
+
+
+def lamb(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
+    return [
+        optax.scale_by_adam(config.momentum, config.beta2, config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, _mask(config)),
+        _masked(config, by_layer(optax.scale_by_trust_ratio())),
+        optax.scale_by_learning_rate(schedule),
+    ]
+
+
+def adamw(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
+    return [
+        optax.adamw(
+            schedule,
+            config.momentum,
+            config.beta2,
+            config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=_mask(config),
         )
-        if warmup
-        else after
+    ]
+
+
+def muon(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
+    orthogonal = optax.contrib.scale_by_muon(
+        beta=config.momentum,
+        nesterov=config.nesterov,
+        weight_dimension_numbers=functools.partial(jax.tree.map, _matrix_axes),
     )
+    scale = optax.stateless(lambda updates, _: jax.tree.map(_scale_as_adamw, updates))
+    adam = optax.scale_by_adam(config.momentum, config.beta2, config.epsilon)
+    return [
+        optax.partition({"muon": optax.chain(orthogonal, scale), "adam": adam}, _muon_labels),
+        optax.add_decayed_weights(config.weight_decay, _mask(config)),
+        optax.scale_by_learning_rate(schedule),
+    ]
+
+
+def _muon_labels(params: Any) -> Any:
+    """Labels the parameters to orthogonalise: the kernels of convolutions, not the head.
+
+    Jordan et al. 2024.
+    """
+
+    def label(path: Any, leaf: Any) -> str:
+        return "muon" if rank(path, leaf) >= 4 and depth(_slashed(path)) < 5 else "adam"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _matrix_axes(kernel: jax.Array) -> optax.contrib.MuonDimensionNumbers:
+    """Returns the axes (..., height, width, inputs | outputs) of a kernel as a matrix."""
+    inputs = tuple(range(kernel.ndim - 4, kernel.ndim - 1))
+    return optax.contrib.MuonDimensionNumbers(inputs, kernel.ndim - 1)
+
+
+def _scale_as_adamw(update: jax.Array) -> jax.Array:
+    """Scales an orthogonal matrix to a root mean square of 0.2, about that of AdamW's updates.
+
+    Learning rates and decays of AdamW then fit (Liu et al. 2025, eq. 4).
+    """
+    *inputs, outputs = update.shape[-4:]
+    return 0.2 * math.sqrt(max(math.prod(inputs), outputs)) * update
+
+
+OPTIMIZERS = {"sgd": sgd, "sgdw": sgdw, "lars": lars, "lamb": lamb, "adamw": adamw, "muon": muon}
+HEADS = {"fc", "linear", "head", "classifier"}
+
+
+def decayed(params: Any) -> Any:
+    """Returns the mask of weight decay: kernels, but no scales of norms and no biases.
+
+    Goyal et al. 2017, section 5.3.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: rank(path, leaf) > 1, params)
+
+
+def _mask(config: OptimConfig) -> Any:
+    return None if config.decay_norm_and_bias else decayed
+
+
+def _masked(
+    config: OptimConfig, part: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    return part if config.decay_norm_and_bias else optax.masked(part, decayed)
 
 
 def stacked(path: Any) -> bool:
@@ -89,171 +254,39 @@ def by_layer(part: optax.GradientTransformation) -> optax.GradientTransformation
     return optax.GradientTransformation(part.init, update)
 
 
-def decayed(params: Any) -> Any:
-    """Returns the mask of weight decay: kernels, but no scales of norms and no biases.
+def by_depth(decay: float) -> optax.GradientTransformation:
+    """Scales updates by `decay` to the power of the number of stages behind the parameter.
 
-    Goyal et al. 2017, section 5.3.
-    """
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: rank(path, leaf) > 1, params)
-
-
-def optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimizer that a config names, its gradient clipped before and its updates scaled by depth after.
-
-    sgd: PyTorch's: `g + decay * w`, then momentum, then the learning rate outside the buffer (Goyal et al. 2017, section 3, remark 2).
-    sgdw: the same without decay, then `(rate / peak) * decay * w` (Loshchilov & Hutter 2019, algorithm 1).
-    lars: You et al. 2017, algorithm 1, with the learning rate outside the buffer, as timm has it. lamb: You et al. 2020, algorithm 2, as timm has it.
-    adamw: Loshchilov & Hutter 2019, algorithm 2.
-    muon: Jordan et al. 2024, for the kernels of convolutions; AdamW for the rest.
-    """
-    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    parts += PARTS[config.name](config, schedule)
-    return (
-        optax.chain(*parts, by_depth(config.layer_decay))
-        if config.layer_decay < 1
-        else optax.chain(*parts)
-    )
-
-
-def mask(config: OptimConfig) -> Any:
-    return None if config.decay_norm_and_bias else decayed
-
-
-def masked(config: OptimConfig, part: optax.GradientTransformation) -> optax.GradientTransformation:
-    return part if config.decay_norm_and_bias else optax.masked(part, decayed)
-
-
-def sgd(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
-    return [
-        optax.add_decayed_weights(config.weight_decay, mask(config)),
-        optax.sgd(schedule, config.momentum or None, config.nesterov),
-    ]
-
-
-def sgdw(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
-    moving = optax.trace(config.momentum, config.nesterov) if config.momentum else optax.identity()
-    shares = config.weight_decay / config.learning_rate if config.learning_rate else 0.0
-    return [
-        moving,
-        optax.add_decayed_weights(shares, mask(config)),
-        optax.scale_by_learning_rate(schedule),
-    ]
-
-
-def lars(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
-    local = masked(config, layer_rates(config.weight_decay, config.trust_coefficient))
-    return [
-        local,
-        optax.trace(config.momentum, config.nesterov),
-        optax.scale_by_learning_rate(schedule),
-    ]
-
-
-def layer_rates(decay: float, coefficient: float) -> optax.GradientTransformation:
-    """`(g + decay * w) * coefficient * |w| / (|g| + decay * |w|)` of each array (You et al. 2017, eq. 6).
-
-    optax's trust ratio divides by `|g + decay * w|` instead, which is another optimizer.
+    The head counts as a stage.
     """
 
-    def rated(gradient: jax.Array, weight: jax.Array) -> jax.Array:
-        g, w = optax.safe_norm(gradient, 0.0), optax.safe_norm(weight, 0.0)
-        ratio = coefficient * w / jnp.where(g > 0, g + decay * w, 1.0)
-        return (gradient + decay * weight) * jnp.where((g > 0) & (w > 0), ratio, 1.0)
+    def update(updates: Any, _: Any) -> Any:
+        leaves = jax.tree_util.tree_leaves_with_path(updates)
+        depths = sorted({depth(_slashed(path)) for path, _ in leaves})
+        behind = {stage: len(depths) - 1 - i for i, stage in enumerate(depths)}
 
-    return by_layer(optax.stateless(lambda updates, params: jax.tree.map(rated, updates, params)))
+        def scale(path: Any, leaf: jax.Array) -> jax.Array:
+            return leaf * decay ** behind[depth(_slashed(path))]
 
+        return jax.tree_util.tree_map_with_path(scale, updates)
 
-def lamb(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
-    return [
-        optax.scale_by_adam(config.momentum, config.beta2, config.epsilon),
-        optax.add_decayed_weights(config.weight_decay, mask(config)),
-        masked(config, by_layer(optax.scale_by_trust_ratio())),
-        optax.scale_by_learning_rate(schedule),
-    ]
-
-
-def adamw(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
-    return [
-        optax.adamw(
-            schedule,
-            config.momentum,
-            config.beta2,
-            config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=mask(config),
-        )
-    ]
-
-
-def muon(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
-    matrices = functools.partial(jax.tree.map, matrix)
-    orthogonal = optax.chain(
-        optax.contrib.scale_by_muon(
-            beta=config.momentum, nesterov=config.nesterov, weight_dimension_numbers=matrices
-        ),
-        optax.stateless(lambda updates, _: jax.tree.map(as_large_as_adams, updates)),
-    )
-    return [
-        optax.partition(
-            {
-                "muon": orthogonal,
-                "adam": optax.scale_by_adam(config.momentum, config.beta2, config.epsilon),
-            },
-            labels,
-        ),
-        optax.add_decayed_weights(config.weight_decay, mask(config)),
-        optax.scale_by_learning_rate(schedule),
-    ]
-
-
-def labels(params: Any) -> Any:
-    """Which parameters are orthogonalised: the kernels of convolutions, not the head (Jordan et al. 2024)."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: "muon" if rank(path, leaf) >= 4 and depth(slashed(path)) < 5 else "adam",
-        params,
-    )
-
-
-def matrix(kernel: jax.Array) -> optax.contrib.MuonDimensionNumbers:
-    """A kernel (..., height, width, inputs, outputs) as the matrices of all that an output sums."""
-    return optax.contrib.MuonDimensionNumbers(
-        tuple(range(kernel.ndim - 4, kernel.ndim - 1)), kernel.ndim - 1
-    )
-
-
-def as_large_as_adams(update: jax.Array) -> jax.Array:
-    """An orthogonal matrix at a root mean square of 0.2, AdamW's, for the learning rates and decays of AdamW (Liu et al. 2025, eq. 4)."""
-    *inputs, outputs = update.shape[-4:]
-    return 0.2 * math.sqrt(max(math.prod(inputs), outputs)) * update
-
-
-PARTS = {"sgd": sgd, "sgdw": sgdw, "lars": lars, "lamb": lamb, "adamw": adamw, "muon": muon}
-HEADS = {"fc", "linear", "head", "classifier"}
-
-
-def slashed(path: Any) -> str:
-    return "/".join(str(key.key) for key in path)
+    return optax.stateless(update)
 
 
 def depth(name: str) -> int:
-    """Stage of a parameter by its name, e.g. `layer3/0/conv1/kernel`: 0 the stem, 1 to 4 the stages, 5 the head."""
+    """Returns the stage of a parameter: 0 the stem, 1 to 4 the stages, 5 the head.
+
+    Example:
+
+      >>> depth("layer3/0/conv1/kernel")
+      3
+    """
     if set(name.split("/")) & HEADS:
         return 5
-    if found := re.search(r"(?:layer|denseblock|transition)(\d)|stages/(\d)", name):
-        return int(found[1]) if found[1] else int(found[2]) + 1
+    if match := re.search(r"(?:layer|denseblock|transition)(\d)|stages/(\d)", name):
+        return int(match[1]) if match[1] else int(match[2]) + 1
     return 4 if re.search(r"(^|/)norm5?/", name) else 0
 
 
-def by_depth(decay: float) -> optax.GradientTransformation:
-    """Updates times `decay` to the power of the number of the network's stages that lie behind a parameter's, the head's included."""
-
-    def update(updates: Any, _: Any) -> Any:
-        depths = sorted(
-            {depth(slashed(path)) for path, _ in jax.tree_util.tree_leaves_with_path(updates)}
-        )
-        behind = {found: len(depths) - 1 - i for i, found in enumerate(depths)}
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf * decay ** behind[depth(slashed(path))], updates
-        )
-
-    return optax.stateless(update)
+def _slashed(path: Any) -> str:
+    return "/".join(str(key.key) for key in path)

@@ -1,4 +1,7 @@
-"""Which of several processes is slow. In a step that all take together its slowness is everybody's, and no log shows whose it was."""
+"""Finds the slow one of several processes.
+
+In a step that all take together, the slowness of one delays all, and no log shows which one it was.
+"""
 
 import dataclasses
 import functools
@@ -12,13 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 
 SIDE = 768
-# How many times as slow as the others, and which share of the time without input, is told.
+# A process is named if it is this many times as slow as the others, and if it waits for input for
+# more than this share of the time.
 SLOW, LEAST_STALL = 4.0, 0.2
 
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """How fast a process goes without the others: its share of time without input, and the seconds of a fixed product on its devices."""
+    """The speed of a process without the others.
+
+    Attributes:
+      host: its name.
+      stall: share of the time that it waits for input.
+      probe: seconds of a fixed matrix product on its slowest device.
+    """
 
     host: str
     stall: float
@@ -26,40 +36,47 @@ class Pace:
 
 
 @functools.cache
-def product() -> Callable[[jax.Array], jax.Array]:
+def _product() -> Callable[[jax.Array], jax.Array]:
     return jax.jit(lambda x: jnp.linalg.norm(x @ x @ x @ x))
 
 
 def pace(stall: float) -> Pace:
-    """Of this process, whose devices must be idle. The slowest device counts."""
+    """Measures this process, whose devices must be idle; `stall` goes into the result."""
     times = []
     for device in jax.local_devices():
         square = jax.device_put(np.ones((SIDE, SIDE), np.float32), device)
-        product()(square).block_until_ready()
+        _product()(square).block_until_ready()
         tries = []
         for _ in range(5):
-            begun = time.perf_counter()
-            product()(square).block_until_ready()
-            tries.append(time.perf_counter() - begun)
+            start = time.perf_counter()
+            _product()(square).block_until_ready()
+            tries.append(time.perf_counter() - start)
         times.append(statistics.median(tries))
     return Pace(socket.gethostname(), stall, max(times))
 
 
 def stragglers(paces: Sequence[Pace]) -> list[str]:
-    """A line for each process that holds the others up."""
+    """Returns a line for each process that holds the others up.
+
+    Example:
+
+      >>> stragglers([Pace("a", 0.9, 0.01), Pace("b", 0.0, 0.01)])[0].partition(";")[0]
+      'process 0 on a holds the others up: it waits 90% of the time for its input, the others 0%'
+    """
     lines = []
     for number, one in enumerate(paces):
         others = [pace for i, pace in enumerate(paces) if i != number]
-        stall, probe = (
-            statistics.median(pace.stall for pace in others),
-            statistics.median(pace.probe for pace in others),
-        )
-        who = f"process {number} on {one.host} holds the others up"
+        stall = statistics.median(pace.stall for pace in others)
+        probe = statistics.median(pace.probe for pace in others)
+        start = f"process {number} on {one.host} holds the others up"
         if one.stall > max(LEAST_STALL, SLOW * stall):
-            waits = f"it waits {100 * one.stall:.0f}% of the time for its input, the others {100 * stall:.0f}%"
-            lines.append(f"{who}: {waits}; look at its disk and its decoding")
+            lines.append(
+                f"{start}: it waits {100 * one.stall:.0f}% of the time for its input, the others "
+                f"{100 * stall:.0f}%; look at its disk and its decoding"
+            )
         if one.probe > SLOW * probe:
             lines.append(
-                f"{who}: a fixed product takes it {1e3 * one.probe:.1f} ms, the others {1e3 * probe:.1f} ms; look at what else runs there"
+                f"{start}: a fixed product takes it {1e3 * one.probe:.1f} ms, the others "
+                f"{1e3 * probe:.1f} ms; look at what else runs there"
             )
     return lines

@@ -1,15 +1,18 @@
-"""Where a checkpoint comes from: the code, the libraries, the data and the machine, kept beside it."""
+"""Origin and progress of a run, saved beside each checkpoint as JSON."""
 
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
 import pathlib
 import platform
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
+from flaxres.config.schema import SETTINGS, Config, flat
 from flaxres.ops import native
 from flaxres.training.run import Run
 
@@ -19,9 +22,84 @@ PACKAGES = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """Code, libraries, data and machine of a run.
+
+    Attributes:
+      flaxres: version of flaxres.
+      code: SHA-256 over its code.
+      python: version of Python.
+      packages: versions of the libraries.
+      command: the words that started the process.
+      devices: number and kind.
+      processes: number.
+      convolutions: "XLA", or the compiler that made the C++ ones.
+      data: digest of the training split, compared on a resume.
+      evaluation: name, size and digest of the evaluation split.
+      classes: digest of the classes' names, compared on a resume.
+    """
+
+    flaxres: str
+    code: str
+    python: str
+    packages: dict[str, str]
+    command: list[str]
+    devices: str
+    processes: int
+    convolutions: str
+    data: str
+    evaluation: str
+    classes: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Counts that grow over all processes that worked at a run, one after another.
+
+    Attributes:
+      seconds: spent in training, and of these, waited for input.
+      left_out: steps that were not finite and were left out.
+      skipped: numbers of the records that could not be decoded, ascending.
+    """
+
+    seconds: tuple[float, float] = (0.0, 0.0)
+    left_out: int = 0
+    skipped: tuple[int, ...] = ()
+
+
+def to_json(provenance: Provenance, progress: Progress) -> dict[str, Any]:
+    """Returns what a checkpoint carries."""
+    return dataclasses.asdict(provenance) | dataclasses.asdict(progress)
+
+
+def from_json(saved: Mapping[str, Any]) -> tuple[Provenance, Progress]:
+    """Reads what a checkpoint carries, also one of an older version of flaxres."""
+
+    def values(section: type) -> dict[str, Any]:
+        names = [field.name for field in dataclasses.fields(section)]
+        return {name: saved[name] for name in names if name in saved}
+
+    # Checkpoints from before the C++ convolutions don't name them.
+    provenance = Provenance(**{"convolutions": "XLA"} | values(Provenance))
+    progress = values(Progress)
+    seconds, stalled = progress["seconds"]
+    skipped = tuple(progress["skipped"])
+    return provenance, Progress((seconds, stalled), progress["left_out"], skipped)
+
+
+def shared_facts(config: Config, provenance: Provenance) -> dict[str, Any]:
+    """Returns what must be the same in all processes: settings, versions, code and data."""
+    settings = {
+        name: repr(value) for name, value in flat(config).items() if not SETTINGS[name].facts.local
+    }
+    names = ("flaxres", "code", "python", "data", "evaluation", "classes")
+    return settings | provenance.packages | {name: getattr(provenance, name) for name in names}
+
+
 @functools.cache
 def code_digest() -> str:
-    """SHA-256 over this package's code."""
+    """Returns the SHA-256 over this package's code."""
     root, digest = pathlib.Path(__file__).parents[1], hashlib.sha256()
     for path in sorted([*root.rglob("*.py"), *root.rglob("*.cc")]):
         digest.update(f"{path.relative_to(root)}\0".encode())
@@ -30,22 +108,17 @@ def code_digest() -> str:
 
 
 def convolutions(run: Run) -> str:
-    """Whose they are: the C++ compiler's where the run may call those that it made, else XLA's."""
-    native_ones = (
+    """Returns the compiler of the C++ convolutions if the run may use them, else "XLA"."""
+    may_be_native = (
         run.mesh.size == 1
         and jax.default_backend() == "cpu"
         and run.config.model.compute_dtype == "float32"
     )
-    return (native_ones and native.compiled_by) or "XLA"
+    return (may_be_native and native.compiled_by) or "XLA"
 
 
-def provenance(run: Run) -> dict[str, Any]:
-    """What a checkpoint of `run` carries, as JSON.
-
-    `data` and `classes` are compared on a resume, the rest is there to be read.
-
-    `seconds` (trained, of these stalled), `left_out` (steps that were not finite) and `skipped` (records that could not be decoded) grow.
-    """
+def provenance(run: Run) -> Provenance:
+    """Returns the provenance of a run on this machine."""
     import flaxres
 
     versions = {}
@@ -54,19 +127,16 @@ def provenance(run: Run) -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "?"
-    return {
-        "flaxres": flaxres.__version__,
-        "code": code_digest(),
-        "python": platform.python_version(),
-        "packages": versions,
-        "command": sys.argv,
-        "devices": f"{run.mesh.size} x {jax.devices()[0].device_kind}",
-        "processes": jax.process_count(),
-        "convolutions": convolutions(run),
-        "data": run.train.digest,
-        "evaluation": f"{run.evaluation.name} {len(run.evaluation)} {run.evaluation.digest}",
-        "classes": run.train.class_digest,
-        "seconds": (0.0, 0.0),
-        "left_out": 0,
-        "skipped": [],
-    }
+    return Provenance(
+        flaxres=flaxres.__version__,
+        code=code_digest(),
+        python=platform.python_version(),
+        packages=versions,
+        command=sys.argv,
+        devices=f"{run.mesh.size} x {jax.devices()[0].device_kind}",
+        processes=jax.process_count(),
+        convolutions=convolutions(run),
+        data=run.train.digest,
+        evaluation=f"{run.evaluation.name} {len(run.evaluation)} {run.evaluation.digest}",
+        classes=run.train.class_digest,
+    )

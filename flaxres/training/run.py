@@ -1,4 +1,4 @@
-"""A checked config with what follows from it: data, network, schedule, and what feeds the step."""
+"""A checked config with what follows from it: data, network, optimizer, schedule and input."""
 
 import contextlib
 import dataclasses
@@ -24,36 +24,43 @@ from flaxres.models.network import Network
 from flaxres.models.registry import create_model
 from flaxres.training.mesh import data_mesh, place, replicated, split
 from flaxres.training.optimizers import learning_rate, optimizer
-from flaxres.training.state import State, abstract_state, born, create_state
-from flaxres.training.steps import compiled_train_step
+from flaxres.training.state import State, abstract_state, create_state, random_variables
+from flaxres.training.steps import compiled_eval_step, compiled_train_step
 from flaxres.training.whitening import whitened
 from flaxres.weights.transfer import load_weights
+
+# None in the config keeps what the model has.
+OPTIONAL_ATTRIBUTES = ("stem", "anti_alias", "depths", "widths", "stem_width", "shortcut")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A checked config with its data, network and clock: what `fit` and `evaluate` share."""
+    """What `fit`, `evaluate` and the measurements share; each part is built on first use.
+
+    Attributes:
+      config: a checked config.
+      train: the training split.
+      evaluation: the evaluation split.
+      elsewhere: devices to compile for where they are not this machine's.
+    """
 
     config: Config
     train: Source
     evaluation: Source
     elsewhere: jax.sharding.Mesh | None = None
-    """Devices to compile for, where they are not this machine's."""
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
+        """The devices of the run."""
         if self.elsewhere is not None:
             return self.elsewhere
         return data_mesh(check_devices(self.config, jax.device_count()))
 
     @functools.cached_property
     def model(self) -> Network:
+        """The network that is trained."""
         model = self.config.model
-        attributes = {
-            name: value
-            for name in ("stem", "anti_alias", "depths", "widths", "stem_width", "shortcut")
-            if (value := getattr(model, name)) is not None
-        }
+        values = {name: getattr(model, name) for name in OPTIONAL_ATTRIBUTES}
         return create_model(
             model.name,
             num_classes=len(self.train.classes),
@@ -66,49 +73,52 @@ class Run:
             scan_blocks=model.scan_blocks,
             remat=model.remat,
             head_bias=model.head_bias,
-            **attributes,
+            **{name: value for name, value in values.items() if value is not None},
         )
 
     @functools.cached_property
     def teacher(self) -> Network | None:
-        """The network that is learned from."""
+        """The network that is distilled from, None without `optim.distill_model`."""
         name = self.config.optim.distill_model
+        dtype = jnp.dtype(self.config.model.compute_dtype)
         return (
-            create_model(
-                name,
-                num_classes=len(self.train.classes),
-                dtype=jnp.dtype(self.config.model.compute_dtype),
-            )
-            if name
-            else None
+            create_model(name, num_classes=len(self.train.classes), dtype=dtype) if name else None
         )
 
     @functools.cached_property
-    def taught(self) -> tuple[Any, ...]:
-        """The variables of the teacher, on the devices: the step's last argument where there is one."""
-        return (
-            (self.placed(load_weights(str(self.config.optim.distill_weights), self.teacher)),)
-            if self.teacher
-            else ()
-        )
+    def teacher_variables(self) -> tuple[Any, ...]:
+        """The last arguments of the step: the teacher's variables on the devices, or nothing."""
+        if self.teacher is None:
+            return ()
+        return (self.placed(load_weights(str(self.config.optim.distill_weights), self.teacher)),)
 
     def placed(self, variables: Any) -> Any:
+        """Replicates host arrays on the devices of the run."""
         return jax.tree.map(lambda leaf: place(np.asarray(leaf), replicated(self.mesh)), variables)
 
     def first_state(self) -> State:
-        """The state at step 0: random, with a whitening stem or without, or from a file of weights."""
+        """Returns the state at step 0, from `model.weights` or random variables.
+
+        Raises:
+          InputError: the weights don't fit, or the network has no stem to whiten.
+        """
         path, variables = self.config.model.weights, None
         if path:
             variables = self.placed(load_weights(path, self.model, adapt=True))
         elif self.config.model.stem_init == "whitening":
-            random = jax.device_get(jax.jit(functools.partial(born, self.model, self.config))())
+            initialise = functools.partial(random_variables, self.model, self.config)
+            random = jax.device_get(jax.jit(initialise)())
             ours = whitened(random, self.train, self.config.data, training_transform(self, 0).size)
-            # The first process's, since others' libraries may round otherwise.
+            # The libraries of other processes may round otherwise: all take the first one's.
             variables = self.placed(multihost_utils.broadcast_one_to_all(ours))
         return create_state(self.model, self.tx, self.config, self.mesh, variables)
 
+    def abstract_state(self) -> State:
+        """Returns the shapes, dtypes and shardings of the state, with nothing computed."""
+        return abstract_state(self.model, self.tx, self.config, self.mesh)
+
     def train_step(self) -> Any:
-        """See `compiled_train_step`."""
+        """Returns the jitted training step: see `compiled_train_step`."""
         return compiled_train_step(
             self.config,
             self.model,
@@ -119,26 +129,34 @@ class Run:
             self.teacher,
         )
 
+    def eval_step(self) -> Any:
+        """Returns the jitted evaluation step: see `compiled_eval_step`."""
+        return compiled_eval_step(self.config, self.model, self.mesh)
+
     @property
     def steps_per_epoch(self) -> float:
+        """Steps of an epoch, which may be no whole number."""
         return len(self.train) / self.config.train.batch_size
 
     @property
     def steps(self) -> int:
-        return self.config.train.steps or max(
-            round(self.config.train.epochs * self.steps_per_epoch), 1
-        )
+        """Steps of the whole run."""
+        train = self.config.train
+        return train.steps or max(round(train.epochs * self.steps_per_epoch), 1)
 
     @functools.cached_property
     def schedule(self) -> optax.Schedule:
+        """The learning rate by step."""
         return learning_rate(self.config.optim, self.steps, self.steps_per_epoch)
 
     @functools.cached_property
     def tx(self) -> optax.GradientTransformation:
+        """The optimizer."""
         return optimizer(self.config.optim, self.schedule)
 
     @property
     def speed(self) -> Speed:
+        """The loader's threads, processes and buffers."""
         data = self.config.data
         speed = Speed(
             workers=data.workers,
@@ -149,59 +167,66 @@ class Run:
         return dataclasses.replace(speed, threads=data.threads) if data.threads else speed
 
     def next_end(self, step: int, epochs: float) -> int:
-        """The first step after `step` at which a multiple of `epochs` is over: epochs that are no whole number of steps end at the nearest."""
+        """Returns the first step after `step` at which a multiple of `epochs` epochs is over.
+
+        Where epochs are no whole number of steps, they end at the nearest one.
+        """
         period = max(epochs * self.steps_per_epoch, 1)
         number = int(step / period) + 1
         return end if (end := round(number * period)) > step else round((number + 1) * period)
 
-    def abstract_state(self) -> State:
-        return abstract_state(self.model, self.tx, self.config, self.mesh)
-
 
 def prepare_run(config: Config) -> Run:
-    """Refuses, before anything is compiled, whatever could not train: raises InputError."""
+    """Opens the data of a config and checks it, before anything is compiled.
+
+    Raises:
+      InputError: the config could not train on this machine or with this data.
+    """
     check(config)
     check_devices(config, jax.device_count())
-    if "float64" in (config.model.compute_dtype, config.model.param_dtype) and not jax.config.read(
-        "jax_enable_x64"
-    ):
+    model, data, train = config.model, config.data, config.train
+    dtypes = (model.compute_dtype, model.param_dtype)
+    if "float64" in dtypes and not jax.config.read("jax_enable_x64"):
         raise InputError(
-            "float64 in model.dtype or model.param_dtype: set JAX_ENABLE_X64=1 in the environment, or use float32"
+            "float64 in model.dtype or model.param_dtype: set JAX_ENABLE_X64=1 in the environment, "
+            "or use float32"
         )
-    data = config.data
-    train, evaluation = open_splits(
-        data.name, (data.train_split, data.eval_split), data.source, data.data_dir, data.bad_images
+    splits = (data.train_split, data.eval_split)
+    training, evaluation = open_splits(
+        data.name, splits, data.source, data.data_dir, data.bad_images
     )
-    if train.classes != evaluation.classes:
+    if training.classes != evaluation.classes:
         raise InputError(
-            f"{train.name} and {evaluation.name} have other classes: they must be splits of one dataset"
+            f"{training.name} and {evaluation.name} have different classes: they must be splits of "
+            "one dataset"
         )
-    if config.train.wandb and importlib.util.find_spec("wandb") is None:
+    if train.wandb and importlib.util.find_spec("wandb") is None:
         raise InputError(
-            f"train.wandb={config.train.wandb!r} needs the package wandb: pip install wandb, or leave it out"
+            f"train.wandb={train.wandb!r} needs the package wandb: pip install wandb, or leave it "
+            "out"
         )
-    run = Run(config, train, evaluation)
+    run = Run(config, training, evaluation)
     if data.resident:
-        require_resident(train, data.image_size)
+        require_resident(training, data.image_size)
         require_resident(evaluation, data.eval_size)
-    if (last := run.steps * config.train.batch_size) >= 2**32:
+    if (samples := run.steps * train.batch_size) >= 2**32:
         raise InputError(
-            f"{last:,} samples in all: positions are 32 bits wide; lower train.epochs or train.steps"
+            f"{samples:,} samples in all: positions have 32 bits; lower train.epochs or train.steps"
         )
     return run
 
 
 def training_transform(run: Run, step: int) -> decode.Transform:
-    """What makes the pictures of a step, in the size of its epoch."""
-    config = run.config
-    data, size = config.data, config.data.image_size
+    """Returns the crop of a step's images, in the image size of its epoch."""
+    data, size = run.config.data, run.config.data.image_size
     for epoch, side in data.progressive_sizes:
         if step >= round(epoch * run.steps_per_epoch):
             size = side
     if data.crop == "centre":
         return decode.CentreCrop(size, size, data.interpolation)
+    seed = run.config.train.seed
     return decode.RandomResizedCrop(
-        size, config.train.seed, data.crop_scale, data.crop_ratio, data.crop_interpolation
+        size, seed, data.crop_scale, data.crop_ratio, data.crop_interpolation
     )
 
 
@@ -209,27 +234,30 @@ def training_transform(run: Run, step: int) -> decode.Transform:
 def feed(
     run: Run, first: int, say: Callable[[str], None]
 ) -> Iterator[tuple[Iterator[Any], Loader | None]]:
-    """What the step takes: the loader's batches, or the whole dataset again and again where it is on the devices. `say` is told of skipped images."""
-    config, data = run.config, run.config.data
+    """Yields the step's input from step `first` on, and the loader.
+
+    The input is the loader's batches. Where the dataset is resident, it is the whole dataset again
+    and again, and there is no loader.
+
+    Args:
+      run: the run.
+      first: the number of finished steps.
+      say: gets a line about each image that is skipped.
+    """
+    train, data = run.config.train, run.config.data
     if data.resident:
-        yield (
-            itertools.repeat(
-                resident(
-                    run.train, training_transform(run, 0), replicated(run.mesh), run.speed.threads
-                )
-            ),
-            None,
-        )
+        transform = training_transform(run, 0)
+        dataset = resident(run.train, transform, replicated(run.mesh), run.speed.threads)
+        yield itertools.repeat(dataset), None
         return
 
-    transform = functools.partial(training_transform, run)
     rows = training_rows(
         len(run.train),
-        config.train.batch_size,
-        config.train.seed,
+        train.batch_size,
+        train.seed,
         first,
         run.steps,
-        transform,
+        functools.partial(training_transform, run),
         data.repeats,
     )
     with Loader(run.train, rows, split(run.mesh), run.speed, data.bad_images, say) as loader:

@@ -1,4 +1,4 @@
-"""What training carries from step to step, and its birth."""
+"""The state that training carries from step to step, and its initial value."""
 
 from typing import Any
 
@@ -17,16 +17,23 @@ FIRST_SCALE = 2.0**16
 
 
 def purpose(seed: int, number: int) -> jax.Array:
-    """The root key of one purpose, so that no two of them draw the same numbers."""
+    """Returns the root key of one purpose, so that no two of them draw the same numbers."""
     return jax.random.fold_in(jax.random.key(seed), number)
 
 
 @flax.struct.dataclass
 class State:
-    """`step` () int32 counts finished steps, and with the batch size is also the state of the input: the next sample is `step * batch_size`.
+    """Everything that a step changes.
 
-    `ema` holds the moving averages of `params` and `batch_stats`, and `loss_scale` `scale` () and `good` (), the steps since it last changed; each is
-    {} where the run has none.
+    Attributes:
+      step: () int32, the number of finished steps. It is also the state of the input: the next
+        sample is at position `step * batch_size`.
+      params: the parameters.
+      batch_stats: the running statistics.
+      opt_state: the optimizer's state.
+      ema: moving averages of `params` and `batch_stats`; {} without `train.ema_decay`.
+      loss_scale: `scale` () float32 and `good` () int32, the steps since the scale last changed;
+        {} in other dtypes than float16.
     """
 
     step: jax.Array
@@ -38,39 +45,37 @@ class State:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the step trains."""
+        """The variables that the step trains."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
-    def answer(self) -> dict[str, Any]:
-        """What the run is for: the averages where there are any."""
+    def eval_variables(self) -> dict[str, Any]:
+        """The variables to evaluate and export: the moving averages where there are any."""
         return self.ema or self.variables
 
 
-def born(model: nn.Module, config: Config) -> Any:
-    """Random variables, by the seed."""
+def random_variables(model: nn.Module, config: Config) -> Any:
+    """Returns the randomly initialised variables of a network, by `train.seed`."""
     size = config.data.image_size
-    return model.init(purpose(config.train.seed, INIT), jnp.zeros((1, size, size, 3), jnp.float32))
+    key = purpose(config.train.seed, INIT)
+    return model.init(key, jnp.zeros((1, size, size, 3), jnp.float32))
 
 
-def birth(
+def initial_state(
     model: nn.Module, tx: optax.GradientTransformation, config: Config, variables: Any = None
 ) -> State:
-    """The state at step 0, to be traced; `variables` are those to start from in place of random ones."""
+    """Returns the state at step 0, to be traced; `variables` replace random ones."""
     if variables is None:
-        variables = born(model, config)
+        variables = random_variables(model, config)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    ema = (
-        jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
-        if config.train.ema_decay
-        else {}
-    )
-    half = config.model.compute_dtype == "float16"
-    scale = (
-        {"scale": jnp.asarray(FIRST_SCALE, jnp.float32), "good": jnp.zeros((), jnp.int32)}
-        if half
-        else {}
-    )
+    ema, scale = {}, {}
+    if config.train.ema_decay:
+        ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+    if config.model.compute_dtype == "float16":
+        scale = {
+            "scale": jnp.asarray(FIRST_SCALE, jnp.float32),
+            "good": jnp.zeros((), jnp.int32),
+        }
     return State(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), ema, scale)
 
 
@@ -81,17 +86,22 @@ def create_state(
     mesh: Mesh,
     variables: Any = None,
 ) -> State:
-    """The state at step 0, computed where it will live: no copy is made on the host or on one device first."""
-    return jax.jit(
-        lambda variables: birth(model, tx, config, variables), out_shardings=replicated(mesh)
-    )(variables)
+    """Computes the state at step 0 where it will live, with no copy on the host or one device."""
+
+    def create(variables: Any) -> State:
+        return initial_state(model, tx, config, variables)
+
+    state: State = jax.jit(create, out_shardings=replicated(mesh))(variables)
+    return state
 
 
 def abstract_state(
     model: nn.Module, tx: optax.GradientTransformation, config: Config, mesh: Mesh
 ) -> State:
-    """The shapes, dtypes and shardings of the state, with nothing computed."""
-    shapes = jax.eval_shape(lambda: birth(model, tx, config))
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), shapes
+    """Returns the shapes, dtypes and shardings of the state, with nothing computed."""
+    shapes = jax.eval_shape(lambda: initial_state(model, tx, config))
+    state: State = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
+        shapes,
     )
+    return state

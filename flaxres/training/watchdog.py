@@ -1,4 +1,4 @@
-"""Ends a process that no longer moves, and says where it stood."""
+"""Ends a process that no longer makes progress, and reports where it stood."""
 
 import faulthandler
 import os
@@ -15,11 +15,15 @@ EXIT_STUCK = 70
 
 
 class Watchdog:
-    """A thread that ends the process with code 70 when nothing was heard for `limit` seconds; a limit of 0 never does. A context manager.
+    """Ends the process with code 70 if nothing was reported for some time. A context manager.
 
-    `at` says what is about to be done, which starts the time anew. `saving_since` tells when a save began that runs beside, on the monotonic clock,
-    or None. The stacks of all threads go to `stacks.txt` in `folder`, or of process I of several to `stacks-I.txt`, which JAX's own end of a process
-    whose peers are gone fills as well.
+    The stacks of all threads go to `stacks.txt` in the workdir, or to `stacks-I.txt` for process I
+    of several. JAX ends a process whose peers are gone; the file is written then too.
+
+    Args:
+      folder: the workdir.
+      limit: seconds; 0 never ends the process.
+      saving_since: returns the start of the save under way, on the monotonic clock, or None.
     """
 
     def __init__(
@@ -39,7 +43,8 @@ class Watchdog:
             threading.Thread(target=self.watch, name="flaxres-watchdog", daemon=True).start()
 
     def __enter__(self) -> "Watchdog":
-        # Where another process of the run is gone, JAX aborts this one, from C++: its stacks are then written by the handler of that signal.
+        # Where another process of the run is gone, JAX aborts this one from C++. The handler of
+        # that signal then writes the stacks.
         if jax.process_count() > 1:
             self.file = self.stacks.open("w")
             faulthandler.enable(self.file)
@@ -53,9 +58,11 @@ class Watchdog:
             self.stacks.unlink(missing_ok=True)
 
     def at(self, what: str) -> None:
+        """Reports what is about to be done, which starts the time again."""
         self.what, self.since = what, time.monotonic()
 
     def watch(self) -> None:
+        """Checks the time until the run ends; runs in a thread."""
         while not self.ended.wait(min(self.limit / 10, 10)):
             now, saving = time.monotonic(), self.saving_since()
             if saving is not None and now - saving > self.limit:
@@ -64,14 +71,16 @@ class Watchdog:
                 self.end(self.what, now - self.since)
 
     def end(self, what: str, seconds: float) -> None:
+        """Writes the stacks and ends the process."""
         try:
             with self.stacks.open("w") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError:
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
         print(
-            f"flaxres: {what} has not moved for {seconds:.0f} seconds (train.watchdog_seconds={self.limit:g}); stacks are in {self.stacks}. "
-            "What was saved is intact: start the same command again to go on",
+            f"flaxres: {what} has not moved for {seconds:.0f} seconds "
+            f"(train.watchdog_seconds={self.limit:g}); stacks are in {self.stacks}. "
+            "What was saved is intact: start the same command again to resume",
             file=sys.stderr,
             flush=True,
         )
