@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flaxres.errors import InputError as InputError, missing_extra
 from flaxres.models.densenet import DenseNet as DenseNet
-from flaxres.models.registry import (
+from flaxres.models.named import (
     ResNet18 as ResNet18,
     ResNet20 as ResNet20,
     ResNet32 as ResNet32,
@@ -21,9 +21,8 @@ from flaxres.models.registry import (
     ResNet152 as ResNet152,
     ResNet200 as ResNet200,
     ResNet1202 as ResNet1202,
-    create_model as create_model,
-    list_models as list_models,
 )
+from flaxres.models.registry import create_model as create_model, list_models as list_models
 from flaxres.models.resnet import ResNet as ResNet
 from flaxres.models.resnet9 import ResNet9 as ResNet9
 from flaxres.models.resnetv2 import ResNetV2 as ResNetV2
@@ -47,30 +46,73 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-LAZY = {
-    **dict.fromkeys(
-        ("Config", "ModelConfig", "DataConfig", "AugmentConfig", "OptimConfig", "TrainConfig"),
-        "flaxres.config.schema",
-    ),
-    "variant": "flaxres.config.files",
-    **dict.fromkeys(("fit", "evaluate"), "flaxres.training.loop"),
+# Loaded on first use.
+_LAZY = {
+    "AugmentConfig": "flaxres.config.schema",
+    "Config": "flaxres.config.schema",
+    "DataConfig": "flaxres.config.schema",
+    "ModelConfig": "flaxres.config.schema",
+    "OptimConfig": "flaxres.config.schema",
     "Report": "flaxres.training.evaluation",
-    "load_pretrained": "flaxres.weights.hub",
-    **dict.fromkeys(("load_weights", "save_weights"), "flaxres.weights.transfer"),
+    "TrainConfig": "flaxres.config.schema",
     "compiler_options": "flaxres.training.xla",
+    "evaluate": "flaxres.training.loop",
+    "fit": "flaxres.training.loop",
+    "load_pretrained": "flaxres.weights.hub",
+    "load_weights": "flaxres.weights.transfer",
+    "save_weights": "flaxres.weights.transfer",
+    "variant": "flaxres.config.files",
 }
+__all__ = [
+    "AugmentConfig",
+    "Config",
+    "DataConfig",
+    "DenseNet",
+    "InputError",
+    "ModelConfig",
+    "OptimConfig",
+    "Report",
+    "ResNet",
+    "ResNet9",
+    "ResNet18",
+    "ResNet20",
+    "ResNet32",
+    "ResNet34",
+    "ResNet44",
+    "ResNet50",
+    "ResNet56",
+    "ResNet101",
+    "ResNet110",
+    "ResNet152",
+    "ResNet200",
+    "ResNet1202",
+    "ResNetV2",
+    "TrainConfig",
+    "compiler_options",
+    "create_model",
+    "evaluate",
+    "fit",
+    "list_models",
+    "load_pretrained",
+    "load_weights",
+    "save_weights",
+    "use_native_convolutions",
+    "variant",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in LAZY:
+    if name not in _LAZY:
         raise AttributeError(f"module 'flaxres' has no attribute {name!r}")
     try:
-        return getattr(importlib.import_module(LAZY[name]), name)
+        value = getattr(importlib.import_module(_LAZY[name]), name)
     except ModuleNotFoundError as error:
         if (refusal := missing_extra(error)) is None:
             raise
         raise ImportError(f"flaxres.{name}: {refusal}", name=error.name) from error
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *LAZY])
+    return sorted({*globals(), *__all__})

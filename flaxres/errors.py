@@ -10,6 +10,15 @@ class InputError(ValueError):
     """Input that can't be used: the message is one line with the value, the rule and the fix.
 
     `train.py` and the `flaxres` command print the message and exit with code 2.
+
+    Example:
+
+      >>> import flaxres
+      >>> try:
+      ...     flaxres.create_model("resnet51")
+      ... except flaxres.InputError as error:
+      ...     print(str(error).partition(":")[0])
+      unknown model 'resnet51'
     """
 
 

@@ -122,13 +122,6 @@ MODELS: dict[str, Row] = {
     "resnet9": partial(ResNet9),
 }
 
-ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, ResNet200 = (
-    MODELS[f"resnet{n}"] for n in (18, 34, 50, 101, 152, 200)
-)
-ResNet20, ResNet32, ResNet44, ResNet56, ResNet110, ResNet1202 = (
-    MODELS[f"resnet{n}"] for n in (20, 32, 44, 56, 110, 1202)
-)
-
 
 def list_models(pattern: str = "*") -> list[str]:
     """Return the names that match a shell pattern, in natural order (resnet50 before resnet101).

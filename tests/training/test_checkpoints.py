@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,14 @@ import optax
 import pytest
 
 import flaxres
-from flaxres import Config
 from flaxres.cli import main
 from flaxres.errors import InputError, WriteError
-from flaxres.training import checkpoints as module, loop
-from flaxres.training.checkpoints import DIGESTS, SEAL, Checkpoints, newest_sound, problem, survey
+from flaxres.training import augmentation
+from flaxres.training.checkpoints import Checkpoints
+from flaxres.training.non_finite import NonFiniteError
 from flaxres.training.run import prepare_run
 from flaxres.training.state import State
+from flaxres.training.verification import DIGESTS, SEAL, newest_sound, problem, steps, survey
 from flaxres.training.watchdog import EXIT_STUCK
 from tests.training.test_loop import digits
 
@@ -135,7 +137,7 @@ def test_fault_06_fault_07_what_is_refused_is_named_kept_and_saved_anew(
     assert (workdir / "refused" / "40").is_dir()
     assert [found.problem for found in survey(folder)] == [""] * 3
     assert (
-        "step 30 is not trusted: state/manifest.ocdbt has changed since it was saved; step 20 is taken"
+        "step 30 is not trusted: state/manifest.ocdbt has changed since it was saved; using step 20"
         in said[1]
     )
     assert "step 40 is not trusted: " + DIGESTS + " is missing" in said[0]
@@ -186,7 +188,7 @@ def test_the_best_is_kept_beside_the_newest(tmp_path: pathlib.Path) -> None:
         for step, accuracy in ((1, 0.5), (2, 0.9), (3, 0.6), (4, None), (5, 0.7)):
             checkpoints.save(state(step), step, {}, accuracy)
         checkpoints.wait()
-        assert module.steps(tmp_path / "checkpoints") == [5, 4, 2]
+        assert steps(tmp_path / "checkpoints") == [5, 4, 2]
 
 
 @pytest.mark.parametrize(
@@ -259,17 +261,12 @@ def test_fault_28_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_
         devices=1,
     )
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, resident=resident))
-    from flaxres.training import steps
+    real = augmentation.augmented
 
-    real = steps.pictures
-
-    def spoilt(config: Config, batch: dict[str, jax.Array], size: int) -> jax.Array:
-        """One picture of step 7 is NaN: its position is 6 * 64 + 5."""
-        return jnp.where(
-            (batch["position"] == 6 * 64 + 5)[:, None, None, None],
-            jnp.nan,
-            real(config, batch, size),
-        )
+    def damaged(batch: dict[str, jax.Array], *settings: Any) -> jax.Array:
+        """Makes the image at position 6 * 64 + 5, which is of step 7, NaN."""
+        chosen = (batch["position"] == 6 * 64 + 5)[:, None, None, None]
+        return jnp.where(chosen, jnp.nan, real(batch, *settings))
 
     # The state before the bad step, of a run that saved there and never met it.
     saving = dataclasses.replace(
@@ -279,9 +276,9 @@ def test_fault_28_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_
         ),
     )
     flaxres.fit(saving, tmp_path / "reference")
-    monkeypatch.setattr(steps, "pictures", spoilt)
+    monkeypatch.setattr(augmentation, "augmented", damaged)
     with pytest.raises(
-        loop.NonFiniteError,
+        NonFiniteError,
         match="step 7: loss or gradient is not finite; step 6 is saved. Its samples are the records",
     ):
         flaxres.fit(config, tmp_path / "stop")

@@ -23,9 +23,10 @@ from flaxres.data.sources import Source
 from flaxres.errors import InputError
 from flaxres.ops import native
 from flaxres.training import metrics, run
+from flaxres.training.display import Display
 from flaxres.training.log import Log
-from flaxres.training.loop import Stepper
 from flaxres.training.run import prepare_run
+from flaxres.training.stepper import Stepper
 from tools import kill, processes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -120,7 +121,7 @@ def test_a_run_that_goes_on_with_other_convolutions_says_so(
         capfd.readouterr()
         flaxres.fit(config, tmp_path)
         said = capfd.readouterr().err
-        assert "going on at 6" in said
+        assert "resuming at 6" in said
         return said
 
     flaxres.fit(config, tmp_path)
@@ -161,7 +162,7 @@ def test_the_clock_counts_each_second_once(data_dir: str, tmp_path: pathlib.Path
         tmp_path,
         0,
         (10.0, 1.0),
-        metrics.Display(1, 0, False, False),
+        Display(1, 0, False, False),
         None,
     )
     time.sleep(0.3)
@@ -382,7 +383,7 @@ def test_fault_02_a_signal_saves_once_and_exits_with_75(
     assert f"step {saved[0]} is saved" in said
     assert 5 <= saved[0] < 40
     (said,) = processes.finish(kill.start(words))
-    assert f"going on at {saved[0]}" in said
+    assert f"resuming at {saved[0]}" in said
     assert sorted(
         {row["step"] for row in metrics.read_metrics(tmp_path) if "train/loss" in row}
     ) == list(range(1, 41))

@@ -1,5 +1,6 @@
 """Several processes: refusals, and (slow) one result, resumes across numbers of processes, and exact evaluation."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import pytest
 
 from flaxres import Config, InputError, OptimConfig
 from flaxres.training import hosts
+from flaxres.training.provenance import Provenance, shared_facts
 from tools.processes import DIGITS, ROOT, finish, rows, start
 
 
@@ -41,19 +43,22 @@ def test_flags_that_do_not_fit_are_refused(arguments: tuple[Any, ...], message: 
 
 
 def test_fault_23_what_differs_between_processes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    origin = {
-        "packages": {"jax": "1"},
-        "flaxres": "1",
-        "code": "a",
-        "python": "3",
-        "data": "d",
-        "evaluation": "e",
-        "classes": "c",
-    }
-    ours = hosts.facts(Config(), origin)
-    theirs = hosts.facts(
-        Config(optim=OptimConfig(learning_rate=0.2)), origin | {"packages": {"jax": "2"}}
+    origin = Provenance(
+        flaxres="1",
+        code="a",
+        python="3",
+        packages={"jax": "1"},
+        command=[],
+        devices="1 x cpu",
+        processes=2,
+        convolutions="XLA",
+        data="d",
+        evaluation="e",
+        classes="c",
     )
+    ours = shared_facts(Config(), origin)
+    changed = dataclasses.replace(origin, packages={"jax": "2"})
+    theirs = shared_facts(Config(optim=OptimConfig(learning_rate=0.2)), changed)
     monkeypatch.setattr(hosts, "gather", lambda value: [value, theirs])
     with pytest.raises(
         InputError,

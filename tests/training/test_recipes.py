@@ -21,11 +21,14 @@ from flaxres import (
 from flaxres.config.check import check
 from flaxres.data.augment import normalise
 from flaxres.data.order import mirrored
+from flaxres.models.network import Network
 from flaxres.models.resnet import ResNet
+from flaxres.training.augmentation import augmented
+from flaxres.training.losses import distillation_losses, example_losses
 from flaxres.training.mesh import data_mesh
 from flaxres.training.optimizers import learning_rate, optimizer
 from flaxres.training.state import State, create_state
-from flaxres.training.steps import compiled_train_step, distillation, eval_step, losses, pictures
+from flaxres.training.steps import compiled_train_step, eval_step
 
 SIZE, CLASSES = 8, 6
 
@@ -128,23 +131,14 @@ def test_binary_losses_are_their_formulas() -> None:
         targets * jnp.log(jax.nn.sigmoid(logits))
         + (1 - targets) * jnp.log(1 - jax.nn.sigmoid(logits))
     )
-    assert losses(config(optim=OptimConfig(loss="binary")), logits, targets)[0] == pytest.approx(
-        float(each.mean()), rel=1e-5
-    )
-    assert losses(config(optim=OptimConfig(loss="binary_sum")), logits, targets)[
-        0
-    ] == pytest.approx(float(each.sum()), rel=1e-5)
-    hard = losses(config(optim=OptimConfig(loss="binary", binary_threshold=0.2)), logits, targets)[
-        0
-    ]
-    assert hard == pytest.approx(
-        float(
-            losses(
-                config(optim=OptimConfig(loss="binary")), logits, jnp.asarray([[1.0, 0.0, 1.0]])
-            )[0]
-        ),
-        rel=1e-6,
-    )
+
+    def loss(targets: jax.Array, **settings: Any) -> float:
+        return float(example_losses(OptimConfig(**settings), logits, targets)[0])
+
+    assert loss(targets, loss="binary") == pytest.approx(float(each.mean()), rel=1e-5)
+    assert loss(targets, loss="binary_sum") == pytest.approx(float(each.sum()), rel=1e-5)
+    hard = loss(targets, loss="binary", binary_threshold=0.2)
+    assert hard == pytest.approx(loss(jnp.asarray([[1.0, 0, 1.0]]), loss="binary"), rel=1e-6)
 
 
 def test_the_average_is_its_formula_and_evaluation_uses_it() -> None:
@@ -164,7 +158,7 @@ def test_the_average_is_its_formula_and_evaluation_uses_it() -> None:
             lambda old, new: 0.5 * old + 0.5 * new, expected, trajectory[number]
         )
     assert far(state.ema, expected) < 1e-6
-    assert state.answer is state.ema
+    assert state.eval_variables is state.ema
 
 
 def test_fault_28_an_overflow_leaves_everything_but_the_scale() -> None:
@@ -239,8 +233,7 @@ def test_sharpness_aware_steps_are_the_papers() -> None:
 def test_a_student_is_pulled_to_its_teacher() -> None:
     logits, teacher = jnp.asarray([[1.0, 2.0, 0.0]]), jnp.asarray([[2.0, 0.0, 1.0]])
     p, q = jax.nn.softmax(teacher / 3), jax.nn.softmax(logits / 3)
-    warm = config(optim=OptimConfig(distill_temperature=3.0))
-    assert distillation(warm, logits, teacher)[0] == pytest.approx(
+    assert distillation_losses(3.0, logits, teacher)[0] == pytest.approx(
         float(9 * (p * (jnp.log(p) - jnp.log(q))).sum()), rel=1e-5
     )
     network = model()
@@ -260,23 +253,28 @@ def test_half_a_teacher_is_refused() -> None:
         check(config(optim=OptimConfig(distill_model="resnet20")))
 
 
+def evaluation_loss(
+    settings: Config, network: Network, variables: Any, batch: dict[str, Any]
+) -> float:
+    return float(eval_step(settings.data, network, "float32")(variables, batch)["loss"])
+
+
 def test_flipping_averages_the_logits_of_both() -> None:
     network = model()
     variables = network.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
     flipped = dataclasses.replace(config(), data=dataclasses.replace(config().data, eval_flip=True))
     inputs = batch(8)
     mirrored = inputs | {"image": inputs["image"][:, :, ::-1].copy()}
-    one, other = (eval_step(flipped, network)(variables, part) for part in (inputs, mirrored))
-    assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=1e-6)
-    assert float(one["loss"]) != pytest.approx(
-        float(eval_step(config(), network)(variables, inputs)["loss"]), rel=1e-6
-    )
+    one, other = (evaluation_loss(flipped, network, variables, part) for part in (inputs, mirrored))
+    assert one == pytest.approx(other, rel=1e-6)
+    assert one != pytest.approx(evaluation_loss(config(), network, variables, inputs), rel=1e-6)
 
 
 def test_the_step_mirrors_what_alternates() -> None:
     alternating = dataclasses.replace(config(), augment=AugmentConfig(flip_alternates=True))
     given, size = batch(8, 16), 11
-    seen = pictures(alternating, given, size)
+    seed = alternating.train.seed
+    seen = augmented(given, alternating.data, alternating.augment, seed, size, jnp.float32)
     plain = normalise(given["image"], alternating.data.mean, alternating.data.std, jnp.float32)
     which = mirrored(given["position"], size, alternating.train.seed)
     assert which.any()
@@ -301,12 +299,11 @@ def test_moving_averages_the_logits_of_three_places() -> None:
     expected = optax.softmax_cross_entropy_with_integer_labels(
         middle / 2 + low / 4 + high / 4, inputs["label"]
     ).sum()
-    assert float(eval_step(moved, network)(variables, inputs)["loss"]) == pytest.approx(
-        float(expected), rel=1e-6
+    loss, unmoved = (
+        evaluation_loss(settings, network, variables, inputs) for settings in (moved, config())
     )
-    assert float(expected) != pytest.approx(
-        float(eval_step(config(), network)(variables, inputs)["loss"]), rel=1e-6
-    )
+    assert loss == pytest.approx(float(expected), rel=1e-6)
+    assert loss != pytest.approx(unmoved, rel=1e-6)
 
 
 @pytest.mark.parametrize("far", [-1, SIZE])

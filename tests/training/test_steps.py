@@ -15,8 +15,9 @@ import flaxres
 from flaxres import Config, DataConfig, ModelConfig, TrainConfig
 from flaxres.models.resnet import ResNet
 from flaxres.ops.convolution import direct
+from flaxres.training.losses import smooth_targets
 from flaxres.training.mesh import data_mesh
-from flaxres.training.steps import compiled_eval_step, eval_step, smooth_targets
+from flaxres.training.steps import compiled_eval_step, eval_step
 
 
 def test_smoothed_targets_are_the_formula() -> None:
@@ -48,7 +49,7 @@ def test_ranks_count_ties_and_nan_against_the_network(
         "label": np.zeros(2, np.int32),
         "weight": np.asarray([1, 0], np.float32),
     }
-    sums = eval_step(Config(), Fixed())({}, batch)  # type: ignore[arg-type]
+    sums = eval_step(DataConfig(), Fixed(), "float32")({}, batch)  # type: ignore[arg-type]
     assert (sums["top1"], sums["top5"], sums["examples"]) == (top1, top5, 1)
 
 
