@@ -44,7 +44,7 @@ def pictures(config: Config, batch: Batch, size: int) -> jax.Array:
     )
     images = augment.random_shift(keys, images, augment_.shift)
     if augment_.flip_alternates:
-        images = augment.flip_those(mirrored(batch["position"], size, config.train.seed), images)
+        images = augment.flip_where(mirrored(batch["position"], size, config.train.seed), images)
     elif augment_.flip:
         images = augment.random_flip(keys, images)
     images = augment.color_jitter(keys, images, augment_.color_jitter)
