@@ -80,19 +80,21 @@ def data_prepare(chosen: argparse.Namespace) -> None:
     place, tally = prepare(
         chosen.name, chosen.source, chosen.data_dir, bad_images=chosen.bad_images
     )
-    kinds_found = {split: dict(counts) for split, counts in tally.kinds.items()}
+    counts = {split: dict(numbers) for split, numbers in tally.counts.items()}
     show(
         chosen.json,
-        {"path": str(place), "files": kinds_found, "refused": dict(tally.refused)},
+        {"path": str(place), "files": counts, "refused": dict(tally.refused)},
         [*tally.lines(), f"prepared in {place}"],
     )
 
 
 def data_info(chosen: argparse.Namespace) -> None:
+    from flaxres.data.datasets import ensure_prepared
     from flaxres.data.sources import describe
 
     if chosen.config and not chosen.sheet:
         raise InputError("--config needs --sheet: it says what is drawn")
+    ensure_prepared(chosen.name, chosen.source, chosen.data_dir)
     facts = describe(chosen.name, chosen.source, chosen.data_dir)
     lines = [f"path: {facts['path']}", f"version: {facts['version']}"]
     for split, known in facts["splits"].items():
@@ -135,8 +137,10 @@ def data_info(chosen: argparse.Namespace) -> None:
 
 
 def data_verify(chosen: argparse.Namespace) -> None:
+    from flaxres.data.datasets import ensure_prepared
     from flaxres.data.sources import verify
 
+    ensure_prepared(chosen.name, chosen.source, chosen.data_dir)
     verdict = verify(chosen.name, chosen.source, chosen.data_dir, chosen.decode)
     sound = sum(state == "sound" for state in verdict.files.values())
     files = (
@@ -145,10 +149,16 @@ def data_verify(chosen: argparse.Namespace) -> None:
         else "files: no digests, TFDS prepared this dataset"
     )
     lines = [files] + [
-        f"{name}: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
-        for name, kinds in verdict.kinds.items()
+        f"{name}: " + ", ".join(f"{count:,} {result}" for result, count in counts.items())
+        for name, counts in verdict.counts.items()
     ]
-    show(chosen.json, dataclasses.asdict(verdict), lines + verdict.problems)
+    report = {
+        "records": verdict.records,
+        "kinds": verdict.counts,
+        "files": verdict.files,
+        "problems": verdict.problems,
+    }
+    show(chosen.json, report, lines + verdict.problems)
     if verdict.problems:
         raise InputError(
             f"{len(verdict.problems)} problems, the first: {verdict.problems[0]}; delete the dataset's folder and prepare it again"
@@ -156,22 +166,22 @@ def data_verify(chosen: argparse.Namespace) -> None:
 
 
 def data_shrink(chosen: argparse.Namespace) -> None:
+    from flaxres.data.datasets import open_or_prepare
     from flaxres.data.prepare import shrink
-    from flaxres.data.sources import open_splits
 
     sources = {
         source.name.rpartition("/")[2]: source
-        for source in open_splits(chosen.name, (), chosen.source, chosen.data_dir)
+        for source in open_or_prepare(chosen.name, (), chosen.source, chosen.data_dir)
     }
     name, place, tally = shrink(sources, chosen.short_side, chosen.quality, chosen.data_dir)
-    kinds_found = {split: dict(counts) for split, counts in tally.kinds.items()}
-    facts = {"name": name, "path": str(place), "images": kinds_found}
+    counts = {split: dict(numbers) for split, numbers in tally.counts.items()}
+    facts = {"name": name, "path": str(place), "images": counts}
     show(
         chosen.json,
         facts,
         [
             *tally.lines(),
-            f"{'written to' if tally.kinds else 'already there:'} {place}",
+            f"{'written to' if tally.counts else 'already there:'} {place}",
             f"train on it with: --data.name {name}",
         ],
     )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from flaxres.config.check import check
 from flaxres.config.schema import Config
-from flaxres.data.sources import open_splits
+from flaxres.data.datasets import open_or_prepare
 from flaxres.training.mesh import replicated, split
 from flaxres.training.run import Run
 from flaxres.training.steps import steps_per_dispatch
@@ -38,7 +38,7 @@ def described_run(config: Config) -> Run:
     check(config)
     data: Any = config.data
     if data.name not in KNOWN or "[" in data.train_split + data.eval_split:
-        opened = open_splits(
+        opened = open_or_prepare(
             data.name, (data.train_split, data.eval_split), data.source, data.data_dir
         )
         return Run(config, opened[0], opened[1])

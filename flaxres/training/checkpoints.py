@@ -17,7 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from flaxres.data.digests import of_file
+from flaxres.data.digests import file_digest
 from flaxres.errors import InputError, WriteError
 from flaxres.training import hosts
 from flaxres.training.state import State
@@ -45,7 +45,7 @@ def digests(folder: pathlib.Path) -> dict[str, str]:
         if path.is_file() and path.name not in (DIGESTS, SEAL, PART)
     )
     return {
-        str(path.relative_to(folder)): of_file(path)
+        str(path.relative_to(folder)): file_digest(path)
         for path in files
         if str(path.relative_to(folder)) not in LATE
     }
@@ -53,7 +53,7 @@ def digests(folder: pathlib.Path) -> dict[str, str]:
 
 def late_digests(folder: pathlib.Path) -> dict[str, str]:
     """File name -> SHA-256 of the files that the seal speaks for."""
-    return {name: of_file(folder / name) for name in (*LATE, DIGESTS) if (folder / name).exists()}
+    return {name: file_digest(folder / name) for name in (*LATE, DIGESTS) if (folder / name).exists()}
 
 
 def whole(files: dict[str, str]) -> str:
