@@ -5,6 +5,7 @@ Nothing here prepares a dataset; `flaxres.data.datasets` does that on first use.
 
 import contextlib
 import pathlib
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -140,11 +141,12 @@ def _find(name: str, source: str | None, data_dir: str | None) -> Any:
             return _locate(candidate, data_dir)
     if name not in BUILDERS:
         raise unknown("dataset", name, [*BUILDERS, *_prepared(data_dir)])
-    options = f" --source {source}" if source else ""
-    options += f" --data-dir {data_dir}" if data_dir else ""
+    command = ["flaxres", "data", "prepare", name]
+    command += ["--source", source] if source else []
+    command += ["--data-dir", data_dir] if data_dir else []
     raise NotPreparedError(
-        f"dataset {name!r} is not prepared in {data_dir or 'the TFDS folder'}: run `flaxres data "
-        f"prepare {name}{options}`"
+        f"dataset {name!r} is not prepared in {data_dir or 'the TFDS folder'}: run "
+        f"`{shlex.join(command)}`"
     )
 
 

@@ -1,6 +1,7 @@
 """Datasets are prepared on first use, but never by the functions that only open them."""
 
 import pathlib
+import shlex
 from collections.abc import Callable
 
 import pytest
@@ -31,7 +32,7 @@ def test_the_command_in_the_message_prepares_the_folder(
     root, folder = str(photographs(2, 2)), str(tmp_path / "prepared")
     with pytest.raises(NotPreparedError) as refused:
         open_splits("folder", ["train"], root, folder)
-    command = str(refused.value).split("`")[1].split()
+    command = shlex.split(str(refused.value).split("`")[1])
     assert command[0] == "flaxres"
     assert main(command[1:]) == 0, capfd.readouterr().err
     assert len(open_splits("folder", ["train"], root, folder)[0]) == 4
