@@ -1,7 +1,8 @@
-"""What augmentation on the device costs: `python -m benchmarks.augmentation [--json]`.
+"""Measures the cost of augmentation on the device: `python -m benchmarks.augmentation [--json]`.
 
-`cifar_percent_of_step`: a training step of ResNet-20 on resident CIFAR-sized data, batch 128, with pad-and-crop and mirror against the same step
-without, median of pairs measured in turn. The other figures are milliseconds an image of each augmentation by itself, 224 pixels, batch 64.
+`cifar_percent_of_step` is what pad-and-crop and horizontal flips add to a training step of
+ResNet-20 on resident CIFAR-sized data at batch 128; the median of pairs, measured in turn. The
+other figures are the milliseconds an image of each augmentation alone, at 224 pixels and batch 64.
 """
 
 import argparse
@@ -34,7 +35,7 @@ SINGLE = {
 
 
 def resident_steps(augmentation: AugmentConfig, steps: int) -> Callable[[], float]:
-    """A function that runs some training steps and returns their seconds."""
+    """Returns a function that runs training steps and returns the seconds they took."""
     config = Config(
         ModelConfig("resnet20"),
         DataConfig(image_size=32, crop="centre", resident=True),
@@ -65,6 +66,7 @@ def resident_steps(augmentation: AugmentConfig, steps: int) -> Callable[[], floa
 
 
 def milliseconds(augmentation: AugmentConfig) -> float:
+    """Returns the milliseconds an image of an augmentation."""
     config = dataclasses.replace(Config(), augment=augmentation)
     batch = {
         "image": jax.random.randint(jax.random.key(0), (64, 224, 224, 3), 0, 256).astype(jnp.uint8),
@@ -89,14 +91,11 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--steps", type=int, default=5, help="steps in each measurement")
     chosen = parser.parse_args()
-    plain, augmented = (
-        resident_steps(AugmentConfig(flip=False), chosen.steps),
-        resident_steps(AugmentConfig(shift=4), chosen.steps),
-    )
+    plain = resident_steps(AugmentConfig(flip=False), chosen.steps)
+    augmented = resident_steps(AugmentConfig(shift=4), chosen.steps)
     ratios = []
-    for i in range(chosen.pairs):  # which comes first changes from pair to pair
-        times = [(f, f()) for f in ((plain, augmented) if i % 2 else (augmented, plain))]
-        seconds = dict(times)
+    for i in range(chosen.pairs):  # the order alternates
+        seconds = {f: f() for f in ((plain, augmented) if i % 2 else (augmented, plain))}
         ratios.append(seconds[augmented] / seconds[plain])
     figures = {"cifar_percent_of_step": 100 * (statistics.median(ratios) - 1)}
     base = milliseconds(AugmentConfig(flip=False))

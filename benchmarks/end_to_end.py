@@ -15,8 +15,9 @@ import tempfile
 
 from benchmarks.input import photographs
 from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from flaxres.data.datasets import open_or_prepare
 from flaxres.data.prepare import shrink
-from flaxres.data.sources import open_source, open_splits
+from flaxres.data.sources import open_source
 from flaxres.diagnostics.rates import rates_of
 from flaxres.training.run import Run
 
@@ -34,9 +35,9 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = str(photographs(pathlib.Path(folder)).parents[1])
-        full = open_source("folder", "train", root, folder)
+        (full,) = open_or_prepare("folder", ["train"], root, folder)
         name, _, _ = shrink({"train": full}, chosen.short_side, 90, folder)
-        (small,) = open_splits(name, ["train"], None, folder)
+        small = open_source(name, "train", None, folder)
         config = Config(
             ModelConfig("resnet18"),
             DataConfig("folder", root, folder, image_size=SIZE, eval_size=SIZE, eval_resize=SIZE),

@@ -1,12 +1,17 @@
-"""Images a second of the input pipeline against peers: `python -m benchmarks.input [--json]`.
+"""Compares the input pipeline with peers: `python -m benchmarks.input [--json]`.
 
-Full-size ImageNet photographs (250, again and again) -> random resized crop of 224 pixels, mirror, batches of 64 ready on the device. Ours
-reads ArrayRecord. The peers hold the encoded files in memory: tf.data does what Flax's ImageNet example does (`decode_and_crop_jpeg`, bicubic,
-AUTOTUNE), in an environment of its own that this program makes; PyTorch's DataLoader runs torchvision's RandomResizedCrop with two workers.
+Each pipeline takes 250 full-size ImageNet photographs, repeatedly, through a random resized crop of
+224 pixels and a horizontal flip to batches of 64 on the device. flaxres reads ArrayRecord. The
+peers have the encoded files in memory:
 
-`full_vs_tfdata`, `full_vs_torch`: ratios of images a second, above 1 is faster. `shrunk_vs_tfdata`: ours after `flaxres data shrink` to a short
-side of 256 pixels and quality 90, against tf.data on the full-size files. Each is the median of pairs, measured in turn; nothing else may run
-meanwhile.
+- tf.data does what Flax's ImageNet example does (`decode_and_crop_jpeg`, bicubic, AUTOTUNE), in an
+  environment that this program creates.
+- PyTorch's DataLoader runs torchvision's RandomResizedCrop with two workers.
+
+`full_vs_tfdata` and `full_vs_torch` are ratios of images a second; above 1 flaxres is faster.
+`shrunk_vs_tfdata` compares flaxres after `flaxres data shrink` to a short side of 256 pixels and
+quality 90 with tf.data on the full-size files. Each is the median of pairs, measured in turn.
+Nothing else may run meanwhile.
 """
 
 import argparse
@@ -28,9 +33,11 @@ import jax
 from flaxres.cache import cache_folder
 from flaxres.data import augment
 from flaxres.data.decode import RandomResizedCrop
-from flaxres.data.loader import Loader, Speed, training_rows
+from flaxres.data.loader import Loader, Speed
 from flaxres.data.prepare import prepare, shrink
-from flaxres.data.sources import Source, open_source, open_splits
+from flaxres.data.rows import training_rows
+from flaxres.data.source import Source
+from flaxres.data.sources import open_source
 from flaxres.training.mesh import data_mesh, split
 
 ARCHIVE = pathlib.Path(__file__).parents[2] / "shared" / "data" / "imagenet_sample.tar"
@@ -44,9 +51,11 @@ folder, batch, size, skipped, timed = sys.argv[1], *map(int, sys.argv[2:])
 files = [open(os.path.join(folder, name), "rb").read() for name in sorted(os.listdir(folder))]
 
 def crop(data):
+    whole = tf.constant([0.0, 0.0, 1.0, 1.0], shape=[1, 1, 4])
     box, extent, _ = tf.image.sample_distorted_bounding_box(
-        tf.io.extract_jpeg_shape(data), bounding_boxes=tf.constant([0.0, 0.0, 1.0, 1.0], shape=[1, 1, 4]), min_object_covered=0.1,
-        aspect_ratio_range=(3 / 4, 4 / 3), area_range=(0.08, 1.0), max_attempts=10, use_image_if_no_bounding_boxes=True)
+        tf.io.extract_jpeg_shape(data), bounding_boxes=whole, min_object_covered=0.1,
+        aspect_ratio_range=(3 / 4, 4 / 3), area_range=(0.08, 1.0), max_attempts=10,
+        use_image_if_no_bounding_boxes=True)
     top, left, _ = tf.unstack(box)
     height, width, _ = tf.unstack(extent)
     image = tf.io.decode_and_crop_jpeg(data, tf.stack([top, left, height, width]), channels=3)
@@ -55,7 +64,8 @@ def crop(data):
     image = (image - tf.constant([123.675, 116.28, 103.53])) / tf.constant([58.395, 57.12, 57.375])
     return tf.image.convert_image_dtype(image, tf.float32)
 
-dataset = tf.data.Dataset.from_tensor_slices(files).repeat().shuffle(1000, seed=0).map(crop, num_parallel_calls=tf.data.AUTOTUNE)
+dataset = tf.data.Dataset.from_tensor_slices(files).repeat().shuffle(1000, seed=0)
+dataset = dataset.map(crop, num_parallel_calls=tf.data.AUTOTUNE)
 batches = iter(dataset.batch(batch, drop_remainder=True).prefetch(10))
 take = lambda: next(batches)
 """
@@ -69,8 +79,9 @@ from PIL import Image
 from torchvision import transforms
 folder, batch, size, skipped, timed = sys.argv[1], *map(int, sys.argv[2:])
 files = [open(os.path.join(folder, name), "rb").read() for name in sorted(os.listdir(folder))]
-change = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-                             transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+change = transforms.Compose([
+    transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+    transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
 
 class Files(torch.utils.data.Dataset):
     def __len__(self):
@@ -82,8 +93,9 @@ batches = iter(torch.utils.data.DataLoader(Files(), batch, num_workers=2))
 take = lambda: next(batches)
 """
 
-# Answers each line with the images a second of the next `timed` batches; waits until its buffers are full again before it says so.
-ANSWER = """
+# For each line of input, prints the images a second of the next `timed` batches. It waits before it
+# prints until its buffers are full again.
+MEASURE = """
 for _ in sys.stdin:
     for _ in range(skipped):
         take()
@@ -97,11 +109,11 @@ for _ in sys.stdin:
 
 
 def tensorflow_python() -> str:
-    """A Python that has tensorflow-cpu, in an environment under the user's cache that is made once."""
+    """Returns a Python with tensorflow-cpu, in an environment that is created once in the cache."""
     folder = cache_folder() / "benchmarks" / "tensorflow"
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
-        print(f"making an environment with tensorflow-cpu in {folder}", file=sys.stderr)
+        print(f"creating an environment with tensorflow-cpu in {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
         subprocess.run(
             [python, "-m", "pip", "install", "-q", "tensorflow-cpu"], check=True, stdout=sys.stderr
@@ -112,8 +124,8 @@ def tensorflow_python() -> str:
 
 @contextlib.contextmanager
 def peer(python: str, program: str, folder: pathlib.Path) -> Iterator[Callable[[], float]]:
-    """A peer in a process of its own: each call measures it."""
-    words = [python, "-c", program + ANSWER, str(folder), *map(str, (BATCH, SIZE, SKIPPED, TIMED))]
+    """Starts a peer in a process; each call of the result measures its images a second."""
+    words = [python, "-c", program + MEASURE, str(folder), *map(str, (BATCH, SIZE, SKIPPED, TIMED))]
     process = subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -132,28 +144,29 @@ def peer(python: str, program: str, folder: pathlib.Path) -> Iterator[Callable[[
 
 
 @jax.jit
-def mirrored(images: jax.Array, positions: jax.Array) -> jax.Array:
+def flipped(images: jax.Array, positions: jax.Array) -> jax.Array:
+    """Flips a random half of the images, as the peers do on the host."""
     return augment.random_flip(augment.sample_keys(jax.random.key(0), positions), images)
 
 
 def rate(source: Source, speed: Speed) -> float:
-    """Images a second of our loader, from a start with empty buffers."""
+    """Returns the images a second of flaxres, from a start with empty buffers."""
     crop = RandomResizedCrop(SIZE, seed=0)
     rows = training_rows(len(source), BATCH, 0, 0, 10**6, lambda step: crop)
     with Loader(source, rows, split(data_mesh(1)), speed) as loader:
         batches = iter(loader)
         for _ in range(SKIPPED):
             batch = next(batches)
-            mirrored(batch["image"], batch["position"]).block_until_ready()
+            flipped(batch["image"], batch["position"]).block_until_ready()
         start = time.perf_counter()
         for _ in range(TIMED):
             batch = next(batches)
-            mirrored(batch["image"], batch["position"]).block_until_ready()
+            flipped(batch["image"], batch["position"]).block_until_ready()
         return BATCH * TIMED / (time.perf_counter() - start)
 
 
 def photographs(folder: pathlib.Path) -> pathlib.Path:
-    """The archive unpacked as a folder dataset with one class; returns the folder of its files."""
+    """Unpacks the archive as a dataset with one class; returns the folder of its files."""
     files = folder / "photographs" / "train" / "photograph"
     files.mkdir(parents=True)
     with tarfile.open(ARCHIVE) as tar:
@@ -170,7 +183,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument(
-        "--workers", type=int, default=0, help="loading processes of ours in place of threads"
+        "--workers", type=int, default=0, help="loading processes of flaxres instead of threads"
     )
     chosen = parser.parse_args()
     speed = Speed(workers=chosen.workers)
@@ -182,7 +195,7 @@ def main() -> None:
         prepare("folder", root, temporary)
         full = open_source("folder", "train", root, temporary)
         name, _, _ = shrink({"train": full}, 256, 90, temporary)
-        (small,) = open_splits(name, ["train"], None, temporary)
+        small = open_source(name, "train", None, temporary)
         rates: dict[str, list[float]] = {"full": [], "shrunk": [], "tfdata": [], "torch": []}
         with (
             peer(tensorflow_python(), TF_DATA, files) as tf_data,

@@ -1,7 +1,8 @@
-"""Resident memory of the loader: `python -m benchmarks.loader_memory [--json]`.
+"""Measures the resident memory of the loader: `python -m benchmarks.loader_memory [--json]`.
 
-Loads 50,000 full-size ImageNet photographs (250, again and again) as random resized crops of 224 pixels in batches of 64, and reads the resident
-memory of this process, all libraries included, on the way: `mib_at_10000`, `mib_at_50000`, `mib_at_most`, and `mib_before` the first batch.
+Loads 50,000 full-size ImageNet photographs (250, repeatedly) as random resized crops of 224 pixels
+in batches of 64. The figures are the resident memory of this process with all libraries, in MiB:
+`mib_before` the first batch, `mib_at_10000` and `mib_at_50000` images, and `mib_at_most`.
 """
 
 import argparse
@@ -13,13 +14,15 @@ import tempfile
 import jax
 
 from benchmarks.input import BATCH, SIZE, photographs
+from flaxres.data.datasets import open_or_prepare
 from flaxres.data.decode import RandomResizedCrop
-from flaxres.data.loader import Loader, Speed, training_rows
-from flaxres.data.sources import open_source
+from flaxres.data.loader import Loader, Speed
+from flaxres.data.rows import training_rows
 from flaxres.training.mesh import data_mesh, split
 
 
 def resident_mib() -> float:
+    """Returns the resident memory of this process."""
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGESIZE") / 2**20
 
@@ -33,22 +36,21 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = str(photographs(pathlib.Path(folder)).parents[1])
-        source = open_source("folder", "train", root, folder)
+        (source,) = open_or_prepare("folder", ["train"], root, folder)
         crop = RandomResizedCrop(SIZE, seed=0)
-        rows = training_rows(
-            len(source), BATCH, 0, 0, -(-chosen.images // BATCH), lambda step: crop
-        )
-        figures, seen = {"mib_before": resident_mib()}, []
+        steps = -(-chosen.images // BATCH)
+        rows = training_rows(len(source), BATCH, 0, 0, steps, lambda step: crop)
+        figures, measured = {"mib_before": resident_mib()}, []
         with Loader(source, rows, split(data_mesh(1)), Speed()) as loader:
             for i, batch in enumerate(loader):
                 jax.block_until_ready(batch["image"])
-                seen.append(resident_mib())
+                measured.append(resident_mib())
                 if (count := (i + 1) * BATCH) // 10_000 != i * BATCH // 10_000 and not chosen.json:
-                    print(f"{count:,} images: {seen[-1]:,.0f} MiB", flush=True)
+                    print(f"{count:,} images: {measured[-1]:,.0f} MiB", flush=True)
         figures |= {
-            "mib_at_10000": seen[10_000 // BATCH],
-            f"mib_at_{chosen.images}": seen[-1],
-            "mib_at_most": max(seen),
+            "mib_at_10000": measured[10_000 // BATCH],
+            f"mib_at_{chosen.images}": measured[-1],
+            "mib_at_most": max(measured),
         }
     print(
         json.dumps(figures)

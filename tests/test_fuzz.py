@@ -15,8 +15,10 @@ import flaxres
 from flaxres.cli._options import parse_run
 from flaxres.config.files import from_json, to_json
 from flaxres.config.schema import Config, flat
-from flaxres.data.decode import CentreCrop, UnreadableError
-from flaxres.data.sources import Source, open_source
+from flaxres.data.datasets import open_or_prepare
+from flaxres.data.decode import CentreCrop
+from flaxres.data.images import UnreadableError
+from flaxres.data.source import Source
 from flaxres.errors import InputError
 from flaxres.inference.predict import class_names
 from flaxres.weights.names import leaves
@@ -163,7 +165,7 @@ def test_bytes_that_may_be_an_image(data: bytes) -> None:
 
 @pytest.fixture
 def shard(data_dir: str) -> Any:
-    source = open_source("digits", "test", data_dir=data_dir)
+    (source,) = open_or_prepare("digits", ["test"], data_dir=data_dir)
     path = pathlib.Path(source.files[0][0])
     sound = path.read_bytes()
     yield source, path, sound
@@ -179,7 +181,7 @@ def test_records_of_a_shard_that_was_overwritten(
     at %= len(sound)
     path.write_bytes(sound[:at] + new + sound[at + len(new) :])
     with read_or_refused():
-        source = open_source("digits", "test", data_dir=data_dir)
+        (source,) = open_or_prepare("digits", ["test"], data_dir=data_dir)
         for record in range(0, len(source), 50):
             image, label = source.read(record)
             assert isinstance(image, bytes)

@@ -1,6 +1,7 @@
 """What the package promises as a whole: cheap import, imports that point one way, names that exist."""
 
 import ast
+import graphlib
 import json
 import os
 import pathlib
@@ -66,6 +67,7 @@ COMPUTE = [
         "data/augment.py",
         "data/autoaugment.py",
         "data/choices.py",
+        "data/operations.py",
         "data/order.py",
         "data/__init__.py",
         "training/__init__.py",
@@ -102,6 +104,17 @@ def module_file(name: str) -> pathlib.Path | None:
     )
 
 
+def test_the_data_room_has_no_import_circle() -> None:
+    """Counts imports anywhere in a file: also in functions and under TYPE_CHECKING."""
+    files = set((ROOT / "flaxres" / "data").glob("*.py"))
+    graph = {path: {module_file(name) for name in imports(path)} & files for path in files}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        circle = " -> ".join(path.stem for path in reversed(error.args[1]))
+        pytest.fail(f"modules import each other: {circle}")
+
+
 def test_the_compute_path_needs_only_jax_flax_and_optax() -> None:
     files = {path for pattern in COMPUTE for path in (ROOT / "flaxres").glob(pattern)}
     assert len(files) >= 14
@@ -112,7 +125,9 @@ def test_the_compute_path_needs_only_jax_flax_and_optax() -> None:
                 assert module_file(name) in {None, *files}, f"{path} imports {name}"
             else:
                 assert (
-                    top in {"flaxres", "jax", "flax", "optax", "numpy"} | sys.stdlib_module_names
+                    top
+                    in {"flaxres", "jax", "flax", "optax", "jaxtyping", "numpy"}
+                    | sys.stdlib_module_names
                 ), f"{path} imports {name}"
 
 

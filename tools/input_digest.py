@@ -1,9 +1,14 @@
-"""Compares the input across threads, processes, hosts and resumes: `python -m tools.input_digest [--json]`.
+"""Compares the input of threads, processes, hosts and resumes: `python -m tools.input_digest`.
 
-Takes two epochs of a folder of photographs through random resized crops, flips, colour jitter, RandAugment, erasing, mixup and cutmix with repeated
-augmentation, and digests the record, the label and the augmented pixels of every row. Prints how many rows differ from those of one process with one
-thread: for 2 and 4 threads, 1 and 2 loading processes, 2 and 4 host processes joined on loopback (each reads only its own rows, and the rows are
-merged), and for a stop and a new start at every batch.
+Loads two epochs of a folder of images with random resized crops, flips, colour jitter, RandAugment,
+erasing, mixup, cutmix and repeated augmentation, and digests the record, the label and the
+augmented pixels of every row. Prints how many rows differ from those of one process with one
+thread:
+
+- with 2 and 4 threads;
+- with 1 and 2 loading processes;
+- with 2 and 4 host processes joined on loopback, where each reads only its rows;
+- with a stop and a restart at every batch.
 """
 
 import argparse
@@ -26,15 +31,15 @@ from PIL import Image
 from benchmarks.scaling import loopback
 from flaxres import AugmentConfig, Config, DataConfig, OptimConfig, TrainConfig
 from flaxres.data.order import training_ids
+from flaxres.training.augmentation import inputs
 from flaxres.training.mesh import split
 from flaxres.training.run import feed, prepare_run
-from flaxres.training.augmentation import inputs
 
 BATCH, IMAGES = 24, 120
 
 
 def photographs(root: pathlib.Path) -> None:
-    """Random pictures of many sizes in two classes."""
+    """Writes random images of many sizes in two classes."""
     rng = np.random.default_rng(0)
     for split_name, count in (("train", IMAGES // 2), ("val", 1)):
         for name in ("first", "second"):
@@ -42,15 +47,13 @@ def photographs(root: pathlib.Path) -> None:
             folder.mkdir(parents=True)
             for i in range(count):
                 height, width = rng.integers(40, 200, 2)
-                pixels = np.asarray(
-                    Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).resize(
-                        (int(width), int(height))
-                    )
-                )
-                Image.fromarray(pixels).save(folder / f"{i}.jpg", quality=90)
+                coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8))
+                image = coarse.resize((int(width), int(height)))
+                image.save(folder / f"{i}.jpg", quality=90)
 
 
 def config(root: str, data_dir: str, threads: int, workers: int) -> Config:
+    """Returns a config with every augmentation."""
     return Config(
         data=DataConfig(
             "folder",
@@ -79,7 +82,7 @@ def config(root: str, data_dir: str, threads: int, workers: int) -> Config:
 
 @functools.cache
 def augmenting(mesh: jax.sharding.Mesh, size: int, classes: int) -> Any:
-    """What the step does to a batch, compiled once for each size of pictures; how it is loaded is no matter here."""
+    """Returns the augmentation of a step, compiled once for each size of images."""
     settings = config("", "", 1, 0)
 
     def augmented(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -89,51 +92,42 @@ def augmenting(mesh: jax.sharding.Mesh, size: int, classes: int) -> Any:
 
 
 def rows(config: Config, first: int = 0, stop: int | None = None) -> dict[int, str]:
-    """Position -> digest, for the rows that this process holds."""
-    run = prepare_run(config)
-    seen = augmenting(run.mesh, len(run.train), len(run.train.classes))
-    found: dict[int, str] = {}
+    """Returns the digest of each position, for the rows that this process holds."""
+    run, seed, repeats = prepare_run(config), config.train.seed, config.data.repeats
+    augmented = augmenting(run.mesh, len(run.train), len(run.train.classes))
+    digests: dict[int, str] = {}
     with feed(run, first, print) as (batches, _):
         for _, batch in zip(range(first, stop or run.steps), batches, strict=False):
-            parts = [
-                [np.asarray(shard.data) for shard in array.addressable_shards]
-                for array in (batch["position"], batch["label"], *seen(batch))
-            ]
-            for positions, labels, pictures, targets in zip(*parts, strict=True):
-                ids = training_ids(
-                    positions, len(run.train), config.train.seed, BATCH, config.data.repeats
-                )
-                for position, record, label, picture, target in zip(
-                    positions, ids, labels, pictures, targets, strict=True
-                ):
-                    # Sums of floats may differ in their last bit between programs: grey levels and percents may not.
-                    exact = [
-                        np.round(picture * 50).astype(np.int32),
-                        np.round(target * 1000).astype(np.int32),
-                    ]
-                    digest = hashlib.sha256(b"".join(part.tobytes() for part in exact)).hexdigest()
-                    found[int(position)] = f"{record} {label} {digest}"
-    return found
+            arrays = batch["position"], batch["label"], *augmented(batch)
+            for shards in zip(*(array.addressable_shards for array in arrays), strict=True):
+                positions, labels, images, targets = (np.asarray(part.data) for part in shards)
+                records = training_ids(positions, len(run.train), seed, BATCH, repeats)
+                for i, position in enumerate(positions.tolist()):
+                    pixels = digest(images[i], targets[i])
+                    digests[position] = f"{records[i]} {labels[i]} {pixels}"
+    return digests
+
+
+def digest(image: np.ndarray, target: np.ndarray) -> str:
+    """Returns the digest of an augmented image and its target.
+
+    Sums of floats may differ in their last bit between programs; grey levels and percents may not.
+    """
+    exact = np.round(image * 50).astype(np.int32), np.round(target * 1000).astype(np.int32)
+    return hashlib.sha256(b"".join(part.tobytes() for part in exact)).hexdigest()
 
 
 def host(arguments: list[str]) -> None:
-    """One of several processes: prints its rows as JSON."""
+    """Prints the rows of one of several processes as JSON."""
     root, data_dir, address, count, rank = arguments
     jax.distributed.initialize(address, int(count), int(rank))
     print(json.dumps(rows(config(root, data_dir, 1, 0))))
 
 
 def hosts(root: str, data_dir: str, count: int) -> dict[int, str]:
-    words = [
-        sys.executable,
-        "-m",
-        "tools.input_digest",
-        "--host",
-        root,
-        data_dir,
-        loopback(),
-        str(count),
-    ]
+    """Returns the merged rows of `count` processes."""
+    program = [sys.executable, "-m", "tools.input_digest", "--host"]
+    words = [*program, root, data_dir, loopback(), str(count)]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     processes = [
         subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True, env=environment)
@@ -143,10 +137,8 @@ def hosts(root: str, data_dir: str, count: int) -> dict[int, str]:
     for process in processes:
         output = process.communicate(timeout=300)[0]
         assert process.returncode == 0
-        part = {
-            int(position): digest
-            for position, digest in json.loads(output.splitlines()[-1]).items()
-        }
+        lines = json.loads(output.splitlines()[-1])
+        part = {int(position): row for position, row in lines.items()}
         assert not part.keys() & merged.keys(), "two hosts read the same row"
         merged |= part
     return merged
@@ -168,10 +160,9 @@ def main() -> None:
         steps = len(expected) // BATCH
         assert sorted(expected) == list(range(steps * BATCH))
 
-        def differing(found: dict[int, str]) -> int:
-            return sum(
-                found.get(position) != digest for position, digest in expected.items()
-            ) + len(found.keys() - expected.keys())
+        def differing(actual: dict[int, str]) -> int:
+            changed = sum(actual.get(position) != row for position, row in expected.items())
+            return changed + len(actual.keys() - expected.keys())
 
         figures = {
             f"{threads}_threads": differing(rows(config(root, folder, threads, 0)))

@@ -25,8 +25,8 @@ from flaxres.config.files import load_config
 from flaxres.training import run, state as states
 from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.signals import Preempted
-from flaxres.training.stepper import Stepper
 from flaxres.training.state import State
+from flaxres.training.stepper import Stepper
 from tools.kill import digest
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -181,7 +181,7 @@ def evaluation(folder: pathlib.Path, processes: list[int]) -> dict[str, float]:
 def worker(folder: str) -> None:
     """One process of an evaluation: prints a report for each number of examples."""
     from flaxres.config.schema import Config, DataConfig, ModelConfig, TrainConfig
-    from flaxres.data.sources import open_splits
+    from flaxres.data.datasets import open_or_prepare
     from flaxres.training import hosts
     from flaxres.training.evaluation import Evaluator
     from flaxres.training.run import prepare_run
@@ -196,7 +196,7 @@ def worker(folder: str) -> None:
     evaluator, state, reports = Evaluator(run), run.first_state(), []
     for count in EVALUATED:
         evaluator.run = dataclasses.replace(
-            run, evaluation=open_splits("digits", [f"test[:{count}]"], None, folder)[0]
+            run, evaluation=open_or_prepare("digits", [f"test[:{count}]"], None, folder)[0]
         )
         reports.append(dataclasses.asdict(evaluator(state)))
     print(json.dumps(reports))

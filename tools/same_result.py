@@ -23,7 +23,6 @@ from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig,
 from flaxres.data.order import training_ids
 from flaxres.training.mesh import split
 from flaxres.training.run import feed, prepare_run
-from flaxres.training.augmentation import augmented
 
 BATCH = 64
 

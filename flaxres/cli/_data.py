@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from flaxres.cli._options import Parser, show
 from flaxres.cli._process import silence
@@ -71,106 +71,104 @@ def _shrink_options(command: argparse.ArgumentParser) -> None:
 
 
 def data_prepare(chosen: argparse.Namespace) -> None:
+    """Prepares a dataset."""
     from flaxres.data.prepare import prepare
 
     place, tally = prepare(
         chosen.name, chosen.source, chosen.data_dir, bad_images=chosen.bad_images
     )
-    kinds_found = {split: dict(counts) for split, counts in tally.kinds.items()}
-    show(
-        chosen.json,
-        {"path": str(place), "files": kinds_found, "refused": dict(tally.refused)},
-        [*tally.lines(), f"prepared in {place}"],
-    )
+    facts = {"path": str(place), "files": _plain(tally.counts), "refused": dict(tally.refused)}
+    show(chosen.json, facts, [*tally.lines(), f"prepared in {place}"])
 
 
 def data_info(chosen: argparse.Namespace) -> None:
+    """Describes a dataset, which is prepared first if it is one of ours."""
+    from flaxres.data.datasets import ensure_prepared
     from flaxres.data.sources import describe
 
     if chosen.config and not chosen.sheet:
-        raise InputError("--config needs --sheet: it says what is drawn")
+        raise InputError("--config needs --sheet: it gives the augmentation to draw")
+    ensure_prepared(chosen.name, chosen.source, chosen.data_dir)
     facts = describe(chosen.name, chosen.source, chosen.data_dir)
     lines = [f"path: {facts['path']}", f"version: {facts['version']}"]
     for split, known in facts["splits"].items():
-        digest = (
-            f", sha256 {known['sha256'][:16]}"
-            if known["sha256"]
-            else ", no digest: TFDS prepared it"
-        )
+        digest = "no digest: TFDS prepared it"
+        if known["sha256"]:
+            digest = f"sha256 {known['sha256'][:16]}"
         lines.append(
-            f"split {split}: {known['examples']:,} images, {known['bytes'] / 2**20:,.1f} MiB in {known['shards']} files{digest}"
+            f"split {split}: {known['examples']:,} images, {known['bytes'] / 2**20:,.1f} MiB in "
+            f"{known['shards']} files, {digest}"
         )
     classes = facts["classes"]
-    lines.append(
-        f"{len(classes)} classes: "
-        + ", ".join(classes[:20])
-        + (f", and {len(classes) - 20} more" if len(classes) > 20 else "")
-    )
+    more = f", and {len(classes) - 20} more" if len(classes) > 20 else ""
+    lines.append(f"{len(classes)} classes: {', '.join(classes[:20])}{more}")
     if chosen.sheet:
-        from flaxres.diagnostics.sheet import draw_sheet
-
-        config = load_config(chosen.config) if chosen.config else Config()
-        split = (
-            config.data.train_split
-            if config.data.train_split.partition("[")[0] in facts["splits"]
-            else next(iter(facts["splits"]))
-        )
-        given = {
-            "name": chosen.name,
-            "source": chosen.source,
-            "data_dir": chosen.data_dir,
-            "train_split": split,
-        }
-        draw_sheet(
-            dataclasses.replace(config, data=dataclasses.replace(config.data, **given)),
-            chosen.sheet,
-        )
+        _draw_sheet(chosen, list(facts["splits"]))
         facts["sheet"] = chosen.sheet
         lines.append(f"drew {chosen.sheet}")
     show(chosen.json, facts, lines)
 
 
+def _draw_sheet(chosen: argparse.Namespace, splits: list[str]) -> None:
+    """Draws the contact sheet of the config's training split, or of the dataset's first one."""
+    from flaxres.diagnostics.sheet import draw_sheet
+
+    config = load_config(chosen.config) if chosen.config else Config()
+    split = config.data.train_split
+    data = dataclasses.replace(
+        config.data,
+        name=chosen.name,
+        source=chosen.source,
+        data_dir=chosen.data_dir,
+        train_split=split if split.partition("[")[0] in splits else splits[0],
+    )
+    draw_sheet(dataclasses.replace(config, data=data), chosen.sheet)
+
+
 def data_verify(chosen: argparse.Namespace) -> None:
+    """Verifies a dataset."""
+    from flaxres.data.datasets import ensure_prepared
     from flaxres.data.sources import verify
 
+    ensure_prepared(chosen.name, chosen.source, chosen.data_dir)
     verdict = verify(chosen.name, chosen.source, chosen.data_dir, chosen.decode)
-    sound = sum(state == "sound" for state in verdict.files.values())
-    files = (
-        f"files: {sound} of {len(verdict.files)} agree with their digests"
-        if verdict.files
-        else "files: no digests, TFDS prepared this dataset"
-    )
-    lines = [files] + [
-        f"{name}: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
-        for name, kinds in verdict.kinds.items()
-    ]
-    show(chosen.json, dataclasses.asdict(verdict), lines + verdict.problems)
+    lines = ["files: no digests, TFDS prepared this dataset"]
+    if verdict.files:
+        sound = sum(state == "sound" for state in verdict.files.values())
+        lines = [f"files: {sound} of {len(verdict.files)} agree with their digests"]
+    for name, counts in verdict.counts.items():
+        results = (f"{count:,} {result}" for result, count in counts.items())
+        lines.append(f"{name}: {', '.join(results)}")
+    report = {
+        "records": verdict.records,
+        "kinds": verdict.counts,
+        "files": verdict.files,
+        "problems": verdict.problems,
+    }
+    show(chosen.json, report, lines + verdict.problems)
     if verdict.problems:
         raise InputError(
-            f"{len(verdict.problems)} problems, the first: {verdict.problems[0]}; delete the dataset's folder and prepare it again"
+            f"{len(verdict.problems)} problems, the first: {verdict.problems[0]}; delete the "
+            "dataset's folder and prepare it again"
         )
 
 
 def data_shrink(chosen: argparse.Namespace) -> None:
+    """Shrinks a dataset."""
+    from flaxres.data.datasets import open_or_prepare
     from flaxres.data.prepare import shrink
-    from flaxres.data.sources import open_splits
 
-    sources = {
-        source.name.rpartition("/")[2]: source
-        for source in open_splits(chosen.name, (), chosen.source, chosen.data_dir)
-    }
+    splits = open_or_prepare(chosen.name, (), chosen.source, chosen.data_dir)
+    sources = {source.name.rpartition("/")[2]: source for source in splits}
     name, place, tally = shrink(sources, chosen.short_side, chosen.quality, chosen.data_dir)
-    kinds_found = {split: dict(counts) for split, counts in tally.kinds.items()}
-    facts = {"name": name, "path": str(place), "images": kinds_found}
-    show(
-        chosen.json,
-        facts,
-        [
-            *tally.lines(),
-            f"{'written to' if tally.kinds else 'already there:'} {place}",
-            f"train on it with: --data.name {name}",
-        ],
-    )
+    facts = {"name": name, "path": str(place), "images": _plain(tally.counts)}
+    done = "written to" if tally.counts else "already there:"
+    hint = f"train on it with: --data.name {name}"
+    show(chosen.json, facts, [*tally.lines(), f"{done} {place}", hint])
+
+
+def _plain(counts: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    return {split: dict(numbers) for split, numbers in counts.items()}
 
 
 # Name -> function, description, and a function that adds the command's own options.

@@ -1,4 +1,8 @@
-"""The device half of the input: uint8 batches -> augmented, normalised floats, inside the jitted step, keyed by the sample's position."""
+"""The part of the input that runs on the device, inside the jitted step.
+
+Batches of uint8 images are augmented and normalised. Random numbers are derived from the position
+of each sample, so an image is augmented alike in any batch and on any device.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,86 +11,146 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8, UInt32
 
-from flaxres.data import autoaugment
-from flaxres.data.autoaugment import uniforms
+from flaxres.data import autoaugment, operations
 from flaxres.data.choices import Fill
+from flaxres.data.operations import uniforms
 
-# Of the channels in [0, 1], over ImageNet's training images.
+# Mean and standard deviation of the channels in [0, 1], over ImageNet's training images.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# What a sample's key is folded with, so that no two augmentations draw the same numbers.
+# Each augmentation folds its number into a sample's key, so no two draw the same numbers.
 FLIP, SHIFT, JITTER, AUTO, ERASE, CUTOUT, MIX = range(7)
 ERASE_TRIES = 10
 
+Images = Num[Array, "n h w c"]
 
-def sample_keys(key: jax.Array, positions: jax.Array) -> jax.Array:
-    """One key for each sample: `fold_in(key, position)`, whatever the batch or the device it falls on."""
+
+def sample_keys(key: Array, positions: UInt32[Array, " n"]) -> Array:
+    """Returns a key for each sample, `fold_in(key, position)`.
+
+    Args:
+      key: key of the run.
+      positions: positions of the samples.
+
+    Example:
+
+      >>> sample_keys(jax.random.key(0), jnp.arange(3, dtype=jnp.uint32)).shape
+      (3,)
+    """
     return jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
 
 
-def purpose(keys: jax.Array, number: int) -> jax.Array:
+def _keys_for(keys: Array, number: int) -> Array:
+    """Returns the keys of one augmentation."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
-def random_flip(keys: jax.Array, images: jax.Array) -> jax.Array:
-    """Mirrors each (H, W, C) image left to right with probability 1/2."""
-    return flip_those(jax.vmap(jax.random.bernoulli)(purpose(keys, FLIP)), images)
+def random_flip(keys: Array, images: Images) -> Images:
+    """Flips each image horizontally with probability 1/2.
+
+    Args:
+      keys: a key for each image.
+      images: a batch of images.
+
+    Example:
+
+      >>> images = jnp.arange(2).reshape(1, 1, 2, 1)
+      >>> keys = sample_keys(jax.random.key(0), jnp.arange(1, dtype=jnp.uint32))
+      >>> sorted(random_flip(keys, images).ravel().tolist())
+      [0, 1]
+    """
+    return flip_where(jax.vmap(jax.random.bernoulli)(_keys_for(keys, FLIP)), images)
 
 
-def flip_those(which: jax.Array, images: jax.Array) -> jax.Array:
-    """Mirrors the (H, W, C) images left to right of which (N,) `which` holds."""
-    return jnp.where(which[:, None, None, None], images[:, :, ::-1], images)
+def flip_where(mask: Bool[Array, " n"], images: Images) -> Images:
+    """Flips the images horizontally for which `mask` is true.
+
+    Args:
+      mask: a decision for each image.
+      images: a batch of images.
+
+    Example:
+
+      >>> images = jnp.arange(2).reshape(1, 1, 2, 1)
+      >>> flip_where(jnp.array([True]), images).ravel().tolist()
+      [1, 0]
+    """
+    return jnp.where(mask[:, None, None, None], images[:, :, ::-1], images)
 
 
-def random_shift(keys: jax.Array, images: jax.Array, pad: int) -> jax.Array:
-    """Pads each image with zeros by `pad` pixels a side and takes a random window of the old size (He et al. 2016, section 4.2)."""
+def random_shift(keys: Array, images: Images, pad: int) -> Images:
+    """Pads each image with zeros and crops a random window (He et al. 2016, section 4.2).
+
+    Args:
+      keys: a key for each image.
+      images: a batch of images.
+      pad: pixels added on every side; 0 returns the images.
+
+    Returns:
+      Images of the same size.
+    """
     if not pad:
         return images
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    offsets = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * pad + 1, jnp.int32))(
-        purpose(keys, SHIFT)
-    )
-    return jax.vmap(
-        lambda image, at: lax.dynamic_slice(image, (at[0], at[1], jnp.int32(0)), images.shape[1:])
-    )(padded, offsets)
+
+    def offset(key: Array) -> Array:
+        return jax.random.randint(key, (2,), 0, 2 * pad + 1, jnp.int32)
+
+    def window(image: Array, at: Array) -> Array:
+        return lax.dynamic_slice(image, (at[0], at[1], jnp.int32(0)), images.shape[1:])
+
+    return jax.vmap(window)(padded, jax.vmap(offset)(_keys_for(keys, SHIFT)))
 
 
-def color_jitter(keys: jax.Array, images: jax.Array, strength: Sequence[float]) -> jax.Array:
-    """torchvision's ColorJitter: brightness, contrast, saturation and hue in a random order, uint8 -> uint8.
+def color_jitter(
+    keys: Array, images: UInt8[Array, "n h w 3"], strength: Sequence[float]
+) -> UInt8[Array, "n h w 3"]:
+    """Changes brightness, contrast, saturation and hue in a random order, as torchvision.
 
-    The first three factors are uniform in `1 +- strength`, hue turns by up to `strength` of a full turn (at most 0.5).
+    Args:
+      keys: a key for each image.
+      images: a batch of images.
+      strength: four numbers. The factors of the first three changes are uniform in `1 +- strength`;
+        hue is rotated by up to `strength` of a full turn, at most 0.5. Zeros return the images.
+
+    Returns:
+      The changed images.
     """
     if not any(strength):
         return images
-    apart = jax.vmap(lambda key: jax.random.split(key, 3))(purpose(keys, JITTER))
+    apart = jax.vmap(lambda key: jax.random.split(key, 3))(_keys_for(keys, JITTER))
     drawn = jnp.asarray(strength, jnp.float32) * (2 * uniforms(apart[:, 0], 4) - 1)
     factors = jnp.maximum(1 + drawn[:, :3], 0)
     order = jax.vmap(lambda key: jax.random.permutation(key, 3))(apart[:, 1])
 
-    def blended(images: jax.Array, applied: jax.Array) -> jax.Array:
-        """The first three in their order, those of the turns that are `applied`, (N, 3)."""
+    def blended(images: Array, applied: Array) -> Array:
+        """Applies the first three changes in their order, in those turns that are `applied`."""
         for turn in range(3):
             chosen = order[:, turn]
-            factor = jnp.where(
-                applied[:, turn], jnp.take_along_axis(factors, chosen[:, None], 1)[:, 0], 1.0
-            )
+            factor = jnp.take_along_axis(factors, chosen[:, None], 1)[:, 0]
+            factor = jnp.where(applied[:, turn], factor, 1.0)
             which = chosen[:, None, None, None]
-            mean = autoaugment.contrast_mean(images)[:, None, None, None].astype(jnp.uint8)
-            others = jnp.where(
-                which == 0, jnp.uint8(0), jnp.where(which == 1, mean, autoaugment.gray(images))
-            )
-            images = autoaugment.blend(images, jnp.broadcast_to(others, images.shape), factor)
+            mean = operations.contrast_mean(images)[:, None, None, None].astype(jnp.uint8)
+            flat = jnp.where(which == 1, mean, operations.grey(images))
+            others = jnp.where(which == 0, jnp.uint8(0), flat)
+            images = operations.blend(images, jnp.broadcast_to(others, images.shape), factor)
         return images
 
     if not strength[3]:
         return blended(images, jnp.ones_like(order, bool))
-    # Hue, the dearest of the four, is turned once, between those that come before it and those that come after.
+    # Hue, the most expensive of the four, is rotated once, between the changes before and after it.
     before = jnp.arange(3) < jax.vmap(lambda key: jax.random.randint(key, (1,), 0, 4))(apart[:, 2])
     return blended(turn_hue(blended(images, before), drawn[:, 3]), ~before)
 
 
-def turn_hue(images: jax.Array, share: jax.Array) -> jax.Array:
-    """Turns the hue of (N, H, W, 3) uint8 pictures by (N,) shares of a full turn, through Pillow's 8-bit HSV."""
+def turn_hue(images: UInt8[Array, "n h w 3"], share: Float[Array, " n"]) -> UInt8[Array, "n h w 3"]:
+    """Rotates the hue of images through Pillow's 8-bit HSV.
+
+    Args:
+      images: a batch of images.
+      share: rotation of each image in full turns.
+    """
     wide = images.astype(jnp.float32)
     top, bottom = wide.max(-1), wide.min(-1)
     span = jnp.maximum(top - bottom, 1)
@@ -98,9 +162,9 @@ def turn_hue(images: jax.Array, share: jax.Array) -> jax.Array:
         jnp.where(wide[..., 1] == top, 2 + red - blue, 4 + green - red),
     )
     level = jnp.floor((sector / 6 + 1) % 1 * 255)
-    grays = top == bottom
-    level = (jnp.where(grays, 0, level) + jnp.trunc(255 * share)[:, None, None]) % 256
-    saturation = jnp.where(grays, 0, jnp.floor(span / jnp.maximum(top, 1) * 255)) / 255
+    greys = top == bottom
+    level = (jnp.where(greys, 0, level) + jnp.trunc(255 * share)[:, None, None]) % 256
+    saturation = jnp.where(greys, 0, jnp.floor(span / jnp.maximum(top, 1) * 255)) / 255
     sixths = level * (6 / 255)
     whole = jnp.floor(sixths)
     part = sixths - whole
@@ -114,148 +178,196 @@ def turn_hue(images: jax.Array, share: jax.Array) -> jax.Array:
     )
     at = (whole % 6).astype(jnp.int32)
     turned = [jnp.select([at == i for i in range(6)], list(channel)) for channel in tops]
-    return autoaugment.truncated(jnp.stack(turned, -1))
+    return operations.truncated(jnp.stack(turned, -1))
 
 
 def auto_augment(
-    keys: jax.Array, images: jax.Array, policy: autoaugment.Policy, fill: tuple[int, int, int]
-) -> jax.Array:
-    """RandAugment or TrivialAugmentWide on uint8 pictures; `fill` is seen where a warp reaches outside."""
-    for operation, level in policy.draw(purpose(keys, AUTO), (images.shape[1], images.shape[2])):
-        images = autoaugment.apply(images, operation, level, fill)
+    keys: Array,
+    images: UInt8[Array, "n h w 3"],
+    policy: autoaugment.Policy,
+    fill: tuple[int, int, int],
+) -> UInt8[Array, "n h w 3"]:
+    """Applies RandAugment or TrivialAugmentWide.
+
+    Args:
+      keys: a key for each image.
+      images: a batch of images.
+      policy: see `flaxres.data.autoaugment.policy`.
+      fill: colour of pixels that a warp takes from outside the image.
+    """
+    for operation, level in policy.draw(_keys_for(keys, AUTO), (images.shape[1], images.shape[2])):
+        images = operations.apply(images, operation, level, fill)
     return images
 
 
-def rectangles(
-    shape: tuple[int, int], top: jax.Array, left: jax.Array, height: jax.Array, width: jax.Array
-) -> jax.Array:
-    """(N, H, W, 1) bool: which pixels of each picture lie in its rectangle."""
+def _rectangles(
+    shape: tuple[int, int],
+    top: Int[Array, " n"],
+    left: Int[Array, " n"],
+    height: Int[Array, " n"],
+    width: Int[Array, " n"],
+) -> Bool[Array, "n h w 1"]:
+    """Returns the masks of one rectangle in each image of a shape."""
     y, x = jnp.arange(shape[0], dtype=jnp.int32)[:, None], jnp.arange(shape[1], dtype=jnp.int32)
     top, left, height, width = (v[:, None, None] for v in (top, left, height, width))
     return ((y >= top) & (y < top + height) & (x >= left) & (x < left + width))[..., None]
 
 
 def random_erasing(
-    keys: jax.Array,
-    images: jax.Array,
+    keys: Array,
+    images: Float[Array, "n h w c"],
     probability: float,
     area: tuple[float, float],
     ratio: tuple[float, float],
     fill: Fill,
-) -> jax.Array:
-    """Erases a random rectangle of normalised pictures, with zeros (the mean) or normal noise (Zhong et al. 2020, algorithm 1).
+) -> Float[Array, "n h w c"]:
+    """Erases a random rectangle of normalised images (Zhong et al. 2020, algorithm 1).
 
-    `area`: share of the picture's; `ratio`: height to width. The first of ten tries that fits is taken; where none does, nothing is erased.
+    The first of ten attempts that fits is taken. If none fits, nothing is erased.
+
+    Args:
+      keys: a key for each image.
+      images: a batch of normalised images.
+      probability: probability that an image is changed; 0 returns the images.
+      area: smallest and largest share of the image's area.
+      ratio: smallest and largest ratio of height to width.
+      fill: `zero`, which is the mean, or `noise` for normal noise.
     """
     if not probability:
         return images
     height, width = images.shape[1:3]
-    apart = jax.vmap(lambda key: jax.random.split(key, 3))(purpose(keys, ERASE))
+    apart = jax.vmap(lambda key: jax.random.split(key, 3))(_keys_for(keys, ERASE))
     sizes, aspects, tops, lefts = jnp.moveaxis(uniforms(apart[:, 0], 4, ERASE_TRIES), 1, 0)
     target = height * width * (area[0] + (area[1] - area[0]) * sizes)
     aspect = jnp.exp(math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * aspects)
-    h, w = (
-        jnp.round(jnp.sqrt(target * aspect)).astype(jnp.int32),
-        jnp.round(jnp.sqrt(target / aspect)).astype(jnp.int32),
-    )
+    h = jnp.round(jnp.sqrt(target * aspect)).astype(jnp.int32)
+    w = jnp.round(jnp.sqrt(target / aspect)).astype(jnp.int32)
     fits = (h < height) & (w < width)
-    top, left = (
-        (tops * (height - h + 1)).astype(jnp.int32),
-        (lefts * (width - w + 1)).astype(jnp.int32),
-    )
+    top = (tops * (height - h + 1)).astype(jnp.int32)
+    left = (lefts * (width - w + 1)).astype(jnp.int32)
     first = jnp.argmax(fits, 1)[:, None]
     box = [jnp.take_along_axis(value, first, 1)[:, 0] for value in (top, left, h, w)]
-    erased = (
-        rectangles((height, width), *box)
-        & (fits.any(1) & (uniforms(apart[:, 1]) < probability))[:, None, None, None]
-    )
+    chosen = fits.any(1) & (uniforms(apart[:, 1]) < probability)
+    erased = _rectangles((height, width), *box) & chosen[:, None, None, None]
     filling = jnp.zeros((), images.dtype)
     if fill == "noise":
-        filling = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], images.dtype))(
-            apart[:, 2]
-        )
+        shape, dtype = images.shape[1:], images.dtype
+        filling = jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(apart[:, 2])
     return jnp.where(erased, filling, images)
 
 
-def cutout(keys: jax.Array, images: jax.Array, side: int) -> jax.Array:
-    """Zeros (the mean) in a square of normalised pictures, whose centre is any pixel (DeVries & Taylor 2017, section 3)."""
+def cutout(keys: Array, images: Float[Array, "n h w c"], side: int) -> Float[Array, "n h w c"]:
+    """Sets a square of normalised images to 0, the mean (DeVries & Taylor 2017, section 3).
+
+    The centre of the square is any pixel, so the square may reach over the border.
+
+    Args:
+      keys: a key for each image.
+      images: a batch of normalised images.
+      side: side of the square in pixels; 0 returns the images.
+    """
     if not side:
         return images
     height, width = images.shape[1:3]
-    centre = jax.vmap(
-        lambda key: jax.random.randint(key, (2,), 0, jnp.asarray([height, width]), jnp.int32)
-    )(purpose(keys, CUTOUT))
+
+    def pixel(key: Array) -> Array:
+        return jax.random.randint(key, (2,), 0, jnp.asarray([height, width]), jnp.int32)
+
+    centre = jax.vmap(pixel)(_keys_for(keys, CUTOUT))
+    top, left = centre[:, 0] - side // 2, centre[:, 1] - side // 2
     sides = jnp.full(len(images), side, jnp.int32)
-    hole = rectangles(
-        (height, width), centre[:, 0] - side // 2, centre[:, 1] - side // 2, sides, sides
-    )
+    hole = _rectangles((height, width), top, left, sides, sides)
     return jnp.where(hole, jnp.zeros((), images.dtype), images)
 
 
 def mix(
-    keys: jax.Array,
-    images: jax.Array,
-    targets: jax.Array,
+    keys: Array,
+    images: Float[Array, "n h w c"],
+    targets: Float[Array, "n k"],
     mixup: float,
     cutmix: float,
     probability: float = 1.0,
     switch: float = 0.5,
-) -> tuple[jax.Array, jax.Array]:
-    """mixup (Zhang et al. 2018, section 2) or cutmix (Yun et al. 2019, section 3.2) of each picture with its neighbour, and of their targets.
+) -> tuple[Float[Array, "n h w c"], Float[Array, "n k"]]:
+    """Mixes each image and its target with those of its neighbour.
 
-    Neighbours are rows 2i and 2i + 1 of the batch, whose order is random already: they lie on one device, so nothing travels.
+    Applies mixup (Zhang et al. 2018, section 2) or cutmix (Yun et al. 2019, section 3.2).
+    Neighbours are rows 2i and 2i + 1 of the batch. The order of the batch is random already, and
+    neighbours are on one device, so nothing is transferred.
 
     Args:
-      keys: one for the whole batch, shape (), or one for each of the N pictures.
-      images: (N, H, W, C) float, N even. targets: (N, K) float.
-      mixup, cutmix: parameter of the symmetric beta distribution; 0 leaves it out. With both, `switch` is the probability of cutmix.
-      probability: that a batch, or a picture, is mixed at all.
+      keys: one key for the whole batch, of shape (), or a key for each image.
+      images: a batch of an even number of images.
+      targets: probabilities of the classes.
+      mixup, cutmix: parameter of the symmetric beta distribution; 0 turns the method off.
+      probability: probability that a batch, or an image, is mixed at all.
+      switch: probability of cutmix if both methods are on.
+
+    Returns:
+      The mixed images and targets.
+
+    Example:
+
+      >>> images = jnp.stack([jnp.zeros((4, 4, 3)), jnp.ones((4, 4, 3))])
+      >>> mixed, targets = mix(jax.random.key(0), images, jnp.eye(2), mixup=0.2, cutmix=0.0)
+      >>> mixed.shape, targets.sum(1).tolist()
+      ((2, 4, 4, 3), [1.0, 1.0])
     """
     if not (mixup or cutmix):
         return images, targets
     height, width = images.shape[1:3]
     draws = jnp.reshape(keys, (-1,))
-    apart = jax.vmap(lambda key: jax.random.split(key, 5))(purpose(draws, MIX))
-
-    def beta(column: int, alpha: float) -> jax.Array:
-        if not alpha:
-            return jnp.ones(len(draws), jnp.float32)
-        return jax.vmap(lambda key: jax.random.beta(key, alpha, alpha, (), jnp.float32))(
-            apart[:, column]
-        )
-
+    apart = jax.vmap(lambda key: jax.random.split(key, 5))(_keys_for(draws, MIX))
     applied = uniforms(apart[:, 0]) < probability
     cuts = applied & (uniforms(apart[:, 1]) < (switch if mixup and cutmix else float(cutmix > 0)))
-    own = jnp.where(applied & ~cuts, beta(2, mixup), 1.0)
-    side = jnp.sqrt(1 - beta(3, cutmix))
+    share = jnp.where(applied & ~cuts, _betas(apart[:, 2], mixup), 1.0)
+    side = jnp.sqrt(1 - _betas(apart[:, 3], cutmix))
     h, w = (height * side).astype(jnp.int32), (width * side).astype(jnp.int32)
     centre = uniforms(apart[:, 4], 2)
     y, x = (centre[:, 0] * height).astype(jnp.int32), (centre[:, 1] * width).astype(jnp.int32)
-    pasted = rectangles((height, width), y - h // 2, x - w // 2, h, w) & cuts[:, None, None, None]
-    own = jnp.where(cuts, 1 - pasted.mean((1, 2, 3), dtype=jnp.float32), own)
+    box = _rectangles((height, width), y - h // 2, x - w // 2, h, w)
+    pasted = box & cuts[:, None, None, None]
+    share = jnp.where(cuts, 1 - pasted.mean((1, 2, 3), dtype=jnp.float32), share)
 
-    others = neighbours(images)
+    others = _neighbours(images)
     mixed = jnp.where(
         cuts[:, None, None, None],
         jnp.where(pasted, others, images),
-        images + (1 - own)[:, None, None, None] * (others - images),
+        images + (1 - share)[:, None, None, None] * (others - images),
     )
-    return mixed.astype(images.dtype), own[:, None] * targets + (1 - own)[:, None] * neighbours(
-        targets
-    )
+    share = share[:, None]
+    return mixed.astype(images.dtype), share * targets + (1 - share) * _neighbours(targets)
 
 
-def neighbours(rows: jax.Array) -> jax.Array:
-    """Rows 1, 0, 3, 2, ... of an even number of rows."""
+def _betas(keys: Array, alpha: float) -> Float[Array, " n"]:
+    """Draws from the symmetric beta distribution for each key; ones if `alpha` is 0."""
+    if not alpha:
+        return jnp.ones(len(keys), jnp.float32)
+    return jax.vmap(lambda key: jax.random.beta(key, alpha, alpha, (), jnp.float32))(keys)
+
+
+def _neighbours(rows: Num[Array, "n ..."]) -> Num[Array, "n ..."]:
+    """Returns rows 1, 0, 3, 2, ... of an even number of rows."""
     return rows.reshape(len(rows) // 2, 2, *rows.shape[1:])[:, ::-1].reshape(rows.shape)
 
 
 def normalise(
-    images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: Dtype
-) -> jax.Array:
-    """uint8 or float (N, H, W, 3) in 0 to 255 -> `(image / 255 - mean) / std` in `dtype`."""
+    images: Num[Array, "n h w 3"], mean: tuple[float, ...], std: tuple[float, ...], dtype: Dtype
+) -> Float[Array, "n h w 3"]:
+    """Computes `(image / 255 - mean) / std`.
+
+    Args:
+      images: uint8 or float images with values from 0 to 255.
+      mean, std: mean and standard deviation of the channels of images in [0, 1].
+      dtype: dtype of the result.
+
+    Example:
+
+      >>> images = jnp.full((1, 1, 1, 3), 255, jnp.uint8)
+      >>> normalise(images, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), jnp.float32).ravel().tolist()
+      [1.0, 1.0, 1.0]
+    """
     wide = jnp.promote_types(jnp.float32, dtype)
     scale = 1 / (255 * jnp.asarray(std, wide))
-    return (images.astype(wide) * scale - jnp.asarray(mean, wide) / jnp.asarray(std, wide)).astype(
-        dtype
-    )
+    offset = jnp.asarray(mean, wide) / jnp.asarray(std, wide)
+    return (images.astype(wide) * scale - offset).astype(dtype)

@@ -1,6 +1,7 @@
-"""What datasets are made from: digits, folders of photographs, CIFAR-10 and ImageNet, none of which needs TensorFlow.
+"""The datasets that flaxres prepares itself: digits, folders of images, CIFAR-10 and ImageNet.
 
-Each is its classes, and for each split an iterator over `(name, bytes, class)`; `flaxres.data.prepare` writes them.
+None of them needs TensorFlow. A builder reads a dataset in its original form and returns its
+`Contents`; `flaxres.data.prepare` writes them.
 """
 
 import dataclasses
@@ -8,68 +9,82 @@ import functools
 import io
 import pathlib
 import tarfile
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from jaxtyping import Bool, UInt8
 
-from flaxres.cache import cache_folder
 from flaxres.data import digests
+from flaxres.data._download import download
 from flaxres.errors import InputError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png"}
-# Of archives; ImageNet's largest image has 15 MB, its largest class 230 MB, and its training split 1.28 million images.
+# Limits on archives. ImageNet's largest image has 15 MB, its largest class 230 MB, and its
+# training split 1.28 million images.
 LARGEST_IMAGE, LARGEST_CLASS, MOST_MEMBERS = 64 << 20, 1 << 30, 2_000_000
-Example = tuple[str, bytes, str]
 
 IMAGENET_IMAGES = {"train": 1_281_167, "validation": 50_000}
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 CIFAR10_CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
 )
+
+Example = tuple[str, bytes, str]
+"""File name, encoded image and class."""
+Examples = Callable[[], Iterable[Example]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What a source holds: its classes in label order, and for each split the number of files and an iterator over them."""
+    """The contents of a dataset in its original form.
+
+    Attributes:
+      classes: names of the classes in label order.
+      splits: for each split the number of files, and a function that iterates over them.
+      complete: fewer files than that are an error.
+    """
 
     classes: tuple[str, ...]
-    splits: Mapping[str, tuple[int, Callable[[], Iterable[Example]]]]
-    complete: bool = False  # whether fewer files than that are a mistake
+    splits: Mapping[str, tuple[int, Examples]]
+    complete: bool = False
 
 
-def read_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The bundled digits: images (1797, 8, 8) of 0 to 16, labels (1797,), and which of them are held out for testing (1797,)."""
+def read_digits() -> tuple[
+    UInt8[np.ndarray, "1797 8 8"], UInt8[np.ndarray, "1797"], Bool[np.ndarray, "1797"]
+]:
+    """Reads the bundled digits.
+
+    Returns:
+      The images with grey levels from 0 to 16, the labels, and a mask of the test images.
+
+    Example:
+
+      >>> images, labels, test = read_digits()
+      >>> images.shape, int(labels[0]), int(test.sum())
+      ((1797, 8, 8), 0, 500)
+    """
     with np.load(pathlib.Path(__file__).with_name("digits.npz"), allow_pickle=False) as file:
         return file["images"], file["labels"], file["test"]
 
 
 def digits(source: pathlib.Path | None) -> Contents:
-    """1,797 handwritten digits of 8x8 pixels; 50 a class are held out. See `digits.md` for their origin and licence."""
+    """Returns 1,797 handwritten digits of 8x8 pixels, of which 50 a class are for testing.
+
+    Their origin and licence are in `digits.md`.
+
+    Args:
+      source: ignored.
+    """
     del source
     images, labels, test = read_digits()
 
-    def examples(held_out: bool) -> Iterator[Example]:
-        for i in np.flatnonzero(test == held_out):
-            yield (
-                f"{i:04d}.png",
-                png(np.repeat((images[i] * 255.0 / 16).round().astype(np.uint8)[..., None], 3, -1)),
-                str(labels[i]),
-            )
+    def examples(testing: bool) -> Iterator[Example]:
+        for i in np.flatnonzero(test == testing):
+            grey = (images[i] * 255.0 / 16).round().astype(np.uint8)
+            yield f"{i:04d}.png", _png(np.repeat(grey[..., None], 3, -1)), str(labels[i])
 
     counts = {"train": int((~test).sum()), "test": int(test.sum())}
     splits = {
@@ -79,20 +94,32 @@ def digits(source: pathlib.Path | None) -> Contents:
 
 
 def folder(source: pathlib.Path | None) -> Contents:
-    """`<split>/<class>/*.jpg|jpeg|png`; classes are numbered in the order of their names."""
+    """Returns the images in `<split>/<class>/*.jpg|jpeg|png`.
+
+    Classes are numbered in the order of their names.
+
+    Args:
+      source: the folder with the splits.
+
+    Raises:
+      InputError: there is no such folder, it holds no images, or a class has no images in one of
+        the splits.
+    """
     source = require_folder(source)
-    found = {split.name: folder_split(split) for split in visible(source)}
-    found = {split: classes for split, classes in found.items() if classes}
-    if not found:
+    by_split = {split.name: folder_split(split) for split in visible(source)}
+    by_split = {split: classes for split, classes in by_split.items() if classes}
+    if not by_split:
         raise InputError(
-            f"data.source={str(source)!r} holds no <split>/<class>/*.jpg|jpeg|png: arrange the images like train/cat/1.jpg"
+            f"data.source={str(source)!r} holds no <split>/<class>/*.jpg|jpeg|png: arrange the "
+            "images like train/cat/1.jpg"
         )
-    everywhere = sorted(set().union(*found.values()))
-    for split, classes in found.items():
+    everywhere = sorted(set().union(*by_split.values()))
+    for split, classes in by_split.items():
         if missing := sorted(set(everywhere) - set(classes)):
+            more = f" (and {len(missing) - 1} more classes)" if missing[1:] else ""
             raise InputError(
-                f"class {missing[0]!r} has no images in split {split!r} of {str(source)!r}"
-                f"{f' (and {len(missing) - 1} more classes)' if missing[1:] else ''}: every class needs images in every split"
+                f"class {missing[0]!r} has no images in split {split!r} of {str(source)!r}{more}: "
+                "every class needs images in every split"
             )
 
     def examples(classes: dict[str, list[pathlib.Path]]) -> Iterator[Example]:
@@ -102,35 +129,49 @@ def folder(source: pathlib.Path | None) -> Contents:
                     data = path.read_bytes()
                 except OSError as error:
                     raise InputError(
-                        f"{str(path)!r} can't be read ({error.strerror}): mend its permissions, or take it away"
+                        f"{str(path)!r} can't be read ({error.strerror}): correct its permissions, "
+                        "or remove it"
                     ) from error
                 yield str(path.relative_to(source)), data, name
 
-    splits: dict[str, tuple[int, Callable[[], Iterable[Example]]]] = {}
-    for split, classes in found.items():
+    splits: dict[str, tuple[int, Examples]] = {}
+    for split, classes in by_split.items():
         splits[split] = sum(map(len, classes.values())), functools.partial(examples, classes)
     return Contents(tuple(everywhere), splits)
 
 
 def require_folder(source: str | pathlib.Path | None) -> pathlib.Path:
-    """`source` as a path; raises InputError where it is no folder, since every folder of images is a dataset of its own."""
+    """Returns `source` as a path.
+
+    Raises:
+      InputError: `source` is None or no folder. Every folder of images is a dataset by itself, so
+        there is no default.
+    """
     if source is None:
         raise InputError(
             "data.name='folder' needs data.source: the folder that holds <split>/<class>/*.jpg"
         )
     if not (path := pathlib.Path(source).expanduser()).is_dir():
         raise InputError(
-            f"data.source={str(source)!r} is not a folder: give the one that holds <split>/<class>/*.jpg"
+            f"data.source={str(source)!r} is not a folder: give the one that holds "
+            "<split>/<class>/*.jpg"
         )
     return path
 
 
 def visible(path: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the folders in a folder that are not hidden, in the order of their names."""
     return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def folder_split(split: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """Class -> image files, for the classes that have any; links to folders and nested folders are followed as they stand."""
+    """Returns the image files of each class that has any.
+
+    Links to folders, and folders within folders, are followed.
+
+    Args:
+      split: the folder of a split.
+    """
     classes = {
         c.name: sorted(p for p in c.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
         for c in visible(split)
@@ -139,19 +180,28 @@ def folder_split(split: pathlib.Path) -> dict[str, list[pathlib.Path]]:
 
 
 def cifar10(source: pathlib.Path | None) -> Contents:
-    """CIFAR-10 (Krizhevsky 2009) from the official binary archive: `source` is that file or a folder that has it; else it is downloaded."""
-    archive = (
-        source / "cifar-10-binary.tar.gz" if source is not None and source.is_dir() else source
-    )
+    """Returns CIFAR-10 (Krizhevsky 2009) from the official binary archive.
+
+    Args:
+      source: `cifar-10-binary.tar.gz` or the folder that holds it; None downloads it.
+
+    Raises:
+      InputError: the archive does not exist, is another file, or can't be downloaded.
+    """
+    archive = source
+    if source is not None and source.is_dir():
+        archive = source / "cifar-10-binary.tar.gz"
     if archive is None:
         archive = download(CIFAR10_URL, CIFAR10_SHA256)
     elif not archive.is_file():
         raise InputError(
-            f"data.source={str(archive)!r} does not exist: give cifar-10-binary.tar.gz, or leave data.source out to download it"
+            f"data.source={str(archive)!r} does not exist: give cifar-10-binary.tar.gz, or leave "
+            "data.source out to download it"
         )
-    elif (digest := digests.of_file(archive)) != CIFAR10_SHA256:
+    elif (digest := digests.file_digest(archive)) != CIFAR10_SHA256:
         raise InputError(
-            f"{str(archive)!r} has SHA-256 {digest}: the official cifar-10-binary.tar.gz has {CIFAR10_SHA256}; fetch it again"
+            f"{str(archive)!r} has SHA-256 {digest}: the official cifar-10-binary.tar.gz has "
+            f"{CIFAR10_SHA256}; download it again"
         )
 
     def examples(members: tuple[str, ...]) -> Iterator[Example]:
@@ -161,11 +211,8 @@ def cifar10(source: pathlib.Path | None) -> Contents:
                 assert file is not None
                 rows = np.frombuffer(file.read(), np.uint8).reshape(-1, 1 + 3 * 32 * 32)
                 for i, row in enumerate(rows):
-                    yield (
-                        f"{member}/{i:05d}.png",
-                        png(row[1:].reshape(3, 32, 32).transpose(1, 2, 0)),
-                        CIFAR10_CLASSES[row[0]],
-                    )
+                    image = _png(row[1:].reshape(3, 32, 32).transpose(1, 2, 0))
+                    yield f"{member}/{i:05d}.png", image, CIFAR10_CLASSES[row[0]]
 
     train = tuple(f"data_batch_{i}" for i in range(1, 6))
     splits = {
@@ -176,85 +223,96 @@ def cifar10(source: pathlib.Path | None) -> Contents:
 
 
 def imagenet2012(source: pathlib.Path | None) -> Contents:
-    """ImageNet-1k (Russakovsky 2015) from `ILSVRC2012_img_train.tar` and `ILSVRC2012_img_val.tar` in the folder `source`.
+    """Returns ImageNet-1k (Russakovsky 2015) from its original archives.
 
-    Classes are the 1,000 WordNet ids in their standard order, which is alphabetical; the validation labels are the list that TFDS carries.
+    Classes are the 1,000 WordNet ids in their standard order, which is alphabetical. Labels of the
+    validation split come from the list that TFDS ships.
+
+    Args:
+      source: the folder with `ILSVRC2012_img_train.tar` and `ILSVRC2012_img_val.tar`.
+
+    Raises:
+      InputError: the folder or one of the archives does not exist.
     """
     import tensorflow_datasets as tfds
 
     if source is None or not source.is_dir():
         raise InputError(
-            f"data.source={str(source)!r} is not a folder: give the one with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar"
+            f"data.source={str(source)!r} is not a folder: give the one with "
+            "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar"
         )
     train, validation = source / "ILSVRC2012_img_train.tar", source / "ILSVRC2012_img_val.tar"
     for path in (train, validation):
         if not path.is_file():
             raise InputError(
-                f"{str(path)!r} does not exist: ImageNet's tars are had from image-net.org after registration"
+                f"{str(path)!r} does not exist: register at image-net.org and download ImageNet's "
+                "archives there"
             )
     lists = tfds.core.tfds_path("datasets/imagenet2012")
     classes = tuple((lists / "labels.txt").read_text().split())
     labels = (lists / "validation_labels.txt").read_text().split()
-
-    def train_examples() -> Iterator[Example]:
-        with tarfile.open(train, "r:") as outer:
-            for member, file in files(outer, LARGEST_CLASS):
-                if not member.name.endswith(".tar"):
-                    continue
-                name = pathlib.PurePosixPath(member.name).stem
-                if name not in classes:
-                    raise InputError(
-                        f"{str(train)!r} holds {member.name!r}: the rule is one tar for each of the 1,000 classes"
-                    )
-                with tarfile.open(fileobj=file, mode="r:") as inner:
-                    yield from (
-                        (image.name, content.read(), name)
-                        for image, content in files(inner, LARGEST_IMAGE)
-                    )
-
-    def validation_examples() -> Iterator[Example]:
-        with tarfile.open(validation, "r:") as tar:
-            for image, content in files(tar, LARGEST_IMAGE):
-                number = pathlib.PurePosixPath(image.name).stem.rsplit("_", 1)[-1]
-                if not (number.isdigit() and 1 <= int(number) <= len(labels)):
-                    raise InputError(
-                        f"{str(validation)!r} holds {image.name!r}: the rule is ILSVRC2012_val_00000001.JPEG to _{len(labels):08d}.JPEG"
-                    )
-                yield image.name, content.read(), labels[int(number) - 1]
-
-    counts = IMAGENET_IMAGES
-    return Contents(
-        classes,
-        {
-            "train": (counts["train"], train_examples),
-            "validation": (counts["validation"], validation_examples),
-        },
-        True,
-    )
+    examples = {
+        "train": functools.partial(_imagenet_train, train, classes),
+        "validation": functools.partial(_imagenet_validation, validation, labels),
+    }
+    splits = {split: (count, examples[split]) for split, count in IMAGENET_IMAGES.items()}
+    return Contents(classes, splits, complete=True)
 
 
-def files(tar: tarfile.TarFile, largest: int) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
-    """The regular files of an archive, to be read as it is: nothing is unpacked, so that neither names nor links of members lead anywhere.
+def _imagenet_train(path: pathlib.Path, classes: tuple[str, ...]) -> Iterator[Example]:
+    """Iterates over the training images, which lie in one archive a class within the archive."""
+    with tarfile.open(path, "r:") as outer:
+        for member, file in _members(outer, LARGEST_CLASS):
+            if not member.name.endswith(".tar"):
+                continue
+            name = pathlib.PurePosixPath(member.name).stem
+            if name not in classes:
+                raise InputError(
+                    f"{str(path)!r} holds {member.name!r}: the rule is one tar for each of the "
+                    "1,000 classes"
+                )
+            with tarfile.open(fileobj=file, mode="r:") as inner:
+                for image, content in _members(inner, LARGEST_IMAGE):
+                    yield image.name, content.read(), name
 
-    ImageNet's archives are not compressed, and are opened as such, so that no member is larger than the archive itself. Raises InputError for a
-    member of more than `largest` bytes, and for more of them than a dataset could have.
+
+def _imagenet_validation(path: pathlib.Path, labels: list[str]) -> Iterator[Example]:
+    """Iterates over the validation images; the number in a file's name selects its label."""
+    with tarfile.open(path, "r:") as tar:
+        for image, content in _members(tar, LARGEST_IMAGE):
+            number = pathlib.PurePosixPath(image.name).stem.rsplit("_", 1)[-1]
+            if not (number.isdigit() and 1 <= int(number) <= len(labels)):
+                raise InputError(
+                    f"{str(path)!r} holds {image.name!r}: the rule is "
+                    f"ILSVRC2012_val_00000001.JPEG to _{len(labels):08d}.JPEG"
+                )
+            yield image.name, content.read(), labels[int(number) - 1]
+
+
+def _members(tar: tarfile.TarFile, largest: int) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    """Iterates over the regular files of an archive.
+
+    Files are read in place. Nothing is unpacked, so neither the names nor the links of members can
+    lead out of the archive. ImageNet's archives are not compressed and are opened as such, so no
+    member is larger than the archive itself.
+
+    Raises:
+      InputError: a member has more than `largest` bytes, or there are more members than any
+        dataset has.
     """
     for count, member in enumerate(tar):
         if member.size > largest or count >= MOST_MEMBERS:
             raise InputError(
-                f"{str(tar.name)!r}: member {count} {member.name!r} has {member.size:,} bytes: the rule is at most {MOST_MEMBERS:,} members of "
-                f"{largest:,} bytes; get the archive anew"
+                f"{str(tar.name)!r}: member {count} {member.name!r} has {member.size:,} bytes: the "
+                f"rule is at most {MOST_MEMBERS:,} members of {largest:,} bytes; download the "
+                "archive again"
             )
         if member.isreg() and (file := tar.extractfile(member)) is not None:
             yield member, file
 
 
-BUILDERS: dict[str, Callable[[pathlib.Path | None], Contents]] = {
-    f.__name__: f for f in (digits, folder, cifar10, imagenet2012)
-}
-
-
-def png(image: np.ndarray) -> bytes:
+def _png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """Returns an image as PNG."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -262,44 +320,6 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def download(url: str, digest: str) -> pathlib.Path:
-    """The file at `url`, kept in the user's cache once its SHA-256 is `digest`; raises InputError where it can't be had."""
-    target = cache_folder() / "downloads" / url.rsplit("/", 1)[-1]
-    if target.is_file() and digests.of_file(target) == digest:
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(".part")
-    try:
-        with (
-            urllib.request.urlopen(url, timeout=60) as response,
-            part.open("wb") as file,
-            bar() as progress,
-        ):
-            task = progress.add_task(
-                f"download {target.name} (KiB)",
-                total=int(response.headers.get("Content-Length", 0)) // 1024 or None,
-            )
-            while block := response.read(1 << 20):
-                file.write(block)
-                progress.advance(task, len(block) // 1024)
-    except (urllib.error.URLError, OSError) as error:
-        raise InputError(
-            f"{url} can't be downloaded ({error}): fetch it elsewhere and give its path as data.source"
-        ) from error
-    if (found := digests.of_file(part)) != digest:
-        part.unlink()
-        raise InputError(
-            f"{url} came with SHA-256 {found}: the rule is {digest}; try again, or give a local copy as data.source"
-        )
-    part.rename(target)
-    return target
-
-
-def bar() -> Progress:
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True, highlight=False, markup=False))
+BUILDERS: dict[str, Callable[[pathlib.Path | None], Contents]] = {
+    f.__name__: f for f in (digits, folder, cifar10, imagenet2012)
+}

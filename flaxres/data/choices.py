@@ -1,4 +1,7 @@
-"""The words that settings of the input take; here, apart, since configs name them where nothing that decodes is installed."""
+"""The values that settings of the input accept.
+
+They are apart so that configs can name them where no decoder is installed.
+"""
 
 from typing import Literal
 

@@ -1,131 +1,89 @@
-"""The host half of the input: bytes -> uint8 crops. Randomness comes in as numbers, never from here."""
+"""The part of the input that runs on the host: encoded images -> uint8 crops.
+
+Random numbers are arguments; nothing here draws any.
+"""
 
 import contextlib
 import dataclasses
-import io
 import math
-import threading
 from typing import Protocol
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from jaxtyping import Float, Integer, UInt8
+from PIL import Image
 
+from flaxres.data._jpeg import decode_above
 from flaxres.data.choices import CropInterpolation, Interpolation
+from flaxres.data.images import MAX_PIXELS, open_image, to_rgb
 from flaxres.data.order import uniforms
-from flaxres.errors import InputError
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-
-# A header that promises more than this is refused before anything is decoded (a decompression bomb).
-MAX_PIXELS = 100_000_000
+# Attempts to draw a crop that lies inside the image.
 TRIES = 10
-MCU_ROWS = 16
-SOF_BASELINE, SOF_EXTENDED, SOS, DRI = 0xC0, 0xC1, 0xDA, 0xDD  # markers of a JPEG
-SCRATCH_LIMIT = 16 << 20
-per_thread = threading.local()
 
-
-class UnreadableError(InputError):
-    """An image that can't be decoded, with the reason."""
-
-
-def open_image(data: bytes) -> Image.Image:
-    """The image in `data`, header only; raises UnreadableError for what is no image or too large."""
-    if not data:
-        raise UnreadableError("the file is empty")
-    try:
-        image = Image.open(io.BytesIO(data))
-    except (
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        OSError,
-        ValueError,
-        SyntaxError,
-    ) as error:
-        raise UnreadableError(
-            "this is no JPEG or PNG image"
-            if isinstance(error, UnidentifiedImageError)
-            else str(error)
-        ) from error
-    if image.width * image.height > MAX_PIXELS:
-        raise UnreadableError(
-            f"{image.width} x {image.height} pixels: the limit is {MAX_PIXELS:,} in all; make the image smaller"
-        )
-    return image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` decoded in full, as RGB of 8 bits; raises UnreadableError for one that is cut short."""
-    try:
-        if image.mode.startswith(
-            "I"
-        ):  # 16 bits of gray, which Pillow would clip instead of scaling
-            return Image.fromarray(
-                (np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
-            ).convert("RGB")
-        return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UnreadableError(str(error)) from error
-
-
-def repair(data: bytes) -> tuple[str, bytes]:
-    """What kind of file `data` is, and bytes that every decoder reads as RGB; raises UnreadableError.
-
-    JPEG (gray or colour) and 8-bit PNG are kept to the byte. Everything else that Pillow opens is written anew: CMYK as JPEG, the rest as PNG.
-    """
-    image = open_image(data)
-    rgb, kind = to_rgb(image), f"{image.format} {image.mode}"
-    if image.format == "JPEG" and image.mode in ("RGB", "L"):
-        try:
-            simplejpeg.decode_jpeg(data, "RGB")
-            return "JPEG", data
-        except ValueError:  # Pillow lets damage pass; libjpeg's strict reading doesn't
-            kind = "JPEG with damaged parts"
-    if image.format == "PNG" and image.mode in ("RGB", "L"):
-        return "PNG", data
-    buffer = io.BytesIO()
-    if image.format == "JPEG":
-        rgb.save(buffer, "JPEG", quality=95, subsampling=0)
-    else:
-        rgb.save(buffer, "PNG")
-    return f"{kind} repaired", buffer.getvalue()
+Box = tuple[int, int, int, int]
+"""Top, left, height and width in pixels."""
 
 
 class Transform(Protocol):
-    """From the bytes of an image to a picture for the network, by numbers that belong to its position; picklable, for worker processes."""
+    """A function from an encoded image to the crop that the network gets.
+
+    Random numbers belong to the position of the sample. Transforms can be pickled for worker
+    processes.
+    """
 
     @property
-    def size(self) -> int: ...
-
-    def numbers(self, positions: np.ndarray) -> np.ndarray:
-        """(N,) positions -> (N, ...) random numbers, one row a picture."""
+    def size(self) -> int:
+        """Height and width of the crops."""
         ...
 
-    def __call__(self, data: bytes, numbers: np.ndarray) -> np.ndarray:
-        """(size, size, 3) uint8; raises UnreadableError."""
+    def numbers(self, positions: Integer[np.ndarray, " n"]) -> Float[np.ndarray, "n ..."]:
+        """Returns the random numbers of samples, one row for each position."""
+        ...
+
+    def __call__(
+        self, data: bytes, numbers: Float[np.ndarray, "..."]
+    ) -> UInt8[np.ndarray, "size size 3"]:
+        """Returns the crop of an encoded image; raises UnreadableError if it can't be decoded."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class CentreCrop:
-    """The evaluation's transform, see `centre_crop`; without randomness."""
+    """The transform of evaluation, without randomness; see `centre_crop`.
+
+    Attributes:
+      size: height and width of the crops in pixels.
+      resize: short side of the image before the crop.
+      interpolation: filter of the resizing.
+    """
 
     size: int
     resize: int
     interpolation: Interpolation = "bilinear"
 
-    def numbers(self, positions: np.ndarray) -> np.ndarray:
+    def numbers(self, positions: Integer[np.ndarray, " n"]) -> Float[np.ndarray, "n 0"]:
         return np.zeros((len(positions), 0))
 
-    def __call__(self, data: bytes, numbers: np.ndarray) -> np.ndarray:
+    def __call__(
+        self, data: bytes, numbers: Float[np.ndarray, " 0"]
+    ) -> UInt8[np.ndarray, "size size 3"]:
         return centre_crop(data, self.size, self.resize, self.interpolation)
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomResizedCrop:
-    """The training's transform, see `random_resized_crop`."""
+    """The transform of training; see `random_resized_crop`.
+
+    Attributes:
+      size: height and width of the crops in pixels.
+      seed: seed of the random numbers.
+      scale: smallest and largest share of the image's area.
+      ratio: smallest and largest ratio of width to height.
+      interpolation: filter of the resizing.
+    """
 
     size: int
     seed: int
@@ -133,29 +91,50 @@ class RandomResizedCrop:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     interpolation: CropInterpolation = "fast"
 
-    def numbers(self, positions: np.ndarray) -> np.ndarray:
+    def numbers(self, positions: Integer[np.ndarray, " n"]) -> Float[np.ndarray, "n tries 4"]:
         return uniforms(self.seed, positions, (TRIES, 4))
 
-    def __call__(self, data: bytes, numbers: np.ndarray) -> np.ndarray:
+    def __call__(
+        self, data: bytes, numbers: Float[np.ndarray, "tries 4"]
+    ) -> UInt8[np.ndarray, "size size 3"]:
         return random_resized_crop(
             data, self.size, numbers, self.scale, self.ratio, self.interpolation
         )
 
 
-def centre_crop(data: bytes, size: int, resize: int, interpolation: Interpolation) -> np.ndarray:
-    """The evaluation picture: short side resized to `resize`, then the middle `size` x `size`; exactly Pillow's and torchvision's.
+def centre_crop(
+    data: bytes, size: int, resize: int, interpolation: Interpolation
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Resizes the short side of an image and takes the central square, exactly as torchvision.
 
-    Returns (size, size, 3) uint8. Raises UnreadableError.
+    Args:
+      data: an encoded image.
+      size: height and width of the square in pixels.
+      resize: short side of the image before the crop.
+      interpolation: Pillow's filter.
+
+    Returns:
+      The crop; pixels outside the image are 0.
+
+    Raises:
+      UnreadableError: the image can't be decoded.
+
+    Example:
+
+      >>> import io
+      >>> buffer = io.BytesIO()
+      >>> Image.new("RGB", (400, 300), (10, 20, 30)).save(buffer, "PNG")
+      >>> crop = centre_crop(buffer.getvalue(), 224, 256, "bilinear")
+      >>> crop.shape, crop[0, 0].tolist()
+      ((224, 224, 3), [10, 20, 30])
     """
     image = to_rgb(open_image(data))
     width, height = image.size
-    short = min(width, height)
-    if short != resize:
-        target = (
-            (resize, int(resize * height / width))
-            if width <= height
-            else (int(resize * width / height), resize)
-        )
+    if min(width, height) != resize:
+        if width <= height:
+            target = (resize, int(resize * height / width))
+        else:
+            target = (int(resize * width / height), resize)
         image = image.resize(target, FILTERS[interpolation])
     left, top = round((image.width - size) / 2.0), round((image.height - size) / 2.0)
     return np.asarray(image.crop((left, top, left + size, top + size)))
@@ -164,14 +143,28 @@ def centre_crop(data: bytes, size: int, resize: int, interpolation: Interpolatio
 def crop_box(
     height: int,
     width: int,
-    numbers: np.ndarray,
+    numbers: Float[np.ndarray, "tries 4"],
     scale: tuple[float, float],
     ratio: tuple[float, float],
-) -> tuple[int, int, int, int]:
-    """Random resized crop (Szegedy et al. 2015, section 6; torchvision's rule): (top, left, height, width) in pixels.
+) -> Box:
+    """Returns the box of a random resized crop (Szegedy et al. 2015, section 6).
 
-    `numbers`: (TRIES, 4) numbers in [0, 1) for area, aspect ratio, top and left of each try. When none fits: the largest central crop whose
-    aspect ratio is within `ratio`.
+    The rule is torchvision's. If no attempt fits into the image, the box is the largest central
+    one with an aspect ratio within `ratio`.
+
+    Args:
+      height, width: size of the image in pixels.
+      numbers: uniform numbers in [0, 1) for the area, aspect ratio, top and left of each attempt.
+      scale: smallest and largest share of the image's area.
+      ratio: smallest and largest ratio of width to height.
+
+    Returns:
+      Top, left, height and width in pixels.
+
+    Example:
+
+      >>> crop_box(300, 400, np.full((1, 4), 0.5), (0.08, 1.0), (3 / 4, 4 / 3))
+      (23, 73, 255, 255)
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for area, aspect, top, left in numbers:
@@ -181,11 +174,10 @@ def crop_box(
         if 0 < w <= width and 0 < h <= height:
             return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
     proportion = min(max(width / height, ratio[0]), ratio[1])
-    w, h = (
-        (width, round(width / proportion))
-        if width / height < ratio[0]
-        else (round(height * proportion), height)
-    )
+    if width / height < ratio[0]:
+        w, h = width, round(width / proportion)
+    else:
+        w, h = round(height * proportion), height
     w, h = min(w, width), min(h, height)
     return (height - h) // 2, (width - w) // 2, h, w
 
@@ -193,150 +185,88 @@ def crop_box(
 def random_resized_crop(
     data: bytes,
     size: int,
-    numbers: np.ndarray,
+    numbers: Float[np.ndarray, "tries 4"],
     scale: tuple[float, float],
     ratio: tuple[float, float],
     interpolation: CropInterpolation,
-) -> np.ndarray:
-    """The training picture: a random part of the image, resized with antialiasing to (size, size, 3) uint8. Raises UnreadableError.
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Crops a random part of an image and resizes it with antialiasing.
 
-    `numbers`: (TRIES, 4) in [0, 1), see `crop_box`. "fast" is bilinear with antialiasing by OpenCV, four times as fast as Pillow's and on average
-    within a grey level of it. Of a JPEG nothing below the crop is decoded, and all of it at 1/2, 1/4 or 1/8 where the crop is still `size` or more.
+    Nothing below the crop of a JPEG is decoded. The rest is decoded at 1/2, 1/4 or 1/8 if the crop
+    still has `size` pixels or more.
+
+    Args:
+      data: an encoded image.
+      size: height and width of the result in pixels.
+      numbers: uniform numbers in [0, 1); see `crop_box`.
+      scale, ratio: see `crop_box`.
+      interpolation: `bilinear` and `bicubic` are Pillow's. `fast` is bilinear with antialiasing by
+        OpenCV, four times as fast as Pillow's and on average within a grey level of it.
+
+    Returns:
+      The crop.
+
+    Raises:
+      UnreadableError: the image can't be decoded.
     """
     if data[:2] == b"\xff\xd8":
-        with contextlib.suppress(
-            ValueError
-        ):  # what simplejpeg refuses, CMYK among it, Pillow may still read
+        # Pillow may still read what simplejpeg refuses, such as CMYK.
+        with contextlib.suppress(ValueError):
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             if height * width <= MAX_PIXELS and colours not in ("CMYK", "YCCK"):
                 box = crop_box(height, width, numbers, scale, ratio)
-                picture, shrunk = decode_above(data, height, width, box, size)
-                return resize(picture, box, shrunk, size, interpolation)
-    picture = np.asarray(to_rgb(open_image(data)))
-    return resize(
-        picture,
-        crop_box(picture.shape[0], picture.shape[1], numbers, scale, ratio),
-        1,
-        size,
-        interpolation,
-    )
-
-
-def decode_above(
-    data: bytes, height: int, width: int, box: tuple[int, int, int, int], size: int
-) -> tuple[np.ndarray, int]:
-    """A JPEG as RGB, without what lies below the box, and by how much it is shrunk; raises ValueError where it is damaged.
-
-    The rows below are left out by lowering the height in the header, which in a JPEG of one scan changes no pixel above.
-    """
-    top, _, h, w = box
-    factor = next(f for f in (8, 4, 2, 1) if f == 1 or min(h, w) >= f * size)
-    # One more row of blocks than the crop needs, since chroma is smoothed across their borders.
-    rows = (top + h) // MCU_ROWS * MCU_ROWS + 2 * MCU_ROWS
-    at = height_offset(data) if rows < height else None
-    if at is not None:
-        data, height = data[:at] + rows.to_bytes(2, "big") + data[at + 2 :], rows
-    picture = scratch(-(-height // factor), -(-width // factor))
-    try:
-        simplejpeg.decode_jpeg(
-            data,
-            "RGB",
-            min_factor=factor,
-            min_height=picture.shape[0],
-            min_width=picture.shape[1],
-            buffer=picture,
-        )
-    except ValueError as error:
-        # libjpeg tells of its first warning only: it is this one where all that was asked for was in order.
-        if at is None or "extraneous bytes before marker 0xd9" not in str(error):
-            raise
-    return picture, factor
-
-
-def scratch(height: int, width: int) -> np.ndarray:
-    """(height, width, 3) uint8 in memory of this thread's that the next call takes again: new memory for each picture costs time."""
-    need = height * width * 3
-    if need > SCRATCH_LIMIT:
-        return np.empty((height, width, 3), np.uint8)
-    if getattr(per_thread, "memory", np.empty(0)).size < need:
-        per_thread.memory = np.empty(need, np.uint8)
-    memory: np.ndarray = per_thread.memory
-    return memory[:need].reshape(height, width, 3)
-
-
-def height_offset(data: bytes) -> int | None:
-    """Where a JPEG's header says its height.
-
-    None where lowering it could lose more than the rows below: with several scans the later ones, with restart markers the sense of a warning.
-    """
-    at, components, found = 2, 0, None
-    while at + 9 < len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == SOS:
-            return found if data[at + 4] == components else None
-        if marker in (SOF_BASELINE, SOF_EXTENDED):
-            found, components = at + 5, data[at + 9]
-        elif marker == DRI:
-            return None
-        at += 2 + length
-    return None
+                part, factor = decode_above(data, height, width, box, size)
+                return resize(part, box, factor, size, interpolation)
+    image = np.asarray(to_rgb(open_image(data)))
+    box = crop_box(image.shape[0], image.shape[1], numbers, scale, ratio)
+    return resize(image, box, 1, size, interpolation)
 
 
 def resize(
-    picture: np.ndarray,
-    box: tuple[int, int, int, int],
-    shrunk: int,
+    image: UInt8[np.ndarray, "h w 3"],
+    box: Box,
+    factor: int,
     size: int,
     interpolation: CropInterpolation,
-) -> np.ndarray:
-    """The box, in pixels of the picture before it was shrunk, as (size, size, 3)."""
-    top, left, h, w = (value / shrunk for value in box)
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Resizes a box of an image with antialiasing.
+
+    Args:
+      image: an image that was made smaller by `factor`.
+      box: the part to resize, in pixels before the image was made smaller.
+      factor: 1, 2, 4 or 8.
+      size: height and width of the result in pixels.
+      interpolation: see `random_resized_crop`.
+
+    Returns:
+      The resized part, in memory of its own.
+    """
+    top, left, h, w = (value / factor for value in box)
     if interpolation != "fast":
-        image = Image.fromarray(picture)
-        return np.asarray(
-            image.resize(
-                (size, size),
-                FILTERS[interpolation],
-                box=(left, top, min(left + w, image.width), min(top + h, image.height)),
-            )
-        )
+        whole = Image.fromarray(image)
+        part = (left, top, min(left + w, whole.width), min(top + h, whole.height))
+        return np.asarray(whole.resize((size, size), FILTERS[interpolation], box=part))
     y, x = round(top), round(left)
-    crop = picture[y : max(round(top + h), y + 1), x : max(round(left + w), x + 1)]
+    crop = image[y : max(round(top + h), y + 1), x : max(round(left + w), x + 1)]
     down, across = crop.shape[0] / size, crop.shape[1] / size
     if max(down, across) > 2:
-        # OpenCV averages areas only where both sides shrink: the side that doesn't comes after.
-        crop = cv2.resize(
-            crop, (min(crop.shape[1], size), min(crop.shape[0], size)), interpolation=cv2.INTER_AREA
-        )
+        # OpenCV averages areas only if both sides shrink: a side that grows is resized below.
+        smaller = (min(crop.shape[1], size), min(crop.shape[0], size))
+        crop = cv2.resize(crop, smaller, interpolation=cv2.INTER_AREA)
     elif max(down, across) > 1:
-        crop = cv2.sepFilter2D(
-            crop, -1, smoothing(across), smoothing(down), borderType=cv2.BORDER_REPLICATE
-        )
-    return (
-        cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR)
-        if crop.shape[:2] != (size, size)
-        else crop.copy()
-    )
+        kernels = _smoothing(across), _smoothing(down)
+        crop = cv2.sepFilter2D(crop, -1, *kernels, borderType=cv2.BORDER_REPLICATE)
+    if crop.shape[:2] == (size, size):
+        return crop.copy()
+    return cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def smoothing(scale: float) -> np.ndarray:
-    """What to smooth with before a side is made `scale` times smaller, up to 2, by linear interpolation, so that nothing aliases.
+def _smoothing(scale: float) -> Float[np.ndarray, " 3"]:
+    """Returns the filter to apply before a side is made `scale` times smaller, up to 2.
 
-    Pillow's antialiasing weighs pixels by a triangle of half width `scale`, whose variance is scale**2 / 6; interpolation itself has 1/6 of that, and
-    the kernel (v / 2, 1 - v, v / 2) has the rest, v.
+    The side is then resized by linear interpolation, and nothing aliases. Pillow's antialiasing
+    weighs pixels by a triangle of half width `scale`, with variance scale**2 / 6. Interpolation
+    itself has 1/6 of that, and the kernel (v / 2, 1 - v, v / 2) has the rest, v.
     """
     variance = max(scale * scale - 1, 0) / 6
     return np.asarray([variance / 2, 1 - variance, variance / 2], np.float32)
-
-
-def shrink_image(data: bytes, short_side: int, quality: int) -> tuple[str, bytes]:
-    """What was done, and an image whose short side is at most `short_side` pixels, as JPEG where it had to change; raises UnreadableError."""
-    kind, data = repair(data)
-    image = open_image(data)
-    if min(image.size) <= short_side:
-        return f"{kind} kept", data
-    width, height = (
-        max(round(side * short_side / min(image.size)), short_side) for side in image.size
-    )
-    small = cv2.resize(np.asarray(to_rgb(image)), (width, height), interpolation=cv2.INTER_AREA)
-    return "shrunk", simplejpeg.encode_jpeg(small, quality, "RGB", "420", fastdct=False)

@@ -1,14 +1,26 @@
-"""SHA-256 of files and of words, which names what a dataset, a checkpoint or a download is."""
+"""SHA-256 digests that identify datasets, checkpoints and downloads."""
 
 import hashlib
 import pathlib
 from collections.abc import Iterable
 
 
-def of_file(path: pathlib.Path) -> str:
+def file_digest(path: pathlib.Path) -> str:
+    """Returns the SHA-256 of a file as 64 hexadecimal digits.
+
+    Raises:
+      OSError: the file can't be read.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def of_words(words: Iterable[str]) -> str:
+def words_digest(words: Iterable[str]) -> str:
+    """Returns the SHA-256 of words, joined by line feeds, as 64 hexadecimal digits.
+
+    Example:
+
+      >>> words_digest(["cat", "dog"])[:16]
+      '3a450eb155d6a4c6'
+    """
     return hashlib.sha256("\n".join(words).encode()).hexdigest()

@@ -1,34 +1,46 @@
-"""Whether a prepared dataset is what was written: digests of its files and of its examples, kept beside it."""
+"""Digests of a prepared dataset's files and examples, stored beside it, and checks against them."""
 
 import concurrent.futures
 import dataclasses
 import json
 import pathlib
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.progress import Progress
 
 from flaxres.data import digests
-from flaxres.data.builders import bar
-from flaxres.data.decode import UnreadableError, repair
+from flaxres.data._progress import progress_bar
+from flaxres.data.images import UnreadableError, repair
+from flaxres.data.source import Source
 from flaxres.errors import InputError
 
-if TYPE_CHECKING:
-    from flaxres.data.sources import Source
-
 FILE = "flaxres_digests.json"
-AT_ONCE = 1024
+RECORDS_AT_ONCE = 1024
 
 
 def add(digest: Any, name: str, data: bytes, label: str) -> None:
-    """Takes an example into the digest of its split."""
+    """Adds an example to the digest of its split.
+
+    Args:
+      digest: a `hashlib` object.
+      name: file name of the example.
+      data: its encoded image.
+      label: its class.
+    """
     digest.update(json.dumps([name, label, len(data)]).encode())
     digest.update(data)
 
 
 def write(folder: pathlib.Path, contents: dict[str, str]) -> None:
-    """Writes the digests of a dataset's files, and of the examples of each split, beside them."""
+    """Writes the digests of a dataset beside its files.
+
+    Args:
+      folder: the folder with the files of the dataset.
+      contents: digest of the examples of each split.
+    """
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": digests.of_file(path)}
+        path.name: {"bytes": path.stat().st_size, "sha256": digests.file_digest(path)}
         for path in sorted(folder.iterdir())
         if path.name != FILE
     }
@@ -36,78 +48,129 @@ def write(folder: pathlib.Path, contents: dict[str, str]) -> None:
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """What `write` wrote, or empty: datasets that TFDS itself prepared have none."""
+    """Reads the digests that `write` stored.
+
+    Args:
+      folder: the folder with the files of the dataset.
+
+    Returns:
+      `contents`, the digest of each split's examples, and `files`, the size and SHA-256 of each
+      file. Both are empty for datasets that TFDS prepared.
+
+    Raises:
+      InputError: the digests can't be read.
+    """
     try:
-        return json.loads((folder / FILE).read_text())
+        known: dict[str, Any] = json.loads((folder / FILE).read_text())
     except FileNotFoundError:
         return {"contents": {}, "files": {}}
     except (OSError, ValueError) as error:
         raise InputError(
             f"{str(folder / FILE)!r} can't be read ({error}): prepare the dataset again"
         ) from error
+    return known
 
 
 def require_whole(folder: pathlib.Path, files: dict[str, Any]) -> None:
-    """Refuses a dataset of which a file is missing or has another size, before anything is read from it."""
+    """Checks the sizes of a dataset's files before anything is read from them.
+
+    Args:
+      folder: the folder with the files of the dataset.
+      files: the sizes that were stored; see `read`.
+
+    Raises:
+      InputError: a file is missing or has another size.
+    """
     for name, facts in files.items():
-        size = (folder / name).stat().st_size if (folder / name).exists() else None
-        if size != facts["bytes"]:
-            found = (
-                "is missing"
-                if size is None
-                else f"has {size:,} bytes and was written with {facts['bytes']:,}"
-            )
-            raise InputError(
-                f"{str(folder / name)!r} {found}: copy it anew, or delete {str(folder)!r} and prepare the dataset again"
-            )
+        path = folder / name
+        size = path.stat().st_size if path.exists() else None
+        if size == facts["bytes"]:
+            continue
+        problem = "is missing"
+        if size is not None:
+            problem = f"has {size:,} bytes and was written with {facts['bytes']:,}"
+        raise InputError(
+            f"{str(path)!r} {problem}: copy it again, or delete {str(folder)!r} and prepare the "
+            "dataset again"
+        )
 
 
 @dataclasses.dataclass
 class Verdict:
-    """What `verify` found: of each split the number of records and, where they were decoded, the kinds of images; and every problem, in words."""
+    """The result of `verify`.
+
+    Attributes:
+      records: number of records of each split.
+      counts: for each split the number of records with each result: `record` if it was only read,
+        `unreadable record`, or for decoded images their format and `unreadable image`.
+      files: `sound`, `changed` or `missing` for each file with a digest.
+      problems: a message for each problem.
+    """
 
     records: dict[str, int] = dataclasses.field(default_factory=dict)
-    kinds: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    counts: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     files: dict[str, str] = dataclasses.field(default_factory=dict)
     problems: list[str] = dataclasses.field(default_factory=list)
 
 
-def verify(folder: pathlib.Path, sources: list["Source"], decode: bool) -> Verdict:
-    """Compares every file with its digest, reads every record, and with `decode` decodes every image. Progress goes to stderr."""
+def verify(folder: pathlib.Path, sources: list[Source], decode: bool) -> Verdict:
+    """Compares every file with its digest and reads every record; shows the progress on stderr.
+
+    Args:
+      folder: the folder with the files of the dataset.
+      sources: all splits of the dataset.
+      decode: decode every image too.
+
+    Returns:
+      The verdict. Damage is reported there and raises no error.
+    """
     verdict, known = Verdict(), read(folder)["files"]
-    with bar() as progress, concurrent.futures.ThreadPoolExecutor() as pool:
+    with progress_bar() as progress, concurrent.futures.ThreadPoolExecutor() as pool:
         task = progress.add_task("files", total=len(known))
         for name, facts in known.items():
-            path = folder / name
-            verdict.files[name] = (
-                "missing"
-                if not path.exists()
-                else "sound"
-                if digests.of_file(path) == facts["sha256"]
-                else "changed"
-            )
-            if verdict.files[name] != "sound":
-                verdict.problems.append(f"file {name}: {verdict.files[name]} since it was written")
+            state = verdict.files[name] = _file_state(folder / name, facts["sha256"])
+            if state != "sound":
+                verdict.problems.append(f"file {name}: {state} since it was written")
             progress.advance(task)
         for source in sources:
-            task = progress.add_task(source.name, total=len(source))
-            kinds: Counter[str] = Counter()
-            for first in range(0, len(source), AT_ONCE):
-                block = range(first, min(first + AT_ONCE, len(source)))
-                for kind, problem in pool.map(
-                    lambda i, source=source: check(source, i, decode), block
-                ):
-                    kinds[kind] += 1
-                    if problem:
-                        verdict.problems.append(problem)
-                progress.advance(task, len(block))
-            verdict.records[source.name] = len(source)
-            verdict.kinds[source.name] = dict(sorted(kinds.items()))
+            _verify_records(source, decode, verdict, pool, progress)
     return verdict
 
 
-def check(source: "Source", record: int, decode: bool) -> tuple[str, str]:
-    """The kind of image of a record, and what is wrong with it, or ''."""
+def _file_state(path: pathlib.Path, digest: str) -> str:
+    """Compares a file with its SHA-256."""
+    if not path.exists():
+        return "missing"
+    return "sound" if digests.file_digest(path) == digest else "changed"
+
+
+def _verify_records(
+    source: Source,
+    decode: bool,
+    verdict: Verdict,
+    pool: concurrent.futures.Executor,
+    progress: Progress,
+) -> None:
+    """Reads every record of a split and adds the results to `verdict`."""
+    task = progress.add_task(source.name, total=len(source))
+    counts: Counter[str] = Counter()
+
+    def check(record: int) -> tuple[str, str]:
+        return _check_record(source, record, decode)
+
+    for first in range(0, len(source), RECORDS_AT_ONCE):
+        block = range(first, min(first + RECORDS_AT_ONCE, len(source)))
+        for result, problem in pool.map(check, block):
+            counts[result] += 1
+            if problem:
+                verdict.problems.append(problem)
+        progress.advance(task, len(block))
+    verdict.records[source.name] = len(source)
+    verdict.counts[source.name] = dict(sorted(counts.items()))
+
+
+def _check_record(source: Source, record: int, decode: bool) -> tuple[str, str]:
+    """Returns the result for a record (see `Verdict.counts`), and its problem or ''."""
     try:
         data, _ = source.read(record)
     except InputError as error:

@@ -1,8 +1,12 @@
-"""The order of samples and their randomness on the host: pure functions of (seed, position), the same in NumPy and in JAX.
+"""The order of samples and their random numbers, as pure functions of the seed and the position.
 
-A position counts samples from the start of training, over all epochs; `position // n` is the epoch. The generator is Threefry-2x32
-(Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), which is JAX's own; the order of an epoch is a Feistel network over
-it (Luby & Rackoff 1988) that walks until it lands inside the range. No state, no table of n numbers, and any position at once.
+A position counts samples from the start of training, over all epochs; `position // n` is the epoch
+of a dataset of n records. NumPy and JAX compute the same results. There is no state and no table of
+n numbers, and any position can be computed by itself.
+
+The generator is Threefry-2x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"),
+as in JAX. The order of an epoch is a Feistel network over it (Luby & Rackoff 1988), applied until
+the result lies inside the range.
 """
 
 import math
@@ -12,16 +16,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Integer, UInt32
 
-# What a stream of numbers is for; far from the small numbers that are folded into JAX keys, so that no two streams are the same.
+Positions = UInt32[np.ndarray, " n"] | UInt32[Array, " n"]
+Words = UInt32[np.ndarray, "..."] | UInt32[Array, "..."]
+
+# Purposes of random streams. They are far from the small numbers that are folded into JAX keys, so
+# no two streams are the same.
 ORDER, CROP, FLIP = 0x6F726465, 0x63726F70, 0x666C6970
-# Four rounds are a random permutation in theory (Luby & Rackoff); on domains of 16 numbers they were measurably uneven, eight are not.
+# Four rounds are a random permutation in theory (Luby & Rackoff). On domains of 16 numbers they
+# were measurably uneven; eight are not.
 ROUNDS = 8
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
-    """Threefry-2x32-20 of uint32 words, NumPy or JAX, broadcast against each other."""
+    """Computes Threefry-2x32 with 20 rounds.
+
+    Args:
+      key: two uint32 words, NumPy or JAX arrays.
+      counter: two uint32 words, broadcast against the key.
+
+    Returns:
+      Two uint32 words.
+
+    Example:
+
+      >>> zero = np.zeros(1, np.uint32)
+      >>> [hex(int(word[0])) for word in threefry((zero, zero), (zero, zero))]
+      ['0x6b200159', '0x99ba4efe']
+    """
     keys = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
     a, b = counter[0] + keys[0], counter[1] + keys[1]
     for five in range(5):
@@ -34,76 +58,139 @@ def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
     return a, b
 
 
-def seed_words(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.asarray([seed & 0xFFFFFFFF], np.uint32), np.asarray(
-        [seed >> 32 & 0xFFFFFFFF], np.uint32
-    )
+def _seed_words(seed: int) -> tuple[UInt32[np.ndarray, "1"], UInt32[np.ndarray, "1"]]:
+    """Returns a seed as the two words of a key."""
+    low, high = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
+    return np.asarray([low], np.uint32), np.asarray([high], np.uint32)
 
 
-def uniforms(seed: int, positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """float64 numbers in [0, 1), (N, *shape), of which each row belongs to the sample at one of the (N,) positions."""
+def uniforms(
+    seed: int, positions: Integer[np.ndarray, " n"], shape: tuple[int, ...]
+) -> Float[np.ndarray, "n ..."]:
+    """Draws uniform numbers in [0, 1) for samples.
+
+    Args:
+      seed: seed of the run.
+      positions: positions of the samples.
+      shape: shape of the numbers of one sample.
+
+    Returns:
+      float64 numbers; each row depends on its position only.
+
+    Example:
+
+      >>> numbers = uniforms(0, np.arange(3), (2,))
+      >>> numbers.shape, bool((uniforms(0, np.arange(2, 3), (2,))[0] == numbers[2]).all())
+      ((3, 2), True)
+    """
     count = math.prod(shape)
     words = np.asarray(positions, np.uint32)[:, None]
-    key = threefry(seed_words(seed), (words, np.asarray([CROP], np.uint32)))
-    first, second = threefry(
-        key, (np.arange((count + 1) // 2, dtype=np.uint32), np.zeros(1, np.uint32))
-    )
-    return (np.concatenate([first, second], 1)[:, :count] / 2.0**32).reshape(len(words), *shape)
+    key = threefry(_seed_words(seed), (words, np.asarray([CROP], np.uint32)))
+    counter = np.arange((count + 1) // 2, dtype=np.uint32)
+    first, second = threefry(key, (counter, np.zeros(1, np.uint32)))
+    drawn = np.concatenate([first, second], 1)[:, :count] / 2.0**32
+    return drawn.reshape(len(words), *shape)
 
 
-def mirrored(positions: Any, size: int, seed: int) -> Any:
-    """(N,) whether the samples at uint32 `positions` are mirrored: a random half of the records in the first epoch, then each in every second one
-    (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.6). NumPy in, NumPy out; JAX likewise.
+def mirrored(positions: Positions, size: int, seed: int) -> Any:
+    """Decides which samples are flipped horizontally.
+
+    A random half of the records is flipped in the first epoch, and each record then in every second
+    epoch (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.6).
+
+    Args:
+      positions: positions of the samples.
+      size: number of records of the dataset.
+      seed: seed of the run.
+
+    Returns:
+      A mask of shape (n,), NumPy or JAX as `positions`.
     """
-    word, _ = threefry(
-        seed_words(seed), (sample_ids(positions, size, seed), np.asarray([FLIP], np.uint32))
-    )
+    counter = (sample_ids(positions, size, seed), np.asarray([FLIP], np.uint32))
+    word, _ = threefry(_seed_words(seed), counter)
     return (word + positions // np.uint32(size)) % np.uint32(2) == 1
 
 
 def step_positions(step: Any, batch: int) -> Any:
-    """(batch,) uint32: the positions of the samples of a step; NumPy for an int, JAX for an array."""
+    """Returns the positions of the samples of a step.
+
+    Args:
+      step: number of the step, an int or a JAX scalar.
+      batch: number of samples of a step.
+
+    Returns:
+      uint32 positions of shape (batch,): NumPy for an int, JAX for a JAX scalar.
+
+    Example:
+
+      >>> step_positions(2, 4)
+      array([ 8,  9, 10, 11], dtype=uint32)
+    """
     numbers: Any = jnp if isinstance(step, jax.Array) else np
-    return numbers.asarray(step, np.uint32) * np.uint32(batch) + numbers.arange(
-        batch, dtype=np.uint32
-    )
+    within = numbers.arange(batch, dtype=np.uint32)
+    return numbers.asarray(step, np.uint32) * np.uint32(batch) + within
 
 
-def training_ids(positions: Any, size: int, seed: int, batch: int, repeats: int = 1) -> Any:
-    """Record numbers for uint32 `positions`, where each record comes `repeats` times in its batch (Hoffer et al. 2020, section 3).
+def training_ids(positions: Positions, size: int, seed: int, batch: int, repeats: int = 1) -> Any:
+    """Returns the record number of each sample of training.
 
-    The copies lie `batch // repeats` rows apart, so that neighbours, which mixup mixes, are different images. An epoch is still `size` samples
-    long, and so sees a share `1 / repeats` of the records, as in timm and torchvision.
+    With repeated augmentation (Hoffer et al. 2020, section 3) each record occurs `repeats` times in
+    its batch. The copies are `batch // repeats` rows apart, so neighbours, which mixup mixes, are
+    different images. An epoch is still `size` samples long. It therefore covers a share
+    `1 / repeats` of the records, as in timm and torchvision.
+
+    Args:
+      positions: positions of the samples.
+      size: number of records of the dataset.
+      seed: seed of the run.
+      batch: number of samples of a step.
+      repeats: how often each record occurs in its batch.
+
+    Returns:
+      uint32 record numbers of shape (n,), NumPy or JAX as `positions`.
     """
     if repeats == 1:
         return sample_ids(positions, size, seed)
     different = np.uint32(batch // repeats)
-    return sample_ids(
-        positions // np.uint32(batch) * different + positions % np.uint32(batch) % different,
-        size,
-        seed,
-    )
+    row = positions % np.uint32(batch) % different
+    return sample_ids(positions // np.uint32(batch) * different + row, size, seed)
 
 
-def sample_ids(positions: Any, size: int, seed: int) -> Any:
-    """Record numbers in [0, size) for uint32 `positions`; each epoch is a permutation of all records. NumPy in, NumPy out; JAX likewise."""
+def sample_ids(positions: Positions, size: int, seed: int) -> Any:
+    """Returns a record number for each position; each epoch is a permutation of all records.
+
+    Args:
+      positions: positions of the samples.
+      size: number of records of the dataset.
+      seed: seed of the run.
+
+    Returns:
+      uint32 record numbers in [0, size) of shape (n,), NumPy or JAX as `positions`.
+
+    Example:
+
+      >>> sorted(sample_ids(np.arange(5, 10, dtype=np.uint32), 5, seed=0).tolist())
+      [0, 1, 2, 3, 4]
+    """
     numbers: Any = jnp if isinstance(positions, jax.Array) else np
     n = np.uint32(size)
     half = np.uint32((max(size - 1, 1).bit_length() + 1) // 2)
     mask = np.uint32((1 << int(half)) - 1)
     epoch, offset = positions // n, positions % n
-    key = threefry(seed_words(seed), (epoch, np.asarray([ORDER], np.uint32)))
+    key = threefry(_seed_words(seed), (epoch, np.asarray([ORDER], np.uint32)))
 
-    def walk(value: Any) -> Any:
+    def permuted(value: Any) -> Any:
         left, right = value >> half, value & mask
         for turn in range(ROUNDS):
             mixed, _ = threefry(key, (right, np.asarray([turn], np.uint32)))
             left, right = right, left ^ (mixed & mask)
         return (left << half) | right
 
-    value = walk(offset)
+    value = permuted(offset)
     if numbers is np:
         while (outside := value >= n).any():
-            value = np.where(outside, walk(value), value)
+            value = np.where(outside, permuted(value), value)
         return value
-    return lax.while_loop(lambda v: (v >= n).any(), lambda v: jnp.where(v >= n, walk(v), v), value)
+    return lax.while_loop(
+        lambda v: (v >= n).any(), lambda v: jnp.where(v >= n, permuted(v), v), value
+    )

@@ -1,6 +1,7 @@
 """Writes datasets as ArrayRecord through TFDS, with digests beside them.
 
-Everything that could go wrong with a file goes wrong here, once, and is counted: training then reads only images that decode.
+Files that can't be used are refused and counted here, once. Training then reads only images that
+decode.
 """
 
 import collections
@@ -17,99 +18,49 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from rich.progress import Progress
 
 from flaxres.data import integrity
-from flaxres.data.builders import BUILDERS, Contents, Example, bar, folder_split, visible
+from flaxres.data._naming import VERSION, config_name, require_split
+from flaxres.data._progress import progress_bar
+from flaxres.data.builders import BUILDERS, Contents, Example
 from flaxres.data.choices import BadImages
-from flaxres.data.decode import UnreadableError, repair, shrink_image
+from flaxres.data.images import UnreadableError, repair, shrink_image
+from flaxres.data.source import Source
 from flaxres.errors import InputError, unknown
 
-if TYPE_CHECKING:
-    from flaxres.data.sources import Source
-
-VERSION = "1.1.0"
 STAGING = ".flaxres-incomplete"
+EXAMPLES_AT_ONCE = 256
 Change = Callable[[bytes], tuple[str, bytes]]
+"""Returns the format of a file and the bytes to write; raises UnreadableError."""
 
 
 @dataclasses.dataclass
 class Tally:
-    """What preparation did with the files: counts by kind for each split, and the files that were refused, with the reason."""
+    """The result of a preparation.
 
-    kinds: dict[str, collections.Counter[str]] = dataclasses.field(default_factory=dict)
+    Attributes:
+      counts: for each split the number of files of each format, and of those that were refused.
+        It is empty for a dataset that existed before.
+      refused: name of each file that was refused, and the reason.
+      contents: a `hashlib` object for each split, over its examples.
+    """
+
+    counts: dict[str, collections.Counter[str]] = dataclasses.field(default_factory=dict)
     refused: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     contents: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """`train: 1200 JPEG, 3 refused`, a line a split. The refused files themselves are named while it works."""
+        """Returns a line for each split: `train: 1200 JPEG, 3 refused`.
+
+        The names of refused files are printed during the preparation.
+        """
         return [
-            f"{split}: " + ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
-            for split, kinds in self.kinds.items()
+            f"{split}: " + ", ".join(f"{number} {name}" for name, number in sorted(counts.items()))
+            for split, counts in self.counts.items()
         ]
-
-
-def readable(examples: Iterable[Example]) -> Iterator[Example]:
-    """`examples`, with a damaged archive named as such."""
-    try:
-        yield from examples
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise InputError(
-            f"the archive is damaged ({' '.join(str(error).split())}): get it anew"
-        ) from error
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is written, and how its images are changed on the way; `change` says of which kind a file is, and raises UnreadableError."""
-
-    name: str
-    config: str | None
-    contents: Contents
-    change: Change
-    bad_images: BadImages = "skip"
-
-    def examples(self, split: str, tally: Tally, progress: Progress) -> Iterator[Example]:
-        """The split's examples that decode, in order; files are decoded by several threads, and only a few hundred are held at a time."""
-        total, examples = self.contents.splits[split]
-        task = progress.add_task(split, total=total)
-        kinds = tally.kinds.setdefault(split, collections.Counter())
-        digest = tally.contents[split] = hashlib.sha256()
-
-        def changed(example: Example) -> tuple[str, bytes | None, str]:
-            try:
-                return *self.change(example[1]), ""
-            except UnreadableError as error:
-                return "refused", None, str(error)
-
-        iterator = readable(examples())
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            while block := list(itertools.islice(iterator, 256)):
-                for (name, _, label), (kind, data, why) in zip(
-                    block, pool.map(changed, block), strict=True
-                ):
-                    kinds[kind] += 1
-                    progress.advance(task)
-                    if data is not None:
-                        integrity.add(digest, name, data, label)
-                        yield name, data, label
-                        continue
-                    if self.bad_images == "error":
-                        raise InputError(
-                            f"{split}: {name}: {why}; mend or remove it, or let bad images be skipped (data.bad_images='skip')"
-                        )
-                    tally.refused.append((name, why))
-                    progress.console.print(f"refused {name}: {why}")
-        if self.contents.complete and (seen := sum(kinds.values())) != total:
-            raise InputError(
-                f"split {split!r} has {seen:,} images: the rule is {total:,}; the archive is incomplete, get it anew"
-            )
-        if not sum(n for kind, n in kinds.items() if kind != "refused"):
-            raise InputError(
-                f"split {split!r} holds no image that can be read: {len(tally.refused)} files were refused"
-            )
 
 
 def prepare(
@@ -119,120 +70,199 @@ def prepare(
     splits: Iterable[str] = (),
     bad_images: BadImages = "skip",
 ) -> tuple[pathlib.Path, Tally]:
-    """Writes the dataset `name` as ArrayRecord under `data_dir` (TFDS's own folder by default) and returns where it is.
+    """Writes a dataset as ArrayRecord, unless it exists already.
 
-    A dataset that is there already is left alone. An interrupted preparation leaves nothing that is taken for a dataset: the next
-    one starts it again. Of two processes that prepare the same dataset, one waits for the other.
+    An interrupted preparation leaves nothing that could pass for a dataset, and the next one starts
+    again. If two processes prepare the same dataset, one waits for the other.
 
-    Raises InputError for an unknown name, a source that breaks its builder's rules, one without a split of `splits`, or, with
-    `bad_images="error"`, an image that can't be decoded.
+    Args:
+      name: `digits`, `folder`, `cifar10` or `imagenet2012`.
+      source: path of the original files; see `flaxres.data.builders`.
+      data_dir: folder of prepared datasets; None is the folder of TFDS.
+      splits: splits that the dataset must have.
+      bad_images: `error` refuses a dataset with an image that can't be decoded; `skip` leaves such
+        images out.
+
+    Returns:
+      The folder of the dataset, and a tally of its files.
+
+    Raises:
+      InputError: the name is unknown, the source breaks the rules of its builder or lacks a split
+        of `splits`, or, with `bad_images="error"`, an image can't be decoded.
+
+    Example:
+
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     place, tally = prepare("digits", None, folder)
+      >>> tally.lines()
+      ['train: 1297 PNG', 'test: 500 PNG']
     """
     if name not in BUILDERS:
         raise unknown("dataset to prepare", name, BUILDERS)
     contents = BUILDERS[name](pathlib.Path(source).expanduser() if source else None)
     for split in splits:
         require_split(name, split, contents.splits)
-    return write(Plan(name, config_name(name, source), contents, repair, bad_images), data_dir)
+    return _write(_Plan(name, config_name(name, source), contents, repair, bad_images), data_dir)
 
 
 def shrink(
-    sources: "Mapping[str, Source]", short_side: int, quality: int, data_dir: str | None
+    sources: Mapping[str, Source], short_side: int, quality: int, data_dir: str | None
 ) -> tuple[str, pathlib.Path, Tally]:
-    """Writes all splits of a prepared dataset again with smaller images.
+    """Writes a prepared dataset again with smaller images.
 
-    Returns the name to train on, `name/[config_]DIGEST_256px_q90`, and where it is.
+    Images with a short side above `short_side` pixels are resized to it and become JPEGs. The
+    others are kept to the byte.
 
-    Images whose short side is above `short_side` pixels are resized to it and become JPEGs of that quality; the others are kept to the byte.
+    Args:
+      sources: all splits of the dataset by name.
+      short_side: largest short side in pixels.
+      quality: quality of the JPEGs, 1 to 100.
+      data_dir: folder of prepared datasets; None is the folder of TFDS.
+
+    Returns:
+      The name to train on, `name/[config_]DIGEST_256px_q90`; the folder of the dataset; a tally.
+
+    Raises:
+      InputError: a number is out of range, or a record has no label.
     """
     if not (short_side > 0 and 1 <= quality <= 100):
         raise InputError(
             f"--short-side={short_side} --quality={quality}: the rule is > 0, and 1 to 100"
         )
-
-    def examples(source: "Source") -> Iterator[Example]:
-        for record in range(len(source)):
-            data, label = source.read(record)
-            if label < 0:
-                raise InputError(
-                    f"{source.describe(record)} has no label: only labelled splits can be shrunk"
-                )
-            yield source.file_name(record), data, source.classes[label]
-
     first = next(iter(sources.values()))
     dataset, *config = first.dataset.partition(":")[0].split("/")
-    contents = Contents(
-        first.classes,
-        {
-            split: (len(source), functools.partial(examples, source))
-            for split, source in sources.items()
-        },
-    )
-    # The digest keeps what was shrunk from another state of the source from being taken for this one.
+    splits = {
+        split: (len(source), functools.partial(_examples, source))
+        for split, source in sources.items()
+    }
+    # The digest prevents a shrunk older state of the dataset from passing for this one.
     name = "_".join([*config, first.digest[:8], f"{short_side}px_q{quality}"])
     change = functools.partial(shrink_image, short_side=short_side, quality=quality)
-    return f"{dataset}/{name}", *write(Plan(dataset, name, contents, change), data_dir)
+    plan = _Plan(dataset, name, Contents(first.classes, splits), change)
+    return f"{dataset}/{name}", *_write(plan, data_dir)
 
 
-def require_split(name: str, split: str, there: Iterable[str]) -> None:
-    """Refuses a split (sliced or not) of the dataset `name` that is not there."""
-    if (base := split.partition("[")[0]) not in (there := list(there)):
-        raise unknown(f"split of {name}", base, there)
+def _examples(source: Source) -> Iterator[Example]:
+    """Iterates over the examples of a prepared split."""
+    for record in range(len(source)):
+        data, label = source.read(record)
+        if label < 0:
+            raise InputError(
+                f"{source.describe(record)} has no label: only labelled splits can be shrunk"
+            )
+        yield source.file_name(record), data, source.classes[label]
 
 
-def config_name(name: str, source: str | None) -> str | None:
-    """The TFDS config that holds the folder `source`: its name and a digest of its files' names, sizes and times of change."""
-    if name != "folder" or source is None:
-        return None
-    root = pathlib.Path(source).expanduser().resolve()
-    digest = hashlib.sha256(f"{VERSION}\n{root}".encode())
-    for split in visible(root) if root.is_dir() else []:
-        for label, paths in folder_split(split).items():
-            for path in paths:
-                status = path.stat()
-                digest.update(
-                    f"{split.name}/{label}/{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode()
-                )
-    readable = "".join(c if c.isalnum() else "_" for c in root.name.lower()) or "root"
-    return f"{readable}_{digest.hexdigest()[:16]}"
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """A dataset to write, and the change that its images undergo."""
+
+    name: str
+    config: str | None
+    contents: Contents
+    change: Change
+    bad_images: BadImages = "skip"
+
+    def examples(self, split: str, tally: Tally, progress: Progress) -> Iterator[Example]:
+        """Iterates in order over the examples of a split that decode.
+
+        Several threads decode; only a few hundred files are in memory at a time.
+        """
+        total, examples = self.contents.splits[split]
+        task = progress.add_task(split, total=total)
+        counts = tally.counts.setdefault(split, collections.Counter())
+        digest = tally.contents[split] = hashlib.sha256()
+        iterator = _readable(examples())
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            while block := list(itertools.islice(iterator, EXAMPLES_AT_ONCE)):
+                changed = pool.map(self._changed, block)
+                for (name, _, label), (result, data, reason) in zip(block, changed, strict=True):
+                    counts[result] += 1
+                    progress.advance(task)
+                    if data is not None:
+                        integrity.add(digest, name, data, label)
+                        yield name, data, label
+                        continue
+                    if self.bad_images == "error":
+                        raise InputError(
+                            f"{split}: {name}: {reason}; repair or remove it, or skip bad images "
+                            "(data.bad_images='skip')"
+                        )
+                    tally.refused.append((name, reason))
+                    progress.console.print(f"refused {name}: {reason}")
+        if self.contents.complete and (actual := counts.total()) != total:
+            raise InputError(
+                f"split {split!r} has {actual:,} images: the rule is {total:,}; the archive is "
+                "incomplete, download it again"
+            )
+        if counts.total() == counts["refused"]:
+            raise InputError(
+                f"split {split!r} holds no image that can be read: {len(tally.refused)} files were "
+                "refused"
+            )
+
+    def _changed(self, example: Example) -> tuple[str, bytes | None, str]:
+        """Returns the format of a file and the bytes to write; without bytes the reason."""
+        try:
+            return *self.change(example[1]), ""
+        except UnreadableError as error:
+            return "refused", None, str(error)
 
 
-@contextlib.contextmanager
-def lock(folder: pathlib.Path) -> Iterator[None]:
-    """Holds other processes of this machine, and of those that share a file system with locks, off `folder`; ends with the process."""
+def _readable(examples: Iterable[Example]) -> Iterator[Example]:
+    """Iterates over `examples`; raises InputError if their archive is damaged."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise InputError(
-            f"datasets can't be written to {str(folder)!r} ({error.strerror}): give another data_dir"
-        ) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield from examples
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"the archive is damaged ({reason}): download it again") from error
 
 
-def write(plan: Plan, data_dir: str | None) -> tuple[pathlib.Path, Tally]:
-    """Writes into a staging folder beside the dataset's place and moves it there when everything is in it, the digests too."""
+def _write(plan: _Plan, data_dir: str | None) -> tuple[pathlib.Path, Tally]:
+    """Writes a dataset into a staging folder and moves it into place once it is complete."""
     import tensorflow_datasets as tfds
 
-    contents, tally = plan.contents, Tally()
+    tally = Tally()
     tfds.disable_progress_bar()
     root = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    relative = pathlib.Path(plan.name, *([plan.config] if plan.config else []))
+    relative = pathlib.Path(plan.name, *([plan.config] if plan.config else []), VERSION)
+    place = root / relative
+    with _lock(place.parent):
+        if (place / "dataset_info.json").exists():
+            return place, tally
+        staging = place.parent / STAGING
+        shutil.rmtree(staging, ignore_errors=True)
+        try:
+            with (
+                progress_bar() as progress,
+                contextlib.redirect_stdout(io.StringIO()),  # TFDS prints where it writes
+            ):
+                _tfds_builder(plan, tally, progress, staging).download_and_prepare()
+            contents = {split: digest.hexdigest() for split, digest in tally.contents.items()}
+            integrity.write(staging / relative, contents)
+            (staging / relative).rename(place)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return place, tally
+
+
+def _tfds_builder(plan: _Plan, tally: Tally, progress: Progress, folder: pathlib.Path) -> Any:
+    """Returns the TFDS builder that writes a dataset into `folder`."""
+    import tensorflow_datasets as tfds
+
+    configs = [tfds.core.BuilderConfig(name=plan.config)] if plan.config else []
 
     with tfds.core.registered.skip_registration():
 
-        class Builder(tfds.core.GeneratorBasedBuilder):
+        class Builder(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
             VERSION = tfds.core.Version(VERSION)
-            BUILDER_CONFIGS: ClassVar = (
-                [tfds.core.BuilderConfig(name=plan.config)] if plan.config else []
-            )
-            progress: Progress
+            BUILDER_CONFIGS: ClassVar = configs
 
             def _info(self) -> Any:
                 features = {
                     "image": tfds.features.Image(shape=(None, None, 3)),
-                    "label": tfds.features.ClassLabel(names=list(contents.classes)),
+                    "label": tfds.features.ClassLabel(names=list(plan.contents.classes)),
                     "file_name": tfds.features.Text(),
                 }
                 return self.dataset_info_from_configs(
@@ -243,34 +273,31 @@ def write(plan: Plan, data_dir: str | None) -> tuple[pathlib.Path, Tally]:
 
             def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
                 del dl_manager
-                return {split: self._generate_examples(split) for split in contents.splits}
+                return {split: self._generate_examples(split) for split in plan.contents.splits}
 
             def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-                for i, (file, data, label) in enumerate(plan.examples(split, tally, self.progress)):
+                for i, (file, data, label) in enumerate(plan.examples(split, tally, progress)):
                     yield i, {"image": data, "label": label, "file_name": file}
 
-        Builder.name = plan.name
-        place = root / relative / VERSION
-        with lock(place.parent):
-            if (place / "dataset_info.json").exists():
-                return place, tally
-            staging = place.parent / STAGING
-            shutil.rmtree(staging, ignore_errors=True)
-            try:
-                builder = Builder(
-                    data_dir=str(staging), config=plan.config, file_format="array_record"
-                )
-                with (
-                    bar() as progress,
-                    contextlib.redirect_stdout(io.StringIO()),
-                ):  # TFDS prints where it writes
-                    builder.progress = progress
-                    builder.download_and_prepare()
-                written = staging / relative / VERSION
-                integrity.write(
-                    written, {split: digest.hexdigest() for split, digest in tally.contents.items()}
-                )
-                written.rename(place)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
-    return place, tally
+    Builder.name = plan.name
+    return Builder(data_dir=str(folder), config=plan.config, file_format="array_record")
+
+
+@contextlib.contextmanager
+def _lock(folder: pathlib.Path) -> Iterator[None]:
+    """Creates `folder` and excludes other processes from it until the context or process ends.
+
+    The lock holds for processes of this machine, and of machines that share a file system with
+    locks.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise InputError(
+            f"datasets can't be written to {str(folder)!r} ({error.strerror}): give another "
+            "data_dir"
+        ) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

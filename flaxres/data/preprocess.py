@@ -1,4 +1,4 @@
-"""The preprocessing that belongs to a weight: from a file or a picture to what the network was trained to see."""
+"""The preprocessing that belongs to pretrained weights."""
 
 import dataclasses
 import io
@@ -6,19 +6,35 @@ import pathlib
 from collections.abc import Iterable
 
 import numpy as np
+from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from flaxres.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from flaxres.data.choices import Interpolation
-from flaxres.data.decode import UnreadableError, centre_crop
+from flaxres.data.decode import centre_crop
+from flaxres.data.images import UnreadableError
 from flaxres.errors import InputError
+
+ImageLike = str | pathlib.Path | bytes | Image.Image
+"""A path, an encoded image, or a PIL image."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """Short side resized to `resize`, the middle `size` x `size`, then `(image / 255 - mean) / std`; resized by Pillow, as torchvision and timm do.
+    """Resizes the short side, crops the central square, and normalises.
 
-    Call: one picture or several (paths, encoded bytes, or PIL images) -> (N, size, size, 3) float32. Raises InputError that names what can't be read.
+    Pillow resizes, as in torchvision and timm. Normalised values are `(image / 255 - mean) / std`.
+
+    Attributes:
+      size: height and width of the crop in pixels.
+      resize: short side of the image before the crop.
+      interpolation: filter of the resizing.
+      mean, std: mean and standard deviation of the channels of images in [0, 1].
+
+    Example:
+
+      >>> Preprocess(size=32, resize=36)(Image.new("RGB", (64, 48))).shape
+      (1, 32, 32, 3)
     """
 
     size: int = 224
@@ -27,34 +43,51 @@ class Preprocess:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
-    def __call__(self, pictures: "Picture | Iterable[Picture]") -> np.ndarray:
-        several = (
-            [pictures]
-            if isinstance(pictures, str | bytes | pathlib.Path | Image.Image)
-            else pictures
-        )
-        crops = np.stack([self.crop(picture) for picture in several])
-        return ((crops / 255 - np.asarray(self.mean)) / np.asarray(self.std)).astype(np.float32)
+    def __call__(
+        self, images: ImageLike | Iterable[ImageLike]
+    ) -> Float32[np.ndarray, "n size size 3"]:
+        """Preprocesses images.
 
-    def crop(self, picture: "Picture") -> np.ndarray:
-        """What the network sees of a picture, before normalisation: (size, size, 3) uint8."""
-        name = "the picture"
-        if isinstance(picture, str | pathlib.Path):
-            name = f"image {str(picture)!r}"
-            try:
-                picture = pathlib.Path(picture).read_bytes()
-            except OSError as error:
-                raise InputError(
-                    f"{name} can't be read ({error.strerror}): give a JPEG or PNG file"
-                ) from error
-        if isinstance(picture, Image.Image):
-            buffer = io.BytesIO()
-            picture.convert("RGB").save(buffer, "PNG")
-            picture = buffer.getvalue()
+        Args:
+          images: an image or several: paths, encoded images, or PIL images.
+
+        Returns:
+          The batch that the network takes.
+
+        Raises:
+          InputError: an image can't be read; the message names it.
+        """
+        several = [images] if isinstance(images, ImageLike) else images
+        crops = np.stack([self.crop(image) for image in several])
+        wide = (crops / 255 - np.asarray(self.mean)) / np.asarray(self.std)
+        normalised: np.ndarray = wide.astype(np.float32)
+        return normalised
+
+    def crop(self, image: ImageLike) -> UInt8[np.ndarray, "size size 3"]:
+        """Returns the crop of an image before normalisation.
+
+        Raises:
+          InputError: the image can't be read; the message names it.
+        """
+        name = f"image {str(image)!r}" if isinstance(image, str | pathlib.Path) else "the image"
         try:
-            return centre_crop(picture, self.size, self.resize, self.interpolation)
+            data = _encoded(image)
+        except OSError as error:
+            raise InputError(
+                f"{name} can't be read ({error.strerror}): give a JPEG or PNG file"
+            ) from error
+        try:
+            return centre_crop(data, self.size, self.resize, self.interpolation)
         except UnreadableError as error:
             raise InputError(f"{name}: {error}; give a JPEG or PNG file") from error
 
 
-Picture = str | pathlib.Path | bytes | Image.Image
+def _encoded(image: ImageLike) -> bytes:
+    """Returns an image as an encoded file."""
+    if isinstance(image, str | pathlib.Path):
+        return pathlib.Path(image).read_bytes()
+    if isinstance(image, Image.Image):
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, "PNG")
+        return buffer.getvalue()
+    return image

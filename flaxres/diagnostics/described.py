@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from flaxres.config.check import check
 from flaxres.config.schema import Config
-from flaxres.data.sources import open_splits
+from flaxres.data.datasets import open_or_prepare
 from flaxres.training.dispatch import steps_per_dispatch
 from flaxres.training.mesh import replicated, split
 from flaxres.training.run import Run
@@ -43,7 +43,7 @@ def described_run(config: Config) -> Run:
     data: Any = config.data
     if data.name not in KNOWN or "[" in data.train_split + data.eval_split:
         splits = (data.train_split, data.eval_split)
-        opened = open_splits(data.name, splits, data.source, data.data_dir)
+        opened = open_or_prepare(data.name, splits, data.source, data.data_dir)
         return Run(config, opened[0], opened[1])
     train, evaluation, classes = KNOWN[data.name]
     names = tuple(str(number) for number in range(classes))

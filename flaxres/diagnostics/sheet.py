@@ -8,9 +8,10 @@ from flaxres import figures
 from flaxres.config.check import check
 from flaxres.config.schema import Config
 from flaxres.data import decode
-from flaxres.data.loader import Loader, Rows
+from flaxres.data.datasets import open_or_prepare
+from flaxres.data.loader import Loader
 from flaxres.data.order import sample_ids
-from flaxres.data.sources import open_splits
+from flaxres.data.rows import Rows
 from flaxres.training.augmentation import inputs
 from flaxres.training.mesh import data_mesh, split
 from flaxres.training.run import Run, training_transform
@@ -33,7 +34,7 @@ def draw_sheet(config: Config, target: str) -> None:
     """
     check(config)
     data, seed = config.data, config.train.seed
-    (source,) = open_splits(
+    (source,) = open_or_prepare(
         data.name, [data.train_split], data.source, data.data_dir, data.bad_images
     )
     run = Run(config, source, source)

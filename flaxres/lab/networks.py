@@ -21,8 +21,9 @@ from flaxres.config.schema import (
 )
 from flaxres.data import decode
 from flaxres.data.augment import normalise
-from flaxres.data.loader import Loader, Rows
-from flaxres.data.sources import Source
+from flaxres.data.loader import Loader
+from flaxres.data.rows import Rows
+from flaxres.data.source import Source
 from flaxres.lab.report import Say, Settings
 from flaxres.models.blocks import PreActivationBlock, ResidualBlock
 from flaxres.models.network import Network

@@ -35,7 +35,7 @@ def augmented(
     keys = augment.sample_keys(purpose(seed, AUGMENT), batch["position"])
     images = augment.random_shift(keys, images, settings.shift)
     if settings.flip_alternates:
-        images = augment.flip_those(mirrored(batch["position"], size, seed), images)
+        images = augment.flip_where(mirrored(batch["position"], size, seed), images)
     elif settings.flip:
         images = augment.random_flip(keys, images)
     images = augment.color_jitter(keys, images, settings.color_jitter)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from flaxres.data import decode
-from flaxres.data.loader import Loader, evaluation_rows, note
+from flaxres.data.loader import Loader, note
+from flaxres.data.rows import evaluation_rows
 from flaxres.errors import InputError
 from flaxres.training.mesh import split
 from flaxres.training.run import Run

@@ -9,7 +9,7 @@ from flaxres.config.check import check_devices
 from flaxres.config.files import from_json, resolved
 from flaxres.config.schema import Config, differences
 from flaxres.data.loader import note
-from flaxres.data.sources import Source
+from flaxres.data.source import Source
 from flaxres.errors import InputError
 from flaxres.training import hosts
 from flaxres.training.checkpoints import Checkpoints

@@ -17,8 +17,11 @@ from jax.experimental import multihost_utils
 from flaxres.config.check import check, check_devices
 from flaxres.config.schema import Config
 from flaxres.data import decode
-from flaxres.data.loader import Loader, Speed, require_resident, resident, training_rows
-from flaxres.data.sources import Source, open_splits
+from flaxres.data.datasets import open_or_prepare
+from flaxres.data.loader import Loader, Speed
+from flaxres.data.resident import require_resident, resident
+from flaxres.data.rows import training_rows
+from flaxres.data.source import Source
 from flaxres.errors import InputError
 from flaxres.models.network import Network
 from flaxres.models.registry import create_model
@@ -192,7 +195,7 @@ def prepare_run(config: Config) -> Run:
             "or use float32"
         )
     splits = (data.train_split, data.eval_split)
-    training, evaluation = open_splits(
+    training, evaluation = open_or_prepare(
         data.name, splits, data.source, data.data_dir, data.bad_images
     )
     if training.classes != evaluation.classes:

@@ -11,7 +11,7 @@ import json
 import pathlib
 from typing import Any
 
-from flaxres.data.digests import of_file
+from flaxres.data.digests import file_digest
 
 DIGESTS, SEAL, PART = "flaxres_digests.json", "flaxres_seal.json", "flaxres_seal.json.part"
 # Orbax writes these once more when it moves the folder. Their digests are in the seal, which is
@@ -41,13 +41,14 @@ def digests(folder: pathlib.Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.is_file() and path.name not in (DIGESTS, SEAL, PART) and name not in LATE:
-            result[name] = of_file(path)
+            result[name] = file_digest(path)
     return result
 
 
 def late_digests(folder: pathlib.Path) -> dict[str, str]:
     """Returns file name -> SHA-256 of the files that the seal covers."""
-    return {name: of_file(folder / name) for name in (*LATE, DIGESTS) if (folder / name).exists()}
+    paths = (folder / name for name in (*LATE, DIGESTS))
+    return {path.name: file_digest(path) for path in paths if path.exists()}
 
 
 def write_digests(folder: pathlib.Path, step: int | None) -> None:

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from flaxres.config.schema import DataConfig
 from flaxres.data.augment import normalise
 from flaxres.data.decode import CentreCrop
-from flaxres.data.loader import Job, fill
-from flaxres.data.sources import Source
+from flaxres.data.jobs import Job, fill
+from flaxres.data.source import Source
 from flaxres.errors import InputError
 
 IMAGES, PATCHES = 2048, 64

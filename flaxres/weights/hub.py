@@ -78,7 +78,7 @@ def load_pretrained(
     origin: dict[str, Any] = {
         "repository": repository,
         "revision": weights_path.parent.name,
-        "sha256": digests.of_file(weights_path),
+        "sha256": digests.file_digest(weights_path),
         "classes": names,
     }
     return model, variables, PretrainedPreprocess(**dataclasses.asdict(preset), **origin)

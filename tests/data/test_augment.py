@@ -1,4 +1,4 @@
-"""Augmentation on the device: what it does, and that it does the same on any number of devices."""
+"""Augmentation on the device: its results, which are the same on any number of devices."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def test_half_of_the_images_are_mirrored() -> None:
 def test_shifts_are_windows_of_the_padded_image_and_all_of_them_happen() -> None:
     shifted = np.asarray(random_shift(KEYS, jnp.asarray(IMAGES), 2))
     padded = np.pad(IMAGES, ((0, 0), (2, 2), (2, 2), (0, 0)))
-    seen = set()
+    offsets = set()
     for image, wide in zip(shifted, padded, strict=True):
         at = [
             (y, x)
@@ -42,8 +42,8 @@ def test_shifts_are_windows_of_the_padded_image_and_all_of_them_happen() -> None
             if (wide[y : y + 8, x : x + 8] == image).all()
         ]
         assert at, "not a window of the padded image"
-        seen |= set(at)
-    assert len(seen) > 18
+        offsets |= set(at)
+    assert len(offsets) > 18
     assert random_shift(KEYS, IMAGES, 0) is IMAGES
 
 
@@ -98,7 +98,7 @@ def test_color_jitter_changes_what_it_is_asked_to() -> None:
     turned = jittered((0, 0, 0, 0.5))
     np.testing.assert_allclose(
         turned.max(-1), np.asarray(SCENES).max(-1)
-    )  # a turn of the hue keeps the value
+    )  # a rotation of the hue keeps the value
     assert np.abs(turned - np.asarray(SCENES)).mean() > 20
 
 
@@ -117,7 +117,10 @@ def test_hue_is_pillows() -> None:
 
 
 def test_jitter_is_torchvisions_for_the_same_factors() -> None:
-    """With one strength at a time the order is no matter: the factor is read off the result and given to Pillow."""
+    """Fits the factor of a single change to the result, and compares with Pillow.
+
+    With one strength at a time the order has no effect.
+    """
     from PIL import ImageEnhance
 
     for strength, enhance in (
@@ -179,22 +182,22 @@ def mixing(
 def test_mixup_is_the_formula_between_neighbours(per_example: bool) -> None:
     mixed, targets = mixing(per_example, 0.4, 0)
     np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-6)
-    own = targets[np.arange(64), np.arange(64)]
-    np.testing.assert_allclose(targets[np.arange(64), np.arange(64) ^ 1], 1 - own, atol=1e-6)
-    expected = own * np.arange(64) + (1 - own) * (np.arange(64) ^ 1)
+    share = targets[np.arange(64), np.arange(64)]
+    np.testing.assert_allclose(targets[np.arange(64), np.arange(64) ^ 1], 1 - share, atol=1e-6)
+    expected = share * np.arange(64) + (1 - share) * (np.arange(64) ^ 1)
     np.testing.assert_allclose(
         mixed, np.broadcast_to(expected[:, None, None, None], mixed.shape), atol=1e-4
     )
-    assert (len(np.unique(own)) > 30) == per_example
-    assert not per_example or 0.3 < own.mean() < 0.7
+    assert (len(np.unique(share)) > 30) == per_example
+    assert not per_example or 0.3 < share.mean() < 0.7
 
 
 @pytest.mark.parametrize("per_example", [False, True])
 def test_cutmix_pastes_a_rectangle_and_weighs_by_its_area(per_example: bool) -> None:
     mixed, targets = mixing(per_example, 0, 1.0)
-    for i, (picture, target) in enumerate(zip(mixed[..., 0], targets, strict=True)):
-        pasted = picture == i ^ 1
-        assert (pasted | (picture == i)).all()
+    for i, (image, target) in enumerate(zip(mixed[..., 0], targets, strict=True)):
+        pasted = image == i ^ 1
+        assert (pasted | (image == i)).all()
         assert target[i ^ 1] == pytest.approx(pasted.mean(), abs=1e-6)
         if pasted.any():
             rows, columns = np.flatnonzero(pasted.any(1)), np.flatnonzero(pasted.any(0))

@@ -1,4 +1,4 @@
-"""Preparing datasets: what is written, what is repaired or refused, and starting again."""
+"""Preparation of datasets: files that are written, repaired or refused, and interruptions."""
 
 import gzip
 import io
@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from flaxres.data import builders, digests, prepare as preparing
+from flaxres.data._naming import VERSION, config_name
+from flaxres.data.datasets import open_or_prepare
 from flaxres.data.decode import centre_crop
 from flaxres.data.prepare import prepare
-from flaxres.data.sources import describe, open_source, open_splits
+from flaxres.data.sources import describe, open_source
 from flaxres.errors import InputError
 
 
@@ -23,12 +25,12 @@ def test_digits_are_all_there(data_dir: str) -> None:
     assert (len(train), len(test)) == (1297, 500)
     assert train.classes == tuple("0123456789")
     assert np.bincount([test.read(i)[1] for i in range(500)]).tolist() == [50] * 10
-    pictures = {
+    images = {
         centre_crop(source.read(i)[0], 8, 8, "bilinear").tobytes()
         for source in (train, test)
         for i in range(len(source))
     }
-    assert len(pictures) == 1797
+    assert len(images) == 1797
 
 
 def test_a_folder_becomes_a_dataset_and_is_not_written_twice(
@@ -36,14 +38,14 @@ def test_a_folder_becomes_a_dataset_and_is_not_written_twice(
 ) -> None:
     root = photographs(6, 3)
     place, tally = prepare("folder", str(root), data_dir)
-    assert {split: dict(kinds) for split, kinds in tally.kinds.items()} == {
+    assert {split: dict(counts) for split, counts in tally.counts.items()} == {
         "train": {"JPEG": 12},
         "val": {"JPEG": 6},
     }
     written = {path.name: path.stat().st_mtime_ns for path in place.iterdir()}
     again, tally = prepare("folder", str(root), data_dir)
     assert again == place
-    assert not tally.kinds
+    assert not tally.counts
     assert {path.name: path.stat().st_mtime_ns for path in place.iterdir()} == written
     source = open_source("folder", "train", str(root), data_dir)
     assert source.classes == ("blue", "red")
@@ -54,7 +56,8 @@ def test_a_folder_becomes_a_dataset_and_is_not_written_twice(
     )
     # Another image is another dataset.
     Image.new("RGB", (8, 8)).save(root / "train" / "red" / "new.jpg")
-    assert len(open_source("folder", "train", str(root), data_dir)) == 13
+    (changed,) = open_or_prepare("folder", ["train"], str(root), data_dir)
+    assert len(changed) == 13
 
 
 def test_files_that_are_no_images_are_skipped_named_and_counted(
@@ -66,8 +69,8 @@ def test_files_that_are_no_images_are_skipped_named_and_counted(
     Image.new("CMYK", (8, 8)).save(root / "val" / "red" / "print.jpg")
     (root / "train" / "red" / "README.txt").write_text("not an image by its name, so not looked at")
     _, tally = prepare("folder", str(root), data_dir)
-    assert tally.kinds["train"] == {"JPEG": 8, "refused": 2}
-    assert tally.kinds["val"] == {"JPEG": 4, "JPEG CMYK repaired": 1}
+    assert tally.counts["train"] == {"JPEG": 8, "refused": 2}
+    assert tally.counts["val"] == {"JPEG": 4, "JPEG CMYK repaired": 1}
     assert dict(tally.refused) == {
         "train/red/notes.jpg": "this is no JPEG or PNG image",
         "train/red/empty.png": "the file is empty",
@@ -89,13 +92,13 @@ def test_a_preparation_that_was_interrupted_starts_again(
     monkeypatch.setattr(preparing, "repair", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare("folder", str(root), data_dir)
-    config = preparing.config_name("folder", str(root))
+    config = config_name("folder", str(root))
     assert config is not None
     assert not list((pathlib.Path(data_dir) / "folder" / config).glob("*/dataset_info.json"))
     monkeypatch.undo()
-    assert prepare("folder", str(root), data_dir)[1].kinds["train"] == {"JPEG": 80}
+    assert prepare("folder", str(root), data_dir)[1].counts["train"] == {"JPEG": 80}
     assert {path.name for path in (pathlib.Path(data_dir) / "folder" / config).iterdir()} == {
-        preparing.VERSION,
+        VERSION,
         ".lock",
     }
 
@@ -105,7 +108,7 @@ def test_unknown_datasets_are_refused(name: str, data_dir: str) -> None:
     with pytest.raises(InputError, match="unknown dataset"):
         prepare(name, None, data_dir)
     with pytest.raises(InputError, match="unknown dataset"):
-        open_source(name, "train", data_dir=data_dir)
+        open_or_prepare(name, ["train"], data_dir=data_dir)
 
 
 def test_folders_that_break_the_rules_are_refused(
@@ -113,7 +116,7 @@ def test_folders_that_break_the_rules_are_refused(
 ) -> None:
     def refusal(source: str | None) -> str:
         with pytest.raises(InputError) as refused:
-            open_source("folder", "train", source, data_dir)
+            open_or_prepare("folder", ["train"], source, data_dir)
         return str(refused.value)
 
     assert "needs data.source" in refusal(None)
@@ -137,13 +140,16 @@ def test_a_split_that_will_not_be_there_is_refused_before_the_work(
 ) -> None:
     root = photographs(3, 3, size=(41, 33))
     with pytest.raises(InputError, match="unknown split of folder 'test': choose from train, val"):
-        open_splits("folder", ["train", "test"], str(root), data_dir)
-    config = preparing.config_name("folder", str(root))
+        open_or_prepare("folder", ["train", "test"], str(root), data_dir)
+    config = config_name("folder", str(root))
     assert config is not None
     assert not (pathlib.Path(data_dir) / "folder" / config).exists()
 
 
 def test_a_split_that_is_not_there_is_refused_with_the_near_one(data_dir: str) -> None:
+    with pytest.raises(InputError, match="unknown split of digits 'tst': did you mean test"):
+        open_or_prepare("digits", ["tst"], data_dir=data_dir)
+    prepare("digits", None, data_dir)
     with pytest.raises(InputError, match="unknown split of digits 'tst': did you mean test"):
         open_source("digits", "tst", data_dir=data_dir)
     assert len(open_source("digits", "train[:10%]", data_dir=data_dir)) == 130
@@ -170,7 +176,7 @@ def test_cifar10_is_read_from_its_archive(
         prepare("cifar10", str(archive), data_dir)
     with pytest.raises(InputError, match="does not exist"):
         prepare("cifar10", str(tmp_path / "nothing"), data_dir)
-    monkeypatch.setattr(builders, "CIFAR10_SHA256", digests.of_file(archive))
+    monkeypatch.setattr(builders, "CIFAR10_SHA256", digests.file_digest(archive))
     prepare("cifar10", str(tmp_path), data_dir)
     for split, expected in (("train", rows[:5].reshape(-1, 3073)), ("test", rows[5])):
         source = open_source("cifar10", split, data_dir=data_dir)
@@ -189,7 +195,7 @@ def test_fault_32_a_malicious_archive_leads_nowhere(
     data_dir = str(tmp_path / "data")
     source, escape, outside = tmp_path / "source", tmp_path / "escaped", tmp_path / "outside.JPEG"
     source.mkdir()
-    outside.write_bytes(picture(20))
+    outside.write_bytes(jpeg(20))
     validation = source / "ILSVRC2012_img_val.tar"
 
     def inner(*members: tuple[str, bytes | str]) -> bytes:
@@ -210,7 +216,7 @@ def test_fault_32_a_malicious_archive_leads_nowhere(
             add(outer, "../n01440764.tar", content)
         prepare("imagenet2012", str(source), data_dir)
 
-    validation.write_bytes(inner(("ILSVRC2012_val_00000001.JPEG", picture(50))))
+    validation.write_bytes(inner(("ILSVRC2012_val_00000001.JPEG", jpeg(50))))
     with pytest.raises(InputError, match=r"has 0 images|holds no image"):
         attempt(inner(("n01440764_1.JPEG", str(outside))))  # a link to a file outside is no image
     with pytest.raises(InputError, match="the archive is damaged"):
@@ -222,14 +228,14 @@ def test_fault_32_a_malicious_archive_leads_nowhere(
         attempt(inner(("n01440764_1.JPEG", bytes(1 << 20))))
     monkeypatch.setattr(builders, "MOST_MEMBERS", 2)
     with pytest.raises(InputError, match=r"member 2 .*: the rule is at most 2 members"):
-        attempt(inner(*((f"n01440764_{i}.JPEG", picture(9)) for i in range(3))))
-    attempt(inner((str(escape), picture(9))))  # a name is a name, not a place
+        attempt(inner(*((f"n01440764_{i}.JPEG", jpeg(9)) for i in range(3))))
+    attempt(inner((str(escape), jpeg(9))))  # the name is kept and leads nowhere
     assert {path.name for path in tmp_path.iterdir()} == {"source", "outside.JPEG", "data"}
     record = open_source("imagenet2012", "train", data_dir=data_dir)
     assert record.file_name(0) == str(escape)
 
 
-def picture(shade: int) -> bytes:
+def jpeg(shade: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (20, 10), (shade, 0, 0)).save(buffer, "JPEG")
     return buffer.getvalue()
@@ -244,13 +250,13 @@ def test_imagenet_is_read_from_its_tars(
         for shade, name in ((10, "n01440764"), (200, "n15075141")):
             inner = io.BytesIO()
             with tarfile.open(fileobj=inner, mode="w") as tar:
-                add(tar, f"{name}_1.JPEG", picture(shade))
+                add(tar, f"{name}_1.JPEG", jpeg(shade))
             add(outer, f"{name}.tar", inner.getvalue())
     with pytest.raises(InputError, match=r"img_val.tar' does not exist"):
         prepare("imagenet2012", str(tmp_path), data_dir)
     with tarfile.open(tmp_path / "ILSVRC2012_img_val.tar", "w") as tar:
-        add(tar, "ILSVRC2012_val_00000001.JPEG", picture(50))
-        add(tar, "ILSVRC2012_val_00000002.JPEG", picture(60))
+        add(tar, "ILSVRC2012_val_00000001.JPEG", jpeg(50))
+        add(tar, "ILSVRC2012_val_00000002.JPEG", jpeg(60))
     with pytest.raises(
         InputError,
         match="split 'train' has 2 images: the rule is 1,281,167; the archive is incomplete",

@@ -1,5 +1,6 @@
-"""Damage of a prepared dataset is found and named, whatever byte it hits; shrinking keeps labels and order."""
+"""Damage of a prepared dataset is detected and named, at any byte; shrinking keeps its labels."""
 
+import io
 import json
 import os
 import pathlib
@@ -12,7 +13,9 @@ from PIL import Image
 
 from flaxres.cli import main
 from flaxres.data import integrity
-from flaxres.data.prepare import VERSION, prepare, shrink
+from flaxres.data._naming import VERSION
+from flaxres.data.datasets import open_or_prepare
+from flaxres.data.prepare import prepare, shrink
 from flaxres.data.sources import describe, open_source, open_splits, verify
 from flaxres.errors import InputError
 
@@ -21,7 +24,10 @@ from flaxres.errors import InputError
 def dataset(
     photographs: Callable[..., pathlib.Path], data_dir: str
 ) -> Iterator[tuple[str, pathlib.Path, pathlib.Path]]:
-    """A prepared folder: its source, its place, and the file of its training split, which is mended afterwards."""
+    """Prepares a folder; yields its source, its place and the file of its training split.
+
+    The file is restored afterwards.
+    """
     root = photographs(30, 3, (120, 90))
     place, _ = prepare("folder", str(root), data_dir)
     (file,) = place.glob("*train*array_record*")
@@ -37,7 +43,7 @@ def test_a_sound_dataset_verifies_and_its_digests_are_of_its_examples(
     verdict = verify("folder", root, data_dir, decode=True)
     assert verdict.problems == []
     assert set(verdict.files.values()) == {"sound"}
-    assert verdict.kinds == {"folder/train": {"JPEG": 60}, "folder/val": {"JPEG": 6}}
+    assert verdict.counts == {"folder/train": {"JPEG": 60}, "folder/val": {"JPEG": 6}}
     facts = describe("folder", root, data_dir)
     assert facts["splits"]["train"]["sha256"] == integrity.read(place)["contents"]["train"]
     assert facts["splits"]["train"]["sha256"] != facts["splits"]["val"]["sha256"]
@@ -47,12 +53,13 @@ def test_another_image_of_the_same_size_gives_another_digest(
     photographs: Callable[..., pathlib.Path], data_dir: str
 ) -> None:
     root = photographs(2, 1)
-    before = open_source("folder", "train", str(root), data_dir).digest
+    (before,) = open_or_prepare("folder", ["train"], str(root), data_dir)
     path = root / "train" / "red" / "0.jpg"
     data = bytearray(path.read_bytes())
     data[-20] ^= 1
     path.write_bytes(bytes(data))
-    assert open_source("folder", "train", str(root), data_dir).digest != before
+    (after,) = open_or_prepare("folder", ["train"], str(root), data_dir)
+    assert after.digest != before.digest
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -74,7 +81,7 @@ def test_fault_27_every_flipped_byte_is_found_and_its_file_named(
 def test_a_record_that_a_flipped_byte_hit_is_not_read_as_another(
     dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str
 ) -> None:
-    """Without the digests, as in training: what is read is right, or refused by name."""
+    """Reads without the digests, as training does: records are correct, or refused by name."""
     root, _, file = dataset
     source = open_source("folder", "train", root, data_dir)
     expected, sound, refused = [source.read(i) for i in range(60)], file.read_bytes(), 0
@@ -114,7 +121,10 @@ def test_fault_27_a_cut_file_is_refused_before_anything_is_read(
 def test_fault_27_a_cut_file_without_digests_names_every_record_that_is_gone(
     dataset: tuple[str, pathlib.Path, pathlib.Path], data_dir: str
 ) -> None:
-    """As in a dataset that TFDS itself prepared: array_record then gives None without an error, which must not pass for an example."""
+    """Removes the digests, which datasets that TFDS prepared lack.
+
+    array_record then returns None without an error, which must not pass for an example.
+    """
     root, place, file = dataset
     digests = (place / integrity.FILE).read_bytes()
     (place / integrity.FILE).unlink()
@@ -139,7 +149,7 @@ def test_shrinking_keeps_order_labels_and_names(
     assert name.startswith("folder/")
     assert name.endswith(f"_{sources['train'].digest[:8]}_45px_q85")
     assert place.name == VERSION
-    assert tally.kinds["train"] == {"shrunk": 60}
+    assert tally.counts["train"] == {"shrunk": 60}
     small = {
         source.name.rpartition("/")[2]: source for source in open_splits(name, (), None, data_dir)
     }
@@ -150,8 +160,6 @@ def test_shrinking_keeps_order_labels_and_names(
                 source.file_name(i),
                 source.read(i)[1],
             )
-    import io
-
     data, _ = small["train"].read(3)
     assert Image.open(io.BytesIO(data)).size == (60, 45)
     assert len(data) < len(sources["train"].read(3)[0])

@@ -1,4 +1,4 @@
-"""The order of samples: published vectors of the generator, permutations, and one answer from NumPy and JAX."""
+"""The order of samples: published vectors, permutations, and equality of NumPy and JAX."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def words(*values: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("key", "counter", "expected"),
-    [  # Random123's known answers, threefry2x32, 20 rounds
+    [  # Random123's test vectors of threefry2x32 with 20 rounds
         ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
         ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (0x1CB996FC, 0xBB002BE7)),
         ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),

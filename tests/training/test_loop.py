@@ -19,7 +19,7 @@ import pytest
 import flaxres
 from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from flaxres.config.files import from_json, load_config, resolved, to_json
-from flaxres.data.sources import Source
+from flaxres.data.source import Source
 from flaxres.errors import InputError
 from flaxres.ops import native
 from flaxres.training import metrics, run
@@ -297,11 +297,11 @@ def test_an_image_that_went_bad_is_named_in_the_log_and_counted(
             for source in real(*arguments)
         ]
 
-    real = run.open_splits
+    real = run.open_or_prepare
     config = digits(data_dir, tensorboard=False, steps=3, batch_size=24, eval_batch_size=24)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, resident=False))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "open_splits", spoilt)
+        patch.setattr(run, "open_or_prepare", spoilt)
         flaxres.fit(config, tmp_path / "run")
         assert json.loads((tmp_path / "run" / "summary.json").read_text())["images_skipped"] == 1
         assert json.loads((tmp_path / "run" / "summary.json").read_text())["examples"] == 20

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flaxres import Config, DataConfig, ModelConfig, TrainConfig
-from flaxres.data.sources import open_source
+from flaxres.data.datasets import open_or_prepare
 from flaxres.errors import InputError
 from flaxres.training.run import prepare_run
 from flaxres.training.whitening import patches
@@ -24,7 +24,7 @@ CONFIG = Config(
 def test_the_stem_whitens() -> None:
     state = prepare_run(CONFIG).first_state()
     kernel = np.asarray(state.params["conv1"]["kernel"], np.float64)
-    rows = patches(open_source("digits", "train"), DATA, 8, 3)
+    rows = patches(open_or_prepare("digits", ["train"])[0], DATA, 8, 3)
     assert rows.shape == (64 * 1297, 27)
     answers = (rows - rows.mean(0)) @ kernel.reshape(27, WIDTH)
     np.testing.assert_allclose(answers[:, :6], -answers[:, 6:], atol=1e-4)

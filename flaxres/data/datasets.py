@@ -1,0 +1,78 @@
+"""Datasets by name, prepared on first use.
+
+The trainer and the commands open their data here. `flaxres.data.sources` only opens prepared
+datasets, and `flaxres.data.prepare` only prepares them.
+"""
+
+import contextlib
+import sys
+from collections.abc import Sequence
+
+from flaxres.data.choices import BadImages
+from flaxres.data.prepare import prepare
+from flaxres.data.source import Source
+from flaxres.data.sources import NotPreparedError, open_splits, require_prepared
+
+
+def open_or_prepare(
+    name: str,
+    splits: Sequence[str] = (),
+    source: str | None = None,
+    data_dir: str | None = None,
+    bad_images: BadImages = "skip",
+) -> list[Source]:
+    """Opens splits of a dataset, and prepares it before if flaxres can and it is not there.
+
+    Args:
+      name: name of the dataset: `digits`, `folder`, `cifar10`, `imagenet2012`, or any dataset that
+        TFDS has prepared in ArrayRecord.
+      splits: names of the splits, with slices as in TFDS: `train[:90%]`. Empty opens all splits.
+      source: path of the original files; see `flaxres.data.builders`.
+      data_dir: folder of prepared datasets; None is the folder of TFDS.
+      bad_images: treatment of images that can't be decoded; see `flaxres.data.prepare.prepare`.
+
+    Returns:
+      A source for each split.
+
+    Raises:
+      InputError: the dataset can neither be opened nor prepared, or lacks a split. A split that a
+        dataset would not have is refused before the dataset is prepared.
+
+    Example:
+
+      >>> import tempfile
+      >>> folder = tempfile.TemporaryDirectory()
+      >>> train, test = open_or_prepare("digits", ["train", "test"], data_dir=folder.name)
+      >>> len(train), len(test), train.classes[:3]
+      (1297, 500, ('0', '1', '2'))
+      >>> folder.cleanup()
+    """
+    with contextlib.suppress(NotPreparedError):
+        return open_splits(name, splits, source, data_dir)
+    _prepare(name, splits, source, data_dir, bad_images)
+    return open_splits(name, splits, source, data_dir)
+
+
+def ensure_prepared(name: str, source: str | None = None, data_dir: str | None = None) -> None:
+    """Prepares a dataset if flaxres can and it is not there; see `open_or_prepare`.
+
+    Raises:
+      InputError: the dataset is neither there nor can be prepared.
+    """
+    with contextlib.suppress(NotPreparedError):
+        return require_prepared(name, source, data_dir)
+    return _prepare(name, (), source, data_dir, "skip")
+
+
+def _prepare(
+    name: str,
+    splits: Sequence[str],
+    source: str | None,
+    data_dir: str | None,
+    bad_images: BadImages,
+) -> None:
+    """Prepares a dataset and prints the tally on stderr."""
+    bases = [split.partition("[")[0] for split in splits]
+    _, tally = prepare(name, source, data_dir, bases, bad_images)
+    for line in tally.lines():
+        print(line, file=sys.stderr)

@@ -1,0 +1,124 @@
+"""Image files: opening, repairing and shrinking them."""
+
+import io
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from flaxres.errors import InputError
+
+# A header that promises more is refused before anything is decoded: it may be a decompression bomb.
+MAX_PIXELS = 100_000_000
+
+
+class UnreadableError(InputError):
+    """An image that can't be decoded; the message is the reason."""
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Reads the header of an image.
+
+    Args:
+      data: an encoded image.
+
+    Returns:
+      The image, not decoded yet.
+
+    Raises:
+      UnreadableError: `data` is not an image or has too many pixels.
+    """
+    if not data:
+        raise UnreadableError("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise UnreadableError("this is no JPEG or PNG image") from error
+    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        raise UnreadableError(str(error)) from error
+    if image.width * image.height > MAX_PIXELS:
+        raise UnreadableError(
+            f"{image.width} x {image.height} pixels: the limit is {MAX_PIXELS:,} in all; make the "
+            "image smaller"
+        )
+    return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Decodes an image as RGB with 8 bits a channel.
+
+    Raises:
+      UnreadableError: the image is cut short or damaged.
+    """
+    try:
+        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip and not scale
+            grey = (np.asarray(image).astype(np.float64) / 257).round().clip(0, 255)
+            return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UnreadableError(str(error)) from error
+
+
+def repair(data: bytes) -> tuple[str, bytes]:
+    """Returns the format of an image, and bytes that every decoder reads as RGB.
+
+    JPEG (grey or colour) and 8-bit PNG are kept to the byte. Everything else that Pillow opens is
+    encoded again: CMYK as JPEG, the rest as PNG.
+
+    Args:
+      data: an encoded image.
+
+    Returns:
+      The format, such as `JPEG` or `PNG RGBA repaired`, and the encoded image.
+
+    Raises:
+      UnreadableError: the image can't be decoded.
+
+    Example:
+
+      >>> buffer = io.BytesIO()
+      >>> Image.new("RGBA", (4, 3)).save(buffer, "PNG")
+      >>> repair(buffer.getvalue())[0]
+      'PNG RGBA repaired'
+    """
+    image = open_image(data)
+    rgb, name = to_rgb(image), f"{image.format} {image.mode}"
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+        try:
+            simplejpeg.decode_jpeg(data, "RGB")
+            return "JPEG", data
+        except ValueError:  # Pillow ignores some damage, libjpeg's strict mode does not
+            name = "JPEG with damaged parts"
+    if image.format == "PNG" and image.mode in ("RGB", "L"):
+        return "PNG", data
+    buffer = io.BytesIO()
+    if image.format == "JPEG":
+        rgb.save(buffer, "JPEG", quality=95, subsampling=0)
+    else:
+        rgb.save(buffer, "PNG")
+    return f"{name} repaired", buffer.getvalue()
+
+
+def shrink_image(data: bytes, short_side: int, quality: int) -> tuple[str, bytes]:
+    """Makes the short side of an image at most `short_side` pixels.
+
+    Args:
+      data: an encoded image.
+      short_side: largest short side in pixels.
+      quality: quality of the JPEG if the image has to change.
+
+    Returns:
+      What was done, `shrunk` or the format and `kept`, and the encoded image.
+
+    Raises:
+      UnreadableError: the image can't be decoded.
+    """
+    name, data = repair(data)
+    image = open_image(data)
+    short = min(image.size)
+    if short <= short_side:
+        return f"{name} kept", data
+    width, height = (max(round(side * short_side / short), short_side) for side in image.size)
+    small = cv2.resize(np.asarray(to_rgb(image)), (width, height), interpolation=cv2.INTER_AREA)
+    return "shrunk", simplejpeg.encode_jpeg(small, quality, "RGB", "420", fastdct=False)

@@ -1,0 +1,95 @@
+"""One split of a prepared dataset, with random access to its records."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from flaxres.data import digests
+from flaxres.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Random access to the encoded images of one split and their labels.
+
+    A source can be pickled for worker processes. `flaxres.data.sources` opens sources.
+
+    Attributes:
+      name: dataset and split, for messages.
+      dataset: full name of the dataset in TFDS, `name[/config]:version`.
+      classes: names of the classes in label order.
+      digest: SHA-256 over the dataset's name, version and classes, the number of examples and
+        bytes of its splits, and, if flaxres wrote the dataset, all its examples.
+      records: the records of the split, each a dictionary of features.
+      image_key, label_key: names of the features with the encoded image and the label.
+      files: the files of the split in order, each with the number of records read from it.
+
+    Example:
+
+      >>> records = [{"image": b"...", "label": 1, "file_name": b"dog/1.jpg"}]
+      >>> files = (("animals-train.array_record", 1),)
+      >>> source = Source(
+      ...     "animals/train", "animals:1.0.0", ("cat", "dog"), "", records, "image", "label", files
+      ... )
+      >>> source.read(0)
+      (b'...', 1)
+      >>> source.describe(0)
+      'animals/train record 0 (dog/1.jpg)'
+    """
+
+    name: str
+    dataset: str
+    classes: tuple[str, ...]
+    digest: str
+    records: Sequence[Any]
+    image_key: str
+    label_key: str
+    files: tuple[tuple[str, int], ...]
+
+    @property
+    def class_digest(self) -> str:
+        """SHA-256 over the names of the classes in label order."""
+        return digests.words_digest(self.classes)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """Reads a record.
+
+        Args:
+          index: number of the record.
+
+        Returns:
+          The encoded image and its label.
+
+        Raises:
+          InputError: the record is damaged.
+        """
+        try:
+            record = self.records[index]
+            return record[self.image_key], int(record[self.label_key])
+        except Exception as error:  # array_record and the protobuf parser raise many types
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"{self.name} record {index} can't be read from {self.file(index)!r} ({reason}): "
+                "that file is damaged, prepare the dataset again"
+            ) from error
+
+    def file(self, index: int) -> str:
+        """Returns the path of the file that holds a record."""
+        for path, count in self.files:
+            if index < count:
+                return path
+            index -= count
+        return "no file"
+
+    def file_name(self, index: int) -> str:
+        """Returns the name of a record's image before preparation; '' if it is unknown."""
+        name = self.records[index].get("file_name", b"")
+        return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+
+    def describe(self, index: int) -> str:
+        """Returns a description of a record for messages."""
+        name = self.file_name(index)
+        return f"{self.name} record {index}" + (f" ({name})" if name else "")
