@@ -64,10 +64,11 @@ def start(
 ) -> Started:
     """Starts `train.py` on `count` processes; the victim sends itself the signals of `hits`."""
     if not hits:
-        return processes.start(["train.py", *words], count, **environment)
+        return processes.start(["train.py", *words], count, 1, False, **environment)
     columns = [",".join(map(str, column)) for column in zip(*hits, strict=True)]
     program = ["-m", "tools.killed", *columns, *words]
-    return processes.start(program, count, FLAXRES_VICTIM=str(victim), **environment)
+    environment["FLAXRES_VICTIM"] = str(victim)
+    return processes.start(program, count, 1, False, **environment)
 
 
 def ended(started: Started, seconds: float = 600) -> list[str]:

@@ -140,7 +140,8 @@ def stop_at(started: list[subprocess.Popen[str]], workdir: pathlib.Path, step: i
 
 def resume(folder: pathlib.Path) -> dict[str, float]:
     """Compares runs that are resumed on other processes or devices to an uninterrupted one."""
-    figures, steps = {}, 200
+    figures: dict[str, float] = {}
+    steps = 200
     alone = folder / "alone"
     finish(start(training(alone, "float64", steps), 1, x64=True))
     for name, stages in (

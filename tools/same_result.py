@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from typing import Any
+from typing import Any, Literal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
