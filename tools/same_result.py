@@ -50,7 +50,13 @@ def run(config: Config) -> tuple[list[str], Any]:
     return ledger, jax.device_get(state.variables)
 
 
-def config_of(precision: str, group: int | None, steps: int, devices: int, data_dir: str) -> Config:
+def config_of(
+    precision: Literal["float32", "float64"],
+    group: int | None,
+    steps: int,
+    devices: int,
+    data_dir: str,
+) -> Config:
     """Returns the config of one run."""
     return Config(
         ModelConfig("resnet20", dtype=precision, param_dtype=precision, bn_group=group),

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 from jax.interpreters import mlir
+from jaxlib.version import __version__ as jaxlib_version
 
 from flaxres.cache import private_folder
 from flaxres.errors import InputError
@@ -53,6 +54,7 @@ def use_native_convolutions() -> str:
       InputError: there is no compiler, or it fails. Nothing has changed then.
 
     Example:
+      >>> import flaxres
       >>> compiler = flaxres.use_native_convolutions()
     """
     global compiled_by
@@ -93,7 +95,7 @@ def library(compiler: Sequence[str], version: str, folder: pathlib.Path) -> path
         "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native",
         f"-I{jax.ffi.include_dir()}",
     ]
-    origin = [SOURCE.read_text(), version, *compiler, *options, jax.lib.__version__, processor()]
+    origin = [SOURCE.read_text(), version, *compiler, *options, jaxlib_version, processor()]
     path = folder / f"{hashlib.sha256(chr(0).join(origin).encode()).hexdigest()[:32]}.so"
     if not sound(path):
         build(compiler, options, path)

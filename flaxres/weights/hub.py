@@ -72,9 +72,9 @@ def load_pretrained(
     """
     repository = tag.removeprefix("hf-hub:").removeprefix("hf_hub:")
     repository = repository if "/" in repository else f"timm/{repository}"
-    settings_path = fetch(repository, "config.json", revision, cache_dir)
+    text = fetch(repository, "config.json", revision, cache_dir).read_text()
     try:
-        settings = json.loads(settings_path.read_text())
+        settings = json.loads(text)
         pretrained = settings.get("pretrained_cfg", settings)
         name, preset = settings["architecture"], preprocessing(pretrained)
         trained_classes = int(pretrained.get("num_classes", settings.get("num_classes", 1000)))
