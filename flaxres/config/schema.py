@@ -363,12 +363,14 @@ class Setting:
 
 
 def _declared() -> dict[str, Setting]:
-    found = {}
+    declared = {}
     for name, section in typing.get_type_hints(Config).items():
         types = typing.get_type_hints(section)
         for field in dataclasses.fields(section):
-            found[f"{name}.{field.name}"] = Setting(types[field.name], field.metadata[rules.FACTS])
-    return found
+            declared[f"{name}.{field.name}"] = Setting(
+                types[field.name], field.metadata[rules.FACTS]
+            )
+    return declared
 
 
 SETTINGS = _declared()

@@ -42,7 +42,7 @@ Variables = dict[str, Any]
 
 
 def recipe(settings: Settings, kind: str, depth: int) -> Config:
-    """Returns the config of a CIFAR network; both kinds have the same short recipe.
+    """Returns the config of a CIFAR network; plain and residual ones share a short recipe.
 
     Args:
       settings: of the experiment.

@@ -192,10 +192,10 @@ def kernel_transpose(
 ) -> jax.Array:
     size = kernel.aval.shape[0]
     if dilation == 1:
-        found, forwards = kernel_gradient(x, cotangent, stride, size), True
+        gradient, forwards = kernel_gradient(x, cotangent, stride, size), True
     else:
-        found, forwards = kernel_gradient(cotangent, x, dilation, size), False
-    return found if forwards != backwards else turned(found)
+        gradient, forwards = kernel_gradient(cotangent, x, dilation, size), False
+    return gradient if forwards != backwards else turned(gradient)
 
 
 def usual_kernel_gradient(x: jax.Array, cotangent: jax.Array, stride: int, size: int) -> jax.Array:

@@ -103,14 +103,14 @@ def library(compiler: Sequence[str], version: str, folder: pathlib.Path) -> path
 
 
 def find_compiler() -> list[str]:
-    """Return the compiler's command line: `$CXX`, or the first of `COMPILERS` found."""
+    """Return the compiler's command line: `$CXX`, or the first of `COMPILERS` that is installed."""
     if named := shlex.split(os.environ.get("CXX", "")):
         if shutil.which(named[0]) is None:
             raise InputError(f"CXX={os.environ['CXX']!r} is not a program on this machine: {FIX}")
         return named
     for name in COMPILERS:
-        if found := shutil.which(name):
-            return [found]
+        if path := shutil.which(name):
+            return [path]
     raise InputError(f"no C++ compiler ({', '.join(COMPILERS)}) on this machine: {FIX}")
 
 
