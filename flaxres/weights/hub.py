@@ -72,17 +72,9 @@ def load_pretrained(
     """
     repository = tag.removeprefix("hf-hub:").removeprefix("hf_hub:")
     repository = repository if "/" in repository else f"timm/{repository}"
-    text = fetch(repository, "config.json", revision, cache_dir).read_text()
-    try:
-        settings = json.loads(text)
-        pretrained = settings.get("pretrained_cfg", settings)
-        name, preset = settings["architecture"], preprocessing(pretrained)
-        trained_classes = int(pretrained.get("num_classes", settings.get("num_classes", 1000)))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"config.json of {repository!r} is not in timm's form "
-            f"({type(error).__name__}: {error}): give another tag"
-        ) from error
+    name, trained_classes, preset, labels = _read_settings(
+        repository, fetch(repository, "config.json", revision, cache_dir)
+    )
     if name not in MODELS:
         raise unknown(f"architecture of {repository}", name, MODELS)
     weights_path = fetch(repository, "model.safetensors", revision, cache_dir)
@@ -100,9 +92,27 @@ def load_pretrained(
         repository=repository,
         revision=weights_path.parent.name,
         sha256=digests.of_file(weights_path),
-        classes=tuple(settings.get("label_names") or pretrained.get("label_names") or ()),
+        classes=labels,
     )
     return model, variables, preprocess
+
+
+def _read_settings(
+    repository: str, path: pathlib.Path
+) -> tuple[str, int, Preprocess, tuple[str, ...]]:
+    """Returns the architecture, number of classes, preprocessing and labels of a config.json."""
+    try:
+        settings = json.loads(path.read_text())
+        pretrained = settings.get("pretrained_cfg", settings)
+        name, preset = settings["architecture"], preprocessing(pretrained)
+        classes = int(pretrained.get("num_classes", settings.get("num_classes", 1000)))
+        labels = tuple(settings.get("label_names") or pretrained.get("label_names") or ())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"config.json of {repository!r} is not in timm's form "
+            f"({type(error).__name__}: {error}): give another tag"
+        ) from error
+    return name, classes, preset, labels
 
 
 def preprocessing(settings: dict[str, Any]) -> Preprocess:
