@@ -356,21 +356,19 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A setting as declared at its field: its type and its `Facts`."""
+    """A setting as table at its field: its type and its `Facts`."""
 
     kind: Any
     facts: Facts
 
 
 def _declared() -> dict[str, Setting]:
-    declared = {}
+    table = {}
     for name, section in typing.get_type_hints(Config).items():
         types = typing.get_type_hints(section)
         for field in dataclasses.fields(section):
-            declared[f"{name}.{field.name}"] = Setting(
-                types[field.name], field.metadata[rules.FACTS]
-            )
-    return declared
+            table[f"{name}.{field.name}"] = Setting(types[field.name], field.metadata[rules.FACTS])
+    return table
 
 
 SETTINGS = _declared()
