@@ -268,10 +268,9 @@ def programs(rows: list[Any], steps: int, copies: float) -> Iterator[tuple[str, 
 
 
 def measured(
-    measurements: list[tuple[str, Measurement]], figures: dict[str, Any], chosen: Any
+    measurements: list[tuple[str, Measurement]], figures: dict[str, Any], chosen: Any, clock: Clock
 ) -> None:
     """Runs measurements while time is left, and adds them to the figures and to gpu.json."""
-    clock = Clock(60 * chosen.minutes)
     for name, measure in measurements:
         if clock.left() < 20:
             print(f"no time is left for {name}", file=sys.stderr)
@@ -303,6 +302,7 @@ def main() -> None:
         "--smoke", action="store_true", help="tiny sizes, to check that the program works"
     )
     chosen = parser.parse_args()
+    clock = Clock(60 * chosen.minutes)
     figures: dict[str, Any] = {"device": jax.devices()[0].device_kind}
     rows, steps, size = (SMOKE, 2, 64) if chosen.smoke else (PROGRAMS, 20, 224)
     figures["versions"] = {
@@ -312,7 +312,7 @@ def main() -> None:
     copies = copy_rate(64 if chosen.smoke else 2048)
     figures["copy_gigabytes_per_second"] = copies / 1e9
     first = ("correctness", functools.partial(correctness, size))
-    measured([first, *programs(rows, steps, copies)], figures, chosen)
+    measured([first, *programs(rows, steps, copies)], figures, chosen, clock)
     for figure in figures.values():
         if isinstance(figure, dict) and {"images_per_second", "torch_images_per_second"} <= set(
             figure
