@@ -1,14 +1,22 @@
-"""What a training step of ResNet-50 moves on accelerators that are not here: `python -m benchmarks.aot [--json] [--topology NAME ...]`.
+"""Memory traffic of a ResNet-50 training step on accelerators that this machine lacks.
 
-The compilers of TPUs and of CUDA need no such device: they compile our step, the one that `flaxres train` runs, augmentation and checks included, and
-the textbook's for a description of one. bfloat16, 224 pixels, 128 images a device; our batch statistics are of each device's 128 images. Printed for
-each program: megabytes an image by kind of kernel, arithmetic, memory, collectives and the seconds of compiling. In the figures:
+    python -m benchmarks.aot [--json] [--topology NAME ...]
 
-`*_bytes_vs_textbook`: megabytes an image, ours over the textbook's; below 1 is less traffic. They are operands and results of all kernels, for CUDA
-counted in the optimised program, for TPUs by the compiler's cost model. `*_collectives`: communications in a step. `*_memory_gigabytes`: arguments,
-temporaries and results of one device, which `*_fits` compares with what it has.
+The compilers of TPUs and of CUDA need no such device. They compile two steps for a description of
+one: ours, as `flaxres train` runs it with augmentation and checks, and the textbook's. Both are in
+bfloat16, at 224 pixels, with 128 images a device; our batch statistics are of each device's 128
+images. The program prints megabytes an image by type of kernel, arithmetic, memory, collectives and
+the seconds of compiling. Among the figures are:
 
-Each platform's compiler lives in an environment of its own, which this program makes when it is first used: 0.5 GB for TPUs, 4.5 GB for CUDA.
+  *_bytes_vs_textbook   megabytes an image, ours over the textbook's; below 1 is less traffic. They
+                        are operands and results of all kernels, for CUDA counted in the optimised
+                        program, for TPUs by the compiler's cost model.
+  *_collectives         communications in a step
+  *_memory_gigabytes    arguments, temporaries and results of one device; `*_fits` compares them
+                        with its memory
+
+Each platform's compiler is installed in a separate environment on first use: 0.5 GB for TPUs,
+4.5 GB for CUDA.
 """
 
 import argparse
@@ -27,6 +35,7 @@ import optax
 from jax.sharding import Mesh
 
 import flaxres
+from benchmarks import command
 from benchmarks.textbook import TEXTBOOK, plain_step
 from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from flaxres.cache import cache_folder
@@ -57,7 +66,7 @@ COMPILERS = {
 
 
 def our_step(mesh: Mesh) -> Any:
-    """Our training step, lowered."""
+    """Lowers our training step."""
     batch = IMAGES * mesh.size
     config = Config(
         ModelConfig(dtype="bfloat16", bn_group=IMAGES),
@@ -65,14 +74,12 @@ def our_step(mesh: Mesh) -> Any:
         optim=OptimConfig(nesterov=True),
         train=TrainConfig(batch),
     )
-    model = flaxres.create_model(
-        config.model.name, dtype=jnp.bfloat16, bn_group=config.model.bn_group
-    )
-    schedule = learning_rate(
-        config.optim, round(config.train.epochs * EPOCH / batch), EPOCH / batch
-    )
+    name, group = config.model.name, config.model.bn_group
+    model = flaxres.create_model(name, dtype=jnp.bfloat16, bn_group=group)
+    steps = round(config.train.epochs * EPOCH / batch)
+    schedule = learning_rate(config.optim, steps, EPOCH / batch)
     tx = optimizer(config.optim, schedule)
-    kinds = {
+    inputs = {
         "image": ((SIZE, SIZE, 3), jnp.uint8),
         "label": ((), jnp.int32),
         "position": ((), jnp.uint32),
@@ -80,20 +87,16 @@ def our_step(mesh: Mesh) -> Any:
     }
     rows = {
         name: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=split(mesh))
-        for name, (shape, dtype) in kinds.items()
+        for name, (shape, dtype) in inputs.items()
     }
-    return compiled_train_step(config, model, tx, schedule, mesh).lower(
-        abstract_state(model, tx, config, mesh), rows
-    )
+    step = compiled_train_step(config, model, tx, schedule, mesh)
+    return step.lower(abstract_state(model, tx, config, mesh), rows)
 
 
 def textbook_step(mesh: Mesh) -> Any:
-    """The textbook's, lowered. Its pictures come normalised, and its batch statistics are of the global batch."""
-    model, tx, batch = (
-        TEXTBOOK["resnet50"](dtype=jnp.bfloat16),
-        optax.sgd(0.1, 0.9, nesterov=True),
-        IMAGES * mesh.size,
-    )
+    """Lowers the textbook's step, on normalised images and with statistics of the global batch."""
+    model, tx = TEXTBOOK["resnet50"](dtype=jnp.bfloat16), optax.sgd(0.1, 0.9, nesterov=True)
+    batch = IMAGES * mesh.size
     images = jax.ShapeDtypeStruct((batch, SIZE, SIZE, 3), jnp.bfloat16, sharding=split(mesh))
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=split(mesh))
     variables = jax.eval_shape(
@@ -107,20 +110,17 @@ def textbook_step(mesh: Mesh) -> Any:
 
 
 def measure(lowered: Any, title: str, gigabytes: float) -> dict[str, float]:
-    """Compiles a step, prints what it moves and holds, and returns the figures."""
-    figures, kinds, kernels = compile_facts(lowered, IMAGES, gigabytes)
-    print(
-        f"{title}\n  "
-        + ", ".join(f"{name} {value:,.2f}" for name, value in figures.items())
-        + f"; {kinds}"
-    )
-    for kind, size, count in kernels:
-        print(f"  {size:8.1f} MB/image in {count:4d} x {kind}", flush=True)
+    """Compiles a step, prints its traffic and memory, and returns the figures."""
+    figures, collectives, kernels = compile_facts(lowered, IMAGES, gigabytes)
+    values = ", ".join(f"{name} {value:,.2f}" for name, value in figures.items())
+    print(f"{title}\n  {values}; {collectives}")
+    for kernel, size, count in kernels:
+        print(f"  {size:8.1f} MB/image in {count:4d} x {kernel}", flush=True)
     return figures
 
 
 def work(name: str) -> None:
-    """One target, in the environment of its platform; the last line is for the parent."""
+    """Measures one target in the environment of its platform; its last line is for the parent."""
     topology, compared = TARGETS[name]
     mesh, gigabytes = absent_devices(topology), MEMORY[topology.partition(":")[0]]
     figures = measure(our_step(mesh), f"{name}, {mesh.size} devices, ours", gigabytes)
@@ -134,7 +134,11 @@ def work(name: str) -> None:
 
 
 def compiler_python(platform: str) -> str:
-    """A Python that has the platform's compiler and the versions of jax, flax and optax that run here, in an environment under the user's cache."""
+    """Returns the path of a Python with the platform's compiler.
+
+    It has the versions of jax, flax and optax that run here, in an environment under the user's
+    cache, which is created on first use.
+    """
     folder = cache_folder() / "benchmarks" / f"aot_{platform}"
     python, ready = folder / "bin" / "python", folder / "ready"
     wanted = [
@@ -142,7 +146,7 @@ def compiler_python(platform: str) -> str:
         *(f"{name}=={importlib.metadata.version(name)}" for name in ("flax", "optax")),
     ]
     if not ready.exists() or ready.read_text().split() != wanted:
-        print(f"making an environment with {', '.join(wanted)} in {folder}", file=sys.stderr)
+        print(f"creating an environment with {', '.join(wanted)} in {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
         subprocess.run(
             [python, "-m", "pip", "install", "-q", *wanted], check=True, stdout=sys.stderr
@@ -152,7 +156,7 @@ def compiler_python(platform: str) -> str:
 
 
 def compile_for(name: str, quiet: bool) -> dict[str, float]:
-    """Runs `work` in its environment and returns its figures."""
+    """Runs `work` in the environment of its platform and returns its figures."""
     platform = platform_of(TARGETS[name][0])
     words = [compiler_python(platform), "-m", "benchmarks.aot", "--worker", name]
     root = pathlib.Path(__file__).parents[1]
@@ -170,10 +174,7 @@ def compile_for(name: str, quiet: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true")
+    parser = command.parser(__doc__)
     parser.add_argument("--platform", choices=(*COMPILERS, "all"), default="all")
     parser.add_argument(
         "--topology",
@@ -192,11 +193,7 @@ def main() -> None:
     for name in names:
         if chosen.platform in (platform_of(TARGETS[name][0]), "all"):
             figures |= compile_for(name, chosen.json)
-    print(
-        json.dumps(figures)
-        if chosen.json
-        else "\n".join(f"{name}: {value:,.3f}" for name, value in figures.items())
-    )
+    command.show(figures, chosen.json, ",.3f")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Compile time of a training step and depth: `python -m benchmarks.compile [--json]`.
+"""Compile time of a training step by depth: `python -m benchmarks.compile [--json]`.
 
-`resnet1202_vs_resnet20`: ResNet-1202 with scanned blocks over ResNet-20, batch 2, 32 pixels; `resnet152_scanned_vs_unrolled`: 64 pixels. Each is the
-median of three lowerings and compilations, alternating, in one process. Also runs a step of ResNet-1202 and prints its loss, to show that it trains.
+  resnet1202_vs_resnet20          ResNet-1202 with scanned blocks over ResNet-20; batch 2, 32 pixels
+  resnet152_scanned_vs_unrolled   at 64 pixels
+
+Each is the median of three lowerings and compilations, alternating, in one process. The program
+also runs four steps of ResNet-1202 and prints losses, to show that it trains.
 """
 
-import argparse
-import json
 import statistics
 import time
 from typing import Any
@@ -15,11 +16,12 @@ import jax.numpy as jnp
 import optax
 
 import flaxres
+from benchmarks import command
 from benchmarks.textbook import plain_step
 
 
 def training_step(name: str, size: int, **attributes: Any) -> tuple[Any, tuple[Any, ...]]:
-    """A jitted SGD step and its arguments."""
+    """Returns an SGD step and its arguments."""
     model, tx = flaxres.create_model(name, **attributes), optax.sgd(0.01, 0.9)
     images, labels = jax.random.normal(jax.random.key(0), (2, size, size, 3)), jnp.arange(2)
     variables = jax.jit(model.init)(jax.random.key(1), images)
@@ -27,6 +29,7 @@ def training_step(name: str, size: int, **attributes: Any) -> tuple[Any, tuple[A
 
 
 def seconds(step: Any, arguments: tuple[Any, ...]) -> float:
+    """Returns the seconds of lowering and compiling a step."""
     jax.clear_caches()
     start = time.perf_counter()
     jax.jit(step).lower(*arguments).compile()
@@ -34,15 +37,12 @@ def seconds(step: Any, arguments: tuple[Any, ...]) -> float:
 
 
 def ratio(first: Any, second: Any, pairs: int) -> float:
-    """Median of `pairs` ratios of compile times, measured in turn."""
+    """Returns the median of `pairs` ratios of compile times, measured in turn."""
     return statistics.median(seconds(*first) / seconds(*second) for _ in range(pairs))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true")
+    parser = command.parser(__doc__)
     parser.add_argument("--pairs", type=int, default=3)
     chosen = parser.parse_args()
     deep, shallow = training_step("resnet1202", 32, scan_blocks=True), training_step("resnet20", 32)
@@ -53,16 +53,10 @@ def main() -> None:
         variables, opt_state, loss = step(variables, opt_state, images, labels)
         losses.append(float(loss))
     figures |= {"resnet1202_first_loss": losses[0], "resnet1202_fourth_loss": losses[-1]}
-    scanned, unrolled = (
-        training_step("resnet152", 64, scan_blocks=True),
-        training_step("resnet152", 64),
-    )
+    scanned = training_step("resnet152", 64, scan_blocks=True)
+    unrolled = training_step("resnet152", 64)
     figures["resnet152_scanned_vs_unrolled"] = ratio(scanned, unrolled, chosen.pairs)
-    print(
-        json.dumps(figures)
-        if chosen.json
-        else "\n".join(f"{name}: {value:.3f}" for name, value in figures.items())
-    )
+    command.show(figures, chosen.json)
 
 
 if __name__ == "__main__":

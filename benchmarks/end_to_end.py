@@ -1,18 +1,21 @@
-"""Training with real input against training without any: `python -m benchmarks.end_to_end [--json]`.
+"""Training with real input, compared to training on one batch that stays on the device.
 
-ResNet-18 at 64 pixels, batch 64, on ImageNet photographs: full-size JPEGs, and after `flaxres data shrink` to a short side of 80 pixels. The same
-compiled step is fed by the loader, and by one batch that stays on the device; measured in turn, median of pairs. Also prints what the loader gives
-alone, and how long the step waits for it. On a CPU loader and step share the cores, so that decoding costs the step its own share of them, even
-where the step never waits.
+    python -m benchmarks.end_to_end [--json]
 
-`fraction_of_step_rate`, `input_stall_percent`: of the shrunk photographs; `full_...`: of the full-size ones.
+ResNet-18 at 64 pixels, batch 64, on ImageNet photographs: full-size JPEGs, and after `flaxres data
+shrink` to a short side of 80 pixels. The same compiled step is fed by the loader and by one batch
+on the device, in turn; figures are medians of pairs. The program also prints the rate of the loader
+alone, and how long the step waits for it. On a CPU, loader and step share the cores, so that
+decoding slows the step down even where the step never waits.
+
+`fraction_of_step_rate` and `input_stall_percent` belong to the shrunk photographs, `full_...` to
+the full-size ones.
 """
 
-import argparse
-import json
 import pathlib
 import tempfile
 
+from benchmarks import command
 from benchmarks.input import photographs
 from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from flaxres.data.datasets import open_or_prepare
@@ -25,10 +28,7 @@ BATCH, SIZE = 64, 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true")
+    parser = command.parser(__doc__)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--short-side", type=int, default=80)
@@ -45,16 +45,9 @@ def main() -> None:
             train=TrainConfig(BATCH, BATCH, steps=100_000, devices=1),
         )
         figures = rates_of(Run(config, small, small), chosen.pairs, chosen.steps)
-        figures |= {
-            f"full_{name}": value
-            for name, value in rates_of(Run(config, full, full), chosen.pairs, chosen.steps).items()
-            if name[:4] != "step"
-        }
-    print(
-        json.dumps(figures)
-        if chosen.json
-        else "\n".join(f"{name}: {value:,.3f}" for name, value in figures.items())
-    )
+        rates = rates_of(Run(config, full, full), chosen.pairs, chosen.steps)
+        figures |= {f"full_{key}": rate for key, rate in rates.items() if key[:4] != "step"}
+    command.show(figures, chosen.json, ",.3f")
 
 
 if __name__ == "__main__":

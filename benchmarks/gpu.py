@@ -1,12 +1,16 @@
-"""Correctness and speed on this machine's accelerator: `benchmarks/gpu.sh [--json] [--out DIR]`, or `python -m benchmarks.gpu --smoke` on a CPU.
+"""Correctness and speed on this machine's accelerator.
 
-First correctness: logits and gradients of ResNet-50 in float32 against this machine's CPU, and whether the same step gives the same bits twice. Then
-training images/s in bfloat16 of a network and a plain SGD step, ours and the textbook's in turn (the median of three), and of torchvision's under
-`torch.compile` (channels_last, autocast); with memory, seconds of compiling, bytes moved, and the share of the rate at which this device
-copies; and where the device's time goes, by kind of kernel. Whatever fails is named and the rest goes on; so does what the time does not suffice for.
+    benchmarks/gpu.sh [--json] [--out DIR]
+    python -m benchmarks.gpu --smoke                on a CPU
+
+Correctness comes first: logits and gradients of ResNet-50 in float32 are compared to this machine's
+CPU, and a repeated step must return the same bits. Then follow training images/s in bfloat16 with a
+plain SGD step: ours and the textbook's in turn (the median of three), and torchvision's under
+`torch.compile` (channels_last, autocast). They come with memory, seconds of compiling, bytes moved,
+and the share of this device's copy rate. The last figures are the device's time by type of kernel.
+A measurement that fails, or for which no time is left, is named, and the others go on.
 """
 
-import argparse
 import collections
 import functools
 import gc
@@ -28,11 +32,12 @@ import numpy as np
 import optax
 
 import flaxres
+from benchmarks import command
 from benchmarks.peers import torch_and_timm
 from benchmarks.textbook import TEXTBOOK, plain_step
 from flaxres.diagnostics.compiled import traffic
 
-# Name, pixels, batches, in the order of what matters most.
+# Name, pixels and batches, the most important first.
 PROGRAMS = [
     ("resnet50", 224, (256, 128, 512, 64, 1024)),
     ("resnet18", 224, (512,)),
@@ -41,7 +46,8 @@ PROGRAMS = [
     ("densenet121", 224, (256,)),
 ]
 SMOKE = [("resnet18", 64, (4,)), ("resnet20", 32, (8,))]
-KINDS = {
+# Type of kernel -> parts of its names.
+KERNELS = {
     "convolution": ("conv", "cudnn", "wgrad", "dgrad", "fprop", "implicit"),
     "product": ("gemm", "cublas", "cutlass", "dot", "nvjet"),
     "copy": ("copy", "transpose", "memcpy", "nchwtonhwc", "nhwctonchw"),
@@ -50,20 +56,24 @@ KINDS = {
 }
 
 
+Measurement = Callable[[], dict[str, float]]
+
+
 class Clock:
-    """What is left of the time that the whole program may take."""
+    """The time that is left to the program."""
 
     def __init__(self, seconds: float) -> None:
         self.end = time.monotonic() + seconds
 
     def left(self) -> float:
+        """Returns the seconds that are left."""
         return self.end - time.monotonic()
 
 
 def batch_of(size: int, count: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    return jax.random.normal(jax.random.key(0), (count, size, size, 3), dtype), jnp.arange(
-        count, dtype=jnp.int32
-    ) % 10
+    """Returns random images and labels of ten classes."""
+    images = jax.random.normal(jax.random.key(0), (count, size, size, 3), dtype)
+    return images, jnp.arange(count, dtype=jnp.int32) % 10
 
 
 class Steps:
@@ -72,20 +82,16 @@ class Steps:
     def __init__(self, model: Any, size: int, count: int) -> None:
         self.images, self.labels = batch_of(size, count, jnp.bfloat16)
         tx = optax.sgd(0.01, 0.9, nesterov=True)
-        variables = jax.jit(lambda key, images: model.init(key, images, train=False))(
-            jax.random.key(0), self.images[:1]
-        )
+        init = jax.jit(lambda key, images: model.init(key, images, train=False))
+        variables = init(jax.random.key(0), self.images[:1])
         self.carry: tuple[Any, ...] = (variables, tx.init(variables["params"]))
         start = time.perf_counter()
-        self.compiled = (
-            jax.jit(plain_step(model, tx), donate_argnums=(0, 1))
-            .lower(*self.carry, self.images, self.labels)
-            .compile()
-        )
+        step = jax.jit(plain_step(model, tx), donate_argnums=(0, 1))
+        self.compiled = step.lower(*self.carry, self.images, self.labels).compile()
         self.compile_seconds = time.perf_counter() - start
 
     def run(self, count: int) -> float:
-        """Seconds a step."""
+        """Runs so many steps and returns the seconds of one."""
         start = time.perf_counter()
         for _ in range(count):
             *self.carry, loss = self.compiled(*self.carry, self.images, self.labels)
@@ -94,6 +100,7 @@ class Steps:
         return (time.perf_counter() - start) / count
 
     def facts(self) -> dict[str, float]:
+        """Returns memory, compile time and memory traffic."""
         compiled: Any = self.compiled
         memory, per_image = compiled.memory_analysis(), 1e6 * len(self.images)
         moved, _ = traffic(compiled.as_text())
@@ -105,7 +112,12 @@ class Steps:
 
 
 def correctness(size: int) -> dict[str, float]:
-    """Of ResNet-50 in float32: relative differences from the CPU, and whether a step is repeated bit for bit."""
+    """Compares ResNet-50 in float32 to the CPU, and a step to its repetition.
+
+    Returns:
+      Relative differences of logits and gradients from the CPU's, and the number of arrays of which
+      a repetition has other bits.
+    """
     model = flaxres.create_model("resnet50", num_classes=10)
     cpu = jax.devices("cpu")[0]
     with jax.default_matmul_precision("highest"):
@@ -116,12 +128,10 @@ def correctness(size: int) -> dict[str, float]:
         @jax.jit
         def both(variables: Any, images: jax.Array, labels: jax.Array) -> Any:
             def loss(params: Any) -> Any:
-                logits, _ = model.apply(
-                    variables | {"params": params}, images, train=True, mutable=["batch_stats"]
-                )
-                return optax.softmax_cross_entropy_with_integer_labels(
-                    logits, labels
-                ).mean(), logits
+                changed = variables | {"params": params}
+                logits, _ = model.apply(changed, images, train=True, mutable=["batch_stats"])
+                losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+                return losses.mean(), logits
 
             gradients, logits = jax.grad(loss, has_aux=True)(variables["params"])
             return logits, gradients
@@ -132,14 +142,11 @@ def correctness(size: int) -> dict[str, float]:
 
     def far(a: Any, b: Any) -> float:
         pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-        return max(
-            float(np.linalg.norm(x - y)) / max(float(np.linalg.norm(y)), 1e-12) for x, y in pairs
-        )
+        norm = np.linalg.norm
+        return max(float(norm(x - y)) / max(float(norm(y)), 1e-12) for x, y in pairs)
 
-    differ = sum(
-        x.tobytes() != y.tobytes()
-        for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
-    )
+    repeated = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    differ = sum(x.tobytes() != y.tobytes() for x, y in repeated)
     return {
         "logits_vs_cpu": far(first[0], expected[0]),
         "gradients_vs_cpu": far(first[1], expected[1]),
@@ -148,7 +155,7 @@ def correctness(size: int) -> dict[str, float]:
 
 
 def copy_rate(megabytes: int) -> float:
-    """Bytes a second that a copy on the device reads and writes."""
+    """Returns the bytes a second that a copy on the device reads and writes."""
     array = jnp.zeros(megabytes << 18, jnp.float32)
     twice = jax.jit(lambda x: x + 1)
     jax.block_until_ready(twice(array))
@@ -160,33 +167,33 @@ def copy_rate(megabytes: int) -> float:
 
 
 def compare(name: str, size: int, count: int, steps: int, copies: float) -> dict[str, float]:
-    """Images/s of ours and of the textbook, in turn."""
+    """Measures images/s of our network and of the textbook's, in turn."""
     ours = Steps(flaxres.create_model(name, dtype=jnp.bfloat16), size, count)
     ours.run(3)
-    found = {f"{key}": value for key, value in ours.facts().items()}
+    figures = ours.facts()
     rates: dict[str, list[float]] = {"": []}
     textbook = Steps(TEXTBOOK[name](dtype=jnp.bfloat16), size, count) if name in TEXTBOOK else None
     if textbook:
         textbook.run(3)
-        found |= {f"textbook_{key}": value for key, value in textbook.facts().items()}
+        figures |= {f"textbook_{key}": value for key, value in textbook.facts().items()}
         rates["textbook_"] = []
     for _ in range(3):
         rates[""].append(count / ours.run(steps))
         if textbook:
             rates["textbook_"].append(count / textbook.run(steps))
-    found |= {f"{key}images_per_second": statistics.median(values) for key, values in rates.items()}
+    figures |= {
+        f"{key}images_per_second": statistics.median(values) for key, values in rates.items()
+    }
     if textbook:
-        found["vs_textbook"] = statistics.median(
-            a / b for a, b in zip(rates[""], rates["textbook_"], strict=True)
-        )
-    found["share_of_copy_rate"] = (
-        found["images_per_second"] * found["megabytes_per_image"] * 1e6 / copies
-    )
-    return found
+        pairs = zip(rates[""], rates["textbook_"], strict=True)
+        figures["vs_textbook"] = statistics.median(a / b for a, b in pairs)
+    moved = figures["images_per_second"] * figures["megabytes_per_image"] * 1e6
+    figures["share_of_copy_rate"] = moved / copies
+    return figures
 
 
 def torch_rate(name: str, size: int, count: int, steps: int) -> dict[str, float]:
-    """Images/s of PyTorch's network in bfloat16, channels_last, compiled."""
+    """Measures images/s of PyTorch's network in bfloat16, channels_last, compiled."""
     torch, timm = torch_and_timm()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     zoo = importlib.import_module("torchvision.models")
@@ -196,8 +203,7 @@ def torch_rate(name: str, size: int, count: int, steps: int) -> dict[str, float]
     images = torch.randn(count, 3, size, size, device=device).to(memory_format=torch.channels_last)
     labels = torch.arange(count, device=device) % 10
 
-    @torch.compile
-    def step() -> Any:
+    def train() -> Any:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, torch.bfloat16):
             loss = torch.nn.functional.cross_entropy(model(images), labels)
@@ -205,21 +211,22 @@ def torch_rate(name: str, size: int, count: int, steps: int) -> dict[str, float]
         optimizer.step()
         return loss
 
+    step = torch.compile(train)
     start = time.perf_counter()
     for _ in range(3):
         step().item()
-    compiling, begun = time.perf_counter() - start, time.perf_counter()
+    compiling, start = time.perf_counter() - start, time.perf_counter()
     for _ in range(3 * steps):
         loss = step()
     loss.item()
     return {
-        "torch_images_per_second": 3 * steps * count / (time.perf_counter() - begun),
+        "torch_images_per_second": 3 * steps * count / (time.perf_counter() - start),
         "torch_compile_seconds": compiling,
     }
 
 
 def profile(steps: Steps) -> dict[str, float]:
-    """Share of the device's time by kind of kernel, percent."""
+    """Returns the share of the device's time by type of kernel, in percent."""
     spent: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -228,35 +235,29 @@ def profile(steps: Steps) -> dict[str, float]:
         for plane in jax.profiler.ProfileData.from_file(path).planes:
             if "GPU" not in plane.name and jax.default_backend() != "cpu":
                 continue
-            for line in plane.lines:
-                for event in line.events:
-                    facts = dict(event.stats)
-                    if "hlo_op" in facts:
-                        name = f"{facts['hlo_op']} {event.name}".lower()
-                        kind = next(
-                            (
-                                kind
-                                for kind, words in KINDS.items()
-                                if any(word in name for word in words)
-                            ),
-                            "other",
-                        )
-                        spent[kind] += event.duration_ns
+            for event in (event for line in plane.lines for event in line.events):
+                facts = dict(event.stats)
+                if "hlo_op" in facts:
+                    spent[kernel_type(f"{facts['hlo_op']} {event.name}")] += event.duration_ns
     total = sum(spent.values()) or 1
-    return {kind: 100 * duration / total for kind, duration in spent.most_common()}
+    return {kernel: 100 * duration / total for kernel, duration in spent.most_common()}
 
 
-def programs(
-    rows: list[Any], steps: int, copies: float
-) -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
-    """What is measured, by name, the most telling first."""
+def kernel_type(name: str) -> str:
+    """Returns the first type in `KERNELS` that a kernel's name has a part of."""
+    for kernel, parts in KERNELS.items():
+        if any(part in name.lower() for part in parts):
+            return kernel
+    return "other"
+
+
+def programs(rows: list[Any], steps: int, copies: float) -> Iterator[tuple[str, Measurement]]:
+    """Yields the measurements with their names, the most important first."""
     for name, size, counts in rows:
-        yield (
-            f"{name}_{counts[0]}",
-            functools.partial(compare, name, size, counts[0], steps, copies),
-        )
+        key = f"{name}_{counts[0]}"
+        yield key, functools.partial(compare, name, size, counts[0], steps, copies)
         if name != "resnet20":
-            yield f"{name}_{counts[0]}", functools.partial(torch_rate, name, size, counts[0], steps)
+            yield key, functools.partial(torch_rate, name, size, counts[0], steps)
     name, size, counts = rows[0]
     yield (
         f"{name}_profile_percent",
@@ -266,34 +267,11 @@ def programs(
         yield f"{name}_{count}", functools.partial(compare, name, size, count, steps, copies)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument(
-        "--out",
-        default=os.environ.get("OUT"),
-        help="folder for gpu.json, written after each measurement",
-    )
-    parser.add_argument("--minutes", type=float, default=8.5)
-    parser.add_argument(
-        "--smoke", action="store_true", help="tiny sizes, to see that the program works"
-    )
-    chosen = parser.parse_args()
-    clock, figures = Clock(60 * chosen.minutes), dict[str, Any]()
-    rows, steps, size = (SMOKE, 2, 64) if chosen.smoke else (PROGRAMS, 20, 224)
-    figures["device"] = jax.devices()[0].device_kind
-    figures["versions"] = {
-        name: importlib.import_module(name).__version__
-        for name in ("jax", "flax", "optax", "torch", "torchvision", "timm")
-    }
-    figures["copy_gigabytes_per_second"] = copy_rate(64 if chosen.smoke else 2048) / 1e9
-    work = [
-        ("correctness", lambda: correctness(size)),
-        *programs(rows, steps, 1e9 * figures["copy_gigabytes_per_second"]),
-    ]
-    for name, measure in work:
+def measured(
+    measurements: list[tuple[str, Measurement]], figures: dict[str, Any], chosen: Any, clock: Clock
+) -> None:
+    """Runs measurements while time is left, and adds them to the figures and to gpu.json."""
+    for name, measure in measurements:
         if clock.left() < 20:
             print(f"no time is left for {name}", file=sys.stderr)
             continue
@@ -305,19 +283,41 @@ def main() -> None:
         if chosen.out:
             pathlib.Path(chosen.out, "gpu.json").write_text(json.dumps(figures, indent=1))
         if not chosen.json:
-            told = ", ".join(
+            values = ", ".join(
                 f"{key} {value:,.3g}" if isinstance(value, float | int) else f"{key} {value}"
                 for key, value in figures[name].items()
             )
-            print(f"{name}: {told}", flush=True)
-    for name in [
-        name
-        for name in figures
-        if isinstance(figures[name], dict) and "torch_images_per_second" in figures[name]
-    ]:
-        found = figures[name]
-        if "images_per_second" in found:
-            found["vs_torch"] = found["images_per_second"] / found["torch_images_per_second"]
+            print(f"{name}: {values}", flush=True)
+
+
+def main() -> None:
+    parser = command.parser(__doc__)
+    parser.add_argument(
+        "--out",
+        default=os.environ.get("OUT"),
+        help="folder for gpu.json, written after each measurement",
+    )
+    parser.add_argument("--minutes", type=float, default=8.5)
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny sizes, to check that the program works"
+    )
+    chosen = parser.parse_args()
+    clock = Clock(60 * chosen.minutes)
+    figures: dict[str, Any] = {"device": jax.devices()[0].device_kind}
+    rows, steps, size = (SMOKE, 2, 64) if chosen.smoke else (PROGRAMS, 20, 224)
+    figures["versions"] = {
+        name: importlib.import_module(name).__version__
+        for name in ("jax", "flax", "optax", "torch", "torchvision", "timm")
+    }
+    copies = copy_rate(64 if chosen.smoke else 2048)
+    figures["copy_gigabytes_per_second"] = copies / 1e9
+    first = ("correctness", functools.partial(correctness, size))
+    measured([first, *programs(rows, steps, copies)], figures, chosen, clock)
+    for figure in figures.values():
+        if isinstance(figure, dict) and {"images_per_second", "torch_images_per_second"} <= set(
+            figure
+        ):
+            figure["vs_torch"] = figure["images_per_second"] / figure["torch_images_per_second"]
     print(json.dumps(figures))
 
 

@@ -1,13 +1,17 @@
 """Agreement with timm: `python -m benchmarks.parity [PATTERN] [--json] [--write]`.
 
-For each name that timm has too: random parameters and running statistics from PyTorch, two float32 images; the largest difference of the logits over
-the largest logit, the same for the worst feature map, and whether the way torch -> flaxres -> torch gives the same bits and loads strictly.
-Scales of norms are uniform in 0.5 to 1.5, the last one of a residual block in 0.1 to 0.4: with all around one, a hundred blocks with squeeze and
-excitation amplify the rounding of float32 a hundred thousand times (resnetrs152: 0.4 in float32, 2e-8 in float64). `--write` puts the table
-into benchmarks/PARITY.md. Needs the extra `parity` (PyTorch, timm).
+Each network that timm has too gets random parameters and running statistics from PyTorch and two
+float32 images. The program prints the largest difference of the logits, relative to the largest
+logit, the same for the worst feature map, and whether the round trip torch -> flaxres -> torch
+returns the same bits and loads strictly.
+
+Scales of norms are uniform in 0.5 to 1.5, the last one of a residual block in 0.1 to 0.4. With all
+of them around one, a hundred blocks with squeeze and excitation amplify the rounding of float32 a
+hundred thousand times (resnetrs152: 0.4 in float32, 2e-8 in float64).
+
+`--write` writes the table to benchmarks/PARITY.md. Needs the extra `parity` (PyTorch, timm).
 """
 
-import argparse
 import datetime
 import json
 import pathlib
@@ -18,6 +22,7 @@ import jax
 import numpy as np
 
 import flaxres
+from benchmarks import command
 from benchmarks.peers import torch_and_timm
 from flaxres.errors import unknown
 from flaxres.models.registry import list_models
@@ -27,7 +32,7 @@ IMAGES = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
 
 
 def reference(name: str, **attributes: Any) -> Any:
-    """timm's network with random parameters and statistics, in evaluation mode."""
+    """Returns timm's network with random parameters and statistics, in evaluation mode."""
     torch, timm = torch_and_timm()
     torch.manual_seed(0)
     network = timm.create_model(name, **attributes).eval()
@@ -40,19 +45,17 @@ def reference(name: str, **attributes: Any) -> Any:
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
         for module in network.modules():
-            if hasattr(module, "bn1") and hasattr(
-                module, "bn2"
-            ):  # a residual block: its last scale is small, as in a trained network
+            # The last scale of a residual block is small, as in a trained network.
+            if hasattr(module, "bn1") and hasattr(module, "bn2"):
                 getattr(module, "bn3", module.bn2).weight.uniform_(0.1, 0.4)
     return network
 
 
 def feature_names(name: str, network: Any) -> dict[str, str]:
-    """Our names of the feature maps -> timm's modules."""
+    """Returns the names of timm's modules by our names of the feature maps."""
     if name.startswith("densenet"):
-        return {"stem": "features.norm0"} | {
-            f"stage{i}": f"features.denseblock{i}" for i in range(1, 5)
-        }
+        stages = {f"stage{i}": f"features.denseblock{i}" for i in range(1, 5)}
+        return {"stem": "features.norm0"} | stages
     if name.startswith("resnetv2"):
         stem = "stem.conv3" if hasattr(network.stem, "conv3") else "stem.conv"
         return {"stem": stem} | {f"stage{i}": f"stages.{i - 1}" for i in range(1, 5)}
@@ -60,7 +63,12 @@ def feature_names(name: str, network: Any) -> dict[str, str]:
 
 
 def compare(name: str, **attributes: Any) -> tuple[float, float, bool]:
-    """Relative difference of logits and of the worst feature map, and whether the round trip is exact."""
+    """Compares a network to timm's.
+
+    Returns:
+      Relative differences of the logits and of the worst feature map, and whether the round trip is
+      exact.
+    """
     torch, _ = torch_and_timm()
     network = reference(name, **attributes)
     modules, kept = dict(network.named_modules()), {}
@@ -83,22 +91,19 @@ def compare(name: str, **attributes: Any) -> tuple[float, float, bool]:
     )
     back = torch_from_variables(variables)
     exact = all(np.array_equal(back[key], value.numpy()) for key, value in state.items())
-    network.load_state_dict(
-        {key: torch.from_numpy(np.array(value)) for key, value in back.items()}, strict=True
-    )
+    tensors = {key: torch.from_numpy(np.array(value)) for key, value in back.items()}
+    network.load_state_dict(tensors, strict=True)
     return difference(ours, logits), worst, exact
 
 
 def difference(ours: Any, theirs: np.ndarray) -> float:
+    """Returns the largest difference, relative to the largest value."""
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("pattern", nargs="?", default="*")
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true")
     chosen = parser.parse_args()
     try:
@@ -118,18 +123,18 @@ def main() -> None:
             f"| {name} | {logits:.1e} | {features:.1e} | {'exact' if exact else 'DIFFERS'} |"
         )
         print(rows[-1], file=sys.stderr, flush=True)
-    title = f"# Agreement with timm {timm.__version__}\n\nWritten by `python -m benchmarks.parity --write` on {datetime.date.today()}, "
-    versions = f"jax {jax.__version__}, PyTorch {torch.__version__}, CPU, float32, two images of 64 pixels.\n\n"
-    table = "\n".join(
-        [
-            "| name | logits, largest relative difference | feature maps | torch -> flaxres -> torch |",
-            "|---|---|---|---|",
-            *rows,
-            "",
-        ]
+    head = (
+        "| name | logits, largest relative difference | feature maps | torch -> flaxres -> torch |"
     )
+    table = "\n".join([head, "|---|---|---|---|", *rows, ""])
     if chosen.write:
-        (pathlib.Path(__file__).parent / "PARITY.md").write_text(title + versions + table)
+        title = (
+            f"# Agreement with timm {timm.__version__}\n\n"
+            f"Written by `python -m benchmarks.parity --write` on {datetime.date.today()}, "
+            f"jax {jax.__version__}, PyTorch {torch.__version__}, CPU, float32, "
+            "two images of 64 pixels.\n\n"
+        )
+        (pathlib.Path(__file__).parent / "PARITY.md").write_text(title + table)
     print(json.dumps(results) if chosen.json else table)
 
 

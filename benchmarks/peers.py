@@ -1,44 +1,45 @@
-"""PyTorch and timm, to measure and test against."""
+"""Networks of PyTorch and timm that benchmarks and tests compare with."""
 
 import importlib
 from typing import Any
 
-from flaxres.diagnostics.latency import prepare_torchvision
-
 
 def torch_and_timm() -> tuple[Any, Any]:
-    """The modules torch and timm; raises ModuleNotFoundError where the extra `parity` is not installed."""
+    """Imports torch and timm and returns the modules.
+
+    Raises:
+      ModuleNotFoundError: the extra `parity` is not installed.
+    """
     torch = importlib.import_module("torch")
-    prepare_torchvision()
+    if not torch.cuda.is_available():
+        # Only here, since it imports simplejpeg, which a GPU machine may lack.
+        from flaxres.diagnostics.latency import prepare_torchvision
+
+        prepare_torchvision()
     return torch, importlib.import_module("timm")
 
 
 def torch_resnet20(torch: Any, classes: int) -> Any:
-    """The CIFAR network of He et al. 2016, section 4.2, in PyTorch, with option A shortcuts."""
-    nn: Any = torch.nn
+    """Returns the CIFAR network of He et al. 2016, section 4.2, with option A shortcuts."""
+    nn: Any = torch.nn  # mypy knows no torch, hence the two ignored lines
 
-    class Block(nn.Module):
+    class Block(nn.Module):  # type: ignore[misc]
         def __init__(self, before: int, width: int, stride: int) -> None:
             super().__init__()
-            self.conv1, self.bn1 = (
-                nn.Conv2d(before, width, 3, stride, 1, bias=False),
-                nn.BatchNorm2d(width),
-            )
-            self.conv2, self.bn2 = (
-                nn.Conv2d(width, width, 3, 1, 1, bias=False),
-                nn.BatchNorm2d(width),
-            )
+            self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(width)
+            self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+            self.bn2 = nn.BatchNorm2d(width)
             self.stride, self.extra = stride, width - before
 
         def forward(self, x: Any) -> Any:
             y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-            shortcut = nn.functional.pad(
-                x[:, :, :: self.stride, :: self.stride],
-                (0, 0, 0, 0, self.extra // 2, self.extra // 2),
-            )
+            strided = x[:, :, :: self.stride, :: self.stride]
+            half = self.extra // 2
+            shortcut = nn.functional.pad(strided, (0, 0, 0, 0, half, half))
             return torch.relu(y + shortcut)
 
-    class Network(nn.Module):
+    class Network(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)

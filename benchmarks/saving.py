@@ -1,17 +1,16 @@
-"""What trustworthy checkpoints cost: `python -m benchmarks.saving [--steps 60] [--json]`.
+"""Cost of digests and seals of checkpoints: `python -m benchmarks.saving [--steps 60] [--json]`.
 
-Trains the network and the batch of configs/cifar10/quick.py (on digits of 32 pixels, since only shapes matter) with a save in every 20th step, which
-is far more often than any recipe saves, and prints
+Trains the network of configs/cifar10/quick.py with its batch, on digits of 32 pixels, since only
+shapes matter. It saves in every 20th step, far more often than any recipe, and prints:
 
-  step_seconds            a step's time
-  save_blocks_seconds     the median of how long a save holds the loop up, and `save_blocks_steps`, the same in steps
-  digest_seconds          of the digests and the seal of a save, which run beside the steps
-  watchdog_microseconds   of the watchdog in a step
-  cost_percent            digests and watchdog together, of the time trained, if one core did nothing else meanwhile; `cost_percent_of_recipe` with
-                          the recipe's own saves
+  step_seconds            time of a step
+  save_blocks_seconds     median time for which a save blocks the loop; `save_blocks_steps` in steps
+  digest_seconds          time of the digests and the seal of a save, which run beside the steps
+  watchdog_microseconds   time of the watchdog in a step
+  cost_percent            share of digests and watchdog in the training time, if one core did
+                          nothing else meanwhile; `cost_percent_of_recipe` for the recipe's saves
 """
 
-import argparse
 import collections
 import contextlib
 import dataclasses
@@ -25,6 +24,7 @@ from typing import Any
 from unittest import mock
 
 import flaxres
+from benchmarks import command
 from flaxres.cli._process import keep_memory
 from flaxres.config.files import load_config
 from flaxres.training.checkpoints import Checkpoints
@@ -37,26 +37,25 @@ EVERY, CIFAR = 20, 50_000
 
 @contextlib.contextmanager
 def timed(owner: type, name: str, seconds: list[float]) -> Iterator[None]:
-    """Notes how long each call of a method takes."""
+    """Appends the time of each call of a method to `seconds`."""
     real = getattr(owner, name)
 
     def clocked(*arguments: Any, **options: Any) -> Any:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         try:
             return real(*arguments, **options)
         finally:
-            seconds.append(time.perf_counter() - begun)
+            seconds.append(time.perf_counter() - start)
 
     with mock.patch.object(owner, name, clocked):
         yield
 
 
 def measure(steps: int) -> dict[str, float]:
+    """Trains for so many steps and returns the figures."""
     recipe = load_config(str(ROOT / "configs" / "cifar10" / "quick.py"))
     with tempfile.TemporaryDirectory() as folder:
-        images = (
-            1297  # of the digits' training split, so that an epoch is not a whole number of steps
-        )
+        images = 1297  # the digits' training split: an epoch is no whole number of steps
         epochs = EVERY * recipe.train.batch_size / images
         config = dataclasses.replace(
             recipe,
@@ -95,19 +94,12 @@ def measure(steps: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     keep_memory()
     figures = measure(chosen.steps)
-    print(
-        json.dumps(figures)
-        if chosen.json
-        else "\n".join(f"{name}: {value:.4g}" for name, value in figures.items())
-    )
+    command.show(figures, chosen.json, ".4g")
 
 
 if __name__ == "__main__":

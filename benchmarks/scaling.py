@@ -1,8 +1,10 @@
 """Weak scaling on this machine: `python -m benchmarks.scaling [--json] [--processes 1,2]`.
 
-Each process has a core of its own and 64 images a step (ResNet-20, batch statistics of each process's 64), and all are joined on loopback: the
-training step that `flaxres train` runs, on data that stay where they are. `efficiency_N` is images/s of N processes over N times those of one, the
-median of alternating pairs. Loopback is a slow network, and the cores share caches and memory, so this bounds what the step itself loses.
+Each process has one core and 64 images a step (ResNet-20, batch statistics of each process's 64).
+All are joined on loopback and run the training step of `flaxres train`, on data that stay in
+memory. `efficiency_N` is images/s of N processes over N times those of one, the median of
+alternating pairs. Loopback is a slow network, and the cores share caches and memory, so this is an
+upper bound of the loss in the step itself.
 """
 
 import argparse
@@ -15,11 +17,13 @@ import sys
 import time
 from typing import Any
 
+from benchmarks import command
+
 IMAGES, SIZE, STEPS = 64, 32, 15
 
 
 def worker(coordinator: str, processes: int, process: int) -> None:
-    """One process: prints its images/s, of all processes together."""
+    """Runs one process, which prints the images/s of all processes together."""
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[process]})
     from flaxres.cli._process import keep_memory
 
@@ -50,13 +54,9 @@ def worker(coordinator: str, processes: int, process: int) -> None:
     start = 0.0
     for i in range(STEPS + 3):
         positions = np.arange(i * batch, (i + 1) * batch, dtype=np.uint32)
-        state, metrics = step(
-            state,
-            {
-                name: place(array, split(run.mesh))
-                for name, array in (arrays | {"position": positions}).items()
-            },
-        )
+        rows = arrays | {"position": positions}
+        batch_on_mesh = {name: place(array, split(run.mesh)) for name, array in rows.items()}
+        state, metrics = step(state, batch_on_mesh)
         jax.block_until_ready(metrics)
         if i == 2:
             start = time.perf_counter()
@@ -64,28 +64,19 @@ def worker(coordinator: str, processes: int, process: int) -> None:
 
 
 def loopback() -> str:
-    """An address of this machine whose port nobody has."""
+    """Returns a loopback address with a free port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 def rate(processes: int) -> float:
-    """Images/s of so many processes."""
-    coordinator = loopback()
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.scaling",
-        "--coordinator",
-        coordinator,
-        "--processes",
-        str(processes),
-        "--process",
-    ]
+    """Returns images/s of so many processes."""
+    words = [sys.executable, "-m", "benchmarks.scaling", "--coordinator", loopback()]
+    words += ["--processes", str(processes), "--process"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     started = [
-        subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, text=True, env=environment)
+        subprocess.Popen([*words, str(i)], stdout=subprocess.PIPE, text=True, env=environment)
         for i in range(processes)
     ]
     texts = [process.communicate(timeout=300)[0] for process in started]
@@ -95,10 +86,7 @@ def rate(processes: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true")
+    parser = command.parser(__doc__)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument(
         "--processes", default="1,2", help="numbers of processes, each at most the number of cores"
@@ -117,13 +105,9 @@ def main() -> None:
             alone.append(rate(1))
             ratios[count].append(rate(count) / count / alone[-1])
     figures = {"images_per_second_1": statistics.median(alone)} | {
-        f"efficiency_{count}": statistics.median(found) for count, found in ratios.items()
+        f"efficiency_{count}": statistics.median(values) for count, values in ratios.items()
     }
-    print(
-        json.dumps(figures)
-        if chosen.json
-        else "\n".join(f"{name}: {value:.3f}" for name, value in figures.items())
-    )
+    command.show(figures, chosen.json)
 
 
 if __name__ == "__main__":

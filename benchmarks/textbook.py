@@ -1,4 +1,7 @@
-"""The residual networks that a Flax user writes first (`nn.Conv`, `nn.BatchNorm`, `nn.max_pool`), to measure against, and a plain training step."""
+"""Residual networks in plain Flax (`nn.Conv`, `nn.BatchNorm`, `nn.max_pool`) and a plain step.
+
+They are what a Flax user writes first, and what benchmarks compare with.
+"""
 
 import functools
 from typing import Any
@@ -11,7 +14,7 @@ from flax.typing import Dtype
 
 
 class Block(nn.Module):
-    """A basic block, or with `bottleneck` one of three convolutions, four times as wide."""
+    """A basic block, or with `bottleneck` a block of three convolutions, four times as wide."""
 
     width: int
     stride: int
@@ -27,10 +30,8 @@ class Block(nn.Module):
         sizes = (1, 3, 1) if self.bottleneck else (3, 3)
         out, y, strided = self.width * (4 if self.bottleneck else 1), x, 1 if self.bottleneck else 0
         for i, size in enumerate(sizes):
-            stride, features = (
-                self.stride if i == strided else 1,
-                out if i == len(sizes) - 1 else self.width,
-            )
+            stride = self.stride if i == strided else 1
+            features = out if i == len(sizes) - 1 else self.width
             y = norm()(conv(features, (size, size), stride, padding=size // 2)(y))
             if i < len(sizes) - 1:
                 y = nn.relu(y)
@@ -40,7 +41,10 @@ class Block(nn.Module):
 
 
 class TextbookResNet(nn.Module):
-    """ResNet-50 by default; with `small` the stem of the CIFAR networks. `(N, H, W, 3)` -> `(N, num_classes)`."""
+    """A residual network, ResNet-50 by default; `small` gives the stem of the CIFAR networks.
+
+    Call: images (N, H, W, 3) -> logits (N, num_classes).
+    """
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
     width: int = 64
@@ -60,12 +64,8 @@ class TextbookResNet(nn.Module):
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.depths):
             for block in range(blocks):
-                x = Block(
-                    self.width * 2**stage,
-                    2 if stage and not block else 1,
-                    self.bottleneck,
-                    self.dtype,
-                )(x, train)
+                width, stride = self.width * 2**stage, 2 if stage and not block else 1
+                x = Block(width, stride, self.bottleneck, self.dtype)(x, train)
         return nn.Dense(self.num_classes, dtype=self.dtype)(x.mean((1, 2)))
 
 
@@ -80,7 +80,10 @@ TEXTBOOK: dict[str, functools.partial[TextbookResNet]] = {
 
 
 def plain_step(model: Any, tx: optax.GradientTransformation) -> Any:
-    """A training step as a user would write it: `(variables, opt_state, images, labels) -> (variables, opt_state, loss)`."""
+    """Returns a training step as a user would write it.
+
+    The step is `(variables, opt_state, images, labels) -> (variables, opt_state, loss)`.
+    """
 
     def step(variables: Any, opt_state: Any, images: jax.Array, labels: jax.Array) -> Any:
         def loss(params: Any) -> Any:
@@ -92,10 +95,7 @@ def plain_step(model: Any, tx: optax.GradientTransformation) -> Any:
 
         (value, new), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
         updates, opt_state = tx.update(gradients, opt_state, variables["params"])
-        return (
-            {"params": optax.apply_updates(variables["params"], updates), **new},
-            opt_state,
-            value,
-        )
+        params = optax.apply_updates(variables["params"], updates)
+        return {"params": params, **new}, opt_state, value
 
     return step

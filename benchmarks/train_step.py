@@ -1,21 +1,27 @@
-"""Training steps side by side on this machine: `python -m benchmarks.train_step [--json] [--pairs 5]`.
+"""Training steps side by side on this machine.
 
-Images/s of our network over those of the peers, float32, SGD with momentum, a batch that stays where it is: ResNet-50 (224 px, batch 16) against the
-textbook Flax network, dm-haiku's and torchvision's; ResNet-20 (32 px, batch 128) against the textbook and PyTorch. A ratio above 1 means that ours is
-faster. Each network has a process of its own, and the two of a pair take turns, a step each; the ratio is the median of the pairs.
+    python -m benchmarks.train_step [--json] [--pairs 5]
 
-Ours has what `train.py` gives its step: options of XLA, settings of malloc, and convolutions that this machine's C++ compiler makes. The ratios
-`..._vs_textbook` and the like are against peers with these settings of malloc; `..._vs_textbook_as_it_comes` against peers without, which is how
-their users run them, and `..._module_vs_textbook_as_it_comes` is of our module without any of the three, as in a loop of somebody's own. Images/s are
-medians of all turns of a network.
+Images/s of our network over those of the peers, in float32, with SGD with momentum, on a batch that
+stays in memory. ResNet-50 (224 pixels, batch 16) is compared to the textbook Flax network,
+dm-haiku's and torchvision's, ResNet-20 (32 pixels, batch 128) to the textbook and PyTorch. A ratio
+above 1 means that ours is faster. Each network has its own process. The two of a pair take turns, a
+step each, and the ratio is the median of the pairs.
+
+Our step has what `train.py` gives it: options of XLA, settings of malloc, and convolutions that
+this machine's C++ compiler compiles.
+
+  ..._vs_textbook                      against a peer with these settings of malloc
+  ..._vs_textbook_as_it_comes          against a peer without them, as its users run it
+  ..._module_vs_textbook_as_it_comes   our module without any of the three, as in a user's own loop
+  ..._images_per_second                median of all turns of a network
+
 Needs the extra `parity`, and dm-haiku.
 """
 
-import argparse
 import contextlib
 import functools
 import importlib
-import json
 import multiprocessing
 import os
 import statistics
@@ -30,20 +36,22 @@ import numpy as np
 import optax
 
 import flaxres
+from benchmarks import command
 from benchmarks.peers import torch_and_timm, torch_resnet20
 from benchmarks.textbook import TEXTBOOK, plain_step
 from flaxres.cli._process import keep_memory
 from flaxres.training.xla import compiler_options
 
 Advance = Callable[[], Any]
-# Pairs that are not counted: the first compiles, and until both have found their memory some steps take longer.
+# Pairs that are not counted: the first compiles, and some steps take longer until both processes
+# have allocated their memory.
 WARM = 4
 
 
 def flax_steps(
     model: Any, images: np.ndarray, labels: np.ndarray, options: dict[str, Any] | None = None
 ) -> Advance:
-    """A function that does one step of a Linen module and waits for it; `options` are XLA's."""
+    """Returns a function that runs one step of a Linen module; `options` are XLA's."""
     tx = optax.sgd(0.01, 0.9)
     variables = jax.jit(functools.partial(model.init, train=False))(
         jax.random.key(0), jnp.asarray(images)
@@ -59,7 +67,7 @@ def flax_steps(
 
 
 def haiku_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
-    """The same of dm-haiku's ResNet50."""
+    """Returns the same for dm-haiku's ResNet50."""
     haiku = importlib.import_module("haiku")
 
     def forward(images: jax.Array) -> jax.Array:
@@ -91,18 +99,20 @@ def haiku_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
 
 
 def torch_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
-    """The same of PyTorch: torchvision's network, or for CIFAR the textbook's, in channels_last, which is the faster layout here."""
+    """Returns the same for PyTorch.
+
+    The network is torchvision's, or for CIFAR the textbook's, in channels_last, which is the faster
+    layout here.
+    """
     torch, _ = torch_and_timm()
-    model = (
-        torch_resnet20(torch, 10)
-        if name == "resnet20"
-        else getattr(importlib.import_module("torchvision.models"), name)()
-    )
+    if name == "resnet20":
+        model = torch_resnet20(torch, 10)
+    else:
+        model = getattr(importlib.import_module("torchvision.models"), name)()
     model = model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9)
-    batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(
-        memory_format=torch.channels_last
-    )
+    batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    batch = batch.to(memory_format=torch.channels_last)
     targets = torch.from_numpy(labels.astype(np.int64))
 
     def advance() -> None:
@@ -116,15 +126,18 @@ def torch_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
 
 
 def ours(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
+    """Returns our step as `train.py` compiles it."""
     flaxres.use_native_convolutions()
     return flax_steps(flaxres.create_model(name), images, labels, compiler_options())
 
 
 def module(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
+    """Returns a plain step of our module."""
     return flax_steps(flaxres.create_model(name), images, labels)
 
 
 def textbook(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
+    """Returns a plain step of the textbook network."""
     return flax_steps(TEXTBOOK[name](), images, labels)
 
 
@@ -140,7 +153,7 @@ PROGRAMS = {
 def serve(
     connection: Connection, program: str, name: str, size: int, batch: int, memory: bool
 ) -> None:
-    """In a process of its own: the seconds of a step, each time that it is asked for one."""
+    """Runs a step for each message, in a process of its own, and sends its seconds."""
     if memory:
         keep_memory()
     rng = np.random.default_rng(0)
@@ -156,12 +169,12 @@ def serve(
 
 @contextlib.contextmanager
 def started(*arguments: Any) -> Iterator[Advance]:
-    """A function that has a process of `serve(connection, *arguments)` do a step, and gives its seconds."""
+    """Starts a process of `serve`; yields a function that runs one step and returns its seconds."""
     spawning = multiprocessing.get_context("spawn")
     here, there = spawning.Pipe()
     process = spawning.Process(target=serve, args=(there, *arguments), daemon=True)
     process.start()
-    there.close()  # else its end is not noticed here
+    there.close()  # else the end of the process would not be noticed here
 
     def step() -> float:
         try:
@@ -170,11 +183,9 @@ def started(*arguments: Any) -> Iterator[Advance]:
         except (EOFError, OSError):
             process.join()
             ended = process.exitcode or 0
-            why = (
-                f"was ended by signal {-ended}: is there memory for two networks?"
-                if ended < 0
-                else f"ended with {ended}: its message is above"
-            )
+            why = f"ended with {ended}: its message is above"
+            if ended < 0:
+                why = f"was ended by signal {-ended}: is there memory for two networks?"
             raise SystemExit(f"the process of {' '.join(arguments[:2])} {why}") from None
         return taken
 
@@ -186,7 +197,7 @@ def started(*arguments: Any) -> Iterator[Advance]:
 
 
 def compare(name: str, size: int, batch: int, pairs: int, peers: Sequence[str]) -> dict[str, float]:
-    """Ratios of images/s, ours over each peer's, and images/s of all."""
+    """Returns ratios of images/s, ours over each peer's, and images/s of all."""
     ratios: dict[str, list[float]] = {}
     rates: dict[str, list[float]] = {}
 
@@ -215,30 +226,23 @@ def compare(name: str, size: int, batch: int, pairs: int, peers: Sequence[str]) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true")
+    parser = command.parser(__doc__)
     parser.add_argument(
         "--pairs",
         type=int,
         default=5,
-        help="of ResNet-50; of ResNet-20, whose steps are short, five times as many (5)",
+        help="of ResNet-50; five times as many of ResNet-20, which has short steps (5)",
     )
     parser.add_argument("--only", choices=("resnet50", "resnet20"), help="measure one of the two")
     chosen = parser.parse_args()
     if inherited := [name for name in ("GLIBC_TUNABLES", "XLA_FLAGS") if name in os.environ]:
-        raise SystemExit(f"{' and '.join(inherited)} would be every network's: unset them")
+        raise SystemExit(f"{' and '.join(inherited)} would apply to every network: unset them")
     figures: dict[str, float] = {}
     if chosen.only != "resnet20":
         figures |= compare("resnet50", 224, 16, chosen.pairs, ("textbook", "haiku", "torch"))
     if chosen.only != "resnet50":
         figures |= compare("resnet20", 32, 128, 5 * chosen.pairs, ("textbook", "torch"))
-    print(
-        json.dumps(figures)
-        if chosen.json
-        else "\n".join(f"{key}: {value:.3f}" for key, value in figures.items())
-    )
+    command.show(figures, chosen.json)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""ResNet-20 on the bundled 8x8 digits: the main job in a minute on two cores, no network.
+"""ResNet-20 on the bundled 8x8 digits, in a minute on two cores and without a download.
 
     python train.py
 
-Hardware: two CPU cores, about a minute. Expected: top-1 of 98.5% or more on the 500 held-out digits.
+Hardware: two CPU cores, about a minute. Expected: top-1 of 98.5% or more on the 500 held-out
+digits.
 """
 
 from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig

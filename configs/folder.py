@@ -2,9 +2,11 @@
 
     python train.py --config configs/folder.py --workdir runs/mine --data.source FOLDER
 
-Batch 64, Nesterov SGD with learning rate 0.05, a warmup of 3 epochs and half a cosine to zero, label smoothing 0.1. The splits are `train` and `val`
-(`--data.eval-split` for another). Hardware: one GPU, or a few CPU cores for some thousand pictures at `--data.image-size 96 --data.eval-size 96
---data.eval-resize 110`. Expected accuracy: your data's; look at curves.png.
+Batch 64, Nesterov SGD with learning rate 0.05, a warmup of 3 epochs and half a cosine to zero,
+label smoothing 0.1. The splits are `train` and `val` (`--data.eval-split` for another).
+Hardware: one GPU, or a few CPU cores for some thousand images at `--data.image-size 96
+--data.eval-size 96 --data.eval-resize 110`.
+Expected accuracy: depends on the data; look at curves.png.
 """
 
 from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig

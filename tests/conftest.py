@@ -1,4 +1,4 @@
-"""Eight CPU devices for every test, and a folder of prepared datasets of its own for every worker."""
+"""Eight CPU devices for every test, and a folder of prepared datasets for every worker."""
 
 import os
 

@@ -6,7 +6,8 @@ import pytest
 
 from flaxres.diagnostics.compiled import traffic
 
-# An array of 4 KiB, a fusion that takes 1 KiB of it, another that takes all, a convolution inside a fusion, an asynchronous copy.
+# An array of 4 KiB, a fusion that takes 1 KiB of it, another that takes all, a convolution inside a
+# fusion, and an asynchronous copy.
 PROGRAM = """HloModule step
 
 %fused_slice (param_0.1: f32[1024]) -> f32[256] {
@@ -26,7 +27,8 @@ PROGRAM = """HloModule step
 %fused_convolution (param_0.3: bf16[1,4,4,8], param_1.3: bf16[1,1,8,8]) -> bf16[1,4,4,8] {
   %param_0.3 = bf16[1,4,4,8]{3,2,1,0} parameter(0)
   %param_1.3 = bf16[1,1,8,8]{3,2,1,0} parameter(1)
-  ROOT %convolution.3 = bf16[1,4,4,8]{3,2,1,0} convolution(%param_0.3, %param_1.3), window={size=1x1}, dim_labels=b01f_01io->b01f
+  ROOT %convolution.3 = bf16[1,4,4,8]{3,2,1,0} convolution(%param_0.3, %param_1.3), \
+window={size=1x1}, dim_labels=b01f_01io->b01f
 }
 
 %fused_overlap (param_0.4: f32[1024]) -> f32[1023] {

@@ -1,4 +1,4 @@
-"""Every recipe loads, is sound, and its step can be lowered for eight devices at its real batch."""
+"""Every recipe loads, is valid, and its step lowers for eight devices at its real batch."""
 
 import pathlib
 
@@ -13,7 +13,7 @@ from flaxres.diagnostics.schedule import schedule
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.py"))
-ANYONES = {"configs/folder.py"}  # whose dataset nobody knows
+ANYONES = {"configs/folder.py"}  # its dataset is the user's
 
 
 def docstring(name: str) -> str:
@@ -46,11 +46,11 @@ def test_the_list_of_recipes_says_what_each_gives(name: str) -> None:
 
 
 def test_no_two_recipes_are_the_same() -> None:
-    seen: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name in CONFIGS:
         settings = repr(sorted(flat(load_config(str(ROOT / name))).items()))
-        assert settings not in seen, f"{name} is {seen.get(settings)}"
-        seen[settings] = name
+        assert settings not in names, f"{name} is {names.get(settings)}"
+        names[settings] = name
 
 
 def test_the_schedule_is_drawn(tmp_path: pathlib.Path) -> None:

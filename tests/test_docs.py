@@ -1,4 +1,7 @@
-"""The documentation builds without a warning, its commands and links exist, and its Python and its notebook run."""
+"""The documentation builds without a warning, and its Python and its notebook run.
+
+Commands and links in it exist.
+"""
 
 import pathlib
 import re
@@ -10,14 +13,14 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 LINKED = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md")), *PAGES]
-# A line that keeps the next block from being run, and that block: `<!-- not run: needs the Hugging Face hub -->`.
+# A line that exempts the next block, `<!-- not run: needs the Hugging Face hub -->`, and the block.
 NOT_RUN = re.compile(r"<!-- not run: \S.* -->\s*```python\n.*?```", re.DOTALL)
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 README_LINES = 150
 
 
 def runnable(path: pathlib.Path) -> list[str]:
-    """The Python blocks of a page, without those that say they need something else."""
+    """Returns the Python blocks of a page, without the exempt ones."""
     return PYTHON.findall(NOT_RUN.sub("", path.read_text()))
 
 
@@ -96,7 +99,7 @@ def test_pages_have_python_to_run() -> None:
 def test_the_python_of_a_page_runs(
     path: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All blocks in one namespace, in their order."""
+    """Runs all blocks in one namespace, in their order."""
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
     for block in runnable(path):

@@ -1,4 +1,4 @@
-"""What is exported answers as the network does, for any batch, in a process that has jax and not flaxres."""
+"""Exported programs compute what the network does, for any batch, with jax and without flaxres."""
 
 import dataclasses
 import http.client
@@ -52,12 +52,13 @@ sys.meta_path.insert(0, Absent())
 import jax, numpy as np
 program = jax.export.deserialize(open(sys.argv[1] + "/model.jax_export", "rb").read())
 given = np.load(sys.argv[1] + "/given.npz")
-np.savez(sys.argv[1] + "/found.npz", **{name: np.asarray(program.call(images)) for name, images in given.items()})
+arrays = {name: np.asarray(program.call(images)) for name, images in given.items()}
+np.savez(sys.argv[1] + "/probabilities.npz", **arrays)
 """
 
 
 def alive(model: Any) -> Any:
-    """Born variables whose norms have scales, biases and statistics of a trained network's kind."""
+    """Returns variables with norms like those of a trained network."""
 
     def drawn(path: Any, leaf: jax.Array) -> jax.Array:
         around = {
@@ -66,13 +67,10 @@ def alive(model: Any) -> Any:
             "mean": (0.0, 0.2),
             "var": (1.0, 0.2),
         }.get(path[-1].key)
-        return (
-            leaf
-            if around is None
-            else jnp.asarray(
-                RNG.uniform(around[0] - around[1], sum(around), leaf.shape), leaf.dtype
-            )
-        )
+        if around is None:
+            return leaf
+        values = RNG.uniform(around[0] - around[1], sum(around), leaf.shape)
+        return jnp.asarray(values, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(
         drawn, dict(model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
@@ -80,32 +78,31 @@ def alive(model: Any) -> Any:
 
 
 def predictor(name: str, size: int = 32, **attributes: Any) -> Predictor:
-    """A network with random parameters and statistics."""
+    """Returns a network with random parameters and statistics."""
     model = flaxres.create_model(name, num_classes=10, **attributes)
     return Predictor(
         model, alive(model), Preprocess(size, size), tuple(f"class {i}" for i in range(10))
     )
 
 
-def pictures(count: int, size: int = 32) -> np.ndarray:
+def random_images(count: int, size: int = 32) -> np.ndarray:
     return RNG.integers(0, 256, (count, size, size, 3), np.uint8)
 
 
 def expected(network: Predictor, images: np.ndarray) -> np.ndarray:
     preprocess = network.preprocess
-    normal = (images.astype(np.float32) / 255 - np.array(preprocess.mean, np.float32)) / np.array(
-        preprocess.std, np.float32
-    )
+    mean, std = (np.array(values, np.float32) for values in (preprocess.mean, preprocess.std))
+    normal = (images.astype(np.float32) / 255 - mean) / std
     return np.asarray(jax.nn.softmax(network.model.apply(network.variables, jnp.asarray(normal))))
 
 
-def answers(
+def probabilities(
     folder: pathlib.Path, given: dict[str, np.ndarray], python: str = sys.executable
 ) -> Any:
-    """What the program in `folder` says, in a process of its own."""
+    """Runs the program in `folder` in a process of its own, and returns its outputs."""
     np.savez(folder / "given.npz", **given)  # type: ignore[arg-type]
     subprocess.run([python, "-c", LOADING, str(folder)], check=True, cwd=folder)
-    return np.load(folder / "found.npz")
+    return np.load(folder / "probabilities.npz")
 
 
 def test_a_process_without_flaxres_gives_the_same_probabilities(tmp_path: pathlib.Path) -> None:
@@ -119,9 +116,9 @@ def test_a_process_without_flaxres_gives_the_same_probabilities(tmp_path: pathli
         SERVER,
         "README.md",
     }
-    given = {str(count): pictures(count) for count in BATCHES}
-    for name, found in answers(done.folder, given).items():
-        np.testing.assert_allclose(found, expected(network, given[name]), atol=1e-5)
+    given = {str(count): random_images(count) for count in BATCHES}
+    for name, measured in probabilities(done.folder, given).items():
+        np.testing.assert_allclose(measured, expected(network, given[name]), atol=1e-5)
     assert json.loads((done.folder / CLASSES).read_text()) == list(network.classes)
     assert "269,722 parameters" in (done.folder / "README.md").read_text()
     loaded = flaxres.load_weights(done.folder / WEIGHTS, network.model)
@@ -144,7 +141,7 @@ def test_every_device_is_in_the_program(tmp_path: pathlib.Path) -> None:
         # A norm before a convolution stays, as the first of each block and the last one do.
         ("resnetv2_50", {"depths": (1, 1), "widths": (64, 128)}, 4),
         ("densenet121", {"depths": (2, 2)}, 5),
-        # One behind a pooling stays too, since a negative scale would turn the maximum into a minimum.
+        # One behind a pooling stays too: a negative scale would turn the maximum into a minimum.
         ("resnet9", {"widths": (8, 12, 16)}, 5),
     ],
 )
@@ -169,9 +166,9 @@ def test_logits_and_scanned_blocks_and_8_bits(tmp_path: pathlib.Path) -> None:
     network = predictor("resnet20", depths=(1, 4, 1), scan_blocks=True)
     export(network, tmp_path / "logits", Form(pixels=False, fold=False))
     images = RNG.standard_normal((3, 32, 32, 3)).astype(np.float32)
-    found = answers(tmp_path / "logits", {"a": images})["a"]
+    measured = probabilities(tmp_path / "logits", {"a": images})["a"]
     np.testing.assert_allclose(
-        found, network.model.apply(network.variables, images), rtol=1e-4, atol=1e-4
+        measured, network.model.apply(network.variables, images), rtol=1e-4, atol=1e-4
     )
     assert not (tmp_path / "logits" / SERVER).exists()
     plain, small = (
@@ -203,11 +200,11 @@ def test_converters_see_jaxs_own_operations() -> None:
     network = predictor("resnet50", 16, depths=(1, 1), widths=(16, 128))
 
     def operations() -> set[str]:
-        found: set[str] = set()
+        primitives: set[str] = set()
 
         def walk(jaxpr: Any) -> None:
             for equation in jaxpr.eqns:
-                found.add(equation.primitive.name)
+                primitives.add(equation.primitive.name)
                 for inner in jax.extend.core.jaxprs_in_params(equation.params):
                     walk(inner)
 
@@ -216,7 +213,7 @@ def test_converters_see_jaxs_own_operations() -> None:
                 jnp.zeros((1, 16, 16, 3))
             ).jaxpr
         )
-        return found
+        return primitives
 
     ours = {"flaxres_keep", "flaxres_convolution", "flaxres_product", "platform_index"}
     assert ours <= operations()
@@ -227,7 +224,10 @@ def test_converters_see_jaxs_own_operations() -> None:
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("run")
-    words = "train --config configs/digits.py --train.epochs 30 --train.tensorboard False --train.devices 1 --optim.warmup-epochs 2"
+    words = (
+        "train --config configs/digits.py --train.epochs 30 --train.tensorboard False "
+        "--train.devices 1 --optim.warmup-epochs 2"
+    )
     assert (
         main(
             [
@@ -274,13 +274,13 @@ def test_a_run_is_exported_with_its_accuracy_and_served(
     try:
         for _ in range(300):
             try:
-                pixels = answer(int(port), pictures(2, 8).tobytes())
+                pixels = post(int(port), random_images(2, 8).tobytes())
                 break
             except ConnectionRefusedError:
                 time.sleep(0.1)
-        photograph = encoded(pictures(1, 40)[0, :, :30])
-        whole = answer(int(port), photograph)
-        broken = answer(int(port), photograph[:30])
+        photograph = encoded(random_images(1, 40)[0, :, :30])
+        whole = post(int(port), photograph)
+        broken = post(int(port), photograph[:30])
     finally:
         server.kill()
         server.wait()
@@ -300,7 +300,7 @@ def encoded(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def answer(port: int, body: bytes) -> tuple[int, str]:
+def post(port: int, body: bytes) -> tuple[int, str]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("POST", "/", body)
     response = connection.getresponse()
@@ -316,9 +316,9 @@ def test_a_new_environment_with_jax_alone_gives_the_same(tmp_path: pathlib.Path)
     )
     network = predictor("resnet18", 64)
     export(network, tmp_path / "out")
-    given = {str(count): pictures(count, 64) for count in BATCHES}
-    for name, found in answers(tmp_path / "out", given, python).items():
-        np.testing.assert_allclose(found, expected(network, given[name]), atol=1e-5)
+    given = {str(count): random_images(count, 64) for count in BATCHES}
+    for name, measured in probabilities(tmp_path / "out", given, python).items():
+        np.testing.assert_allclose(measured, expected(network, given[name]), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -330,6 +330,6 @@ def test_onnx_agrees(tmp_path: pathlib.Path) -> None:
         export(network, tmp_path / name, Form(onnx=True))
         session = onnxruntime.InferenceSession(tmp_path / name / ONNX)
         for count in BATCHES:
-            images = pictures(count, 64)
-            (found,) = session.run(None, {session.get_inputs()[0].name: images})
-            np.testing.assert_allclose(found, expected(network, images), atol=1e-5)
+            images = random_images(count, 64)
+            (measured,) = session.run(None, {session.get_inputs()[0].name: images})
+            np.testing.assert_allclose(measured, expected(network, images), atol=1e-5)

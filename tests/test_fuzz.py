@@ -1,4 +1,4 @@
-"""Whatever stands in a file that a person gives us: it is read, or refused in one line, and nothing else happens."""
+"""Files of any content are read, or refused in one line, and nothing else happens."""
 
 import contextlib
 import io

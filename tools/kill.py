@@ -1,13 +1,22 @@
-"""Sends SIGKILL at random times and repeats the command: `python -m tools.kill --kills 5 [--points] [--processes 2] --json`.
+"""Sends SIGKILL to training runs at random times, and resumes them.
 
-D is the SHA-256 over every leaf of the final state (parameters, batch statistics, optimizer state, step). Prints the kills, how many runs ended
-with another D or another log than the run that was never killed (`mismatches`), how many could not go on (`losses`), and the seconds that a
-kill cost. With several processes one of them is killed, in turn, and `seconds_to_end` is the longest that the others lived on.
+    python -m tools.kill --kills 5 [--points] [--processes 2] --json
+
+The final digest is the SHA-256 over every leaf of the final state (parameters, batch statistics,
+optimizer state, step). The program prints:
+
+  kills                   number of kills
+  runs                    number of runs
+  mismatches              runs with another final digest or another log than a run without kills
+  losses                  runs that could not be resumed
+  seconds_lost_per_kill   time that a kill cost
+  seconds_to_end          longest time that the other processes ran after the kill of one
+
+With several processes one of them is killed, in turn.
 """
 
-import argparse
+import dataclasses
 import hashlib
-import json
 import pathlib
 import random
 import signal
@@ -20,6 +29,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks import command
 from flaxres.config.files import from_json
 from flaxres.data.prepare import prepare
 from flaxres.training.checkpoints import Checkpoints
@@ -30,22 +40,19 @@ from tools.killed import LEADING, MOST, POINTS, RESUMING
 
 TIMES = ("images_per_second", "input_stall_percent")
 Started = list[subprocess.Popen[str]]
-Hit = tuple[str, str, int]  # signal, point and how often it is passed until then
+Hit = tuple[str, str, int]  # signal, point, and the number of the call that it comes at
 
 
 def arguments(workdir: pathlib.Path, data_dir: pathlib.Path, *more: str) -> list[str]:
-    """A run of 40 steps on the digits, through the host's loader: an epoch is 10 steps, and each ends in an evaluation and a checkpoint."""
-    options = "--train.steps 40 --train.batch-size 128 --train.eval-every-epochs 1 --train.checkpoint-every-epochs 1 --train.log-every-steps 1"
+    """Returns the options of a run of 40 steps on the digits, through the host's loader.
+
+    An epoch is 10 steps, and each ends in an evaluation and a checkpoint.
+    """
+    steps = "--train.steps 40 --train.batch-size 128 --train.log-every-steps 1"
+    epochs = "--train.eval-every-epochs 1 --train.checkpoint-every-epochs 1"
     loader = "--data.resident False --train.tensorboard False --optim.warmup-epochs 1"
-    return [
-        "--workdir",
-        str(workdir),
-        "--data.data-dir",
-        str(data_dir),
-        *options.split(),
-        *loader.split(),
-        *more,
-    ]
+    folders = ["--workdir", str(workdir), "--data.data-dir", str(data_dir)]
+    return [*folders, *steps.split(), *epochs.split(), *loader.split(), *more]
 
 
 def start(
@@ -55,24 +62,22 @@ def start(
     victim: int = 0,
     **environment: str,
 ) -> Started:
-    """`train.py` with these arguments on `count` processes, of which the victim sends itself the signals of `hits`."""
+    """Starts `train.py` on `count` processes; the victim sends itself the signals of `hits`."""
     if not hits:
-        return processes.start(["train.py", *words], count, **environment)
-    program = [
-        "-m",
-        "tools.killed",
-        *(",".join(map(str, column)) for column in zip(*hits, strict=True)),
-    ]
-    return processes.start([*program, *words], count, FLAXRES_VICTIM=str(victim), **environment)
+        return processes.start(["train.py", *words], count, 1, False, **environment)
+    columns = [",".join(map(str, column)) for column in zip(*hits, strict=True)]
+    program = ["-m", "tools.killed", *columns, *words]
+    environment["FLAXRES_VICTIM"] = str(victim)
+    return processes.start(program, count, 1, False, **environment)
 
 
 def ended(started: Started, seconds: float = 600) -> list[str]:
-    """What each has printed, once all have ended."""
+    """Waits for all processes and returns their output."""
     return [process.communicate(timeout=seconds)[0] for process in started]
 
 
 def wait_for_step(workdir: pathlib.Path, step: int, started: Started) -> None:
-    """Until the run has logged `step`, or one of its processes has ended."""
+    """Waits until the run has logged `step`, or one of its processes has ended."""
     while all(process.poll() is None for process in started) and not any(
         row["step"] >= step for row in read_metrics(workdir)
     ):
@@ -80,21 +85,20 @@ def wait_for_step(workdir: pathlib.Path, step: int, started: Started) -> None:
 
 
 def digest(workdir: pathlib.Path) -> str:
-    """D of the newest checkpoint."""
+    """Returns the digest of the newest checkpoint."""
     run = prepare_run(from_json(workdir / "config.json"))
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         state = checkpoints.restore(run.abstract_state())
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         array = np.asarray(leaf)
-        sha.update(
-            f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode() + array.tobytes()
-        )
+        head = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}"
+        sha.update(head.encode() + array.tobytes())
     return sha.hexdigest()
 
 
 def log(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what depends on the clock."""
+    """Returns the lines of metrics.jsonl without the values that depend on the clock."""
     return [
         {key: value for key, value in row.items() if not key.endswith(TIMES)}
         for row in read_metrics(workdir)
@@ -104,17 +108,31 @@ def log(workdir: pathlib.Path) -> list[dict[str, Any]]:
 def interrupted(
     words: list[str], rng: random.Random, whole: float, points: list[str], count: int, victim: int
 ) -> tuple[bool, float]:
-    """One kill: at a point where one is given, in the middle of an epoch for "mid-epoch", else at a random time. Whether it came before the end,
-    and the seconds that the other processes lived on.
+    """Runs once and kills: at the next point, in the middle of an epoch, or at a random time.
+
+    Args:
+      words: options of the run.
+      rng: draws the time, or the number of the call.
+      whole: seconds of a run without kills.
+      points: the points that are left; one is removed. "mid-epoch" is the middle of an epoch.
+      count: number of processes.
+      victim: number of the process to kill.
+
+    Returns:
+      True if the kill came before the end of the run, and the seconds that the other processes
+      lived on.
+
+    Raises:
+      RuntimeError: the run failed, or other processes say that it is finished.
     """
     workdir = pathlib.Path(words[1])
     saved = any((workdir / "checkpoints").glob("[0-9]*"))
     fitting = [i for i, point in enumerate(points) if saved or point not in RESUMING]
     point = points.pop(fitting[-1]) if fitting else "random"
     victim = 0 if point in LEADING else victim
-    hits: tuple[Hit, ...] = (
-        (("KILL", point, rng.randint(1, MOST.get(point, 1))),) if point in POINTS else ()
-    )
+    hits: tuple[Hit, ...] = ()
+    if point in POINTS:
+        hits = (("KILL", point, rng.randint(1, MOST.get(point, 1))),)
     started = start(words, count, hits, victim)
     if point == "mid-epoch":
         wait_for_step(workdir, 15, started)
@@ -123,29 +141,98 @@ def interrupted(
     if not hits:
         started[victim].kill()
     started[victim].wait()
-    begun = time.monotonic()
+    killed = time.monotonic()
     texts = ended(started)
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - killed
     code = started[victim].returncode
     if code not in (0, -signal.SIGKILL):
         raise RuntimeError(f"exit code {code} on the way to {point}: {texts[victim][-2000:]}")
     if code and any(process.returncode == 0 for process in started):
         raise RuntimeError(
-            f"a process was killed at {point}, and another says that the run is finished: {[p.returncode for p in started]}"
+            f"a process was killed at {point}, and another says that the run is finished: "
+            f"{[process.returncode for process in started]}"
         )
     return code != 0, seconds
 
 
+@dataclasses.dataclass
+class Tally:
+    """Counts of a session of kills, as in the module's docstring."""
+
+    kills: int = 0
+    runs: int = 0
+    mismatches: int = 0
+    losses: int = 0
+    seconds_lost: float = 0.0
+    seconds_to_end: float = 0.0
+
+    def figures(self, count: int) -> dict[str, float]:
+        """Returns what is printed after a session with so many processes."""
+        figures: dict[str, float] = {
+            "kills": self.kills,
+            "runs": self.runs,
+            "mismatches": self.mismatches,
+            "losses": self.losses,
+            "seconds_lost_per_kill": self.seconds_lost / max(self.kills, 1),
+        }
+        return figures | ({"seconds_to_end": self.seconds_to_end} if count > 1 else {})
+
+
+def points_of(chosen: Any, rng: random.Random) -> list[str]:
+    """Returns the points to kill at; they are taken from the end."""
+    points: list[str] = []
+    if chosen.points:
+        pool = [*POINTS, *["random"] * (len(POINTS) // 2)] * (chosen.kills // 20 + 1)
+        points = rng.sample(pool, chosen.kills)
+    return [*points, "mid-epoch"]  # the first kill is always in the middle of an epoch
+
+
+def session(chosen: Any, base: pathlib.Path) -> Tally:
+    """Trains once without kills, then kills and resumes runs until there are enough kills."""
+    rng, tally, count = random.Random(chosen.seed), Tally(), chosen.processes
+    points = points_of(chosen, rng)
+    data_dir = base / "data"
+    prepare("digits", None, str(data_dir))
+    begin = time.perf_counter()
+    processes.finish(start(arguments(base / "reference", data_dir), count))
+    whole = time.perf_counter() - begin
+    expected, lines = digest(base / "reference"), log(base / "reference")
+    while tally.kills < chosen.kills:
+        workdir, begin = base / f"killed{tally.runs}", time.perf_counter()
+        tally.runs += 1
+        words = arguments(workdir, data_dir)
+        try:
+            for _ in range(min(chosen.kills_per_run, chosen.kills - tally.kills)):
+                victim = tally.kills % count
+                came, seconds = interrupted(words, rng, whole, points, count, victim)
+                if not came:
+                    break  # the run ended first
+                tally.kills += 1
+                tally.seconds_to_end = max(tally.seconds_to_end, seconds)
+            processes.finish(start(words, count))
+        except RuntimeError as error:
+            tally.losses += 1
+            print(error, file=sys.stderr)
+            continue
+        tally.seconds_lost += time.perf_counter() - begin - whole
+        tally.mismatches += digest(workdir) != expected or log(workdir) != lines
+        if not chosen.json:
+            print(
+                f"{tally.kills} kills in {tally.runs} runs: {tally.mismatches} mismatches, "
+                f"{tally.losses} losses",
+                flush=True,
+            )
+    return tally
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument(
         "--kills-per-run",
         type=int,
         default=1,
-        help="the same run is killed so often before it may finish",
+        help="number of kills of the same run before it may finish",
     )
     parser.add_argument(
         "--points",
@@ -154,70 +241,10 @@ def main() -> None:
     )
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    rng, kills, runs, mismatches, losses, lost, longest = (
-        random.Random(chosen.seed),
-        0,
-        0,
-        0,
-        0,
-        0.0,
-        0.0,
-    )
-    points = (
-        []
-        if not chosen.points
-        else rng.sample(
-            [*POINTS, *["random"] * (len(POINTS) // 2)] * (chosen.kills // 20 + 1), chosen.kills
-        )
-    )
-    points.append(
-        "mid-epoch"
-    )  # taken from the end: the first kill is always in the middle of an epoch
     with tempfile.TemporaryDirectory() as folder:
-        base, data_dir = pathlib.Path(folder), pathlib.Path(folder) / "data"
-        prepare("digits", None, str(data_dir))
-        begun = time.perf_counter()
-        processes.finish(start(arguments(base / "reference", data_dir), chosen.processes))
-        whole = time.perf_counter() - begun
-        expected, lines = digest(base / "reference"), log(base / "reference")
-        while kills < chosen.kills:
-            workdir, begun, runs = base / f"killed{runs}", time.perf_counter(), runs + 1
-            words = arguments(workdir, data_dir)
-            try:
-                for _ in range(min(chosen.kills_per_run, chosen.kills - kills)):
-                    came, seconds = interrupted(
-                        words, rng, whole, points, chosen.processes, kills % chosen.processes
-                    )
-                    if not came:
-                        break  # it came to its end first
-                    kills, longest = kills + 1, max(longest, seconds)
-                processes.finish(start(words, chosen.processes))
-            except RuntimeError as error:
-                losses += 1
-                print(error, file=sys.stderr)
-                continue
-            lost += time.perf_counter() - begun - whole
-            mismatches += digest(workdir) != expected or log(workdir) != lines
-            if not chosen.json:
-                print(
-                    f"{kills} kills in {runs} runs: {mismatches} mismatches, {losses} losses",
-                    flush=True,
-                )
-    figures = {
-        "kills": kills,
-        "runs": runs,
-        "mismatches": mismatches,
-        "losses": losses,
-        "seconds_lost_per_kill": lost / max(kills, 1),
-    }
-    figures |= {"seconds_to_end": longest} if chosen.processes > 1 else {}
-    print(
-        json.dumps(figures)
-        if chosen.json
-        else "\n".join(f"{name}: {value}" for name, value in figures.items())
-    )
+        tally = session(chosen, pathlib.Path(folder))
+    command.show(tally.figures(chosen.processes), chosen.json, "")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""Runs `train.py` and sends itself a signal from within: `python -m tools.killed SIGNALS POINTS COUNTS train-arguments`.
+"""Runs `train.py` and sends itself a signal from within.
 
-A signal (KILL, TERM, STOP) comes at the COUNT-th time that its point is reached, so that it hits each stage of compiling, stepping, evaluating,
-saving and restoring, and not only those that take long. With several processes only the one of number $FLAXRES_VICTIM is hit.
+    python -m tools.killed SIGNALS POINTS COUNTS train-arguments
+
+A signal (KILL, TERM, STOP) comes at the COUNT-th time that its point is reached. It so hits each
+stage of compiling, stepping, evaluating, saving and restoring, and not only those that take long.
+With several processes only process number $FLAXRES_VICTIM is hit.
 """
 
 import os
@@ -16,7 +19,7 @@ from flaxres.cli._process import refusing
 from flaxres.cli._train import train
 from flaxres.training import checkpoints, curves, evaluation, log, loop, metrics, stepper
 
-# Where the signal comes -> the owner of the function and its name; `+` after the call, `-` before it.
+# Point -> the owner of a function and its name; `+` after the call, `-` before it.
 POINTS: dict[str, tuple[Any, str, str]] = {
     "begin": (loop, "start_or_resume", "-"),
     "restore": (checkpoints.Checkpoints, "restore", "-"),
@@ -39,10 +42,11 @@ POINTS: dict[str, tuple[Any, str, str]] = {
     "curves": (curves, "draw_curves", "-"),
 }
 
-# Points that only a run with a checkpoint comes to, those that only the first of several processes comes to, and how often a short run comes to
-# those that it passes more than once.
+# Points that only a run with a checkpoint reaches.
 RESUMING = ("restore", "restored")
+# Points that only the first of several processes reaches.
 LEADING = ("digest", "digested", "summary", "curves")
+# How often a short run reaches the points that it reaches more than once.
 MOST = {
     "step": 9,
     "stepped": 9,
@@ -59,6 +63,7 @@ MOST = {
 
 
 def arm(number: signal.Signals, point: str, count: int) -> None:
+    """Patches the function of a point so that its `count`-th call sends the signal."""
     owner, name, when = POINTS[point]
     real: Callable[..., Any] = getattr(owner, name)
     left = count

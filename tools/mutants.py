@@ -1,11 +1,13 @@
-"""Checks that a comparison of resumes notices each missing part of the state: `python -m tools.mutants [--json]`.
+"""Checks that tests of resumes notice each missing part of the state.
 
-A run with every part that a state can have (momentum, statistics, moving averages, a loss scale) is stopped in the middle and goes on, once as it
-should and then once for each part that is taken from a new run in place of the checkpoint. A mutant is killed where the comparison that every
-test of a resume makes, the digest of the last state, tells it from the run that was never stopped.
+    python -m tools.mutants [--json]
+
+A run with every part that a state can have (momentum, statistics, moving averages, a loss scale) is
+stopped in the middle and resumed: once as it should be, and once for each part, taken from a new
+run in place of the checkpoint. A mutant is killed if the digest of the last state, which every test
+of a resume compares, differs from that of the run that was never stopped.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -20,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 import flaxres
+from benchmarks import command
 from flaxres import Config
 from flaxres.config.files import load_config
 from flaxres.training import run, state as states
@@ -34,6 +37,7 @@ STEPS, STOP = 8, 5
 
 
 def config(data_dir: str) -> Config:
+    """Returns the config of a short run whose state has every part."""
     base = load_config(str(ROOT / "configs" / "digits.py"))
     return dataclasses.replace(
         base,
@@ -56,7 +60,7 @@ def config(data_dir: str) -> Config:
 
 @contextlib.contextmanager
 def restored(change: Callable[[State, State], State]) -> Iterator[None]:
-    """Restores give `change(checkpoint's state, new run's state)`."""
+    """Makes restores return `change(checkpoint's state, new run's state)`."""
     real = Checkpoints.restore
 
     def altered(self: Checkpoints, like: State) -> State:
@@ -70,19 +74,29 @@ fresh: list[State] = []
 
 
 def without(name: str) -> Callable[[], Any]:
+    """Returns the mutant that takes one part of the state from a new run."""
     return lambda: restored(lambda saved, new: saved.replace(**{name: getattr(new, name)}))
 
 
 def from_the_beginning() -> Any:
-    """The input begins at its first sample again."""
+    """Restarts the input at its first sample."""
     real = run.feed
     return mock.patch("flaxres.training.loop.feed", lambda run_, first, say: real(run_, 0, say))
 
 
-def other_key() -> Any:
-    """Random numbers of another seed."""
+@contextlib.contextmanager
+def other_key() -> Iterator[None]:
+    """Random numbers of another seed, for augmentation and dropout."""
     real = states.purpose
-    return mock.patch("flaxres.training.steps.purpose", lambda seed, number: real(seed + 1, number))
+
+    def purpose(seed: int, number: int) -> Any:
+        return real(seed + 1, number)
+
+    with (
+        mock.patch("flaxres.training.augmentation.purpose", purpose),
+        mock.patch("flaxres.training.steps.purpose", purpose),
+    ):
+        yield
 
 
 MUTANTS: dict[str, Callable[[], Any]] = {
@@ -99,7 +113,7 @@ MUTANTS: dict[str, Callable[[], Any]] = {
 
 @contextlib.contextmanager
 def stopped() -> Iterator[None]:
-    """SIGTERM comes in the middle."""
+    """Sends SIGTERM in the middle."""
     real = Stepper.__call__
 
     def stopping(self: Stepper, state: State, batch: Any, count: int) -> Any:
@@ -113,7 +127,7 @@ def stopped() -> Iterator[None]:
 
 @contextlib.contextmanager
 def first_scale_too_high() -> Iterator[None]:
-    """The loss scale overflows at once, so that it is no longer what a new run has."""
+    """Lets the loss scale overflow at once, so that it differs from that of a new run."""
     with mock.patch("flaxres.training.state.FIRST_SCALE", 2.0**24):
         yield
 
@@ -121,7 +135,11 @@ def first_scale_too_high() -> Iterator[None]:
 def resumed(
     settings: Config, workdir: pathlib.Path, mutant: Callable[[], Any] = contextlib.nullcontext
 ) -> str:
-    """D of a run that was stopped and went on with a mutant; the reason where it didn't come to its end."""
+    """Stops a run and resumes it with a mutant.
+
+    Returns:
+      The digest of the last state, or the error that ended the run.
+    """
     with stopped(), contextlib.suppress(Preempted):
         flaxres.fit(settings, workdir)
     with mutant():
@@ -133,17 +151,12 @@ def resumed(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true")
-    chosen = parser.parse_args()
+    chosen = command.parser(__doc__).parse_args()
     killed = {}
     with tempfile.TemporaryDirectory() as folder, first_scale_too_high():
         base = pathlib.Path(folder)
-        jax.config.update(
-            "jax_compilation_cache_dir", str(base / "compiled")
-        )  # all of these runs are one program
+        # All of these runs are one program.
+        jax.config.update("jax_compilation_cache_dir", str(base / "compiled"))
         settings = config(str(base / "data"))
         fresh.append(run.prepare_run(settings).first_state())
         assert float(fresh[0].loss_scale["scale"]) == 2.0**24
@@ -154,8 +167,7 @@ def main() -> None:
             "a resume without a mutant must be the run itself"
         )
         for name, mutant in MUTANTS.items():
-            found = resumed(settings, base / name, mutant)
-            killed[name] = int(found != expected)
+            killed[name] = int(resumed(settings, base / name, mutant) != expected)
             if not chosen.json:
                 print(f"{name}: {'killed' if killed[name] else 'NOT NOTICED'}", flush=True)
     figures = {"mutants": len(killed), "killed": sum(killed.values())} | killed

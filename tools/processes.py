@@ -1,13 +1,17 @@
-"""Runs one training on several real processes, joined on loopback: `python -m tools.processes {losses,resume,evaluation} [--processes 2,4] [--json]`.
+"""Runs one training on several real processes, joined on loopback.
 
-losses      trains ResNet-20 on the digits by train.py, on one process and on several, in float64 for 20 steps and in float32 for one, and
-            prints the largest relative difference between their losses.
-resume      trains on one process, stops it by SIGTERM, goes on with two, of which only one is told to stop, and ends on one; then the same with
-            1, 4 and 2 devices; prints the largest relative difference between the losses of all steps and those of an uninterrupted run.
-evaluation  evaluates the first 1 to 70 digits on 1, 2, 3 and 4 processes, and prints how often the count or a sum was not that of one process.
+    python -m tools.processes {losses,resume,evaluation} [--processes 2,4] [--json]
+
+losses      trains ResNet-20 on the digits by train.py, on one process and on several, in float64
+            for 20 steps and in float32 for one, and prints the largest relative difference between
+            their losses.
+resume      trains on one process, stops it by SIGTERM, resumes on two, of which only one is told to
+            stop, and ends on one; then does the same with 1, 4 and 2 devices. It prints the largest
+            relative difference between the losses of all steps and those of an uninterrupted run.
+evaluation  evaluates the first 1 to 70 digits on 1, 2, 3 and 4 processes, and prints how often the
+            count or a sum was not that of one process.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -19,20 +23,13 @@ import tempfile
 import time
 from typing import Any
 
+from benchmarks import command as arguments
 from benchmarks.scaling import loopback
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = (
-    *(
-        "--config",
-        "configs/digits.py",
-        "--train.progress",
-        "False",
-        "--train.tensorboard",
-        "False",
-        "--train.log-every-steps",
-        "1",
-    ),
+    *("--config", "configs/digits.py", "--train.progress", "False"),
+    *("--train.tensorboard", "False", "--train.log-every-steps", "1"),
 )
 EVALUATED, EVAL_BATCH = range(1, 71), 24
 
@@ -40,13 +37,22 @@ EVALUATED, EVAL_BATCH = range(1, 71), 24
 def start(
     command: list[str], processes: int, devices: int = 1, x64: bool = False, **more: str
 ) -> list[subprocess.Popen[str]]:
-    """`command` as so many processes of one run, each with so many devices; `more` goes to their environment."""
-    environment = (
-        os.environ
-        | more
-        | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(int(x64)), "PYTHONPATH": str(ROOT)}
-    )
-    environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    """Starts the processes of one run.
+
+    Args:
+      command: arguments of Python.
+      processes: number of processes.
+      devices: number of devices of each process.
+      x64: enable float64.
+      **more: variables of their environment.
+    """
+    environment = os.environ | more
+    environment |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_X64": str(int(x64)),
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
     coordinator = loopback()
     joined = [
         []
@@ -65,7 +71,11 @@ def start(
 
 
 def finish(started: list[subprocess.Popen[str]], code: int = 0) -> list[str]:
-    """Waits for all; raises where one did not exit with `code`."""
+    """Waits for all processes and returns their output.
+
+    Raises:
+      RuntimeError: a process did not exit with `code`.
+    """
     texts = [process.communicate(timeout=900)[0] for process in started]
     for process, text in zip(started, texts, strict=True):
         if process.returncode != code:
@@ -76,58 +86,46 @@ def finish(started: list[subprocess.Popen[str]], code: int = 0) -> list[str]:
 def training(
     workdir: pathlib.Path, precision: str, steps: int, group: int | None = None
 ) -> list[str]:
-    shape = [
-        "--model.dtype",
-        precision,
-        "--model.param-dtype",
-        precision,
-        "--model.bn-group",
-        str(group),
-        "--train.steps",
-        str(steps),
-    ]
-    return [
-        "train.py",
-        *DIGITS,
-        "--data.data-dir",
-        str(workdir.parent / "data"),
-        *shape,
-        "--workdir",
-        str(workdir),
-    ]
+    """Returns the command of a training run on the digits."""
+    settings = {
+        "data.data-dir": workdir.parent / "data",
+        "model.dtype": precision,
+        "model.param-dtype": precision,
+        "model.bn-group": group,
+        "train.steps": steps,
+        "workdir": workdir,
+    }
+    options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return ["train.py", *DIGITS, *options]
 
 
 def rows(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
+    """Returns the lines of the log that have a loss, by step."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return {row["step"]: row for row in map(json.loads, lines) if "train/loss" in row}
 
 
 def difference(ours: pathlib.Path, theirs: pathlib.Path, steps: int) -> float:
-    """The largest relative difference between the losses of two runs."""
+    """Returns the largest relative difference between the losses of two runs."""
     a, b = rows(ours), rows(theirs)
     assert set(a) == set(b) == set(range(1, steps + 1)), (sorted(a), sorted(b))
     return max(abs(a[step]["train/loss"] / b[step]["train/loss"] - 1) for step in b)
 
 
 def losses(folder: pathlib.Path, processes: list[int]) -> dict[str, float]:
+    """Compares losses of several processes to those of one."""
     figures = {}
     for precision, steps in (("float32", 1), ("float64", 20)):
         for group in (None, 16):
             alone = folder / f"{precision}-{group}-1"
-            finish(start(training(alone, precision, steps, group), 1, x64=precision == "float64"))
-            for count in processes:
+            for count in (1, *processes):
                 workdir = folder / f"{precision}-{group}-{count}"
-                finish(
-                    start(
-                        training(workdir, precision, steps, group),
-                        count,
-                        x64=precision == "float64",
-                    )
-                )
-                figures[f"{precision}_{steps}_steps_group_{group}_{count}_processes"] = difference(
-                    workdir, alone, steps
-                )
+                command = training(workdir, precision, steps, group)
+                finish(start(command, count, x64=precision == "float64"))
+                if count > 1:
+                    name = f"{precision}_{steps}_steps_group_{group}_{count}_processes"
+                    figures[name] = difference(workdir, alone, steps)
     return figures
 
 
@@ -141,7 +139,9 @@ def stop_at(started: list[subprocess.Popen[str]], workdir: pathlib.Path, step: i
 
 
 def resume(folder: pathlib.Path) -> dict[str, float]:
-    figures, steps = {}, 200
+    """Compares runs that are resumed on other processes or devices to an uninterrupted one."""
+    figures: dict[str, float] = {}
+    steps = 200
     alone = folder / "alone"
     finish(start(training(alone, "float64", steps), 1, x64=True))
     for name, stages in (
@@ -153,9 +153,9 @@ def resume(folder: pathlib.Path) -> dict[str, float]:
             started = start(training(workdir, "float64", steps), processes, devices, x64=True)
             if number < len(stages) - 1:
                 stop_at(started, workdir, 30 + max(rows(workdir), default=0))
-                begun = time.monotonic()
+                stopped = time.monotonic()
                 finish(started, 75)
-                slowest = max(slowest, time.monotonic() - begun)
+                slowest = max(slowest, time.monotonic() - stopped)
             else:
                 finish(started)
         figures |= {name: difference(workdir, alone, steps), f"{name}_seconds_to_stop": slowest}
@@ -163,23 +163,23 @@ def resume(folder: pathlib.Path) -> dict[str, float]:
 
 
 def evaluation(folder: pathlib.Path, processes: list[int]) -> dict[str, float]:
-    """Sums of one process against those of several."""
-    found = {}
+    """Compares sums of several processes to those of one."""
+    reports = {}
     for count in sorted({1, *processes}):
         command = ["-m", "tools.processes", "worker", "--folder", str(folder / "data")]
-        found[count] = json.loads(finish(start(command, count))[0].splitlines()[-1])
+        reports[count] = json.loads(finish(start(command, count))[0].splitlines()[-1])
     wrong = sum(
         ours["examples"] != examples
         or ours["top1"] != alone["top1"]
         or abs(ours["loss"] - alone["loss"]) > 1e-5 * alone["loss"]
-        for several in (found[count] for count in processes)
-        for examples, ours, alone in zip(EVALUATED, several, found[1], strict=True)
+        for several in (reports[count] for count in processes)
+        for examples, ours, alone in zip(EVALUATED, several, reports[1], strict=True)
     )
     return {"evaluations": len(processes) * len(EVALUATED), "wrong": wrong}
 
 
 def worker(folder: str) -> None:
-    """One process of an evaluation: prints a report for each number of examples."""
+    """Runs one process of an evaluation, which prints a report for each number of examples."""
     from flaxres.config.schema import Config, DataConfig, ModelConfig, TrainConfig
     from flaxres.data.datasets import open_or_prepare
     from flaxres.training import hosts
@@ -203,9 +203,7 @@ def worker(folder: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments.parser(__doc__)
     parser.add_argument("what", choices=("losses", "resume", "evaluation", "worker"))
     parser.add_argument(
         "--processes", help="2,4 (losses) or 2,3,4 (evaluation); with --process: of this run"
@@ -213,7 +211,6 @@ def main() -> None:
     parser.add_argument("--folder")
     parser.add_argument("--coordinator")
     parser.add_argument("--process", type=int)
-    parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     if chosen.what == "worker":
         from flaxres.training.hosts import join
@@ -221,12 +218,8 @@ def main() -> None:
         join(chosen.coordinator, chosen.processes and int(chosen.processes), chosen.process)
         worker(chosen.folder)
         return
-    counts = [
-        int(count)
-        for count in (chosen.processes or ("2,4" if chosen.what == "losses" else "2,3,4")).split(
-            ","
-        )
-    ]
+    default = "2,4" if chosen.what == "losses" else "2,3,4"
+    counts = [int(count) for count in (chosen.processes or default).split(",")]
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)
         figures = {
@@ -234,11 +227,7 @@ def main() -> None:
             "resume": lambda: resume(place),
             "evaluation": lambda: evaluation(place, counts),
         }[chosen.what]()
-    print(
-        json.dumps(figures)
-        if chosen.json
-        else "\n".join(f"{name}: {value:.3g}" for name, value in figures.items())
-    )
+    arguments.show(figures, chosen.json, ".3g")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Compares training with PyTorch, step by step: `JAX_ENABLE_X64=1 python -m tools.training_parity resnet18 --json`.
+"""Compares training with PyTorch's, step by step, in float64.
 
-The same weights and 5 batches through PyTorch's SGD and ours, in float64. Prints the largest relative difference of the losses, and of the
-final parameters and running statistics (largest difference over largest value of an array). PyTorch's running variance is unbiased and ours is
-not: theirs is compared after its factor n / (n - 1) is taken out, n being the values that a channel has in a batch.
+    JAX_ENABLE_X64=1 python -m tools.training_parity resnet18 --json
+
+The same weights and 5 batches go through PyTorch's SGD and ours. The program prints the largest
+relative difference of the losses, and of the final parameters and running statistics (largest
+difference over largest value of an array). PyTorch's running variance is unbiased and ours is not:
+its factor n / (n - 1) is removed before the comparison, where n is the number of values that a
+channel has in a batch.
 """
 
-import argparse
-import json
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import flaxres
+from benchmarks import command
 from benchmarks.peers import torch_and_timm, torch_resnet20
 from benchmarks.textbook import plain_step
 from flaxres import OptimConfig
@@ -35,15 +38,19 @@ OPTIM = OptimConfig(
 def torch_run(
     torch: Any, network: Any, images: np.ndarray, labels: np.ndarray
 ) -> tuple[list[float], dict[str, int]]:
-    """The losses of PyTorch's own loop, and how many values a channel has at each batch norm."""
+    """Trains with PyTorch.
+
+    Returns:
+      The losses, and the number of values that a channel has at each batch norm.
+    """
     counts: dict[str, int] = {}
+
+    def count(name: str, images: Any) -> None:
+        counts[name] = images.numel() // images.shape[1]
+
     for name, module in network.named_modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.register_forward_hook(
-                lambda _, inputs, __, name=name: counts.update(
-                    {name: inputs[0].numel() // inputs[0].shape[1]}
-                )
-            )
+            module.register_forward_hook(lambda _, inputs, __, name=name: count(name, inputs[0]))
     sgd = torch.optim.SGD(
         network.parameters(),
         OPTIM.learning_rate,
@@ -53,9 +60,8 @@ def torch_run(
     )
     losses = []
     for batch, target in zip(images, labels, strict=True):
-        loss = torch.nn.functional.cross_entropy(
-            network(torch.from_numpy(batch.transpose(0, 3, 1, 2).copy())), torch.from_numpy(target)
-        )
+        logits = network(torch.from_numpy(batch.transpose(0, 3, 1, 2).copy()))
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(target))
         sgd.zero_grad()
         loss.backward()
         sgd.step()
@@ -66,8 +72,8 @@ def torch_run(
 def our_run(
     model: Any, variables: Any, images: np.ndarray, labels: np.ndarray
 ) -> tuple[list[float], Any]:
+    """Trains with flaxres and returns the losses and the final variables."""
     tx = optimizer(OPTIM, learning_rate(OPTIM, STEPS, 1))
-
     step = jax.jit(plain_step(model, tx))
     opt_state, losses = tx.init(variables["params"]), []
     for batch, target in zip(images, labels, strict=True):
@@ -77,42 +83,34 @@ def our_run(
 
 
 def compare(name: str) -> dict[str, float]:
+    """Returns the largest relative differences of the losses and of the final state."""
     torch, timm = torch_and_timm()
     torch.manual_seed(0)
-    network = (
-        torch_resnet20(torch, CLASSES)
-        if name == "resnet20"
-        else timm.create_model(name, num_classes=CLASSES)
-    )
+    if name == "resnet20":
+        network = torch_resnet20(torch, CLASSES)
+    else:
+        network = timm.create_model(name, num_classes=CLASSES)
     network = network.double().train()
-    model: Any = flaxres.create_model(
-        name, num_classes=CLASSES, dtype=jnp.float64, param_dtype=jnp.float64
-    )
-    variables = variables_from_torch(
-        {key: value.numpy() for key, value in network.state_dict().items()}, model
-    )
-    variables = jax.tree.map(jnp.array, variables)  # copies: PyTorch changes its own in place
+    dtypes = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+    model: Any = flaxres.create_model(name, num_classes=CLASSES, **dtypes)
+    initial = {key: value.numpy() for key, value in network.state_dict().items()}
+    # Copies, since PyTorch changes its arrays in place.
+    variables = jax.tree.map(jnp.array, variables_from_torch(initial, model))
     rng, size = np.random.default_rng(0), 32 if name == "resnet20" else 64
-    images, labels = (
-        rng.normal(size=(STEPS, BATCH, size, size, 3)),
-        rng.integers(0, CLASSES, (STEPS, BATCH)),
-    )
+    images = rng.normal(size=(STEPS, BATCH, size, size, 3))
+    labels = rng.integers(0, CLASSES, (STEPS, BATCH))
     theirs, counts = torch_run(torch, network, images, labels)
     ours, variables = our_run(model, variables, images, labels)
     state = {key: value.detach().numpy() for key, value in network.state_dict().items()}
     worst = 0.0
     for path, leaf in leaves(variables):
         key = torch_name(path)
-        expected, born = state[key], MOMENTUM**STEPS
+        expected, initial_share = state[key], MOMENTUM**STEPS
         if path[-1] == "var":
             n = counts[key.removesuffix(".running_var")]
-            expected = born + (expected - born) * (n - 1) / n
-        worst = max(
-            worst,
-            float(
-                np.abs(to_torch(path, np.asarray(leaf)) - expected).max() / np.abs(expected).max()
-            ),
-        )
+            expected = initial_share + (expected - initial_share) * (n - 1) / n
+        difference = np.abs(to_torch(path, np.asarray(leaf)) - expected).max()
+        worst = max(worst, float(difference / np.abs(expected).max()))
     return {
         "losses": max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)),
         "state": worst,
@@ -120,18 +118,11 @@ def compare(name: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("names", nargs="+")
-    parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     results = {name: compare(name) for name in chosen.names}
-    print(
-        json.dumps(results)
-        if chosen.json
-        else "\n".join(f"{name}: {figures}" for name, figures in results.items())
-    )
+    command.show(results, chosen.json, "")
 
 
 if __name__ == "__main__":

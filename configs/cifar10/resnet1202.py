@@ -2,9 +2,11 @@
 
     python train.py --config configs/cifar10/resnet1202.py --workdir runs/cifar10-resnet1202
 
-All else is in `resnet20.py`. Expected: test error 7.93% (the paper, table 6), 6.18% (akamaster/pytorch_resnet_cifar10).
-The paper trains at 0.01 until the training error is below 80%; here a warmup of 400 steps from there. Blocks are scanned and recomputed.
-Cost: at least 0.6 A100-hours, by arithmetic: 8.2 million images of 2.8 GMACs at the rate of ResNet-50's (small images use a GPU less well).
+All other settings are those of `resnet20.py`. Expected: test error 7.93% (the paper, table 6),
+6.18% (akamaster/pytorch_resnet_cifar10). The paper trains at 0.01 until the training error is below
+80%; here a warmup of 400 steps from there. Blocks are scanned and recomputed.
+Cost: at least 0.6 A100-hours, by arithmetic: 8.2 million images of 2.8 GMACs at the rate of
+ResNet-50's (small images use a GPU less well).
 """
 
 from flaxres import variant

@@ -2,8 +2,9 @@
 
     python train.py --config configs/cifar10/resnet20.py --workdir runs/cifar10-resnet20
 
-64,000 steps of 128 (164 epochs); learning rate 0.1, divided by 10 after 32,000 and 48,000 steps; weight decay 1e-4 on every parameter, as the
-paper's own code has it; 4 pixels of padding, a random crop and a mirror. The archive is downloaded when it is first needed.
+64,000 steps of 128 (164 epochs); learning rate 0.1, divided by 10 after 32,000 and 48,000 steps;
+weight decay 1e-4 on every parameter, as in the paper's own code; 4 pixels of padding, random crops
+and horizontal flips. The archive is downloaded when it is first needed.
 Expected: test error 8.75% (the paper, table 6), 8.27% (akamaster/pytorch_resnet_cifar10).
 """
 

@@ -2,8 +2,10 @@
 
     python train.py --config configs/cifar10/resnet44.py --workdir runs/cifar10-resnet44
 
-All else is in `resnet20.py`. Expected: test error 7.17% (the paper, table 6), 6.9% (akamaster/pytorch_resnet_cifar10).
-Cost: at least 0.0 A100-hours, by arithmetic: 8.2 million images of 0.1 GMACs at the rate of ResNet-50's (small images use a GPU less well).
+All other settings are those of `resnet20.py`. Expected: test error 7.17% (the paper, table 6), 6.9%
+(akamaster/pytorch_resnet_cifar10).
+Cost: at least 0.0 A100-hours, by arithmetic: 8.2 million images of 0.1 GMACs at the rate of
+ResNet-50's (small images use a GPU less well).
 """
 
 from flaxres import variant

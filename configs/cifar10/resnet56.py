@@ -2,8 +2,10 @@
 
     python train.py --config configs/cifar10/resnet56.py --workdir runs/cifar10-resnet56
 
-All else is in `resnet20.py`. Expected: test error 6.97% (the paper, table 6), 6.61% (akamaster/pytorch_resnet_cifar10).
-Cost: at least 0.0 A100-hours, by arithmetic: 8.2 million images of 0.13 GMACs at the rate of ResNet-50's (small images use a GPU less well).
+All other settings are those of `resnet20.py`. Expected: test error 6.97% (the paper, table 6),
+6.61% (akamaster/pytorch_resnet_cifar10).
+Cost: at least 0.0 A100-hours, by arithmetic: 8.2 million images of 0.13 GMACs at the rate of
+ResNet-50's (small images use a GPU less well).
 """
 
 from flaxres import variant

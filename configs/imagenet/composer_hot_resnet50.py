@@ -1,15 +1,18 @@
-"""ResNet-50 on ImageNet: the hot recipe of MosaicML Composer, 270 epochs.
+r"""ResNet-50 on ImageNet: the hot recipe of MosaicML Composer, 270 epochs.
 
-    python train.py --config configs/imagenet/composer_hot_resnet50.py --workdir runs/composer_hot_resnet50
+    python train.py --config configs/imagenet/composer_hot_resnet50.py \
+        --workdir runs/composer_hot_resnet50
 
-Batch 2,048, SGD with momentum 0.875 and decoupled weight decay 5e-4, learning rate 2.048 after 8 epochs of warmup, half a cosine to zero; binary
-cross entropy, the head's biases from -log(1000), BlurPool, a moving average (of half-life 100 steps, taken every 20), label smoothing 0.13, mixup
-0.25, SAM of radius 0.5 in every 5th step, RandAugment of one operation at 9, stochastic depth 0.1. ColOut, which drops 5% of rows and columns, is
-left out. Sides grow from 104 to 176 pixels between 20% and 80% of the run, here in steps of 16; evaluation at 224 of short side 232.
+Batch 2,048, SGD with momentum 0.875 and decoupled weight decay 5e-4, learning rate 2.048 after 8
+epochs of warmup, half a cosine to zero; binary cross entropy, the head's biases from -log(1000),
+BlurPool, a moving average (of half-life 100 steps, taken every 20), label smoothing 0.13, mixup
+0.25, SAM of radius 0.5 in every 5th step, RandAugment of one operation at 9, stochastic depth 0.1.
+ColOut, which drops 5% of rows and columns, is left out. Sides grow from 104 to 176 pixels between
+20% and 80% of the run, here in steps of 16; evaluation at 224 of short side 232.
 Expected: top-1 the highest of the three (Composer).
 Hardware: 8 accelerators with 256 images each, in bfloat16.
-Cost: 15 A100-hours, by arithmetic: 270 epochs x 1,281,167 images x 1.57 GMACs (138 pixels on average), at the 2,470 images/s of 4.11 GMACs that
-NVIDIA reports for ResNet-50 on one A100.
+Cost: 15 A100-hours, by arithmetic: 270 epochs x 1,281,167 images x 1.57 GMACs (138 pixels on
+average), at the 2,470 images/s of 4.11 GMACs that NVIDIA reports for ResNet-50 on one A100.
 """
 
 import math

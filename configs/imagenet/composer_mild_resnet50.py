@@ -1,14 +1,17 @@
-"""ResNet-50 on ImageNet: the mild recipe of MosaicML Composer, 36 epochs.
+r"""ResNet-50 on ImageNet: the mild recipe of MosaicML Composer, 36 epochs.
 
-    python train.py --config configs/imagenet/composer_mild_resnet50.py --workdir runs/composer_mild_resnet50
+    python train.py --config configs/imagenet/composer_mild_resnet50.py \
+        --workdir runs/composer_mild_resnet50
 
-Batch 2,048, SGD with momentum 0.875 and decoupled weight decay 5e-4, learning rate 2.048 after 8 epochs of warmup, half a cosine to zero; binary
-cross entropy, the head's biases from -log(1000), BlurPool, a moving average (of half-life 100 steps, taken every 20), label smoothing 0.08. Sides
-grow from 88 to 176 pixels between 40% and 80% of the run, here in steps of 16; evaluation at 224 of short side 232.
+Batch 2,048, SGD with momentum 0.875 and decoupled weight decay 5e-4, learning rate 2.048 after 8
+epochs of warmup, half a cosine to zero; binary cross entropy, the head's biases from -log(1000),
+BlurPool, a moving average (of half-life 100 steps, taken every 20), label smoothing 0.08. Sides
+grow from 88 to 176 pixels between 40% and 80% of the run, here in steps of 16; evaluation at 224 of
+short side 232.
 Expected: top-1 75% to 78.1% with less than 60 epochs (Composer).
 Hardware: 8 accelerators with 256 images each, in bfloat16.
-Cost: 2 A100-hours, by arithmetic: 36 epochs x 1,281,167 images x 1.29 GMACs (125 pixels on average), at the 2,470 images/s of 4.11 GMACs that
-NVIDIA reports for ResNet-50 on one A100.
+Cost: 2 A100-hours, by arithmetic: 36 epochs x 1,281,167 images x 1.29 GMACs (125 pixels on
+average), at the 2,470 images/s of 4.11 GMACs that NVIDIA reports for ResNet-50 on one A100.
 """
 
 import math

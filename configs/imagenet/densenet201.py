@@ -2,9 +2,9 @@
 
     python train.py --config configs/imagenet/densenet201.py --workdir runs/densenet201
 
-All else is in `densenet121.py`. Expected: top-1 77.28% (torchvision's weights).
-Cost: 14 A100-hours, by arithmetic: 90 epochs x 1,281,167 images x 4.34 GMACs, at the 2,470 images/s of 4.11 GMACs that
-NVIDIA reports for ResNet-50 on one A100.
+All other settings are those of `densenet121.py`. Expected: top-1 77.28% (torchvision's weights).
+Cost: 14 A100-hours, by arithmetic: 90 epochs x 1,281,167 images x 4.34 GMACs, at the 2,470 images/s
+of 4.11 GMACs that NVIDIA reports for ResNet-50 on one A100.
 """
 
 from flaxres import variant

@@ -2,9 +2,10 @@
 
     python train.py --config configs/imagenet/ffcv_resnet50_40.py --workdir runs/ffcv_resnet50_40
 
-All else is in `ffcv_resnet50_16.py`. Expected: top-1 77.2% (FFCV).
-Cost: 4 A100-hours, by arithmetic: 40 epochs x 1,281,167 images x 2.76 GMACs (168 pixels on average, blurring counted as a fifth), at the 2,470
-images/s of 4.11 GMACs that NVIDIA reports for ResNet-50 on one A100.
+All other settings are those of `ffcv_resnet50_16.py`. Expected: top-1 77.2% (FFCV).
+Cost: 4 A100-hours, by arithmetic: 40 epochs x 1,281,167 images x 2.76 GMACs (168 pixels on average,
+blurring counted as a fifth), at the 2,470 images/s of 4.11 GMACs that NVIDIA reports for ResNet-50
+on one A100.
 """
 
 from flaxres import variant

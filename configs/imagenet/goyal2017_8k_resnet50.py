@@ -1,10 +1,11 @@
-"""ResNet-50 on ImageNet with batches of 8,192 (Goyal et al. 2017, table 1).
+r"""ResNet-50 on ImageNet with batches of 8,192 (Goyal et al. 2017, table 1).
 
-    python train.py --config configs/imagenet/goyal2017_8k_resnet50.py --workdir runs/goyal2017_8k_resnet50
+    python train.py --config configs/imagenet/goyal2017_8k_resnet50.py \
+        --workdir runs/goyal2017_8k_resnet50
 
-All else is in `resnet50.py`. Expected: top-1 76.3% (the paper; 256 GPUs).
-Cost: 13 A100-hours, by arithmetic: 90 epochs x 1,281,167 images x 4.11 GMACs, at the 2,470 images/s of 4.11 GMACs that
-NVIDIA reports for ResNet-50 on one A100.
+All other settings are those of `resnet50.py`. Expected: top-1 76.3% (the paper; 256 GPUs).
+Cost: 13 A100-hours, by arithmetic: 90 epochs x 1,281,167 images x 4.11 GMACs, at the 2,470 images/s
+of 4.11 GMACs that NVIDIA reports for ResNet-50 on one A100.
 """
 
 from flaxres import variant

@@ -2,9 +2,10 @@
 
     python train.py --config configs/imagenet/he2015_resnet101.py --workdir runs/he2015_resnet101
 
-All else is in `he2015_resnet50.py`. Expected: top-1 76.4% (of the authors' own implementation).
-Cost: 33 A100-hours, by arithmetic: 120 epochs x 1,281,167 images x 7.83 GMACs, at the 2,470 images/s of 4.11 GMACs that
-NVIDIA reports for ResNet-50 on one A100.
+All other settings are those of `he2015_resnet50.py`. Expected: top-1 76.4% (of the authors' own
+implementation).
+Cost: 33 A100-hours, by arithmetic: 120 epochs x 1,281,167 images x 7.83 GMACs, at the 2,470
+images/s of 4.11 GMACs that NVIDIA reports for ResNet-50 on one A100.
 """
 
 from flaxres import variant

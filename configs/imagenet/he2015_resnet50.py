@@ -2,13 +2,14 @@
 
     python train.py --config configs/imagenet/he2015_resnet50.py --workdir runs/he2015_resnet50
 
-Batch 256, SGD with momentum 0.9, learning rate 0.1, weight decay 1e-4 on every parameter. The paper divides the rate by 10 when the error plateaus,
-in about 120 epochs; here at epochs 30, 60 and 90. Its crops of 224 pixels from images of short side 256 to 480 are random resized crops of that
-range of areas without a change of ratio, and its colour noise (PCA) is left out.
+Batch 256, SGD with momentum 0.9, learning rate 0.1, weight decay 1e-4 on every parameter. The paper
+divides the rate by 10 when the error plateaus, in about 120 epochs; here at epochs 30, 60 and 90.
+Its crops of 224 pixels from images of short side 256 to 480 are random resized crops of that range
+of areas without a change of ratio, and its colour noise (PCA) is left out.
 Expected: top-1 75.3% (of the authors' own implementation).
 Hardware: 8 accelerators with 32 images each, in bfloat16; one with 16 GB does as well.
-Cost: 17 A100-hours, by arithmetic: 120 epochs x 1,281,167 images x 4.11 GMACs, at the 2,470 images/s of 4.11 GMACs that NVIDIA reports for
-ResNet-50 on one A100.
+Cost: 17 A100-hours, by arithmetic: 120 epochs x 1,281,167 images x 4.11 GMACs, at the 2,470
+images/s of 4.11 GMACs that NVIDIA reports for ResNet-50 on one A100.
 """
 
 from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig

@@ -2,12 +2,13 @@
 
     python train.py --config configs/imagenet/mlperf_resnet50.py --workdir runs/mlperf_resnet50
 
-LARS with learning rate 11 after 2 epochs of warmup, a polynomial of power 2 to 1e-4, momentum 0.9, trust coefficient 0.001, weight decay 5e-5, label
-smoothing 0.1, batch statistics of 400 images, 37 epochs.
+LARS with learning rate 11 after 2 epochs of warmup, a polynomial of power 2 to 1e-4, momentum 0.9,
+trust coefficient 0.001, weight decay 5e-5, label smoothing 0.1, batch statistics of 400 images, 37
+epochs.
 Expected: top-1 75.9%, the target of the benchmark.
 Hardware: 8 accelerators with 400 images each, in bfloat16.
-Cost: 5 A100-hours, by arithmetic: 37 epochs x 1,281,167 images x 4.11 GMACs, at the 2,470 images/s of 4.11 GMACs that
-NVIDIA reports for ResNet-50 on one A100.
+Cost: 5 A100-hours, by arithmetic: 37 epochs x 1,281,167 images x 4.11 GMACs, at the 2,470 images/s
+of 4.11 GMACs that NVIDIA reports for ResNet-50 on one A100.
 """
 
 from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig

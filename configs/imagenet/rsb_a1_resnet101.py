@@ -2,9 +2,10 @@
 
     python train.py --config configs/imagenet/rsb_a1_resnet101.py --workdir runs/rsb_a1_resnet101
 
-All else is in `rsb_a1_resnet50.py`. Expected: top-1 81.5% (the paper, at 224 pixels).
-Cost: 165 A100-hours, by arithmetic: 600 epochs x 1,281,167 images x 7.83 GMACs, at the 2,470 images/s of 4.11 GMACs that
-NVIDIA reports for ResNet-50 on one A100.
+All other settings are those of `rsb_a1_resnet50.py`. Expected: top-1 81.5% (the paper, at 224
+pixels).
+Cost: 165 A100-hours, by arithmetic: 600 epochs x 1,281,167 images x 7.83 GMACs, at the 2,470
+images/s of 4.11 GMACs that NVIDIA reports for ResNet-50 on one A100.
 """
 
 from flaxres import variant

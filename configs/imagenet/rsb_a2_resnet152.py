@@ -2,9 +2,10 @@
 
     python train.py --config configs/imagenet/rsb_a2_resnet152.py --workdir runs/rsb_a2_resnet152
 
-All else is in `rsb_a2_resnet50.py`. Expected: top-1 81.8% (the paper, at 224 pixels).
-Cost: 122 A100-hours, by arithmetic: 300 epochs x 1,281,167 images x 11.60 GMACs, at the 2,470 images/s of 4.11 GMACs that
-NVIDIA reports for ResNet-50 on one A100.
+All other settings are those of `rsb_a2_resnet50.py`. Expected: top-1 81.8% (the paper, at 224
+pixels).
+Cost: 122 A100-hours, by arithmetic: 300 epochs x 1,281,167 images x 11.60 GMACs, at the 2,470
+images/s of 4.11 GMACs that NVIDIA reports for ResNet-50 on one A100.
 """
 
 from flaxres import variant

@@ -2,13 +2,14 @@
 
     python train.py --config configs/imagenet/rsb_a3_resnet50.py --workdir runs/rsb_a3_resnet50
 
-Batch 2,048. LAMB with learning rate 8e-3 after 5 epochs of warmup from 1e-4, half a cosine to 1e-6, 100 epochs; weight decay 0.02, none on norms
-and biases; the gradient's norm at most 1, as timm's LAMB has it. rand-m6-mstd0.5-inc1, mixup 0.1 or cutmix 1 for each batch, binary cross entropy.
+Batch 2,048. LAMB with learning rate 8e-3 after 5 epochs of warmup from 1e-4, half a cosine to 1e-6,
+100 epochs; weight decay 0.02, none on norms and biases; the gradient's norm at most 1, as timm's
+LAMB has it. rand-m6-mstd0.5-inc1, mixup 0.1 or cutmix 1 for each batch, binary cross entropy.
 Training at 160 pixels, evaluation at 224 of short side 236 (crop ratio 0.95), all bicubic.
 Expected: top-1 78.1% (the paper, table 1).
 Hardware: 8 accelerators with 80 GB, in bfloat16.
-Cost: 7 A100-hours, by arithmetic: 100 epochs x 1,281,167 images x 2.10 GMACs, at the 2,470 images/s of 4.11 GMACs that NVIDIA reports for ResNet-50
-on one A100.
+Cost: 7 A100-hours, by arithmetic: 100 epochs x 1,281,167 images x 2.10 GMACs, at the 2,470 images/s
+of 4.11 GMACs that NVIDIA reports for ResNet-50 on one A100.
 """
 
 from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig

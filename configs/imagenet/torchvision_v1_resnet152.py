@@ -1,10 +1,11 @@
-"""ResNet-152 on ImageNet: torchvision's first recipe.
+r"""ResNet-152 on ImageNet: torchvision's first recipe.
 
-    python train.py --config configs/imagenet/torchvision_v1_resnet152.py --workdir runs/torchvision_v1_resnet152
+    python train.py --config configs/imagenet/torchvision_v1_resnet152.py \
+        --workdir runs/torchvision_v1_resnet152
 
-All else is in `torchvision_v1_resnet50.py`. Expected: top-1 78.31% (torchvision).
-Cost: 37 A100-hours, by arithmetic: 90 epochs x 1,281,167 images x 11.60 GMACs, at the 2,470 images/s of 4.11 GMACs that
-NVIDIA reports for ResNet-50 on one A100.
+All other settings are those of `torchvision_v1_resnet50.py`. Expected: top-1 78.31% (torchvision).
+Cost: 37 A100-hours, by arithmetic: 90 epochs x 1,281,167 images x 11.60 GMACs, at the 2,470
+images/s of 4.11 GMACs that NVIDIA reports for ResNet-50 on one A100.
 """
 
 from flaxres import variant

@@ -1,16 +1,19 @@
-"""ResNet-50 on ImageNet: torchvision's second recipe (the weights IMAGENET1K_V2).
+r"""ResNet-50 on ImageNet: torchvision's second recipe (the weights IMAGENET1K_V2).
 
-    python train.py --config configs/imagenet/torchvision_v2_resnet50.py --workdir runs/torchvision_v2_resnet50
+    python train.py --config configs/imagenet/torchvision_v2_resnet50.py \
+        --workdir runs/torchvision_v2_resnet50
 
-Batch 8 x 128, SGD with momentum 0.9, learning rate 0.5 after 5 epochs of warmup from a hundredth, half a cosine to zero, 600 epochs; weight decay
-2e-5, none on norms (torchvision decays the head's bias, flaxres does not); training at 176 pixels, evaluation at 224 from short side 232;
-TrivialAugment, random erasing 0.1, mixup 0.2 or cutmix 1 for each batch, label smoothing 0.1, four augmentations of an image in a batch.
-torchvision writes the decay of its average as 0.99998 and rescales it: 1 - 0.00002 * 8 * 128 * 32 / 600 = 0.99891 every 32 steps, begun anew until
-the warmup is over.
+Batch 8 x 128, SGD with momentum 0.9, learning rate 0.5 after 5 epochs of warmup from a hundredth,
+half a cosine to zero, 600 epochs; weight decay 2e-5, none on norms (torchvision decays the head's
+bias, flaxres does not); training at 176 pixels, evaluation at 224 from short side 232;
+TrivialAugment, random erasing 0.1, mixup 0.2 or cutmix 1 for each batch, label smoothing 0.1, four
+augmentations of an image in a batch. torchvision writes the decay of its average as 0.99998 and
+rescales it: 1 - 0.00002 * 8 * 128 * 32 / 600 = 0.99891 every 32 steps. Until the warmup is over the
+average is a copy of the weights.
 Expected: top-1 80.86% (torchvision).
 Hardware: 8 accelerators with 128 images each, in bfloat16.
-Cost: 53 A100-hours, by arithmetic: 600 epochs x 1,281,167 images x 2.54 GMACs, at the 2,470 images/s of 4.11 GMACs that NVIDIA reports for
-ResNet-50 on one A100.
+Cost: 53 A100-hours, by arithmetic: 600 epochs x 1,281,167 images x 2.54 GMACs, at the 2,470
+images/s of 4.11 GMACs that NVIDIA reports for ResNet-50 on one A100.
 """
 
 from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig

@@ -105,9 +105,9 @@ def from_json(path: pathlib.Path) -> Config:
     """
     try:
         sections = json.loads(path.read_text())
-        kinds = typing.get_type_hints(Config)
+        types = typing.get_type_hints(Config)
         built = {
-            name: kinds[name](**{key: _tuples(value) for key, value in fields.items()})
+            name: types[name](**{key: _tuples(value) for key, value in fields.items()})
             for name, fields in sections.items()
         }
         config = Config(**built)

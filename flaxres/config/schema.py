@@ -22,13 +22,17 @@ from flaxres.models.registry import MODELS
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Settings of the network."""
+    """Settings of the network.
+
+    >>> ModelConfig(name="resnet18", dtype="bfloat16").name
+    'resnet18'
+    """
 
     name: str = setting("resnet50", choices=MODELS)
     """A name of `flaxres.list_models()`."""
     stem: Literal["standard", "small"] | None = setting(None)
-    """'small' is a 3x3 convolution without pooling, for small images; None
-    keeps the model's own. A network without the choice refuses it."""
+    """'small' is a 3x3 convolution without pooling, for small images; None keeps the model's
+    own. A network without the choice refuses it."""
     depths: tuple[int, ...] | None = setting(None, rules.SOME_POSITIVE)
     """Blocks of each stage; None keeps the model's own."""
     widths: tuple[int, ...] | None = setting(None, rules.SOME_POSITIVE)
@@ -36,17 +40,14 @@ class ModelConfig:
     stem_width: int | None = setting(None, optional(rules.POSITIVE))
     """Output channels of the first convolution; None keeps the model's own."""
     stem_init: Literal["random", "whitening"] = setting("random")
-    """'whitening' initialises the first convolution with the principal
-    directions of training images, each divided by its standard
-    deviation (Jordan 2024)."""
+    """'whitening' initialises the first convolution with the principal directions of training
+    images, each divided by its standard deviation (Jordan 2024)."""
     shortcut: Literal["projection", "average", "zero_pad", "none"] | None = setting(None)
-    """Shortcut where the shape changes; None keeps the model's own. 'none'
-    removes all shortcuts: a plain network (He et al. 2016, section
-    3.3)."""
+    """Shortcut where the shape changes; None keeps the model's own. 'none' removes all
+    shortcuts: a plain network (He et al. 2016, section 3.3)."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = setting(None)
-    """Dtype of the computation; None is bfloat16 on accelerators and
-    float32 on CPUs. float16 scales the loss; float64 needs
-    JAX_ENABLE_X64=1."""
+    """Dtype of the computation; None is bfloat16 on accelerators and float32 on CPUs. float16
+    scales the loss; float64 needs JAX_ENABLE_X64=1."""
     param_dtype: Literal["float32", "float64"] = setting("float32")
     """Dtype of the parameters, the optimizer's state and the updates."""
     bn_group: int | None = setting(None, optional(rules.POSITIVE))
@@ -56,21 +57,20 @@ class ModelConfig:
     dropout: float = setting(0.0, rules.BELOW_ONE)
     """Dropout rate before the head."""
     stochastic_depth: float = setting(0.0, rules.BELOW_ONE)
-    """Stochastic depth rate of the last block; rates grow linearly from 0
-    at the first block (Huang et al. 2016)."""
+    """Stochastic depth rate of the last block; rates grow linearly from 0 at the first block
+    (Huang et al. 2016)."""
     scan_blocks: bool = setting(False)
     """Compile the equal blocks of a stage once, under a scan; for very deep networks."""
     remat: bool = setting(False)
-    """Recompute the activations of each block in the backward pass: less
-    memory, more time."""
+    """Recompute the activations of each block in the backward pass: less memory, more time."""
     anti_alias: Literal["blur", "average"] | None = setting(None)
     """'blur' replaces strides by BlurPool (Zhang 2019); None keeps the model's own."""
     head_bias: float = setting(0.0)
-    """Initial bias of the head; minus the logarithm of the number of
-    classes suits `optim.loss='binary'`."""
+    """Initial bias of the head; minus the logarithm of the number of classes suits
+    `optim.loss='binary'`."""
     weights: str | None = setting(None)
-    """File of weights to start from (torchvision's, timm's or flaxres's
-    naming); a head with another number of classes is re-initialised."""
+    """File of weights to start from (torchvision's, timm's or flaxres's naming); a head with
+    another number of classes is re-initialised."""
 
     @property
     def compute_dtype(self) -> str:
@@ -80,17 +80,20 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Settings of the dataset and of the host's part of the input."""
+    """Settings of the dataset and of the host's part of the input.
+
+    >>> DataConfig(name="folder", source="photographs").source
+    'photographs'
+    """
 
     name: str = setting("digits")
-    """digits, folder, cifar10, imagenet2012, or an ArrayRecord dataset
-    that TFDS has prepared (`name` or `name/config:version`)."""
+    """digits, folder, cifar10, imagenet2012, or an ArrayRecord dataset that TFDS has prepared
+    (`name` or `name/config:version`)."""
     source: str | None = setting(None, resume=True, local=True)
-    """Location of the raw files: the folder of <split>/<class>/*.jpg, the
-    folder of ImageNet's tars, or CIFAR-10's archive."""
+    """Location of the raw files: the folder of <split>/<class>/*.jpg, the folder of ImageNet's
+    tars, or CIFAR-10's archive."""
     data_dir: str | None = setting(None, resume=True, local=True)
-    """Folder of prepared datasets; None is TFDS's own ($TFDS_DATA_DIR or
-    ~/tensorflow_datasets)."""
+    """Folder of prepared datasets; None is TFDS's own ($TFDS_DATA_DIR or ~/tensorflow_datasets)."""
     train_split: str = setting("train")
     """Split for training, in TFDS's syntax: `train[:90%]` works."""
     eval_split: str = setting("test", measure=True)
@@ -102,70 +105,72 @@ class DataConfig:
     eval_resize: int = setting(256, rules.POSITIVE, measure=True)
     """Short side before that crop in pixels."""
     progressive_sizes: tuple[tuple[float, int], ...] = setting((), rules.SIZES)
-    """Pairs (epoch, side): training images have that side from that epoch
-    on, and `image_size` before the first."""
+    """Pairs (epoch, side): training images have that side from that epoch on, and `image_size`
+    before the first."""
     crop: Literal["random_resized", "centre"] = setting("random_resized")
-    """Crop of training images: a random part, resized; or the centre after
-    resizing the short side (small images; see augment.shift)."""
+    """Crop of training images: a random part, resized; or the centre after resizing the short
+    side (small images; see augment.shift)."""
     crop_scale: tuple[float, float] = setting((0.08, 1.0), rules.RANGE_UP_TO_ONE)
     """Random resized crop: range of the share of the image's area."""
     crop_ratio: tuple[float, float] = setting((3 / 4, 4 / 3), rules.RANGE)
     """Random resized crop: range of width divided by height."""
     crop_interpolation: CropInterpolation = setting("fast")
-    """Random resized crop: 'fast' is OpenCV's bilinear with antialiasing;
-    'bilinear' and 'bicubic' are Pillow's, exactly."""
+    """Random resized crop: 'fast' is OpenCV's bilinear with antialiasing; 'bilinear' and
+    'bicubic' are Pillow's, exactly."""
     interpolation: Interpolation = setting("bilinear", measure=True)
     """Pillow's interpolation for the central crop."""
     eval_flip: bool = setting(False, measure=True)
     """Average the logits of an image and of its mirror image in evaluation."""
     eval_shift: int = setting(0, measure=True)
-    """Pixels; average the logits of an image (weight one half) and of two
-    copies shifted that far towards opposite corners (Jordan 2024); 0 is
-    off."""
+    """Pixels; average the logits of an image (weight one half) and of two copies shifted that
+    far towards opposite corners (Jordan 2024); 0 is off."""
     repeats: int = setting(1, rules.POSITIVE)
-    """Repeated augmentation: copies of each image in its batch, each
-    augmented separately (Hoffer et al. 2020)."""
+    """Repeated augmentation: copies of each image in its batch, each augmented separately
+    (Hoffer et al. 2020)."""
     bad_images: BadImages = setting("skip")
-    """Treatment of an image that can't be decoded: 'skip' names and counts
-    it and takes the next one; 'error' stops."""
+    """Treatment of an image that can't be decoded: 'skip' names and counts it and takes the next
+    one; 'error' stops."""
     mean: tuple[float, float, float] = setting(IMAGENET_MEAN)
     """Mean of each channel, for pixels in [0, 1]."""
     std: tuple[float, float, float] = setting(IMAGENET_STD, rules.ALL_POSITIVE)
     """Standard deviation of each channel, for pixels in [0, 1]."""
     resident: bool = setting(False)
-    """Keep the whole decoded dataset on each device; for small datasets.
-    Needs data.crop='centre'."""
+    """Keep the whole decoded dataset on each device; for small datasets. Needs
+    data.crop='centre'."""
     threads: int = setting(0, rules.NOT_NEGATIVE, resume=True, local=True)
     """Decoding threads; 0 is one per core."""
     workers: int = setting(0, rules.NOT_NEGATIVE, resume=True, local=True)
-    """Decoding processes in place of threads, for hosts with more cores
-    than one interpreter can use."""
+    """Decoding processes in place of threads, for hosts with more cores than one interpreter can
+    use."""
     worker_seconds: float = setting(300.0, rules.NOT_NEGATIVE, resume=True, local=True)
-    """Seconds after which a decoding process that has not finished a batch
-    ends the run and is named; 0 is never."""
+    """Seconds after which a decoding process that has not finished a batch ends the run and is
+    named; 0 is never."""
     prefetch: int = setting(4, rules.POSITIVE, resume=True, local=True)
     """Maximum number of batches being decoded at a time."""
     buffer_mib: int = setting(512, rules.POSITIVE, resume=True, local=True)
-    """Maximum MiB of images being decoded at a time on each host; one
-    batch is always allowed."""
+    """Maximum MiB of images being decoded at a time on each host; one batch is always allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
     """Settings of the augmentation on the device, in order of application.
-    Random numbers depend on the sample's position alone."""
+    Random numbers depend on the sample's position alone.
+
+    >>> AugmentConfig(mixup=0.2).mixup
+    0.2
+    """
 
     shift: int = setting(0, rules.NOT_NEGATIVE)
-    """Pixels of zero padding before a random window of the original size
-    is taken (He et al. 2016: 4 on CIFAR)."""
+    """Pixels of zero padding before a random window of the original size is taken (He et al.
+    2016: 4 on CIFAR)."""
     flip: bool = setting(True)
     """Mirror half of the images."""
     flip_alternates: bool = setting(False)
-    """Mirror half of the images in the first epoch and then each image in
-    every second epoch, instead of at random (Jordan 2024, section 3.6)."""
+    """Mirror half of the images in the first epoch and then each image in every second epoch,
+    instead of at random (Jordan 2024, section 3.6)."""
     color_jitter: tuple[float, float, float, float] = setting((0.0, 0.0, 0.0, 0.0), rules.JITTER)
-    """Strengths of brightness, contrast, saturation and hue, as
-    torchvision's ColorJitter takes them."""
+    """Strengths of brightness, contrast, saturation and hue, as torchvision's ColorJitter takes
+    them."""
     auto: str | None = setting(None, parse=policy)
     """'ta_wide' (TrivialAugmentWide) or RandAugment in timm's form, e.g.
     'rand-m7-mstd0.5-inc1'."""
@@ -176,13 +181,12 @@ class AugmentConfig:
     erase_ratio: tuple[float, float] = setting((0.3, 1 / 0.3), rules.RANGE)
     """Random erasing: range of height divided by width."""
     erase_fill: Fill = setting("zero")
-    """Random erasing: 'zero' is the mean colour, 'noise' is normal noise
-    (timm's 'pixel')."""
+    """Random erasing: 'zero' is the mean colour, 'noise' is normal noise (timm's 'pixel')."""
     cutout: int = setting(0, rules.NOT_NEGATIVE)
     """Side of the square that cutout blanks, in pixels; 0 is off."""
     mixup: float = setting(0.0, rules.NOT_NEGATIVE)
-    """Parameter of mixup's beta distribution; 0 is off. Images are mixed
-    with their neighbour in the batch."""
+    """Parameter of mixup's beta distribution; 0 is off. Images are mixed with their neighbour in
+    the batch."""
     cutmix: float = setting(0.0, rules.NOT_NEGATIVE)
     """Parameter of cutmix's beta distribution; 0 is off."""
     mix_probability: float = setting(1.0, rules.SHARE)
@@ -195,11 +199,15 @@ class AugmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """Settings of the optimizer, the learning rate schedule and the loss."""
+    """Settings of the optimizer, the learning rate schedule and the loss.
+
+    >>> OptimConfig(name="lamb", learning_rate=5e-3).learning_rate
+    0.005
+    """
 
     name: Literal["sgd", "sgdw", "lars", "lamb", "adamw", "muon"] = setting("sgd")
-    """Optimizer. 'sgdw' is SGD with decoupled weight decay that follows
-    the schedule: (rate / peak) * decay * weight in each step."""
+    """Optimizer. 'sgdw' is SGD with decoupled weight decay that follows the schedule: (rate /
+    peak) * decay * weight in each step."""
     learning_rate: float = setting(0.1, rules.NOT_NEGATIVE)
     """Peak learning rate for this batch size; nothing rescales it."""
     momentum: float = setting(0.9, rules.BELOW_ONE)
@@ -207,31 +215,28 @@ class OptimConfig:
     nesterov: bool = setting(False)
     """Use Nesterov's momentum (SGD, LARS and Muon)."""
     beta2: float = setting(0.999, rules.BELOW_ONE)
-    """Decay of the squared gradients: LAMB, AdamW, and Muon for parameters
-    that are no kernels of convolutions."""
+    """Decay of the squared gradients: LAMB, AdamW, and Muon for parameters that are no kernels
+    of convolutions."""
     epsilon: float = setting(1e-6, rules.POSITIVE)
     """Added to the root of the squared gradients where beta2 is used."""
     trust_coefficient: float = setting(0.001, rules.NOT_NEGATIVE)
     """LARS: coefficient of the ratio between the norms of weights and gradients."""
     weight_decay: float = setting(1e-4, rules.NOT_NEGATIVE)
-    """Weight decay; SGD and LARS add it to the gradient, as PyTorch's SGD
-    does; LAMB, AdamW and Muon add it to the update."""
+    """Weight decay; SGD and LARS add it to the gradient, as PyTorch's SGD does; LAMB, AdamW and
+    Muon add it to the update."""
     decay_norm_and_bias: bool = setting(False)
-    """Apply weight decay (and the trust ratio of LARS and LAMB) to norms
-    and biases too."""
+    """Apply weight decay (and the trust ratio of LARS and LAMB) to norms and biases too."""
     clip_norm: float = setting(0.0, rules.NOT_NEGATIVE)
     """Maximum norm of the whole gradient; 0 is no limit."""
     layer_decay: float = setting(1.0, rules.UP_TO_ONE)
-    """Learning rate of each stage as a share of the next stage's; the head
-    has the full rate."""
+    """Learning rate of each stage as a share of the next stage's; the head has the full rate."""
     sam_rho: float = setting(0.0, rules.NOT_NEGATIVE)
-    """Sharpness-aware minimisation (Foret et al. 2021): length of the
-    ascent step; 0 is off."""
+    """Sharpness-aware minimisation (Foret et al. 2021): length of the ascent step; 0 is off."""
     sam_every: int = setting(1, rules.POSITIVE)
     """Steps between uses of SAM."""
     schedule: Literal["cosine", "step", "linear", "polynomial", "constant"] = setting("cosine")
-    """Schedule after the warmup: half a cosine, a line or a polynomial of
-    `power` to `final_scale`, steps at `milestones`, or a constant."""
+    """Schedule after the warmup: half a cosine, a line or a polynomial of `power` to
+    `final_scale`, steps at `milestones`, or a constant."""
     warmup_epochs: float = setting(0.0, rules.NOT_NEGATIVE)
     """Epochs of linear warmup from `warmup_scale` times the peak."""
     warmup_steps: int | None = setting(None, optional(rules.NOT_NEGATIVE))
@@ -251,26 +256,29 @@ class OptimConfig:
     label_smoothing: float = setting(0.0, rules.BELOW_ONE)
     """Share of the target that is spread evenly over all classes."""
     loss: Literal["cross_entropy", "binary", "binary_sum"] = setting("cross_entropy")
-    """'binary' is binary cross entropy of each class (Wightman et al.
-    2021), averaged over classes as in timm; 'binary_sum' sums over
-    classes."""
+    """'binary' is binary cross entropy of each class (Wightman et al. 2021), averaged over
+    classes as in timm; 'binary_sum' sums over classes."""
     binary_threshold: float | None = setting(None, optional(rules.BELOW_ONE))
     """Binary losses: targets above the threshold become 1, others 0."""
     distill_model: str | None = setting(None, choices=MODELS)
-    """Teacher network, a name of `flaxres.list_models()`, with
-    `distill_weights`; it sees the same images."""
+    """Teacher network, a name of `flaxres.list_models()`, with `distill_weights`; it sees the
+    same images."""
     distill_weights: str | None = setting(None)
     """File of the teacher's weights."""
     distill_alpha: float = setting(0.5, rules.SHARE)
     """Share of the teacher in the loss."""
     distill_temperature: float = setting(1.0, rules.POSITIVE)
-    """Temperature of both distributions in the divergence (Hinton et al.
-    2015), whose gradient is scaled by its square."""
+    """Temperature of both distributions in the divergence (Hinton et al. 2015), whose gradient
+    is scaled by its square."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Settings of the run: its length, its devices and its output."""
+    """Settings of the run: its length, its devices and its output.
+
+    >>> TrainConfig(batch_size=1024, epochs=18).epochs
+    18
+    """
 
     batch_size: int = setting(256, rules.POSITIVE)
     """Global batch size, over all devices and hosts."""
@@ -287,27 +295,26 @@ class TrainConfig:
     keep_checkpoints: int = setting(3, rules.POSITIVE, resume=True)
     """Number of newest checkpoints to keep."""
     keep_best: int = setting(1, rules.NOT_NEGATIVE, resume=True)
-    """Number of checkpoints with the best top-1 to keep besides, among
-    those saved at an evaluation."""
+    """Number of checkpoints with the best top-1 to keep besides, among those saved at an
+    evaluation."""
     non_finite: Literal["stop", "skip"] = setting("stop")
-    """Treatment of a loss or gradient that is not finite: 'stop' saves the
-    state before it and names the samples; 'skip' leaves the step out."""
+    """Treatment of a loss or gradient that is not finite: 'stop' saves the state before it and
+    names the samples; 'skip' leaves the step out."""
     loss_limit: float = setting(0.0, rules.NOT_NEGATIVE)
-    """A loss above this limit is treated as not finite, against sudden
-    spikes; 0 is no limit."""
+    """A loss above this limit is treated as not finite, against sudden spikes; 0 is no limit."""
     deterministic: bool = setting(False)
-    """Use only kernels that give the same bits in every run; this slows
-    GPUs down. CPUs are always deterministic."""
+    """Use only kernels that give the same bits in every run; this slows GPUs down. CPUs are
+    always deterministic."""
     watchdog_seconds: float = setting(1800.0, rules.NOT_NEGATIVE, resume=True)
-    """Seconds after which a step, evaluation or save ends the process with
-    code 70 and leaves its stacks; 0 is never. Compiling counts."""
+    """Seconds after which a step, evaluation or save ends the process with code 70 and leaves
+    its stacks; 0 is never. Compiling counts."""
     accumulate: int = setting(1, rules.POSITIVE)
-    """Parts of a batch that are computed one after another, to save
-    memory. With model.bn_group, which must divide the part, the result
-    is the same but for the masks of dropout and stochastic depth."""
+    """Parts of a batch that are computed one after another, to save memory. With model.bn_group,
+    which must divide the part, the result is the same but for the masks of dropout and
+    stochastic depth."""
     ema_decay: float = setting(0.0, rules.BELOW_ONE)
-    """Decay of the moving average of parameters and statistics, which
-    evaluation then uses; 0 is off."""
+    """Decay of the moving average of parameters and statistics, which evaluation then uses; 0 is
+    off."""
     ema_every: int = setting(1, rules.POSITIVE)
     """Steps between updates of the moving average."""
     ema_start_epochs: float = setting(0.0, rules.NOT_NEGATIVE)
@@ -315,9 +322,8 @@ class TrainConfig:
     log_every_steps: int = setting(50, rules.POSITIVE, resume=True)
     """Steps between log lines."""
     steps_per_dispatch: int | None = setting(None, optional(rules.POSITIVE))
-    """Steps that the device runs per call on data that it holds
-    (data.resident); None is 16 on accelerators and 1 on CPUs, whose
-    loops are slow."""
+    """Steps that the device runs per call on data that it holds (data.resident); None is 16 on
+    accelerators and 1 on CPUs, whose loops are slow."""
     seed: int = setting(0, rules.SEED)
     """Seed of the initialisation, the sample order and the augmentation."""
     devices: int | None = setting(None, optional(rules.POSITIVE), resume=True)
@@ -327,8 +333,7 @@ class TrainConfig:
     wandb: str | None = setting(None, resume=True, local=True)
     """Project of Weights & Biases to log to besides, where that package is installed."""
     profile_steps: tuple[int, int] | None = setting(None, optional(rules.TRACE), resume=True)
-    """First and last step of a trace by JAX's profiler, written to
-    `profile` in the workdir."""
+    """First and last step of a trace by JAX's profiler, written to `profile` in the workdir."""
     progress: bool = setting(True, resume=True, local=True)
     """Show a live progress bar on a terminal; other outputs get plain lines."""
 
@@ -337,15 +342,9 @@ class TrainConfig:
 class Config:
     """A whole run. A file in configs/ binds `config = Config(...)`.
 
-    Example:
-
-      >>> import flaxres
-      >>> config = flaxres.Config(
-      ...     model=flaxres.ModelConfig(name="resnet18"),
-      ...     train=flaxres.TrainConfig(epochs=10),
-      ... )
-      >>> config.optim.learning_rate
-      0.1
+    >>> config = Config(ModelConfig(name="resnet18"), train=TrainConfig(epochs=10))
+    >>> config.optim.learning_rate
+    0.1
     """
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -357,19 +356,19 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A setting as declared at its field: its type and its `Facts`."""
+    """A setting as table at its field: its type and its `Facts`."""
 
     kind: Any
     facts: Facts
 
 
 def _declared() -> dict[str, Setting]:
-    found = {}
+    table = {}
     for name, section in typing.get_type_hints(Config).items():
         types = typing.get_type_hints(section)
         for field in dataclasses.fields(section):
-            found[f"{name}.{field.name}"] = Setting(types[field.name], field.metadata[rules.FACTS])
-    return found
+            table[f"{name}.{field.name}"] = Setting(types[field.name], field.metadata[rules.FACTS])
+    return table
 
 
 SETTINGS = _declared()
@@ -386,11 +385,11 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def differences(old: Config, new: Config, measuring: bool = False) -> list[str]:
-    """Lists the settings that differ and that a resumed run may not
-    change. Args: old: the config of the run. new: the config it is
-    compared with. measuring: also allow those that only say how the
-    model is measured. Returns: `["optim.learning_rate: 0.1 -> 0.3",
-    ...]`, in the order of declaration."""
+    """Lists the settings that differ and that a resumed run may not change.
+
+    The result is `["optim.learning_rate: 0.1 -> 0.3", ...]`, in the order of declaration. With
+    `measuring`, settings that only say how the model is measured may differ, too.
+    """
     before, after = flat(old), flat(new)
     return [
         f"{name}: {before[name]!r} -> {after[name]!r}"

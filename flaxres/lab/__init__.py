@@ -1,6 +1,7 @@
-"""Why skip connections work: experiments, each of which returns its numbers, and draws, tables and saves them.
+"""Experiments on why skip connections work.
 
-`EXPERIMENTS` has them by name; `flaxres lab NAME --out DIR` runs them from the shell.
+`EXPERIMENTS` has them by name. Each returns its numbers, draws them, and lists them as a table.
+`flaxres lab NAME --out DIR` runs them from the shell.
 """
 
 from collections.abc import Mapping

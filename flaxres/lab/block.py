@@ -1,11 +1,16 @@
-"""The article's residual block, `x2 = relu(W2 relu(W1 x0 + b1) + b2 + x0)`, beside the plain one: its fallback to the identity, and its gradient."""
+"""The article's residual block and the plain one: fallback to the identity, and gradient.
+
+The block is `x2 = relu(W2 relu(W1 x0 + b1) + b2 + x0)`; the plain one lacks the `+ x0`.
+"""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from flaxres import figures
 from flaxres.lab.report import STYLES, Claim, Experiment, Say, Settings
@@ -13,76 +18,101 @@ from flaxres.lab.report import STYLES, Claim, Experiment, Say, Settings
 WIDTH, EXAMPLES = 16, 256
 SCALES = np.concatenate([[0.0], np.logspace(-3, 0, 13)])
 
+Weights = tuple[jax.Array, ...]
 
-def weights_of(key: jax.Array) -> tuple[jax.Array, ...]:
-    """W1, b1, W2, b2, of He et al.'s 2015 variance."""
+
+def _weights(key: jax.Array) -> Weights:
+    """Returns W1, b1, W2, b2, with the variance of He et al. 2015."""
     first, second = jax.random.split(key)
     kernel = jax.nn.initializers.he_normal(dtype=jnp.float64)
     zeros = jnp.zeros(WIDTH, jnp.float64)
     return kernel(first, (WIDTH, WIDTH)), zeros, kernel(second, (WIDTH, WIDTH)), zeros
 
 
-def branch(weights: tuple[jax.Array, ...], x: jax.Array) -> jax.Array:
-    """F(x): two dense layers, (N, 16) -> (N, 16)."""
+def _branch(weights: Weights, x: Float[Array, "n 16"]) -> Float[Array, "n 16"]:
+    """Returns F(x), two dense layers."""
     w1, b1, w2, b2 = weights
     return jax.nn.relu(x @ w1 + b1) @ w2 + b2
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """By the scale of the weights (S,), of both blocks: how far the output is from the input, |y - x| / |x|, and |dJ/dx| over |dJ/dy|.
+    """Distances and gradients by the scale of the weights, for 'plain' and 'residual' blocks.
 
-    `gradient_error`: the largest difference between dJ/dx by autodiff and `dJ/dH (F'(x) + I)` with F' computed by columns, over the largest entry.
+    Attributes:
+      scales: factors of the weights.
+      distance: distance of the output y from the input x, |y - x| / |x|.
+      gradient: |dJ/dx| / |dJ/dy|.
+      gradient_error: largest difference between dJ/dx by autodiff and `dJ/dH (F'(x) + I)` with F'
+        computed by columns, relative to the largest entry.
     """
 
-    scales: np.ndarray
-    distance: dict[str, np.ndarray]
-    gradient: dict[str, np.ndarray]
+    scales: Float[np.ndarray, " scales"]
+    distance: dict[str, Float[np.ndarray, " scales"]]
+    gradient: dict[str, Float[np.ndarray, " scales"]]
     gradient_error: float
 
 
 def run(settings: Settings, say: Say) -> Result:
-    """In float64. J is a random linear function of the block's output."""
+    """Measures both blocks in float64. J is a random linear function of the block's output.
+
+    Args:
+      settings: uses `seed`.
+      say: unused; the experiment takes seconds.
+
+    Example:
+
+      >>> import pathlib
+      >>> result = run(Settings(pathlib.Path("lab")), print)
+      >>> result.distance["residual"][0]  # weights of zero: the identity
+      np.float64(0.0)
+    """
     del say
     with jax.enable_x64(True):
         weights_key, input_key, readout_key = jax.random.split(jax.random.key(settings.seed), 3)
-        weights = weights_of(weights_key)
-        x = jnp.abs(
-            jax.random.normal(input_key, (EXAMPLES, WIDTH), jnp.float64)
-        )  # a block's input has come through a ReLU
+        weights = _weights(weights_key)
+        # A block's input has passed a ReLU.
+        x = jnp.abs(jax.random.normal(input_key, (EXAMPLES, WIDTH), jnp.float64))
         readout = jax.random.normal(readout_key, (EXAMPLES, WIDTH), jnp.float64)
-        blocks = {
-            "plain": lambda scale, x: jax.nn.relu(branch(scaled(weights, scale), x)),
-            "residual": lambda scale, x: jax.nn.relu(branch(scaled(weights, scale), x) + x),
-        }
+
+        def plain(scale: float, x: jax.Array) -> jax.Array:
+            return jax.nn.relu(_branch(_scaled(weights, scale), x))
+
+        def residual(scale: float, x: jax.Array) -> jax.Array:
+            return jax.nn.relu(_branch(_scaled(weights, scale), x) + x)
+
         distance, gradient = {}, {}
-        for name, function in blocks.items():
-            outputs = [function(scale, x) for scale in SCALES]
-            distance[name] = np.array(
-                [float(jnp.linalg.norm(y - x) / jnp.linalg.norm(x)) for y in outputs]
-            )
-            pulled = [
-                jax.vjp(lambda x, scale=scale, function=function: function(scale, x), x)[1](
-                    readout
-                )[0]
-                for scale in SCALES
-            ]
-            gradient[name] = np.array(
-                [float(jnp.linalg.norm(g) / jnp.linalg.norm(readout)) for g in pulled]
-            )
-        return Result(SCALES, distance, gradient, identity_error(weights, x, readout))
+        for name, block in (("plain", plain), ("residual", residual)):
+            measured = [_measured(block, scale, x, readout) for scale in SCALES]
+            distance[name], gradient[name] = map(np.array, zip(*measured, strict=True))
+        return Result(SCALES, distance, gradient, _identity_error(weights, x, readout))
 
 
-def scaled(weights: tuple[jax.Array, ...], scale: float) -> tuple[jax.Array, ...]:
+def _scaled(weights: Weights, scale: float) -> Weights:
     return tuple(scale * array for array in weights)
 
 
-def identity_error(weights: tuple[jax.Array, ...], x: jax.Array, readout: jax.Array) -> float:
-    """`dJ/dx = dJ/dH (F'(x) + I)` (the article's equation, H = F(x) + x) against autodiff."""
-    by_autodiff = jax.grad(lambda x: (readout * (branch(weights, x) + x)).sum())(x)
+def _measured(
+    block: Callable[[float, jax.Array], jax.Array],
+    scale: float,
+    x: Float[Array, "n 16"],
+    readout: Float[Array, "n 16"],
+) -> tuple[float, float]:
+    """Returns |y - x| / |x| and |dJ/dx| / |dJ/dy|."""
+    y = block(scale, x)
+    (gradient,) = jax.vjp(lambda x: block(scale, x), x)[1](readout)
+    distance = float(jnp.linalg.norm(y - x) / jnp.linalg.norm(x))
+    return distance, float(jnp.linalg.norm(gradient) / jnp.linalg.norm(readout))
+
+
+def _identity_error(
+    weights: Weights, x: Float[Array, "n 16"], readout: Float[Array, "n 16"]
+) -> float:
+    """Compares `dJ/dx = dJ/dH (F'(x) + I)` (the article's equation, H = F(x) + x) to autodiff."""
+    by_autodiff = jax.grad(lambda x: (readout * (_branch(weights, x) + x)).sum())(x)
     # F'(x) by columns of directional derivatives, independently of the reverse mode.
     columns = [
-        jax.jvp(lambda x: branch(weights, x), (x,), (jnp.broadcast_to(direction, x.shape),))[1]
+        jax.jvp(lambda x: _branch(weights, x), (x,), (jnp.broadcast_to(direction, x.shape),))[1]
         for direction in jnp.eye(WIDTH)
     ]
     jacobian = jnp.stack(columns, -1) + jnp.eye(WIDTH)  # (N, out, in)
@@ -91,6 +121,7 @@ def identity_error(weights: tuple[jax.Array, ...], x: jax.Array, readout: jax.Ar
 
 
 def draw(result: Result) -> Any:
+    """Draws distance and gradient by scale; returns a matplotlib figure."""
     plt = figures.pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for name in result.distance:
@@ -98,10 +129,9 @@ def draw(result: Result) -> Any:
         right.plot(result.scales, result.gradient[name], label=name, markersize=4, **STYLES[name])
     left.set(title="Distance of the output from the input", ylabel="|y - x| / |x|")
     right.set(title="What a gradient keeps on its way through", ylabel="|dJ/dx| / |dJ/dy|")
+    label = "scale of the weights (1: He's initialisation)"
     for axes in (left, right):
-        axes.set(
-            xlabel="scale of the weights (1: He's initialisation)", xlim=(0, 1), ylim=(0, None)
-        )
+        axes.set(xlabel=label, xlim=(0, 1), ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend()
     figure.suptitle(
@@ -111,6 +141,7 @@ def draw(result: Result) -> Any:
 
 
 def rows(result: Result) -> list[dict[str, Any]]:
+    """Returns one row for each block and scale."""
     return [
         {
             "kind": kind,
@@ -124,6 +155,7 @@ def rows(result: Result) -> list[dict[str, Any]]:
 
 
 def claims(result: Result) -> list[Claim]:
+    """Tests the fallback to the identity, the gradient at zero weights, and its equation."""
     zero = {kind: float(values[0]) for kind, values in result.distance.items()}
     small = {kind: float(values[0]) for kind, values in result.gradient.items()}
     return [

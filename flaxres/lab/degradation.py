@@ -1,9 +1,13 @@
-"""Plain networks get worse with depth, residual ones don't: errors by epoch of 20 to 56 layers (He et al. 2016, figure 6)."""
+"""Errors by epoch of plain and residual networks of 20 to 56 layers (He et al. 2016, figure 6).
+
+Plain networks get worse with depth, residual networks do not.
+"""
 
 import dataclasses
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from flaxres import figures
 from flaxres.lab.networks import KINDS, Trained
@@ -15,20 +19,29 @@ SHADES = ("#56B4E9", "#009E73", "#E69F00", "#000000")
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """By (kind, depth), errors in [0, 1].
+    """Errors in [0, 1] by (kind, depth).
 
     Attributes:
-      training, test: (epochs, 2), the epoch, and the error on the augmented training images while they train, and on the test split.
-      fit: at the end, on the whole training split: what does not fit cannot be blamed on overfitting.
+      training: (epoch, error) on the augmented training images during training.
+      test: (epoch, error) on the test split.
+      fit: error on the whole training split at the end. Errors there can't be blamed on
+        overfitting.
+      data: name of the dataset.
     """
 
-    training: dict[tuple[str, int], np.ndarray]
-    test: dict[tuple[str, int], np.ndarray]
+    training: dict[tuple[str, int], Float[np.ndarray, "epochs 2"]]
+    test: dict[tuple[str, int], Float[np.ndarray, "epochs 2"]]
     fit: dict[tuple[str, int], float]
     data: str
 
 
 def run(settings: Settings, say: Say) -> Result:
+    """Trains the networks, unless `settings.out` has them, and reads their logs.
+
+    Args:
+      settings: all but `image`, `weights` and `model` are used.
+      say: receives lines of progress.
+    """
     training, test, fitted = {}, {}, {}
     for depth in DEPTHS:
         for kind in KINDS:
@@ -42,34 +55,28 @@ def run(settings: Settings, say: Say) -> Result:
 
 
 def draw(result: Result) -> Any:
+    """Draws the errors by epoch; returns a matplotlib figure."""
     plt = figures.pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained", sharey=True)
+    percent = [[1], [100]]
     for one, kind in zip(axes, KINDS, strict=True):
         for depth, colour in zip(DEPTHS, SHADES, strict=True):
-            one.plot(
-                *result.test[kind, depth].T * [[1], [100]],
-                color=colour,
-                label=f"{depth} layers, test",
-                linewidth=1.8,
-            )
-            one.plot(
-                *result.training[kind, depth].T * [[1], [100]],
-                color=colour,
-                label=f"{depth} layers, training",
-                linestyle="--",
-                linewidth=1,
-            )
+            test, training = result.test[kind, depth].T, result.training[kind, depth].T
+            label = f"{depth} layers, test"
+            one.plot(*test * percent, color=colour, label=label, linewidth=1.8)
+            label, dashed = f"{depth} layers, training", {"linestyle": "--", "linewidth": 1}
+            one.plot(*training * percent, color=colour, label=label, **dashed)
         one.set(title=f"{kind} networks", xlabel="epoch", ylim=(0, 100))
         one.grid(alpha=0.3)
     axes[0].set(ylabel="error, %")
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(DEPTHS)
-    )
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(DEPTHS))
     figure.suptitle(f"Error by epoch on {result.data} of networks with and without shortcuts")
     return figure
 
 
 def rows(result: Result) -> list[dict[str, Any]]:
+    """Returns one row for each split, network and epoch."""
     return [
         {"kind": kind, "depth": depth, "split": split, "epoch": epoch, "error": error}
         for split, curves in (("train", result.training), ("test", result.test))
@@ -79,12 +86,14 @@ def rows(result: Result) -> list[dict[str, Any]]:
 
 
 def claims(result: Result) -> list[Claim]:
+    """Tests whether depth harms plain networks, and only those, in training and test error."""
     shallow, deep = DEPTHS[0], DEPTHS[-1]
     worse = {kind: 100 * (result.fit[kind, deep] - result.fit[kind, shallow]) for kind in KINDS}
     error = {kind: 100 * float(result.test[kind, deep][-1, 1]) for kind in KINDS}
     return [
         Claim(
-            f"Plain networks of {deep} layers fit worse than those of {shallow}; residual ones don't",
+            f"Plain networks of {deep} layers fit worse than those of {shallow}; "
+            "residual ones don't",
             f"error on the training split of {deep} layers less that of {shallow}, points",
             worse["plain"],
             worse["residual"],

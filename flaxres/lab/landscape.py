@@ -1,4 +1,7 @@
-"""The loss around a trained network, in two random directions whose filters have the norms of the network's own (Li et al. 2018, section 4)."""
+"""The loss around a trained network, in two random directions (Li et al. 2018, section 4).
+
+The filters of the directions have the norms of the network's filters.
+"""
 
 import dataclasses
 from typing import Any
@@ -8,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jaxtyping import Float
 
 from flaxres import figures
 from flaxres.lab.networks import DEEP, KINDS, Trained, Variables, examples
@@ -18,50 +22,85 @@ POINTS, REACH, EXAMPLES = 15, 1.0, 250
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """`steps` (15,): along either direction, in units of the weights' own norm. `losses`: kind -> (15, 15), nats, on training images."""
+    """Losses on a grid around each network.
 
-    steps: np.ndarray
-    losses: dict[str, np.ndarray]
+    Attributes:
+      steps: positions along either direction, in units of the weights' norm.
+      losses: kind -> loss on training images, in nats.
+    """
 
-    def excess(self, kind: str) -> np.ndarray:
-        """Loss over that of the network itself."""
-        return self.losses[kind] - self.losses[kind][POINTS // 2, POINTS // 2]
+    steps: Float[np.ndarray, "15"]
+    losses: dict[str, Float[np.ndarray, "15 15"]]
+
+    def excess(self, kind: str) -> Float[np.ndarray, "15 15"]:
+        """Returns the losses less that of the network itself."""
+        losses = self.losses[kind]
+        difference: np.ndarray = losses - losses[POINTS // 2, POINTS // 2]
+        return difference
 
 
 def direction(key: jax.Array, params: Any) -> Any:
-    """Random, each filter (the kernel of an output channel) as long as the network's; norms and biases stay (Li et al. 2018, section 4)."""
+    """Draws a random direction (Li et al. 2018, section 4).
+
+    Each filter (the kernel of an output channel) has the norm of the network's filter. Norms and
+    biases are zero.
+
+    Args:
+      key: a PRNG key.
+      params: parameters of the network.
+
+    Returns:
+      A tree like `params`.
+
+    Example:
+
+      >>> params = {"kernel": jnp.full((4, 3), 2.5), "bias": jnp.ones(3)}
+      >>> drawn = direction(jax.random.key(0), params)
+      >>> jnp.linalg.norm(drawn["kernel"], axis=0).round(2), drawn["bias"]
+      (Array([5., 5., 5.], dtype=float32), Array([0., 0., 0.], dtype=float32))
+    """
     leaves, structure = jax.tree.flatten(params)
 
     def scaled(key: jax.Array, leaf: jax.Array) -> jax.Array:
         if leaf.ndim < 2:
             return jnp.zeros_like(leaf)
         random, axes = jax.random.normal(key, leaf.shape, leaf.dtype), tuple(range(leaf.ndim - 1))
-        own, drawn = (jnp.sqrt(jnp.square(array).sum(axes)) for array in (leaf, random))
-        return random * own / drawn
+        norm, drawn = (jnp.sqrt(jnp.square(array).sum(axes)) for array in (leaf, random))
+        return random * norm / drawn
 
-    return jax.tree.unflatten(
-        structure,
-        [
-            scaled(key, leaf)
-            for key, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
-        ],
-    )
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(structure, map(scaled, keys, leaves))
 
 
 def run(settings: Settings, say: Say) -> Result:
+    """Measures the loss around a plain and a residual network, which are trained if necessary.
+
+    Args:
+      settings: all but `image`, `weights` and `model` are used.
+      say: receives lines of progress.
+    """
     steps, losses = np.linspace(-REACH, REACH, POINTS), {}
     for kind in KINDS:
         network = Trained(settings, kind, DEEP, say)
         losses[kind] = surface(network, steps, settings.seed)
-        centre = losses[kind][POINTS // 2, POINTS // 2]
+        centre, median = losses[kind][POINTS // 2, POINTS // 2], np.median(losses[kind])
         say(
-            f"  {kind}, {DEEP} layers: loss {centre:.2f} at the centre, {np.median(losses[kind]):.2f} around it (median)"
+            f"  {kind}, {DEEP} layers: loss {centre:.2f} at the centre, {median:.2f} around it "
+            "(median)"
         )
     return Result(steps, losses)
 
 
-def surface(network: Trained, steps: np.ndarray, seed: int) -> np.ndarray:
-    """Loss at all pairs of steps, (15, 15), with the running statistics of the network itself."""
+def surface(
+    network: Trained, steps: Float[np.ndarray, " steps"], seed: int
+) -> Float[np.ndarray, "steps steps"]:
+    """Returns the loss at all pairs of steps, with the network's running statistics.
+
+    Args:
+      network: a trained network.
+      steps: positions along either direction.
+      seed: of the directions and of the choice of training images.
+    """
     images, labels = examples(network.run, network.run.train, EXAMPLES, seed)
     variables: Variables = network.variables
     first, second = (
@@ -75,15 +114,14 @@ def surface(network: Trained, steps: np.ndarray, seed: int) -> np.ndarray:
             first,
             second,
         )
-        logits: Any = network.model.apply(
-            {"params": params, "batch_stats": variables["batch_stats"]}, images
-        )
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        moved = {"params": params, "batch_stats": variables["batch_stats"]}
+        logits: Any = network.model.apply(moved, images)
+        mean: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return mean
 
     grid = np.stack(np.meshgrid(steps, steps, indexing="ij"), -1).reshape(-1, 2)
-    if (
-        jax.default_backend() == "cpu"
-    ):  # whose loops leave convolutions to naive code (jax issue 12868)
+    if jax.default_backend() == "cpu":
+        # In loops, XLA's CPU backend computes convolutions by naive code (jax issue 12868).
         one = jax.jit(loss)
         values = np.array([float(one(point)) for point in grid])
     else:
@@ -92,46 +130,37 @@ def surface(network: Trained, steps: np.ndarray, seed: int) -> np.ndarray:
 
 
 def draw(result: Result) -> Any:
+    """Draws the losses as contours; returns a matplotlib figure."""
     plt = figures.pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained", sharey=True)
     low = max(min(float(losses.min()) for losses in result.losses.values()), 1e-3)
-    high = min(
-        max(
-            float(np.nanmax(np.where(np.isfinite(losses), losses, np.nan)))
-            for losses in result.losses.values()
-        ),
-        1e4,
-    )
-    levels = np.geomspace(low, high, 16)
+    largest = [
+        float(np.nanmax(np.where(np.isfinite(losses), losses, np.nan)))
+        for losses in result.losses.values()
+    ]
+    high = min(max(largest), 1e4)
+    levels, steps = np.geomspace(low, high, 16), result.steps
+    white = {"colors": "white", "linewidths": 0.6}
     for one, (kind, losses) in zip(axes, result.losses.items(), strict=True):
-        clipped = np.clip(np.nan_to_num(losses, nan=high, posinf=high), low, high)
-        drawn = one.contourf(
-            result.steps, result.steps, clipped.T, levels=levels, cmap="cividis", norm="log"
-        )
-        lines = one.contour(
-            result.steps,
-            result.steps,
-            clipped.T,
-            levels=levels[::3],
-            colors="white",
-            linewidths=0.6,
-        )
-        one.clabel(lines, fmt=spoken, fontsize=7)
+        clipped = np.clip(np.nan_to_num(losses, nan=high, posinf=high), low, high).T
+        drawn = one.contourf(steps, steps, clipped, levels=levels, cmap="cividis", norm="log")
+        lines = one.contour(steps, steps, clipped, levels=levels[::3], **white)
+        one.clabel(lines, fmt=_number, fontsize=7)
         one.plot(0, 0, "w*", markersize=10)
         one.set(title=f"{kind}, {DEEP} layers", xlabel="first random direction", aspect="equal")
     axes[0].set(ylabel="second random direction")
-    figure.colorbar(
-        drawn, ax=axes, label="loss, nats (logarithmic)", format=lambda value, _: spoken(value)
-    )
+    label = "loss, nats (logarithmic)"
+    figure.colorbar(drawn, ax=axes, label=label, format=lambda value, _: _number(value))
     figure.suptitle("The loss around the trained network (star), filter-normalised directions")
     return figure
 
 
-def spoken(loss: float) -> str:
+def _number(loss: float) -> str:
     return f"{loss:,.0f}" if loss >= 10 else f"{loss:.2g}"
 
 
 def rows(result: Result) -> list[dict[str, Any]]:
+    """Returns one row for each network and pair of steps."""
     return [
         {"kind": kind, "first": a, "second": b, "loss": losses[i, j]}
         for kind, losses in result.losses.items()
@@ -141,7 +170,11 @@ def rows(result: Result) -> list[dict[str, Any]]:
 
 
 def claims(result: Result) -> list[Claim]:
-    # Over all that is drawn: near a network that learned next to nothing, as deep plain ones do, the loss is flat for that alone.
+    """Tests whether the residual network's loss is lower and rises less around it.
+
+    The rise is the median over everything that is drawn. Near a network that learned next to
+    nothing, as deep plain ones do, the loss is flat for that reason alone.
+    """
     rise = {
         kind: float(np.median(np.nan_to_num(result.excess(kind), nan=np.inf, posinf=np.inf)))
         for kind in KINDS
@@ -151,7 +184,8 @@ def claims(result: Result) -> list[Claim]:
     }
     return [
         Claim(
-            f"The loss rises less around a residual network of {DEEP} layers than around a plain one",
+            f"The loss rises less around a residual network of {DEEP} layers "
+            "than around a plain one",
             f"rise of the loss, median of steps up to {REACH:g} in either direction, nats",
             rise["plain"],
             rise["residual"],

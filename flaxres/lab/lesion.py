@@ -1,4 +1,7 @@
-"""Blocks taken out of trained networks (Veit et al. 2016), and the article's thought experiment: 250 of 300 blocks bypassed."""
+"""Accuracy of trained networks without some of their blocks (Veit et al. 2016).
+
+It includes the article's thought experiment: 250 of 300 blocks bypassed.
+"""
 
 import dataclasses
 from typing import Any
@@ -8,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jaxtyping import Float, Int
 
 from flaxres import figures
 from flaxres.lab.networks import DEEP, KINDS, Trained, bypassed, examples, removable
 from flaxres.lab.report import STYLES, Claim, Experiment, Say, Settings
-from flaxres.lab.stacks import Stack, digits
+from flaxres.lab.stacks import Kind, Params, Stack, digits
 
 BLOCKS, BYPASSED, EVERY = 300, 250, 10
 DRAWS, STEPS, BATCH, RATE, DROPPED = 5, 600, 128, 1e-3, 0.5
@@ -25,39 +29,59 @@ class Result:
     """Accuracies in [0, 1] on the test split.
 
     Attributes:
-      whole: kind -> accuracy of the network of 56 layers as it was trained.
-      without: kind -> (blocks,), with one block taken out; nan for the first blocks of stages, which change the shape and stay.
-      several: kind -> (numbers of blocks, draws), with so many random blocks taken out; `taken` has the numbers.
-      counts, ranked, random: of the stack of 300 blocks with so many bypassed, those first without which the loss moves least, (counts,), and in
-        random order, (draws, counts).
-      plain_ranked: `ranked` of a plain stack of as many blocks, which has no branches to drop and is trained without stochastic depth.
+      whole: kind -> accuracy of the trained network of 56 layers.
+      without: kind -> accuracy without one block; nan for the first blocks of stages, which change
+        the shape and stay.
+      taken: numbers of blocks that are removed together.
+      several: kind -> accuracy without so many random blocks.
+      counts: numbers of bypassed blocks in the stack of 300 blocks.
+      ranked: its accuracy with so many blocks bypassed, those first without which the loss moves
+        least.
+      random: the same, in random order.
+      plain_ranked: `ranked` of a plain stack of as many blocks, which has no branches to drop and
+        is trained without stochastic depth.
     """
 
     whole: dict[str, float]
-    without: dict[str, np.ndarray]
-    taken: np.ndarray
-    several: dict[str, np.ndarray]
-    counts: np.ndarray
-    ranked: np.ndarray
-    random: np.ndarray
-    plain_ranked: np.ndarray
+    without: dict[str, Float[np.ndarray, " blocks"]]
+    taken: Int[np.ndarray, " taken"]
+    several: dict[str, Float[np.ndarray, "taken draws"]]
+    counts: Int[np.ndarray, " counts"]
+    ranked: Float[np.ndarray, " counts"]
+    random: Float[np.ndarray, "draws counts"]
+    plain_ranked: Float[np.ndarray, " counts"]
 
 
 def run(settings: Settings, say: Say) -> Result:
+    """Trains the networks and stacks if necessary, and measures them without blocks.
+
+    Args:
+      settings: all but `image`, `weights` and `model` are used.
+      say: receives lines of progress.
+    """
     whole, without, several = {}, {}, {}
     for kind in KINDS:
-        whole[kind], without[kind], several[kind] = lesions(
-            settings, Trained(settings, kind, DEEP, say)
-        )
+        network = Trained(settings, kind, DEEP, say)
+        whole[kind], without[kind], several[kind] = lesions(settings, network)
+        mean = np.nanmean(without[kind])
         say(
-            f"  {kind}, {DEEP} layers: top-1 {100 * whole[kind]:.1f}%, without one block {100 * np.nanmean(without[kind]):.1f}% on average"
+            f"  {kind}, {DEEP} layers: top-1 {100 * whole[kind]:.1f}%, without one block "
+            f"{100 * mean:.1f}% on average"
         )
     counts, ranked, random = thought_experiment(settings, "preactivation", say)
     _, plain_ranked, _ = thought_experiment(settings, "plain", say)
     return Result(whole, without, np.array(TAKEN), several, counts, ranked, random, plain_ranked)
 
 
-def lesions(settings: Settings, network: Trained) -> tuple[float, np.ndarray, np.ndarray]:
+def lesions(
+    settings: Settings, network: Trained
+) -> tuple[float, Float[np.ndarray, " blocks"], Float[np.ndarray, "taken draws"]]:
+    """Returns `whole`, `without` and `several` of one network, as in `Result`.
+
+    Args:
+      settings: uses `seed`.
+      network: a trained network.
+    """
     images, labels = examples(network.run, network.run.evaluation, 500, settings.seed)
     logits, variables = jax.jit(bypassed(network.model)), network.variables
     can_go = removable(network.model, images, variables)
@@ -79,22 +103,77 @@ def lesions(settings: Settings, network: Trained) -> tuple[float, np.ndarray, np
 
 
 def thought_experiment(
-    settings: Settings, kind: Any, say: Say
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A stack of 300 blocks of two dense layers on digits. Residual (pre-activation) blocks are trained with stochastic depth (Huang et al. 2016:
-    rates grow linearly to 0.5), and their second layer starts at zero, as a last norm's scale does in Goyal et al. 2017; plain ones without either.
-    Then blocks are ranked, each by how far the training loss moves without it, and bypassed.
+    settings: Settings, kind: Kind, say: Say
+) -> tuple[
+    Int[np.ndarray, " counts"], Float[np.ndarray, " counts"], Float[np.ndarray, "draws counts"]
+]:
+    """Trains a stack of 300 blocks of two dense layers on digits, and bypasses its blocks.
+
+    Blocks are ranked by how far the training loss moves without each.
+
+    Args:
+      settings: uses `seed` and `scale`.
+      kind: 'plain' or 'preactivation', as in `stacks.Stack`.
+      say: receives a line with the outcome.
+
+    Returns:
+      `counts`, `ranked` and `random`, as in `Result`.
     """
     stack = Stack(kind, 2 * BLOCKS, init="he")
     train, test = digits("train"), digits("test")
-    params = stack.born(jax.random.key(settings.seed), train[0].shape[1])
-    if kind != "plain":
-        layers = params["layers"].at[1::2].set(0)
-        params |= {"layers": layers}
-    steps = max(round(STEPS * settings.scale), 50)
-    tx = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(RATE, steps))
+    params = _trained(stack, settings, *train)
+
+    @jax.jit
+    def losses(params: Any, shares: jax.Array, images: jax.Array, labels: jax.Array) -> jax.Array:
+        values: jax.Array = lax.map(lambda one: stack.loss(params, images, labels, one), shares)
+        return values
+
+    @jax.jit
+    def accuracies(
+        params: Any, shares: jax.Array, images: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+
+        def accuracy(one: jax.Array) -> jax.Array:
+            return (stack(params, images, one).argmax(-1) == labels).mean()
+
+        values: jax.Array = lax.map(accuracy, shares)
+        return values
+
+    few = train[0][:RANKED], train[1][:RANKED]
+    moved = abs(
+        np.asarray(losses(params, 1 - jnp.eye(BLOCKS), *few))
+        - np.asarray(losses(params, jnp.ones((1, BLOCKS)), *few))
     )
+    counts = np.arange(0, BLOCKS, EVERY)
+
+    def by(order: np.ndarray) -> np.ndarray:
+        """Returns the accuracy with the first `counts` blocks of `order` bypassed."""
+        shares = np.ones((len(counts), BLOCKS), np.float32)
+        for row, count in zip(shares, counts, strict=True):
+            row[order[:count]] = 0
+        return np.asarray(accuracies(params, shares, *test))
+
+    rng = np.random.default_rng(settings.seed)
+    ranked = by(np.argsort(moved, kind="stable"))
+    random = np.array([by(rng.permutation(BLOCKS)) for _ in range(DRAWS)])
+    whole, most = 100 * ranked[0], 100 * ranked[int(np.flatnonzero(counts == BYPASSED)[0])]
+    say(f"  {kind}, {BLOCKS} blocks: top-1 {whole:.1f}%, with {BYPASSED} bypassed {most:.1f}%")
+    return counts, ranked, random
+
+
+def _trained(stack: Stack, settings: Settings, images: np.ndarray, labels: np.ndarray) -> Params:
+    """Trains a stack and returns its parameters.
+
+    Residual (pre-activation) blocks are trained with stochastic depth (Huang et al. 2016: rates
+    grow linearly to 0.5). Their second layer starts at zero, as a last norm's scale does in Goyal
+    et al. 2017. Plain stacks are trained without either.
+    """
+    params = stack.initialise(jax.random.key(settings.seed), images.shape[1])
+    if stack.kind != "plain":
+        params |= {"layers": params["layers"].at[1::2].set(0)}
+    steps = max(round(STEPS * settings.scale), 50)
+    schedule = optax.cosine_decay_schedule(RATE, steps)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
     rates = jnp.linspace(0, DROPPED, BLOCKS)
 
     @jax.jit
@@ -106,7 +185,7 @@ def thought_experiment(
         chosen = jax.random.randint(rows_key, (BATCH,), 0, len(images))
         # A plain block has no branch to scale.
         kept = jax.random.bernoulli(drop_key, 1 - rates)
-        shares = kept / (1 - rates) if kind != "plain" else jnp.ones(BLOCKS)
+        shares = kept / (1 - rates) if stack.kind != "plain" else jnp.ones(BLOCKS)
         loss, gradients = jax.value_and_grad(stack.loss)(
             params, images[chosen], labels[chosen], shares
         )
@@ -115,67 +194,17 @@ def thought_experiment(
 
     opt_state = tx.init(params)
     for number in range(steps):
-        params, opt_state, _ = step(params, opt_state, number, *train)
-
-    @jax.jit
-    def losses(params: Any, shares: jax.Array, images: jax.Array, labels: jax.Array) -> jax.Array:
-        return lax.map(lambda one: stack.loss(params, images, labels, one), shares)
-
-    @jax.jit
-    def accuracies(
-        params: Any, shares: jax.Array, images: jax.Array, labels: jax.Array
-    ) -> jax.Array:
-        return lax.map(lambda one: (stack(params, images, one).argmax(-1) == labels).mean(), shares)
-
-    few = train[0][:RANKED], train[1][:RANKED]
-    moved = abs(
-        np.asarray(losses(params, 1 - jnp.eye(BLOCKS), *few))
-        - np.asarray(losses(params, jnp.ones((1, BLOCKS)), *few))
-    )
-    counts = np.arange(0, BLOCKS, EVERY)
-
-    def by(order: np.ndarray) -> np.ndarray:
-        """Accuracy with the first blocks of `order` bypassed, by how many."""
-        shares = np.ones((len(counts), BLOCKS), np.float32)
-        for row, count in zip(shares, counts, strict=True):
-            row[order[:count]] = 0
-        return np.asarray(accuracies(params, shares, *test))
-
-    rng = np.random.default_rng(settings.seed)
-    ranked = by(np.argsort(moved, kind="stable"))
-    random = np.array([by(rng.permutation(BLOCKS)) for _ in range(DRAWS)])
-    at = int(np.flatnonzero(counts == BYPASSED)[0])
-    say(
-        f"  {kind}, {BLOCKS} blocks: top-1 {100 * ranked[0]:.1f}%, with {BYPASSED} bypassed {100 * ranked[at]:.1f}%"
-    )
-    return counts, ranked, random
+        params, opt_state, _ = step(params, opt_state, number, images, labels)
+    return params
 
 
 def draw(result: Result) -> Any:
+    """Draws the accuracies by removed blocks; returns a matplotlib figure."""
     plt = figures.pyplot()
     figure, (one, several, many) = plt.subplots(1, 3, figsize=(16, 5.2), layout="constrained")
     for kind in KINDS:
-        style = STYLES[kind]
-        one.plot(
-            1 + np.arange(len(result.without[kind])),
-            100 * result.without[kind],
-            label=f"{kind}, without one block",
-            markersize=4,
-            **style,
-        )
-        one.axhline(
-            100 * result.whole[kind], color=style["color"], linewidth=0.8, label=f"{kind}, whole"
-        )
-        values = 100 * result.several[kind]
-        several.errorbar(
-            result.taken,
-            values.mean(1),
-            [values.mean(1) - values.min(1), values.max(1) - values.mean(1)],
-            label=kind,
-            capsize=3,
-            markersize=5,
-            **style,
-        )
+        _draw_network(one, several, kind, result)
+    _draw_stacks(many, result)
     one.set(
         title=f"{DEEP} layers: one block taken out",
         xlabel="block that is taken out (gaps: those that change the shape)",
@@ -184,44 +213,44 @@ def draw(result: Result) -> Any:
         title=f"{DEEP} layers: several taken out at random",
         xlabel="blocks taken out (mean, least and most of 5 draws)",
     )
-    many.plot(
-        result.counts,
-        100 * result.ranked,
-        label="pre-activation, least important first",
-        markevery=3,
-        markersize=4,
-        **STYLES["residual"],
-    )
-    many.plot(
-        result.counts,
-        100 * result.random.mean(0),
-        label="pre-activation, at random",
-        markevery=3,
-        markersize=4,
-        **STYLES["preactivation"],
-    )
-    many.plot(
-        result.counts,
-        100 * result.plain_ranked,
-        label="plain, least important first",
-        markevery=3,
-        markersize=4,
-        **STYLES["plain"],
-    )
-    many.axvline(BYPASSED, color="0.6", linewidth=0.8)
     many.set(title=f"stacks of {BLOCKS} blocks of dense layers", xlabel="blocks bypassed")
     for axes in (one, several, many):
         axes.set(ylabel="top-1, %", ylim=(0, 101))
         axes.grid(alpha=0.3)
-        axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8
-        )  # below the curves, which lie at both ends
+        # Below the axes, since the curves reach both ends.
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)
     several.set_xticks(result.taken)
     figure.suptitle("What is left of a trained network without some of its blocks")
     return figure
 
 
+def _draw_network(one: Any, several: Any, kind: str, result: Result) -> None:
+    """Draws a network without one block, and without several."""
+    style = STYLES[kind]
+    without, whole = 100 * result.without[kind], 100 * result.whole[kind]
+    blocks = 1 + np.arange(len(without))
+    one.plot(blocks, without, label=f"{kind}, without one block", markersize=4, **style)
+    one.axhline(whole, color=style["color"], linewidth=0.8, label=f"{kind}, whole")
+    values = 100 * result.several[kind]
+    mean = values.mean(1)
+    bars = [mean - values.min(1), values.max(1) - mean]
+    several.errorbar(result.taken, mean, bars, label=kind, capsize=3, markersize=5, **style)
+
+
+def _draw_stacks(axes: Any, result: Result) -> None:
+    """Draws the stacks of 300 blocks by the number of bypassed blocks."""
+    for accuracy, label, kind in (
+        (result.ranked, "pre-activation, least important first", "residual"),
+        (result.random.mean(0), "pre-activation, at random", "preactivation"),
+        (result.plain_ranked, "plain, least important first", "plain"),
+    ):
+        values, style = 100 * accuracy, STYLES[kind]
+        axes.plot(result.counts, values, label=label, markevery=3, markersize=4, **style)
+    axes.axvline(BYPASSED, color="0.6", linewidth=0.8)
+
+
 def rows(result: Result) -> list[dict[str, Any]]:
+    """Returns one row for each accuracy."""
     table: list[dict[str, Any]] = []
     for kind in KINDS:
         table += [
@@ -247,6 +276,7 @@ def rows(result: Result) -> list[dict[str, Any]]:
 
 
 def claims(result: Result) -> list[Claim]:
+    """Tests whether residual networks, and only those, keep their accuracy without blocks."""
     lost = {
         kind: 100 * (result.whole[kind] - float(np.nanmean(result.without[kind]))) for kind in KINDS
     }
@@ -255,7 +285,8 @@ def claims(result: Result) -> list[Claim]:
     left = 100 * float(result.ranked[at])
     return [
         Claim(
-            f"A residual network loses little without one of its blocks, a plain one much more ({DEEP} layers)",
+            "A residual network loses little without one of its blocks, a plain one much more "
+            f"({DEEP} layers)",
             "accuracy lost, mean over blocks, points",
             lost["plain"],
             lost["residual"],

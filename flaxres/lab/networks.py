@@ -1,4 +1,7 @@
-"""Plain and residual CIFAR networks that the experiments train, once each, by `flaxres.fit`; and ways to look into a trained one."""
+"""Plain and residual CIFAR networks that experiments train and examine.
+
+`flaxres.fit` trains each network once.
+"""
 
 import contextlib
 import io
@@ -10,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
 
 from flaxres.config.schema import (
     AugmentConfig,
@@ -40,7 +44,13 @@ Variables = dict[str, Any]
 
 
 def recipe(settings: Settings, kind: str, depth: int) -> Config:
-    """A CIFAR network of `depth` layers, with or without its shortcuts. The recipe is the same for both, and short."""
+    """Returns the config of a CIFAR network; plain and residual ones share a short recipe.
+
+    Args:
+      settings: of the experiment.
+      kind: 'plain' (without shortcuts) or 'residual'.
+      depth: number of layers.
+    """
     small = settings.data == "digits"
     side = 8 if small else 32
     data = DataConfig(
@@ -53,84 +63,106 @@ def recipe(settings: Settings, kind: str, depth: int) -> Config:
         crop="centre",
         resident=True,
     )
+    train = TrainConfig(
+        batch_size=64 if small else 128,
+        eval_batch_size=AT_ONCE * 2,
+        epochs=max(round((12 if small else 10) * settings.scale), 2),
+        log_every_steps=1 if small else 10,
+        checkpoint_every_epochs=1e6,
+        seed=settings.seed,
+        devices=1,
+        tensorboard=False,
+        progress=False,
+    )
     return Config(
         ModelConfig(name=f"resnet{depth}", shortcut="none" if kind == "plain" else None),
         data,
         AugmentConfig(shift=1 if small else 4, flip=not small),
         OptimConfig(learning_rate=0.1, warmup_epochs=1, schedule="cosine"),
-        TrainConfig(
-            batch_size=64 if small else 128,
-            eval_batch_size=AT_ONCE * 2,
-            epochs=max(round((12 if small else 10) * settings.scale), 2),
-            log_every_steps=1 if small else 10,
-            checkpoint_every_epochs=1e6,
-            seed=settings.seed,
-            devices=1,
-            tensorboard=False,
-            progress=False,
-        ),
+        train,
     )
 
 
 class Trained:
-    """A trained network with its run, and its log by epoch."""
+    """A trained network.
+
+    Attributes:
+      folder: workdir of its run.
+      run: its run.
+      state: its last state.
+      log: its metrics, one dictionary a line of the log.
+    """
 
     def __init__(self, settings: Settings, kind: str, depth: int, say: Say) -> None:
-        """Trains it, or finds it in `settings.out`; one that was interrupted goes on."""
+        """Trains the network, resumes its training, or restores it from `settings.out`.
+
+        Args:
+          settings: of the experiment.
+          kind: 'plain' or 'residual'.
+          depth: number of layers.
+          say: receives a line when the network has been trained.
+        """
         config = recipe(settings, kind, depth)
-        self.folder = (
-            settings.out
-            / "networks"
-            / f"{settings.data}-{kind}{depth}-{config.train.epochs:g}epochs-seed{settings.seed}"
-        )
+        name = f"{settings.data}-{kind}{depth}-{config.train.epochs:g}epochs-seed{settings.seed}"
+        self.folder = settings.out / "networks" / name
         if not (self.folder / "summary.json").exists():
             with contextlib.redirect_stderr(io.StringIO()):
                 fit(config, self.folder)
             summary = json.loads((self.folder / "summary.json").read_text())
-            say(
-                f"  trained {kind} {depth} layers: top-1 {100 * summary['top1']:.1f}% in {summary['seconds']:.0f} s"
-            )
+            top1, seconds = 100 * summary["top1"], summary["seconds"]
+            say(f"  trained {kind} {depth} layers: top-1 {top1:.1f}% in {seconds:.0f} s")
         with contextlib.redirect_stderr(io.StringIO()):
             self.run, self.state = restore_run(config, self.folder)
         self.log = read_metrics(self.folder)
 
     @property
     def model(self) -> Network:
+        """The network."""
         return self.run.model
 
     @property
     def variables(self) -> Variables:
+        """Its trained variables."""
         return self.state.eval_variables
 
-    def curve(self, name: str) -> np.ndarray:
-        """(epochs, 2): the number of the epoch, and the mean of what the log has of a metric in it."""
-        half = (
-            0.5 / self.run.steps_per_epoch
-        )  # a step is of the epoch that its middle is in, so that an evaluation is of the one before it
-        points = [
-            (np.ceil(row["epoch"] - half), row[name])
-            for row in self.log
-            if row.get(name) is not None
-        ]
-        return np.array(
-            [
-                (epoch, np.mean([value for at, value in points if at == epoch]))
-                for epoch in sorted({at for at, _ in points})
-            ]
-        )
+    def curve(self, name: str) -> Float[np.ndarray, "epochs 2"]:
+        """Returns the mean of a metric by epoch, as (epoch, mean).
+
+        Args:
+          name: of the metric in the log, `train/top1` say.
+        """
+        # A step belongs to the epoch that its middle is in, so that an evaluation belongs to the
+        # epoch before it.
+        half = 0.5 / self.run.steps_per_epoch
+        rows = [row for row in self.log if row.get(name) is not None]
+        points = [(np.ceil(row["epoch"] - half), row[name]) for row in rows]
+        epochs = sorted({at for at, _ in points})
+        means = [np.mean([value for at, value in points if at == epoch]) for epoch in epochs]
+        return np.array(list(zip(epochs, means, strict=True)))
 
     def error(self, source: Source) -> float:
-        """On a whole split, as evaluation sees it, in [0, 1]."""
+        """Returns the error on a whole split, as in an evaluation, in [0, 1]."""
         images, labels = examples(self.run, source, len(source))
-        answer = jax.jit(lambda part: self.model.apply(self.variables, part))
-        parts: list[Any] = [
-            answer(part) for part in np.array_split(images, -(-len(images) // (4 * AT_ONCE)))
-        ]
-        return float((np.concatenate(parts).argmax(-1) != labels).mean())
+        apply = jax.jit(lambda part: self.model.apply(self.variables, part))
+        parts = np.array_split(images, -(-len(images) // (4 * AT_ONCE)))
+        logits = np.concatenate([np.asarray(apply(part)) for part in parts])
+        return float((logits.argmax(-1) != labels).mean())
 
 
-def examples(run: Run, source: Source, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """`count` different examples (or all) as evaluation sees them: normalised images (N, S, S, 3) float32, labels (N,)."""
+def examples(
+    run: Run, source: Source, count: int, seed: int = 0
+) -> tuple[Float[np.ndarray, "n s s 3"], Int[np.ndarray, " n"]]:
+    """Draws different examples as an evaluation prepares them.
+
+    Args:
+      run: its config gives the size, crop and normalisation.
+      source: split to draw from.
+      count: number of examples; all if the split has fewer.
+      seed: of the draw.
+
+    Returns:
+      Normalised images in float32, and labels.
+    """
     data = run.config.data
     transform = decode.CentreCrop(data.eval_size, data.eval_resize, data.interpolation)
     chosen = np.random.default_rng(seed).permutation(len(source))[:count].astype(np.int64)
@@ -140,23 +172,25 @@ def examples(run: Run, source: Source, count: int, seed: int = 0) -> tuple[np.nd
     ]
     with Loader(source, rows, split(data_mesh(1)), run.speed) as loader:
         batches = [(np.asarray(batch["image"]), np.asarray(batch["label"])) for batch in loader]
-    images = np.concatenate([image for image, _ in batches])
-    return np.asarray(
-        normalise(jnp.asarray(images), data.mean, data.std, jnp.float32)
-    ), np.concatenate([label for _, label in batches])
+    images = jnp.asarray(np.concatenate([image for image, _ in batches]))
+    labels = np.concatenate([label for _, label in batches])
+    return np.asarray(normalise(images, data.mean, data.std, jnp.float32)), labels
 
 
 def watched(
     apply: Callable[[], Any], block: Callable[[nn.Module, jax.Array, jax.Array], jax.Array]
 ) -> Any:
-    """`apply()` with each block's output replaced by `block(module, input, output)`, in the order of the blocks."""
+    """Calls `apply()` with the output of each block replaced.
+
+    Args:
+      apply: applies a network.
+      block: `(module, input, output) -> output`, called in the order of the blocks.
+    """
 
     def watch(call: Callable[..., Any], arguments: Any, options: Any, context: Any) -> Any:
         output = call(*arguments, **options)
-        if (
-            isinstance(context.module, ResidualBlock | PreActivationBlock)
-            and context.method_name == "__call__"
-        ):
+        is_block = isinstance(context.module, ResidualBlock | PreActivationBlock)
+        if is_block and context.method_name == "__call__":
             return block(context.module, arguments[0], output)
         return output
 
@@ -164,8 +198,10 @@ def watched(
         return apply()
 
 
-def removable(model: Network, images: np.ndarray, variables: Variables) -> list[bool]:
-    """For each block whether it keeps the shape of its input, so that it can be taken out."""
+def removable(
+    model: Network, images: Float[np.ndarray, "n s s c"], variables: Variables
+) -> list[bool]:
+    """Returns for each block whether it keeps the shape of its input and so can be removed."""
     shapes: list[bool] = []
 
     def note(_: nn.Module, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -176,8 +212,15 @@ def removable(model: Network, images: np.ndarray, variables: Variables) -> list[
     return shapes
 
 
-def bypassed(model: Network) -> Callable[[Variables, jax.Array, jax.Array], jax.Array]:
-    """`(variables, images, kept (blocks,)) -> logits`, with the blocks that are not kept left out where they keep the shape. To be jitted."""
+def bypassed(
+    model: Network,
+) -> Callable[
+    [Variables, Float[Array, "n s s c"], Bool[Array, " blocks"]], Float[Array, "n classes"]
+]:
+    """Returns `(variables, images, kept) -> logits`, to be jitted.
+
+    Blocks that are not `kept` are bypassed, unless they change the shape.
+    """
 
     def logits(variables: Variables, images: jax.Array, kept: jax.Array) -> jax.Array:
         place = iter(range(len(kept)))
@@ -186,6 +229,7 @@ def bypassed(model: Network) -> Callable[[Variables, jax.Array, jax.Array], jax.
             index = next(place)
             return jnp.where(kept[index], y, x) if x.shape == y.shape else y
 
-        return watched(lambda: model.apply(variables, images), choose)
+        output: jax.Array = watched(lambda: model.apply(variables, images), choose)
+        return output
 
     return logits

@@ -1,4 +1,7 @@
-"""How much each block adds to what goes past it: the norm of the residual branch over that of the shortcut, by block, before and after training."""
+"""The share of its input that each block changes, before and after training.
+
+It is the norm of the residual branch divided by that of the shortcut.
+"""
 
 import dataclasses
 from typing import Any
@@ -7,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from flaxres import figures
 from flaxres.lab.networks import DEEP, Trained, Variables, examples, watched
@@ -18,55 +22,79 @@ EXAMPLES = 250
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """(blocks,) each: |y - x| / |x| of a block's input x and output y, mean over test images; nan where the block changes the shape.
+    """Changes by block: |y - x| / |x| of its input x and output y, mean over test images.
 
-    `trained` and `born` (He's initialisation with all scales one) are of the residual network, `plain` of the plain one after training. `path` has,
-    after each block, the cosine between what is there and what the first block of the stage gave: how much of the early information is still there.
+    Blocks that change the shape have nan.
+
+    Attributes:
+      trained: of the trained residual network.
+      born: of the residual network at initialisation (He's, with all scales one).
+      plain: of the trained plain network.
+      path: kind -> cosine between each block's output and that of the first block of its stage,
+        which shows how much of the early information is still there.
     """
 
-    trained: np.ndarray
-    born: np.ndarray
-    plain: np.ndarray
-    path: dict[str, np.ndarray]
+    trained: Float[np.ndarray, " blocks"]
+    born: Float[np.ndarray, " blocks"]
+    plain: Float[np.ndarray, " blocks"]
+    path: dict[str, Float[np.ndarray, " blocks"]]
 
 
 def run(settings: Settings, say: Say) -> Result:
-    networks = {kind: Trained(settings, kind, DEEP, say) for kind in ("plain", "residual")}
-    images, _ = examples(
-        networks["residual"].run, networks["residual"].run.evaluation, EXAMPLES, settings.seed
-    )
-    residual = networks["residual"]
-    fresh: Variables = dict(residual.model.init(jax.random.key(settings.seed), images[:1]))
-    fresh = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.ones_like(leaf) if path[-1].key == "scale" else leaf, fresh
-    )
-    _, moved = residual.model.apply(fresh, images, train=True, mutable=["batch_stats"])
-    momentum = residual.model.bn_momentum
-    settled = fresh | {
-        "batch_stats": jax.tree.map(
-            lambda old, new: (new - momentum * old) / (1 - momentum),
-            fresh["batch_stats"],
-            moved["batch_stats"],
-        )
-    }
+    """Measures a plain and a residual network, which are trained if necessary.
+
+    Args:
+      settings: all but `image`, `weights` and `model` are used.
+      say: receives lines of progress.
+    """
+    plain, residual = (Trained(settings, kind, DEEP, say) for kind in ("plain", "residual"))
+    images, _ = examples(residual.run, residual.run.evaluation, EXAMPLES, settings.seed)
+    initial = _initial(residual.model, images, settings.seed)
     measured = {
         "trained": contributions(residual.model, residual.variables, images),
-        "born": contributions(residual.model, settled, images),
-        "plain": contributions(networks["plain"].model, networks["plain"].variables, images),
+        "born": contributions(residual.model, initial, images),
+        "plain": contributions(plain.model, plain.variables, images),
     }
     shares = {name: share for name, (share, _) in measured.items()}
     path = {"residual": measured["trained"][1], "plain": measured["plain"][1]}
     changes = {name: f"{100 * np.nanmean(share):.0f}%" for name, share in shares.items()}
     say(
-        f"  a residual block changes its input by {changes['trained']} on average, a plain one by {changes['plain']}"
+        f"  a residual block changes its input by {changes['trained']} on average, a plain one by "
+        f"{changes['plain']}"
     )
     return Result(shares["trained"], shares["born"], shares["plain"], path)
 
 
+def _initial(model: Network, images: Float[np.ndarray, "n s s 3"], seed: int) -> Variables:
+    """Returns initial variables with all scales one and with the statistics of the images."""
+    variables: Variables = dict(model.init(jax.random.key(seed), images[:1]))
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.ones_like(leaf) if path[-1].key == "scale" else leaf, variables
+    )
+    _, moved = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    momentum = model.bn_momentum
+    statistics = jax.tree.map(
+        lambda old, new: (new - momentum * old) / (1 - momentum),
+        variables["batch_stats"],
+        moved["batch_stats"],
+    )
+    return variables | {"batch_stats": statistics}
+
+
 def contributions(
-    model: Network, variables: Variables, images: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of each block: |y - x| / |x|, and the cosine between y and the output of its stage's first block, both centred over the images."""
+    model: Network, variables: Variables, images: Float[np.ndarray, "n s s 3"]
+) -> tuple[Float[np.ndarray, " blocks"], Float[np.ndarray, " blocks"]]:
+    """Measures what each block changes, and what passes it.
+
+    Args:
+      model: the network.
+      variables: its variables.
+      images: normalised images.
+
+    Returns:
+      |y - x| / |x|, nan for blocks that change the shape; and the cosine between y and the output
+      of the first block of the stage, both centred over the images.
+    """
 
     def measured(variables: Variables, images: jax.Array) -> tuple[list[Any], list[Any]]:
         shares: list[Any] = []
@@ -78,13 +106,11 @@ def contributions(
             if not same or not first:
                 first[:] = [y]
             shares.append((norms(y - x) / jnp.maximum(norms(x), 1e-12)).mean() if same else jnp.nan)
-            # Activations are not negative, and any two of them alike so far: their means over the images are taken off.
+            # Activations are not negative, so that any two of them are alike. Their means over the
+            # images are subtracted for that reason.
             here, there = y - y.mean(0), first[0] - first[0].mean(0)
-            cosines.append(
-                (
-                    (here * there).sum((1, 2, 3)) / jnp.maximum(norms(here) * norms(there), 1e-12)
-                ).mean()
-            )
+            product = (here * there).sum((1, 2, 3))
+            cosines.append((product / jnp.maximum(norms(here) * norms(there), 1e-12)).mean())
             return y
 
         watched(lambda: model.apply(variables, images), measure)
@@ -94,12 +120,13 @@ def contributions(
     return np.array(shares, float), np.array(cosines, float)
 
 
-def norms(x: jax.Array) -> jax.Array:
-    """Of each image's activations, (N,)."""
+def norms(x: Float[Array, "n h w c"]) -> Float[Array, " n"]:
+    """Returns the norm of each image's activations."""
     return jnp.sqrt(jnp.square(x).sum((1, 2, 3)))
 
 
 def draw(result: Result) -> Any:
+    """Draws changes and cosines by block; returns a matplotlib figure."""
     plt = figures.pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained")
     blocks = 1 + np.arange(len(result.trained))
@@ -126,6 +153,7 @@ def draw(result: Result) -> Any:
 
 
 def rows(result: Result) -> list[dict[str, Any]]:
+    """Returns one row for each block."""
     cosines = result.path
     return [
         {
@@ -141,6 +169,7 @@ def rows(result: Result) -> list[dict[str, Any]]:
 
 
 def claims(result: Result) -> list[Claim]:
+    """Tests whether residual blocks change less, and keep more of the early features."""
     third = len(result.trained) // 3
     ends = [third - 1, 2 * third - 1, 3 * third - 1]
     left = {kind: float(values[ends].mean()) for kind, values in result.path.items()}

@@ -1,4 +1,4 @@
-"""What the experiments have in common: their settings, and how results become pictures, tables and files."""
+"""Settings, claims and output files that all experiments share."""
 
 import csv
 import dataclasses
@@ -26,21 +26,35 @@ Say = Callable[[str], None]
 
 
 def note(line: str) -> None:
+    """Prints a line of progress to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What every experiment can be asked for; each uses what concerns it.
+    """Settings of all experiments; each uses those that concern it.
 
     Attributes:
-      out: folder for pictures, tables and the networks that are trained on the way, which are trained once and serve several experiments.
-      seed: of initialisation, order, augmentation and random directions.
-      scale: multiplies epochs and steps: below 1 for a first look, above it for smoother curves.
-      data: 'digits' (8x8, bundled) or 'cifar10', for the networks that are trained; stacks of dense layers are always trained on digits.
-      source, data_dir: where CIFAR-10's archive and prepared datasets are, as in `flaxres.DataConfig`.
-      image: a photograph for `features`; by default the one that matplotlib brings.
-      weights, model: a file of weights for `features` and its network, in place of the one that is trained here.
+      out: folder for images, tables and trained networks. A network is trained once and serves
+        several experiments.
+      seed: seed of initialisation, order, augmentation and random directions.
+      scale: factor of epochs and steps; below 1 for a first look, above 1 for smoother curves.
+      data: 'digits' (8x8, bundled) or 'cifar10', for the networks that are trained. Stacks of dense
+        layers are always trained on digits.
+      source, data_dir: location of CIFAR-10's archive and of prepared datasets, as in
+        `flaxres.DataConfig`.
+      image: a photograph for `features`; by default the one that matplotlib ships.
+      weights, model: a weight file for `features` and its network, in place of the network that is
+        trained here.
+
+    Raises:
+      InputError: `data` is unknown, `scale` is not positive, or only one of `weights` and `model`
+        is set.
+
+    Example:
+
+      >>> Settings(pathlib.Path("lab"), scale=0.5).data
+      'digits'
     """
 
     out: pathlib.Path
@@ -64,7 +78,14 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """One sentence that the experiment puts to the test, what is measured for it, and the outcome for plain and for residual networks."""
+    """A statement that an experiment tests, and the outcome.
+
+    Attributes:
+      sentence: the statement.
+      measure: the measured quantity and its unit.
+      plain, residual: its value for plain and for residual networks; None if there is none.
+      holds: whether the values support the statement.
+    """
 
     sentence: str
     measure: str
@@ -75,7 +96,15 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """`run(settings, say)` gives a dataclass of arrays; `draw` a matplotlib figure of it, `rows` a table, `claims` what it shows."""
+    """An experiment as a set of functions.
+
+    Attributes:
+      title: one line for the terminal.
+      run: `(settings, say) -> result`, a dataclass of arrays. `say` takes lines of progress.
+      draw: `result -> figure`, of matplotlib.
+      rows: `result -> rows` of a table, as dictionaries.
+      claims: `result -> claims` that the result supports or refutes.
+    """
 
     title: str
     run: Callable[[Settings, Say], Any]
@@ -87,43 +116,60 @@ class Experiment:
 def conduct(
     name: str, experiment: Experiment, settings: Settings, say: Say = note
 ) -> dict[str, Any]:
-    """Runs an experiment and writes `NAME.png`, `NAME.csv` and `NAME.json` into `settings.out`; returns what the JSON has.
+    """Runs an experiment and writes `NAME.png`, `NAME.csv` and `NAME.json` into `settings.out`.
 
-    Raises InputError where the folder can't be written, or for settings that don't fit.
+    Args:
+      name: name of the experiment and its files.
+      experiment: a value of `flaxres.lab.EXPERIMENTS`.
+      settings: settings of the experiment.
+      say: receives lines of progress; by default they are printed to stderr.
+
+    Returns:
+      The content of the JSON file: `experiment`, `seed`, `seconds`, `claims` and `result`.
+
+    Raises:
+      InputError: the folder can't be written, or a setting does not suit the experiment.
+
+    Example:
+
+      >>> import tempfile
+      >>> from flaxres.lab import EXPERIMENTS
+      >>> settings = Settings(pathlib.Path(tempfile.mkdtemp()))
+      >>> facts = conduct("block", EXPERIMENTS["block"], settings, say=lambda line: None)
+      >>> facts["claims"][0]["sentence"]
+      'A residual block falls back to the identity when its weights are zero'
+      >>> sorted(path.name for path in settings.out.iterdir())
+      ['block.csv', 'block.json', 'block.png']
     """
-    begun = time.perf_counter()
+    start = time.perf_counter()
     with writing_to(settings.out):
         settings.out.mkdir(parents=True, exist_ok=True)
     say(f"{name}: {experiment.title}")
     result = experiment.run(settings, say)
     claims = experiment.claims(result)
     figures.save(experiment.draw(result), str(settings.out / f"{name}.png"), "--out")
-    write_table(settings.out / f"{name}.csv", experiment.rows(result))
+    _write_table(settings.out / f"{name}.csv", experiment.rows(result))
     facts = {
         "experiment": name,
         "seed": settings.seed,
-        "seconds": round(time.perf_counter() - begun, 1),
-        "claims": [plain(claim) for claim in claims],
-        "result": plain(result),
+        "seconds": round(time.perf_counter() - start, 1),
+        "claims": [_jsonable(claim) for claim in claims],
+        "result": _jsonable(result),
     }
     replace_file(settings.out / f"{name}.json", json.dumps(facts) + "\n")
     for claim in claims:
         say(f"  {'holds' if claim.holds else 'DOES NOT HOLD'}: {claim.sentence}")
-        say(f"    {claim.measure}: {told(claim)}")
+        say(f"    {claim.measure}: {_values(claim)}")
     say(f"  {facts['seconds']:.0f} s, wrote {settings.out / name}.png, .csv and .json")
     return facts
 
 
-def told(claim: Claim) -> str:
-    values = (
-        f"{kind} {value:.3g}"
-        for kind, value in (("plain", claim.plain), ("residual", claim.residual))
-        if value is not None
-    )
-    return ", ".join(values)
+def _values(claim: Claim) -> str:
+    values = (("plain", claim.plain), ("residual", claim.residual))
+    return ", ".join(f"{kind} {value:.3g}" for kind, value in values if value is not None)
 
 
-def write_table(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write_table(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
@@ -131,9 +177,13 @@ def write_table(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def summary(facts: Sequence[Mapping[str, Any]]) -> str:
-    """A table in Markdown of what all experiments measured."""
+    """Returns a Markdown table of the claims of several experiments.
 
-    def shown(value: float | None) -> str:
+    Args:
+      facts: what `conduct` returned, one an experiment.
+    """
+
+    def number(value: float | None) -> str:
         return "" if value is None else f"{value:.3g}"
 
     lines = ["| claim | measured | plain | residual | holds |", "|---|---|---|---|---|"]
@@ -142,31 +192,25 @@ def summary(facts: Sequence[Mapping[str, Any]]) -> str:
             cells = [
                 claim["sentence"],
                 f"{claim['measure']} (seed {fact['seed']})",
-                shown(claim["plain"]),
-                shown(claim["residual"]),
+                number(claim["plain"]),
+                number(claim["residual"]),
+                "yes" if claim["holds"] else "no",
             ]
-            lines.append(
-                "| "
-                + " | ".join(
-                    cell.replace("|", "\\|") for cell in [*cells, "yes" if claim["holds"] else "no"]
-                )
-                + " |"
-            )
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def plain(value: Any) -> Any:
-    """A result as JSON has it."""
+def _jsonable(value: Any) -> Any:
+    """Returns a result in the types that JSON has; numbers that are not finite become null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
-        }
+        fields = dataclasses.fields(value)
+        return {field.name: _jsonable(getattr(value, field.name)) for field in fields}
     if isinstance(value, Mapping):
-        return {str(key): plain(one) for key, one in value.items()}
+        return {str(key): _jsonable(one) for key, one in value.items()}
     if isinstance(value, np.ndarray):
-        return plain(value.tolist())
+        return _jsonable(value.tolist())
     if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
+        return [_jsonable(one) for one in value]
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value.item() if isinstance(value, np.generic) else value

@@ -1,8 +1,12 @@
-"""Deep stacks of dense layers in the four ways in which layers are joined; one trace serves any depth.
+"""Deep stacks of dense layers, joined in four ways; one trace serves any depth.
 
-plain: `relu(W2 relu(W1 x))`, layer after layer. residual: `relu(W2 relu(W1 x) + x)` (He et al. 2016, eq. 1, with dense layers in place of
-convolutions). preactivation: `x + W2 relu(W1 relu(x))` (He et al. 2016, "Identity mappings", figure 4e). dense: each layer takes the outputs of all
-before it (Huang et al. 2017, eq. 2). With `norm`, activations are normalised over the batch where those papers do it.
+- plain: `relu(W2 relu(W1 x))`, layer after layer.
+- residual: `relu(W2 relu(W1 x) + x)` (He et al. 2016, eq. 1, with dense layers in place of
+  convolutions).
+- preactivation: `x + W2 relu(W1 relu(x))` (He et al. 2016, "Identity mappings", figure 4e).
+- dense: each layer takes the outputs of all layers before it (Huang et al. 2017, eq. 2).
+
+With `norm`, activations are normalised over the batch where those papers do it.
 """
 
 import dataclasses
@@ -14,23 +18,44 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jaxtyping import Array, Float, Int
 
 from flaxres.data.builders import read_digits
 
 Kind = Literal["plain", "residual", "preactivation", "dense"]
 Init = Literal["glorot", "he"]
 KINDS: tuple[Kind, ...] = ("plain", "residual", "preactivation", "dense")
-GAIN = {
-    "glorot": 1.0,
-    "he": 2.0,
-}  # of the variance: Glorot & Bengio 2010, eq. 12 (square layers), and He et al. 2015, eq. 10
+# Gains of the variance: Glorot & Bengio 2010, eq. 12 (square layers), and He et al. 2015, eq. 10.
+GAIN = {"glorot": 1.0, "he": 2.0}
 CLASSES = 10
 Params = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """`depth` hidden layers of `width`, an even number; of `growth` in a dense one. Biases start at zero and are left out."""
+    """A stack of dense layers without biases, which would start at zero.
+
+    Attributes:
+      kind: 'plain', 'residual', 'preactivation' or 'dense'.
+      depth: number of hidden layers, even.
+      norm: normalise activations over the batch.
+      init: 'glorot' or 'he'.
+      width: width of the hidden layers.
+      growth: outputs of each layer of a dense stack.
+
+    Call: `(params, x, shares=None, added=None)`, inputs (N, pixels) -> logits (N, 10).
+      shares: (depth / 2,), the share of each block's change that is applied; 0 bypasses the block.
+        Not for dense stacks.
+      added: (joints, N, width there), added to the output of each joint. The gradient by it is the
+        one that arrives there.
+
+    Example:
+
+      >>> stack = Stack("residual", depth=4)
+      >>> params = stack.initialise(jax.random.key(0), inputs=64)
+      >>> stack(params, jnp.ones((2, 64))).shape
+      (2, 10)
+    """
 
     kind: Kind
     depth: int
@@ -39,17 +64,24 @@ class Stack:
     width: int = 64
     growth: int = 4
 
-    def born(self, key: jax.Array, inputs: int, dtype: Any = jnp.float32) -> Params:
-        """`first` (inputs, width), `layers` stacked by depth, `head` (features, 10)."""
+    def initialise(self, key: jax.Array, inputs: int, dtype: Any = jnp.float32) -> Params:
+        """Draws the parameters.
+
+        Args:
+          key: a PRNG key.
+          inputs: number of inputs.
+          dtype: of the parameters.
+
+        Returns:
+          `first` (inputs, width), `layers` stacked by depth, and `head` (features, 10).
+        """
         first, layers, head = jax.random.split(key, 3)
         wide = self.features
-        seen, shape = np.full(self.depth, self.width), (self.depth, self.width, self.width)
+        fan_in, shape = np.full(self.depth, self.width), (self.depth, self.width, self.width)
         if self.kind == "dense":
-            seen, shape = (
-                seen + self.growth * np.arange(self.depth),
-                (self.depth, wide, self.growth),
-            )
-        scale = np.sqrt(GAIN[self.init] / seen)[:, None, None]
+            fan_in = fan_in + self.growth * np.arange(self.depth)
+            shape = (self.depth, wide, self.growth)
+        scale = np.sqrt(GAIN[self.init] / fan_in)[:, None, None]
         return {
             "first": jax.random.normal(first, (inputs, self.width), dtype) / math.sqrt(inputs),
             "layers": jax.random.normal(layers, shape, dtype) * scale,
@@ -58,40 +90,31 @@ class Stack:
 
     @property
     def features(self) -> int:
-        """Width of what the head takes."""
+        """Number of inputs of the head."""
         return self.width + self.growth * self.depth if self.kind == "dense" else self.width
-
-    def normal(self, x: jax.Array) -> jax.Array:
-        return (x - x.mean(0)) * lax.rsqrt(x.var(0) + 1e-5) if self.norm else x
 
     @property
     def joints(self) -> tuple[int, int]:
-        """Places where what the layers give is joined, and its width there: blocks of two layers, or every layer of a dense stack."""
+        """Number of places where outputs are joined, and their width.
+
+        They are the blocks of two layers, or every layer of a dense stack.
+        """
         return (self.depth, self.growth) if self.kind == "dense" else (self.depth // 2, self.width)
 
     def __call__(
         self,
         params: Params,
-        x: jax.Array,
-        shares: jax.Array | None = None,
-        added: jax.Array | None = None,
-    ) -> jax.Array:
-        """Inputs (N, pixels) -> logits (N, 10).
-
-        `shares`: (depth / 2,), how much of what it changes each block does: 0 bypasses it; a dense stack has none. `added` (joints, N, width there):
-        added to what each joint gives, so that the gradient by it is the one that arrives there.
-        """
+        x: Float[Array, "n pixels"],
+        shares: Float[Array, " blocks"] | None = None,
+        added: Float[Array, "joints n width"] | None = None,
+    ) -> Float[Array, "n 10"]:
         x = x @ params["first"]
         joints, wide = self.joints
         added = jnp.zeros((joints, len(x), wide), x.dtype) if added is None else added
         if self.kind == "dense":
-            return self.densely(params["layers"], x, added) @ params["head"]
+            return self._densely(params["layers"], x, added) @ params["head"]
         pairs = params["layers"].reshape(joints, 2, self.width, self.width)
-        block = {
-            "plain": self.plain,
-            "residual": self.residual,
-            "preactivation": self.preactivation,
-        }[self.kind]
+        block = getattr(self, self.kind)
 
         def joined(x: jax.Array, one: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
             pair, more, *share = one
@@ -99,47 +122,79 @@ class Stack:
             return (x + share[0] * (y - x) if share else y) + more, None
 
         x, _ = lax.scan(joined, x, (pairs, added) if shares is None else (pairs, added, shares))
-        return (jax.nn.relu(self.normal(x)) if self.kind == "preactivation" else x) @ params["head"]
+        return (jax.nn.relu(self._normal(x)) if self.kind == "preactivation" else x) @ params[
+            "head"
+        ]
 
-    def plain(self, x: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
-        return jax.nn.relu(self.normal(jax.nn.relu(self.normal(x @ first)) @ second))
+    def plain(
+        self, x: Float[Array, "n w"], first: Float[Array, "w w"], second: Float[Array, "w w"]
+    ) -> Float[Array, "n w"]:
+        """Returns the output of a plain block."""
+        return jax.nn.relu(self._normal(jax.nn.relu(self._normal(x @ first)) @ second))
 
-    def residual(self, x: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
-        return jax.nn.relu(self.normal(jax.nn.relu(self.normal(x @ first)) @ second) + x)
+    def residual(
+        self, x: Float[Array, "n w"], first: Float[Array, "w w"], second: Float[Array, "w w"]
+    ) -> Float[Array, "n w"]:
+        """Returns the output of a residual block."""
+        return jax.nn.relu(self._normal(jax.nn.relu(self._normal(x @ first)) @ second) + x)
 
-    def preactivation(self, x: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
-        return x + jax.nn.relu(self.normal(jax.nn.relu(self.normal(x)) @ first)) @ second
+    def preactivation(
+        self, x: Float[Array, "n w"], first: Float[Array, "w w"], second: Float[Array, "w w"]
+    ) -> Float[Array, "n w"]:
+        """Returns the output of a pre-activation block."""
+        return x + jax.nn.relu(self._normal(jax.nn.relu(self._normal(x)) @ first)) @ second
 
-    def densely(self, layers: jax.Array, x: jax.Array, added: jax.Array) -> jax.Array:
-        """All features so far lie in one array, whose rest is zero."""
+    def _normal(self, x: jax.Array) -> jax.Array:
+        return (x - x.mean(0)) * lax.rsqrt(x.var(0) + 1e-5) if self.norm else x
+
+    def _densely(self, layers: jax.Array, x: jax.Array, added: jax.Array) -> jax.Array:
+        """Applies the layers of a dense stack; all features so far are in one zero-padded array."""
         everything = jnp.zeros((len(x), self.features), x.dtype).at[:, : self.width].set(x)
 
         def layer(everything: jax.Array, one: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
             kernel, more, index = one
-            new = jax.nn.relu(self.normal(everything)) @ kernel + more
-            return lax.dynamic_update_slice(
-                everything, new, (0, self.width + self.growth * index)
-            ), None
+            new = jax.nn.relu(self._normal(everything)) @ kernel + more
+            start = (0, self.width + self.growth * index)
+            return lax.dynamic_update_slice(everything, new, start), None
 
         everything, _ = lax.scan(layer, everything, (layers, added, jnp.arange(self.depth)))
-        return jax.nn.relu(self.normal(everything))
+        return jax.nn.relu(self._normal(everything))
 
     def loss(
         self,
         params: Params,
-        x: jax.Array,
-        labels: jax.Array,
-        shares: jax.Array | None = None,
-        added: jax.Array | None = None,
-    ) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(
-            self(params, x, shares, added), labels
-        ).mean()
+        x: Float[Array, "n pixels"],
+        labels: Int[Array, " n"],
+        shares: Float[Array, " blocks"] | None = None,
+        added: Float[Array, "joints n width"] | None = None,
+    ) -> Float[Array, ""]:
+        """Returns the mean cross-entropy in nats; arguments as in the call."""
+        logits = self(params, x, shares, added)
+        loss: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return loss
 
     def gradient_norms(
-        self, params: Params, x: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Of the loss by each hidden layer's weights (depth,), and by what each joint gives (joints,): dJ/dW and dJ/dx, first layer first."""
+        self, params: Params, x: Float[Array, "n pixels"], labels: Int[Array, " n"]
+    ) -> tuple[Float[Array, " depth"], Float[Array, " joints"]]:
+        """Returns norms of the gradients of the loss, the first layer first.
+
+        Args:
+          params: what `initialise` returned.
+          x: inputs.
+          labels: classes.
+
+        Returns:
+          dJ/dW, by each hidden layer's weights, and dJ/dx, by the output of each joint.
+
+        Example:
+
+          >>> images, labels = digits("train")
+          >>> stack = Stack("plain", depth=40)
+          >>> params = stack.initialise(jax.random.key(0), inputs=64)
+          >>> _, arriving = jax.jit(stack.gradient_norms)(params, images[:32], labels[:32])
+          >>> bool(arriving[0] < 1e-4 * arriving[-1])  # it vanishes on its way to the first block
+          True
+        """
         joints, wide = self.joints
         added = jnp.zeros((joints, len(x), wide), x.dtype)
         weights, arriving = jax.grad(
@@ -148,19 +203,32 @@ class Stack:
         return norms(weights["layers"]), norms(arriving)
 
 
-def norms(arrays: jax.Array) -> jax.Array:
-    """Of each of (A, ...), scaled before it is squared: squares of 1e-160 are zero."""
+def norms(arrays: Float[Array, "n ..."]) -> Float[Array, " n"]:
+    """Returns the norm of each array, scaled before it is squared: squares of 1e-160 are zero."""
     axes = tuple(range(1, arrays.ndim))
     largest = abs(arrays).max(axes, keepdims=True)
     scaled = arrays / jnp.where(largest > 0, largest, 1)
     return largest.reshape(-1) * jnp.sqrt(jnp.square(scaled).sum(axes))
 
 
-def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The bundled digits as (N, 64) float32 of mean 0 and deviation 1 over the training split, and labels (N,)."""
+def digits(split: str) -> tuple[Float[np.ndarray, "n 64"], Int[np.ndarray, " n"]]:
+    """Returns the bundled digits.
+
+    Args:
+      split: 'train' or 'test'.
+
+    Returns:
+      Images in float32 with mean 0 and standard deviation 1 over the training split, and labels in
+      int32.
+
+    Example:
+
+      >>> images, labels = digits("test")
+      >>> images.shape, labels.shape
+      ((500, 64), (500,))
+    """
     images, labels, held_out = read_digits()
     pixels = images.reshape(len(images), -1).astype(np.float32)
     chosen = held_out == (split == "test")
-    return (pixels[chosen] - pixels[~held_out].mean()) / pixels[~held_out].std(), labels[
-        chosen
-    ].astype(np.int32)
+    normalised = (pixels[chosen] - pixels[~held_out].mean()) / pixels[~held_out].std()
+    return normalised, labels[chosen].astype(np.int32)

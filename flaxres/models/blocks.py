@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from flaxres.models.layers import (
     activated,
@@ -70,7 +71,9 @@ def branch(
     ]
 
 
-def drop_path(module: nn.Module, x: jax.Array, rate: Any, train: bool) -> jax.Array:
+def drop_path(
+    module: nn.Module, x: Float[Array, "n h w c"], rate: Any, train: bool
+) -> Float[Array, "n h2 w2 k"]:
     """Drop the whole branch of an image with probability `rate` (Huang et al. 2016, eq. 5).
 
     Branches that are not dropped are divided by `1 - rate`. Nothing is dropped outside training.
@@ -97,14 +100,15 @@ class Projection(nn.Module):
     norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
         first, stride = 0, self.stride
         if self.averaged:
             first, stride = 1, 1
             if self.stride != 1 or self.dilation != 1:
                 x = shrink_average(x, self.stride)
         x = self.conv(self.features, kernel_size=1, stride=stride, name=str(first))(x)
-        return self.norm(name=str(first + 1))(x, use_running_average=not train)
+        y: jax.Array = self.norm(name=str(first + 1))(x, use_running_average=not train)
+        return y
 
 
 class ResidualBlock(nn.Module):
@@ -141,7 +145,9 @@ class ResidualBlock(nn.Module):
     stochastic: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, drop_rate: Any = 0.0) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool, drop_rate: Any = 0.0
+    ) -> Float[Array, "n h2 w2 k"]:
         rows = branch(
             self.kind,
             self.width,
@@ -171,7 +177,7 @@ class ResidualBlock(nn.Module):
             return relu(y, before=rows[0].kernel_size)
         return relu(y + self.shortened(x, train), before=rows[0].kernel_size)
 
-    def shortened(self, x: jax.Array, train: bool) -> jax.Array:
+    def shortened(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
         """Return `x` in the shape of the branch's result."""
         features = EXPANSION[self.kind] * self.width
         if self.stride == 1 and x.shape[-1] == features:
@@ -201,11 +207,12 @@ class Downsample(nn.Module):
     conv: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
         if self.averaged and self.stride != 1:
             x = shrink_average(x, self.stride)
         stride = 1 if self.averaged else self.stride
-        return self.conv(self.features, kernel_size=1, stride=stride, name="conv")(x)
+        y: jax.Array = self.conv(self.features, kernel_size=1, stride=stride, name="conv")(x)
+        return y
 
 
 class PreActivationBlock(nn.Module):
@@ -228,7 +235,9 @@ class PreActivationBlock(nn.Module):
     stochastic: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, drop_rate: Any = 0.0) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool, drop_rate: Any = 0.0
+    ) -> Float[Array, "n h2 w2 k"]:
         width = self.features // EXPANSION[self.kind]
         rows = branch(self.kind, width, self.stride, False, 1, 64, (1, 1))
         y = activated(self.norm(name="norm1"), x, train, before=rows[0].kernel_size)
@@ -265,11 +274,11 @@ class Stage(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
         x = self.call(self.first(name="0"), x, train, self.drop_rates[0])
         if self.scan and len(self.drop_rates) > 2:
             rates = jnp.asarray(self.drop_rates[1:], jnp.float32)
-            scanned = nn.scan(
+            scanned: Callable[..., tuple[jax.Array, None]] = nn.scan(
                 lambda block, carry, rate: (self.call(block, carry, train, rate), None),
                 variable_axes={"params": 0, "batch_stats": 0},
                 split_rngs={"params": True, "dropout": True},
@@ -280,11 +289,15 @@ class Stage(nn.Module):
             x = self.call(self.rest(name=str(i)), x, train, rate)
         return x
 
-    def call(self, block: nn.Module, x: jax.Array, train: bool, rate: Any) -> jax.Array:
+    def call(
+        self, block: nn.Module, x: Float[Array, "n h w c"], train: bool, rate: Any
+    ) -> Float[Array, "n h2 w2 k"]:
         """Call a block, rematerialised if `remat` is set."""
+        y: jax.Array
         if not self.remat:
-            return block(x, train, rate)
-        recomputed = nn.remat(
+            y = block(x, train, rate)
+            return y
+        recomputed: Callable[..., jax.Array] = nn.remat(
             lambda block, x, rate: block(x, train, rate), prevent_cse=not self.scan
         )
         return recomputed(block, x, rate)

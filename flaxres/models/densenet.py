@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from flaxres.models.layers import activated, activated_and_pooled, average_pool
 from flaxres.models.network import Network
@@ -26,7 +27,7 @@ class DenseLayer(nn.Module):
     norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
         for i, (features, size) in enumerate(((4 * self.growth, 1), (self.growth, 3)), 1):
             x = activated(self.norm(name=f"norm{i}"), x, train, size)
             x = self.conv(features, kernel_size=size, name=f"conv{i}")(x)
@@ -43,7 +44,7 @@ class DenseBlock(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
         layer = nn.remat(DenseLayer, static_argnums=(2,)) if self.remat else DenseLayer
         for i in range(1, self.layers + 1):
             added = layer(self.growth, self.conv, self.norm, name=f"denselayer{i}")(x, train)
@@ -58,7 +59,7 @@ class Transition(nn.Module):
     norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
         y = activated(self.norm(name="norm"), x, train, 1)
         return average_pool(self.conv(x.shape[-1] // 2, kernel_size=1, name="conv")(y), 2, 2)
 
@@ -102,6 +103,13 @@ class DenseNet(Network):
       stem_width: channels before the first block.
 
     Called as `ResNet` is. `stage1` to `stage4` are the outputs of the dense blocks.
+
+    Example:
+      >>> import flaxres
+      >>> model = flaxres.DenseNet(depths=(2, 2), growth=4, num_classes=10)
+      >>> images = jax.ShapeDtypeStruct((1, 64, 64, 3), jax.numpy.float32)
+      >>> jax.eval_shape(model.init_with_output, jax.random.key(0), images)[0].shape
+      (1, 10)
     """
 
     depths: tuple[int, ...] = (6, 12, 24, 16)
@@ -109,7 +117,9 @@ class DenseNet(Network):
     stem_width: int = 64
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> Any:
+    def __call__(
+        self, images: Float[Array, "n h w c"], train: bool = False, features: bool = False
+    ) -> Any:
         self.check(images)
         conv, norm = self.conv(kernel_init=kaiming_fan_in), self.norm()
         body = Features(

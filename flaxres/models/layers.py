@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 from jax import lax
+from jaxtyping import Array, Float
 
 from flaxres.errors import InputError
 from flaxres.ops import kept
@@ -27,7 +28,7 @@ he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 head_init = nn.initializers.normal(0.01)
 
 
-def relu(x: jax.Array, before: int = 3) -> jax.Array:
+def relu(x: Float[Array, "n h w c"], before: int = 3) -> Float[Array, "n h2 w2 k"]:
     """Compute `max(x, 0)`.
 
     Args:
@@ -70,7 +71,7 @@ class Conv(nn.Module):
     bias_init: Initializer = nn.initializers.zeros_init()
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
         size, channels = self.kernel_size, x.shape[-1]
         if channels % self.groups or self.features % self.groups:
             raise InputError(
@@ -140,11 +141,11 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
+        x: Float[Array, "n h w c"],
         use_running_average: bool,
         pool: Pool | None = None,
         rectified: bool = False,
-    ) -> jax.Array:
+    ) -> Float[Array, "n h2 w2 k"]:
         wide = jnp.promote_types(jnp.float32, self.param_dtype)
         shape = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, wide)
@@ -223,11 +224,11 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
+        x: Float[Array, "n h w c"],
         use_running_average: bool,
         pool: Pool | None = None,
         rectified: bool = False,
-    ) -> jax.Array:
+    ) -> Float[Array, "n h2 w2 k"]:
         del use_running_average
         channels = x.shape[-1]
         if channels % self.groups:
@@ -257,7 +258,7 @@ class SqueezeExcite(nn.Module):
     ratio: float = 1 / 16
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
         channels = x.shape[-1]
         squeezed = max(8, int(channels * self.ratio + 4) // 8 * 8)
         y = x.mean((1, 2), keepdims=True)
@@ -275,7 +276,7 @@ class EfficientChannelAttention(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
         size = int(abs(math.log2(x.shape[-1]) + 1) / 2)
         size = max(size if size % 2 else size + 1, 3)
         conv = nn.Conv(
@@ -292,8 +293,12 @@ class EfficientChannelAttention(nn.Module):
 
 
 def activated(
-    norm: nn.Module, x: jax.Array, train: bool, before: int = 3, pool: Pool | None = None
-) -> jax.Array:
+    norm: nn.Module,
+    x: Float[Array, "n h w c"],
+    train: bool,
+    before: int = 3,
+    pool: Pool | None = None,
+) -> Float[Array, "n h2 w2 k"]:
     """Compute `relu(norm(x))`, max-pooled by `pool` if one is given.
 
     Args:
@@ -320,24 +325,28 @@ def activated_and_pooled(
     return y, pool(y)
 
 
-def average_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
+def average_pool(x: Float[Array, "n h w c"], size: int, stride: int) -> Float[Array, "n h2 w2 k"]:
     """Compute the mean over the `size`x`size` windows that lie inside the image."""
-    return nn.avg_pool(x, (size, size), (stride, stride))
+    mean: jax.Array = nn.avg_pool(x, (size, size), (stride, stride))
+    return mean
 
 
-def shrink_average(x: jax.Array, stride: int) -> jax.Array:
+def shrink_average(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n h2 w2 k"]:
     """Compute the mean over 2x2 windows, with timm's rules for the edges.
 
     At stride 2 a window at an odd edge averages the pixels inside the image. At stride 1 the edge
     is padded by zeros, which count.
     """
+    mean: jax.Array
     if stride == 1:
-        return nn.avg_pool(x, (2, 2), (1, 1), ((0, 1), (0, 1)))
+        mean = nn.avg_pool(x, (2, 2), (1, 1), ((0, 1), (0, 1)))
+        return mean
     edge = [(0, extent % 2) for extent in x.shape[1:3]]
-    return nn.avg_pool(x, (2, 2), (stride, stride), edge, count_include_pad=False)
+    mean = nn.avg_pool(x, (2, 2), (stride, stride), edge, count_include_pad=False)
+    return mean
 
 
-def blur_pool(x: jax.Array) -> jax.Array:
+def blur_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
     """Blur with a 3x3 binomial kernel and take every second pixel (Zhang 2019, section 3.2).
 
     Edges are reflected. `(N, H, W, C)` -> `(N, H / 2, W / 2, C)`.
@@ -351,7 +360,9 @@ def blur_pool(x: jax.Array) -> jax.Array:
     return padded
 
 
-def zero_pad_shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:
+def zero_pad_shortcut(
+    x: Float[Array, "n h w c"], features: int, stride: int
+) -> Float[Array, "n h2 w2 k"]:
     """Take every `stride`-th pixel and pad the channels to `features` with zeros.
 
     This is option A of He et al. 2016, section 4.2. Half of the zeros come before the channels and

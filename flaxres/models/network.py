@@ -4,10 +4,10 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
+from jaxtyping import Array, Float, Shaped
 
 from flaxres.errors import InputError, unknown
 from flaxres.models.layers import BatchNorm, Conv, GroupNorm, head_init
@@ -71,7 +71,7 @@ class Network(nn.Module):
         rates = [self.stochastic_depth * i / last for i in range(sum(depths))]
         return [tuple(rates[sum(depths[:i]) : sum(depths[: i + 1])]) for i in range(len(depths))]
 
-    def pooled(self, x: jax.Array) -> jax.Array:
+    def pooled(self, x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
         """Pool globally by averaging, in float32 or wider."""
         return x.mean((1, 2), dtype=jnp.promote_types(jnp.float32, self.dtype))
 
@@ -79,7 +79,7 @@ class Network(nn.Module):
     def head_bias_init(self) -> Initializer:
         return nn.initializers.constant(self.head_bias)
 
-    def head(self, x: jax.Array, train: bool, name: str) -> jax.Array:
+    def head(self, x: Float[Array, "n c"], train: bool, name: str) -> Float[Array, "n k"]:
         """Classify pooled features: `(N, C)` -> logits `(N, num_classes)`."""
         if not self.num_classes:
             return x
@@ -93,7 +93,7 @@ class Network(nn.Module):
             name=name,
         )(x)
 
-    def check(self, images: jax.Array, **choices: tuple[Any, Iterable[Any]]) -> None:
+    def check(self, images: Shaped[Array, "..."], **choices: tuple[Any, Iterable[Any]]) -> None:
         """Check attributes against their choices, and the rank, layout and dtype of images.
 
         Raises:

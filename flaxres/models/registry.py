@@ -1,6 +1,12 @@
 """The table of model names: timm's, and the papers' names for CIFAR.
 
-A row is a network class with some attributes bound.
+A row is a network class with some attributes bound. `ResNet18` and the like are rows of their own
+name.
+
+Example:
+
+  >>> ResNet18(num_classes=10).depths, ResNet20().widths
+  ((2, 2, 2, 2), (16, 32, 64))
 """
 
 import fnmatch
@@ -127,6 +133,7 @@ def list_models(pattern: str = "*") -> list[str]:
     """Return the names that match a shell pattern, in natural order (resnet50 before resnet101).
 
     Example:
+      >>> import flaxres
       >>> flaxres.list_models("resnet*c")
       ['resnet50c']
     """
@@ -148,7 +155,9 @@ def create_model(name: str, **attributes: Any) -> Network:
       InputError: the name or an attribute is unknown; the message names the nearest ones.
 
     Example:
-      >>> model = flaxres.create_model("resnet50", num_classes=10)
+      >>> import flaxres
+      >>> flaxres.create_model("resnet50", num_classes=10).depths
+      (3, 4, 6, 3)
     """
     if name not in MODELS:
         raise unknown("model", name, MODELS)
@@ -156,10 +165,12 @@ def create_model(name: str, **attributes: Any) -> Network:
     for attribute in attributes:
         if attribute not in fields:
             raise unknown(f"attribute of {name}", attribute, fields)
+    network: Network
     try:
-        return MODELS[name](**attributes)
+        network = MODELS[name](**attributes)
     except TypeError as error:
         raise InputError(f"{name}: {error}") from error
+    return network
 
 
 def small_images(name: str) -> bool:

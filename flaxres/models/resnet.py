@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from flaxres.models.blocks import EXPANSION, ResidualBlock, Stage
 from flaxres.models.layers import (
@@ -45,7 +46,7 @@ class DeepStem(nn.Module):
     norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
         for i, width in enumerate(self.widths):
             if i:
                 x = activated(self.norm(name=str(3 * i - 2)), x, train)
@@ -63,7 +64,7 @@ class PoolingConvolution(nn.Module):
     norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
         x = self.conv(x.shape[-1], kernel_size=3, stride=2, name="0")(x)
         return activated(self.norm(name="1"), x, train)
 
@@ -101,10 +102,11 @@ class ResNet(Network):
         layout or an integer dtype.
 
     Example:
-      >>> model = flaxres.ResNet(depths=(2, 2, 2, 2), block="basic", num_classes=10)
-      >>> images = jnp.zeros((1, 224, 224, 3))
-      >>> variables = model.init(jax.random.key(0), images)
-      >>> model.apply(variables, images).shape
+      >>> import flaxres
+      >>> model = flaxres.ResNet(depths=(1, 1), widths=(8, 16), block="basic", num_classes=10)
+      >>> images = jax.ShapeDtypeStruct((1, 32, 32, 3), jax.numpy.float32)
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
+      >>> jax.eval_shape(model.apply, variables, images).shape
       (1, 10)
     """
 
@@ -126,7 +128,9 @@ class ResNet(Network):
     head_name: str = "fc"
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> Any:
+    def __call__(
+        self, images: Float[Array, "n h w c"], train: bool = False, features: bool = False
+    ) -> Any:
         choices = {name: (getattr(self, name), allowed) for name, allowed in CHOICES.items()}
         self.check(images, **choices)
         self.check_stages(self.depths, self.widths)

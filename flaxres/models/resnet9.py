@@ -7,8 +7,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from flaxres.errors import InputError
 from flaxres.models.blocks import ResidualBlock, Stage
@@ -29,7 +29,9 @@ class PooledConvolution(nn.Module):
     norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, drop_rate: Any = 0.0) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool, drop_rate: Any = 0.0
+    ) -> Float[Array, "n h2 w2 k"]:
         del drop_rate  # without a shortcut this block can't be dropped
         x = self.conv(self.width, kernel_size=3, name="conv1")(x)
         x = max_pool(x, size=2, stride=2, padding=0)
@@ -58,8 +60,12 @@ class ResNet9(Network):
         `stochastic_depth` is set without a residual block.
 
     Example:
-      >>> model = flaxres.ResNet9()
-      >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+      >>> import flaxres
+      >>> model = flaxres.ResNet9(widths=(8, 16, 16), stem_width=8)
+      >>> import jax
+      >>> images = jax.ShapeDtypeStruct((1, 32, 32, 3), jax.numpy.float32)
+      >>> jax.eval_shape(model.init_with_output, jax.random.key(0), images)[0].shape
+      (1, 10)
     """
 
     num_classes: int = 10
@@ -68,7 +74,9 @@ class ResNet9(Network):
     stem_width: int = 64
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> Any:
+    def __call__(
+        self, images: Float[Array, "n h w c"], train: bool = False, features: bool = False
+    ) -> Any:
         self.check(images)
         self.check_stages(self.depths, self.widths)
         if min(images.shape[1:3]) < (smallest := 2 ** len(self.widths)):

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from flaxres.models.blocks import EXPANSION, PreActivationBlock, Stage
 from flaxres.models.layers import activated, head_init
@@ -34,10 +35,11 @@ class Stem(nn.Module):
     norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
         if self.kind != "deep":
             size, stride = (3, 1) if self.kind == "small" else (7, 2)
-            return self.conv(self.width, kernel_size=size, stride=stride, name="conv")(x)
+            y: jax.Array = self.conv(self.width, kernel_size=size, stride=stride, name="conv")(x)
+            return y
         for i, width in enumerate((self.width // 2, self.width // 2, self.width), 1):
             x = self.conv(width, kernel_size=3, stride=2 if i == 1 else 1, name=f"conv{i}")(x)
             if i < 3:
@@ -89,8 +91,11 @@ class ResNetV2(Network):
     Called as `ResNet` is. `stem` and `stage1` to `stage4` are raw sums, before any norm.
 
     Example:
+      >>> import flaxres
       >>> model = flaxres.ResNetV2(num_classes=10)
-      >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+      >>> images = jax.ShapeDtypeStruct((1, 224, 224, 3), jax.numpy.float32)
+      >>> jax.eval_shape(model.init_with_output, jax.random.key(0), images)[0].shape
+      (1, 10)
     """
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
@@ -103,7 +108,9 @@ class ResNetV2(Network):
     standardise: float | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> Any:
+    def __call__(
+        self, images: Float[Array, "n h w c"], train: bool = False, features: bool = False
+    ) -> Any:
         choices = {name: (getattr(self, name), allowed) for name, allowed in CHOICES.items()}
         self.check(images, **choices)
         self.check_stages(self.depths, self.widths)
@@ -133,7 +140,7 @@ class ResNetV2(Network):
         maps["pooled"] = self.pooled(x)
         return maps if features else self.head(maps["pooled"], train, "head")
 
-    def head(self, x: jax.Array, train: bool, name: str) -> jax.Array:
+    def head(self, x: Float[Array, "n c"], train: bool, name: str) -> Float[Array, "n k"]:
         """Classify by a 1x1 convolution named `head.fc`, as timm does in this network."""
         if not self.num_classes:
             return x
@@ -147,4 +154,5 @@ class ResNetV2(Network):
             bias_init=self.head_bias_init,
             dtype=x.dtype,
         )
-        return Nested(fc, "fc", name=name)(x[:, None, None])[:, 0, 0]
+        logits: jax.Array = Nested(fc, "fc", name=name)(x[:, None, None])[:, 0, 0]
+        return logits

@@ -16,6 +16,7 @@ from jax import lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Float
 
 from flaxres.ops import native
 from flaxres.ops.kept import by_platform, keep_gradient, plainly, varying_alike
@@ -30,7 +31,9 @@ product_p = Primitive("flaxres_product")
 NATIVE_CHANNELS = 12
 
 
-def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def convolution(
+    x: Float[Array, "n h w c"], kernel: Float[Array, "s s c k"], stride: int
+) -> Float[Array, "n h2 w2 k"]:
     """Convolve images with an odd square kernel in the form that suits the platform.
 
     Args:
@@ -47,12 +50,9 @@ def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     if native.compiled_by and native_pays(kernel):
         return keep_gradient(convolve(x, kernel, stride, 1, extent, False))
     if size == 1:
-        return by_platform(
-            x,
-            kernel,
-            cpu=functools.partial(pointwise_product, stride=stride),
-            default=functools.partial(direct, stride=stride),
-        )
+        cpu, default = (functools.partial(f, stride=stride) for f in (pointwise_product, direct))
+        convolved: jax.Array = by_platform(x, kernel, cpu=cpu, default=default)
+        return convolved
     if size == 3:
         return keep_gradient(
             convolve(x, kernel, stride, 1, extent, False)
@@ -62,7 +62,9 @@ def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return direct(x, kernel, stride)
 
 
-def direct(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def direct(
+    x: Float[Array, "n h w c"], kernel: Float[Array, "s s c k"], stride: int
+) -> Float[Array, "n h2 w2 k"]:
     """Convolve as `convolution` does, with XLA's operation on every platform."""
     pad = kernel.shape[0] // 2
     return lax.conv_general_dilated(
@@ -190,21 +192,20 @@ def kernel_transpose(
 ) -> jax.Array:
     size = kernel.aval.shape[0]
     if dilation == 1:
-        found, forwards = kernel_gradient(x, cotangent, stride, size), True
+        gradient, forwards = kernel_gradient(x, cotangent, stride, size), True
     else:
-        found, forwards = kernel_gradient(cotangent, x, dilation, size), False
-    return found if forwards != backwards else turned(found)
+        gradient, forwards = kernel_gradient(cotangent, x, dilation, size), False
+    return gradient if forwards != backwards else turned(gradient)
 
 
 def usual_kernel_gradient(x: jax.Array, cotangent: jax.Array, stride: int, size: int) -> jax.Array:
     """Compute `kernel_gradient` as JAX's transpose of `dilated`."""
-    kernel, extent = (
-        jnp.zeros((size, size, x.shape[3], cotangent.shape[3]), x.dtype),
-        (cotangent.shape[1], cotangent.shape[2]),
-    )
-    return jax.linear_transpose(
-        lambda kernel: dilated(x, kernel, stride, 1, extent, False), varying_alike(kernel, x)[0]
-    )(cotangent)[0]
+    kernel = jnp.zeros((size, size, x.shape[3], cotangent.shape[3]), x.dtype)
+    extent = (cotangent.shape[1], cotangent.shape[2])
+    form = lambda kernel: dilated(x, kernel, stride, 1, extent, False)  # noqa: E731
+    transpose = jax.linear_transpose(form, varying_alike(kernel, x)[0])
+    gradient: jax.Array = transpose(cotangent)[0]
+    return gradient
 
 
 def pointwise(
@@ -361,16 +362,17 @@ def define(
     """
 
     def shape(*operands: ShapedArray, **settings: Any) -> ShapedArray:
-        return jax.typeof(jax.eval_shape(functools.partial(usual, **settings), *operands))
+        result = jax.eval_shape(functools.partial(usual, **settings), *operands)
+        aval: ShapedArray = jax.typeof(result)
+        return aval
 
     def batched(
         operands: Sequence[jax.Array], axes: Sequence[int | None], **settings: Any
     ) -> tuple[jax.Array, int]:
         form = functools.partial(usual, **settings)
         if cpu is not None:
-            form = functools.partial(
-                by_platform, cpu=functools.partial(cpu, **settings), default=form
-            )
+            on_cpu = functools.partial(cpu, **settings)
+            form = functools.partial(by_platform, cpu=on_cpu, default=form)
         return jax.vmap(form, in_axes=tuple(axes))(*operands), 0
 
     @functools.cache

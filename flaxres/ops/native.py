@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 from jax.interpreters import mlir
+from jaxlib.version import __version__ as jaxlib_version
 
 from flaxres.cache import private_folder
 from flaxres.errors import InputError
@@ -53,6 +54,7 @@ def use_native_convolutions() -> str:
       InputError: there is no compiler, or it fails. Nothing has changed then.
 
     Example:
+      >>> import flaxres
       >>> compiler = flaxres.use_native_convolutions()
     """
     global compiled_by
@@ -93,7 +95,7 @@ def library(compiler: Sequence[str], version: str, folder: pathlib.Path) -> path
         "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native",
         f"-I{jax.ffi.include_dir()}",
     ]
-    origin = [SOURCE.read_text(), version, *compiler, *options, jax.lib.__version__, processor()]
+    origin = [SOURCE.read_text(), version, *compiler, *options, jaxlib_version, processor()]
     path = folder / f"{hashlib.sha256(chr(0).join(origin).encode()).hexdigest()[:32]}.so"
     if not sound(path):
         build(compiler, options, path)
@@ -101,14 +103,14 @@ def library(compiler: Sequence[str], version: str, folder: pathlib.Path) -> path
 
 
 def find_compiler() -> list[str]:
-    """Return the compiler's command line: `$CXX`, or the first of `COMPILERS` found."""
+    """Return the compiler's command line: `$CXX`, or the first of `COMPILERS` that is installed."""
     if named := shlex.split(os.environ.get("CXX", "")):
         if shutil.which(named[0]) is None:
             raise InputError(f"CXX={os.environ['CXX']!r} is not a program on this machine: {FIX}")
         return named
     for name in COMPILERS:
-        if found := shutil.which(name):
-            return [found]
+        if path := shutil.which(name):
+            return [path]
     raise InputError(f"no C++ compiler ({', '.join(COMPILERS)}) on this machine: {FIX}")
 
 

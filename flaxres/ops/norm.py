@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 from jax import lax
+from jaxtyping import Array, Float
 
 from flaxres.ops import kept
 
 
 def mean_and_variance(
-    grouped: jax.Array, wide: Dtype, axis_name: str | None
-) -> tuple[jax.Array, jax.Array]:
+    grouped: Float[Array, "groups images h w c"], wide: Dtype, axis_name: str | None
+) -> tuple[Float[Array, "groups c"], Float[Array, "groups c"]]:
     """Compute each group's mean and biased variance in one pass over the activation.
 
     Args:

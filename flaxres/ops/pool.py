@@ -9,13 +9,18 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jaxtyping import Array, Float
 
 from flaxres.ops.kept import by_platform
 
 
 def max_pool(
-    x: jax.Array, size: int = 3, stride: int = 2, padding: int = 1, fill: float = -math.inf
-) -> jax.Array:
+    x: Float[Array, "n h w c"],
+    size: int = 3,
+    stride: int = 2,
+    padding: int = 1,
+    fill: float = -math.inf,
+) -> Float[Array, "n h2 w2 c"]:
     """Compute the maximum over `size`x`size` windows: `(N, H, W, C)` -> `(N, H', W', C)`.
 
     The gradient goes to the first maximum of each window in row-major order, as in PyTorch. It is
@@ -46,12 +51,15 @@ def max_pool(
         x, padding = pad_images(x, padding, fill), 0
     forms = (maximum_of_windows, maximum_of_lines, maximum_of_places)
     whole, lines, places = (functools.partial(form, size, stride, padding) for form in forms)
-    return by_platform(x, tpu=whole, cpu=lines, default=places)
+    pooled: jax.Array = by_platform(x, tpu=whole, cpu=lines, default=places)
+    return pooled
 
 
 def maximum_of_windows(size: int, stride: int, padding: int, x: jax.Array) -> jax.Array:
     """Pool with XLA's own window operation (TPUs)."""
-    return nn.max_pool(x, (size, size), (stride, stride), [(padding, padding)] * 2)
+    edge = (padding, padding)
+    pooled: jax.Array = nn.max_pool(x, (size, size), (stride, stride), [edge, edge])
+    return pooled
 
 
 def pad_images(x: jax.Array, padding: int, fill: float) -> jax.Array:
@@ -63,13 +71,13 @@ def pad_images(x: jax.Array, padding: int, fill: float) -> jax.Array:
 def windows(x: jax.Array, size: int, stride: int, axes: Sequence[int]) -> list[jax.Array]:
     """Return a strided slice of `x` for each place in the windows over `axes`, row-major."""
     ends = {axis: (x.shape[axis] - size) // stride * stride + 1 for axis in axes}
-    found = []
+    slices = []
     for starts in itertools.product(range(size), repeat=len(axes)):
         index = [slice(None)] * x.ndim
         for axis, start in zip(axes, starts, strict=True):
             index[axis] = slice(start, start + ends[axis], stride)
-        found.append(x[tuple(index)])
-    return found
+        slices.append(x[tuple(index)])
+    return slices
 
 
 def larger(best: jax.Array, other: jax.Array) -> jax.Array:
@@ -92,10 +100,10 @@ def best_and_place(
     size: int, stride: int, padding: int, x: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Return each window's maximum and the number of the first place in the window that has it."""
-    found = windows(pad_images(x, padding, -math.inf), size, stride, (1, 2))
-    best = functools.reduce(jnp.maximum, found)
-    place = jnp.zeros(best.shape, jnp.uint8 if len(found) <= 256 else jnp.int32)
-    for number, value in reversed(list(enumerate(found))):
+    pixels = windows(pad_images(x, padding, -math.inf), size, stride, (1, 2))
+    best = functools.reduce(jnp.maximum, pixels)
+    place = jnp.zeros(best.shape, jnp.uint8 if len(pixels) <= 256 else jnp.int32)
+    for number, value in reversed(list(enumerate(pixels))):
         place = jnp.where(value == best, jnp.asarray(number, place.dtype), place)
     return best, place
 

@@ -1,1 +1,1 @@
-"""Weights in and out of the form that torchvision and timm use."""
+"""Reading and writing weights in the form that torchvision and timm use."""

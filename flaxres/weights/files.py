@@ -1,4 +1,4 @@
-"""Files of weights: safetensors, and PyTorch's own through `weights_only`. Nothing in a file is ever executed."""
+"""Weight files: safetensors, and PyTorch's pickles with `weights_only`. No code in them is run."""
 
 import json
 import pathlib
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
+from jaxtyping import Shaped
 
 from flaxres.errors import InputError
 
@@ -16,70 +17,92 @@ LARGEST_HEADER = 100 << 20
 EMA = ("state_dict_ema", "model_ema", "ema_state_dict")
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 
+Arrays = dict[str, Shaped[np.ndarray, "..."]]
+"""A state dictionary: arrays of any shape by their names in the file."""
 
-def read(path: pathlib.Path, ema: bool = True) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays of a file by their names there, and its metadata; raises InputError with the reason for a file that can't be read."""
+
+def read(path: pathlib.Path, ema: bool = True) -> tuple[Arrays, dict[str, str]]:
+    """Reads a file of weights.
+
+    Args:
+      path: a .safetensors, .pth, .pt, .th, .tar or .bin file; all but the first need PyTorch.
+      ema: read the averaged weights of a training checkpoint that has them.
+
+    Returns:
+      The arrays by their names in the file, and the file's metadata (empty but for safetensors).
+
+    Raises:
+      InputError: the file can't be read; the message gives the reason.
+
+    Example:
+
+      >>> import tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp(), "bias.safetensors")
+      >>> write(path, {"fc.bias": np.zeros(3, np.float32)}, {"format": "pt"})
+      >>> read(path)
+      ({'fc.bias': array([0., 0., 0.], dtype=float32)}, {'format': 'pt'})
+    """
     if not path.is_file():
         raise InputError(
             f"weights {str(path)!r} do not exist: give a .safetensors, .pth, .pt or .th file"
         )
-    with path.open("rb") as file:
-        start = file.read(9)
     if path.suffix == ".safetensors":
-        return read_safetensors(path, start)
+        return _read_safetensors(path)
     if path.suffix in (".pth", ".pt", ".th", ".tar", ".bin"):
-        return read_pickle(path, ema), {}
+        return _read_pickle(path, ema), {}
     raise InputError(
         f"weights {str(path)!r} end in {path.suffix!r}: the rule is .safetensors, .pth, .pt or .th"
     )
 
 
-def read_safetensors(
-    path: pathlib.Path, start: bytes
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _read_safetensors(path: pathlib.Path) -> tuple[Arrays, dict[str, str]]:
+    with path.open("rb") as file:
+        start = file.read(9)
     size = path.stat().st_size
     header = struct.unpack("<Q", start[:8])[0] if len(start) == 9 else 0
     if not 0 < header <= min(LARGEST_HEADER, size - 8) or start[8:] != b"{":
         raise InputError(
-            f"weights {str(path)!r} are no safetensors file, or cut short: {size:,} bytes with a header that claims {header:,}; get it anew"
+            f"weights {str(path)!r} are no safetensors file, or are cut short: {size:,} bytes "
+            f"with a header that claims {header:,}; download or convert them again"
         )
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return arrays, file.metadata() or {}
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"weights {str(path)!r} can't be read ({' '.join(str(error).split())}): get the file anew"
+            f"weights {str(path)!r} can't be read ({reason}): download or convert them again"
         ) from error
 
 
-def read_pickle(path: pathlib.Path, ema: bool) -> dict[str, np.ndarray]:
+def _read_pickle(path: pathlib.Path, ema: bool) -> Arrays:
     try:
         import torch
     except ModuleNotFoundError as error:
         raise InputError(
-            f"weights {str(path)!r} need PyTorch to be read: install torch, or convert them to .safetensors elsewhere"
+            f"weights {str(path)!r} need PyTorch to be read: install torch, or convert them to "
+            ".safetensors elsewhere"
         ) from error
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises many kinds; each is a refusal
+    except Exception as error:  # the unpickler raises many types; each is a refusal
         reason = str(error).split("Please file an issue")[0].split("\n")[0]
         raise InputError(
-            f"weights {str(path)!r} are refused, nothing in them was run: {' '.join(reason.split())[:300]}"
+            f"weights {str(path)!r} are refused, nothing in them was run: "
+            f"{' '.join(reason.split())[:300]}"
         ) from error
     for wrapper in (*EMA, *WRAPPERS) if ema else WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    if not isinstance(content, Mapping) or not any(
-        isinstance(value, torch.Tensor) for value in content.values()
-    ):
+    entries = content.items() if isinstance(content, Mapping) else ()
+    tensors = {
+        str(name): value.detach() for name, value in entries if isinstance(value, torch.Tensor)
+    }
+    if not tensors:
         raise InputError(
             f"weights {str(path)!r} hold no dictionary of tensors: save a model's state_dict()"
         )
-    tensors = {
-        str(name): value.detach()
-        for name, value in content.items()
-        if isinstance(value, torch.Tensor)
-    }
     return {
         name: (value.float() if value.dtype == torch.bfloat16 else value).numpy()
         for name, value in tensors.items()
@@ -87,19 +110,27 @@ def read_pickle(path: pathlib.Path, ema: bool) -> dict[str, np.ndarray]:
 
 
 def write(
-    path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
+    path: pathlib.Path,
+    arrays: Mapping[str, Shaped[np.ndarray, "..."]],
+    metadata: Mapping[str, Any],
 ) -> None:
-    """Writes safetensors, whole or not at all."""
+    """Writes a safetensors file, whole or not at all.
+
+    Args:
+      path: of the file; an existing one is replaced.
+      arrays: arrays by their names.
+      metadata: values by their names; what is not a string is written as JSON.
+
+    Raises:
+      InputError: the file can't be written.
+    """
     part = path.with_name(path.name + ".part")
+    strings = {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in metadata.items()
+    }
     try:
-        safetensors.numpy.save_file(
-            dict(arrays),
-            part,
-            {
-                key: value if isinstance(value, str) else json.dumps(value)
-                for key, value in metadata.items()
-            },
-        )
+        safetensors.numpy.save_file(dict(arrays), part, strings)
         part.replace(path)
     except OSError as error:
         raise InputError(

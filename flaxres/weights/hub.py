@@ -1,4 +1,7 @@
-"""Pretrained weights by timm's tags, from the Hugging Face hub: `resnet50.a1_in1k` is the repository `timm/resnet50.a1_in1k`."""
+"""Pretrained weights from the Hugging Face hub, by timm's tags.
+
+The tag `resnet50.a1_in1k` stands for the repository `timm/resnet50.a1_in1k`.
+"""
 
 import dataclasses
 import json
@@ -18,11 +21,13 @@ from flaxres.weights.transfer import variables_from_torch
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedPreprocess(Preprocess):
-    """The preprocessing of a hub tag, and where its weights came from.
+    """The preprocessing of a hub tag, and the origin of its weights.
 
-    Attributes:
-      repository, revision, sha256: of the file of weights; revision is the commit.
-      classes: names of the classes where the hub gives them, else ().
+    Attributes (and those of `Preprocess`):
+      repository: on the hub, `owner/name`.
+      revision: commit of the repository.
+      sha256: digest of the weight file.
+      classes: names of the classes if the hub gives them, else ().
     """
 
     repository: str = ""
@@ -39,53 +44,92 @@ def load_pretrained(
     cache_dir: str | None = None,
     **attributes: Any,
 ) -> tuple[Network, dict[str, Any], PretrainedPreprocess]:
-    """`(model, variables, preprocess)` of a timm tag such as `resnet50.a1_in1k`, or of any hub repository in timm's form (`owner/name`).
+    """Creates a network with weights from the hub.
 
-    Files are kept in the hub's cache; what is there needs no network. `num_classes` other than the weight's gives a new head (0: none),
-    `in_channels` an adapted first convolution; further attributes go to `create_model`.
+    Files are kept in the hub's cache; once they are there, no network connection is needed.
 
-    Raises InputError for a tag that isn't on the hub nor in the cache, an architecture that flaxres doesn't have, or files that don't fit it.
+    Args:
+      tag: a timm tag such as `resnet50.a1_in1k`, or `owner/name` of a hub repository in timm's
+        form.
+      num_classes: number of classes; another than the weights' re-initialises the head, 0 drops
+        it.
+      revision: branch, tag or commit of the repository.
+      cache_dir: folder in place of the hub's usual cache.
+      **attributes: for `create_model`. Another `in_channels` adapts the first convolution.
+
+    Returns:
+      `(model, variables, preprocess)`. The last turns images into the network's input.
+
+    Raises:
+      InputError: the tag is neither on the hub nor in the cache, flaxres has no such
+        architecture, or the files don't fit it.
+
+    Example:
+
+      >>> load_pretrained("no tag")
+      Traceback (most recent call last):
+      flaxres.errors.InputError: config.json of 'timm/no tag' can't be loaded from the hub ...
     """
     repository = tag.removeprefix("hf-hub:").removeprefix("hf_hub:")
     repository = repository if "/" in repository else f"timm/{repository}"
-    settings_path = fetch(repository, "config.json", revision, cache_dir)
-    try:
-        settings = json.loads(settings_path.read_text())
-        pretrained = settings.get("pretrained_cfg", settings)
-        name, preset = settings["architecture"], preprocessing(pretrained)
-        trained_classes = int(pretrained.get("num_classes", settings.get("num_classes", 1000)))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"config.json of {repository!r} is not in timm's form ({type(error).__name__}: {error}): give another tag"
-        ) from error
+    name, trained_classes, preset, labels = _read_settings(
+        repository, fetch(repository, "config.json", revision, cache_dir)
+    )
     if name not in MODELS:
         raise unknown(f"architecture of {repository}", name, MODELS)
     weights_path = fetch(repository, "model.safetensors", revision, cache_dir)
-    model = create_model(
-        name, num_classes=trained_classes if num_classes is None else num_classes, **attributes
-    )
+    num_classes = trained_classes if num_classes is None else num_classes
+    model = create_model(name, num_classes=num_classes, **attributes)
     weights, _ = read(weights_path)
     if num_classes == 0:
-        weights = {
-            key: value
-            for key, value in weights.items()
-            if not key.startswith(("fc.", "head.", "classifier."))
-        }
+        heads = ("fc.", "head.", "classifier.")
+        weights = {key: value for key, value in weights.items() if not key.startswith(heads)}
     variables = variables_from_torch(
         weights, model, adapt=True, source=f"weights of {repository!r}"
     )
-    names = tuple(settings.get("label_names") or pretrained.get("label_names") or ())
-    origin: dict[str, Any] = {
-        "repository": repository,
-        "revision": weights_path.parent.name,
-        "sha256": digests.file_digest(weights_path),
-        "classes": names,
-    }
-    return model, variables, PretrainedPreprocess(**dataclasses.asdict(preset), **origin)
+    preprocess = PretrainedPreprocess(
+        **dataclasses.asdict(preset),
+        repository=repository,
+        revision=weights_path.parent.name,
+        sha256=digests.file_digest(weights_path),
+        classes=labels,
+    )
+    return model, variables, preprocess
+
+
+def _read_settings(
+    repository: str, path: pathlib.Path
+) -> tuple[str, int, Preprocess, tuple[str, ...]]:
+    """Returns the architecture, number of classes, preprocessing and labels of a config.json."""
+    try:
+        settings = json.loads(path.read_text())
+        pretrained = settings.get("pretrained_cfg", settings)
+        name, preset = settings["architecture"], preprocessing(pretrained)
+        classes = int(pretrained.get("num_classes", settings.get("num_classes", 1000)))
+        labels = tuple(settings.get("label_names") or pretrained.get("label_names") or ())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"config.json of {repository!r} is not in timm's form "
+            f"({type(error).__name__}: {error}): give another tag"
+        ) from error
+    return name, classes, preset, labels
 
 
 def preprocessing(settings: dict[str, Any]) -> Preprocess:
-    """timm's `pretrained_cfg` -> the evaluation's resize, crop and normalisation."""
+    """Returns the resizing, crop and normalisation that timm evaluates a weight with.
+
+    Args:
+      settings: timm's `pretrained_cfg`.
+
+    Raises:
+      ValueError: the interpolation is neither bilinear nor bicubic, or a value is no number.
+
+    Example:
+
+      >>> preset = preprocessing({"input_size": (3, 96, 96), "crop_pct": 0.95})
+      >>> preset.size, preset.resize, preset.interpolation
+      (96, 101, 'bicubic')
+    """
     size = int(settings.get("input_size", (3, 224, 224))[-1])
     interpolation = settings.get("interpolation", "bicubic")
     if interpolation not in ("bilinear", "bicubic"):
@@ -94,27 +138,31 @@ def preprocessing(settings: dict[str, Any]) -> Preprocess:
         tuple(map(float, settings.get(key, default)))
         for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
     )
-    return Preprocess(
-        size, math.floor(size / float(settings.get("crop_pct", 0.875))), interpolation, mean, std
-    )
+    resize = math.floor(size / float(settings.get("crop_pct", 0.875)))
+    return Preprocess(size, resize, interpolation, mean, std)
 
 
 def fetch(repository: str, file: str, revision: str | None, cache_dir: str | None) -> pathlib.Path:
-    """A file of a hub repository, from the cache where it is there; raises InputError with the reason otherwise."""
+    """Returns the path of a hub repository's file, downloaded if the cache does not have it.
+
+    Raises:
+      InputError: there is no such file, or the hub can't be reached.
+    """
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return pathlib.Path(
-            huggingface_hub.hf_hub_download(
-                repository, file, revision=revision, cache_dir=cache_dir
-            )
+        path = huggingface_hub.hf_hub_download(
+            repository, file, revision=revision, cache_dir=cache_dir
         )
     except LocalEntryNotFoundError as error:
         raise InputError(
-            f"{repository!r} is not in the hub's cache and the hub can't be reached: load it once with a network"
+            f"{repository!r} is not in the hub's cache and the hub can't be reached: load it once "
+            "with a network connection"
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{file} of {repository!r} can't be had from the hub ({' '.join(str(error).split())[:200]}): check the tag"
+            f"{file} of {repository!r} can't be loaded from the hub ({reason}): check the tag"
         ) from error
+    return pathlib.Path(path)

@@ -1,6 +1,8 @@
-"""PyTorch's names and layouts of arrays, and ours. Modules have the same names in both, so only the last word and the axes differ.
+"""Names and axes of arrays in PyTorch and in flaxres.
 
-Convolutions are OIHW there and HWIO here, dense layers OI and IO. `num_batches_tracked` counts PyTorch's steps; nothing here uses it.
+Modules have the same names in both, so only the last word and the axes differ. Convolutions are
+OIHW in PyTorch and HWIO here, dense layers OI and IO. `num_batches_tracked` counts PyTorch's steps;
+nothing here uses it.
 """
 
 import re
@@ -8,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 LEAVES = {
     "kernel": "weight",
@@ -25,7 +28,13 @@ Path = tuple[str, ...]
 
 
 def leaves(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """(path, leaf) of a nested dictionary."""
+    """Yields the leaves of a nested dictionary with their paths.
+
+    Example:
+
+      >>> list(leaves({"params": {"fc": {"bias": 1}}}))
+      [(('params', 'fc', 'bias'), 1)]
+    """
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from leaves(value, (*path, name))
@@ -34,7 +43,7 @@ def leaves(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any
 
 
 def nested(flat: Mapping[Path, Any]) -> dict[str, Any]:
-    """The inverse of `leaves`."""
+    """Returns the nested dictionary with the given leaves; the inverse of `leaves`."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         branch = tree
@@ -45,19 +54,45 @@ def nested(flat: Mapping[Path, Any]) -> dict[str, Any]:
 
 
 def torch_name(path: Path) -> str:
-    """`("params", "layer1", "0", "conv1", "kernel")` -> `layer1.0.conv1.weight`."""
+    """Returns PyTorch's name of a leaf.
+
+    Example:
+
+      >>> torch_name(("params", "layer1", "0", "conv1", "kernel"))
+      'layer1.0.conv1.weight'
+    """
     return ".".join((*path[1:-1], LEAVES[path[-1]]))
 
 
-def to_torch(path: Path, array: np.ndarray) -> np.ndarray:
-    """A leaf of ours with PyTorch's axes."""
-    return (
-        np.ascontiguousarray(array.transpose(AXES[array.ndim])) if path[-1] == "kernel" else array
-    )
+def to_torch(path: Path, array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+    """Returns a leaf of the variables with PyTorch's axes.
+
+    Example:
+
+      >>> to_torch(("params", "conv1", "kernel"), np.zeros((7, 7, 3, 64))).shape
+      (64, 3, 7, 7)
+    """
+    if path[-1] != "kernel":
+        return array
+    return np.ascontiguousarray(array.transpose(AXES[array.ndim]))
 
 
-def from_torch(path: Path, array: np.ndarray, ndim: int) -> np.ndarray:
-    """PyTorch's array with our axes; a dense head and a 1x1 convolution are taken for each other."""
+def from_torch(
+    path: Path, array: Shaped[np.ndarray, "..."], ndim: int
+) -> Shaped[np.ndarray, "..."]:
+    """Returns PyTorch's array with our axes.
+
+    Args:
+      path: of the leaf in the variables.
+      array: PyTorch's array of that leaf.
+      ndim: number of axes of the leaf. A dense head is accepted for a 1x1 convolution (4 axes),
+        and a 1x1 convolution for a dense head (2 axes).
+
+    Example:
+
+      >>> from_torch(("params", "fc", "kernel"), np.zeros((10, 64, 1, 1)), ndim=2).shape
+      (64, 10)
+    """
     if path[-1] != "kernel":
         return array
     if array.ndim == 2 and ndim == 4:
@@ -68,7 +103,16 @@ def from_torch(path: Path, array: np.ndarray, ndim: int) -> np.ndarray:
 
 
 def cleaned(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Weights by their bare names: without a wrapper's prefix, without step counters, with DenseNet's newer names."""
+    """Returns a state dictionary by its bare names.
+
+    Wrappers' prefixes and step counters are dropped, and DenseNet's names from before 2018 are
+    replaced by the newer ones.
+
+    Example:
+
+      >>> list(cleaned({"module.bn1.bias": 0, "module.bn1.num_batches_tracked": 0}))
+      ['bn1.bias']
+    """
     for prefix in ("module.", "_orig_mod.", "model."):
         if weights and all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): value for name, value in weights.items()}

@@ -1,4 +1,4 @@
-"""Weights between files and variables: every leaf accounted for, by both of its names."""
+"""Conversion between state dictionaries and variables, with every leaf accounted for."""
 
 import os
 import pathlib
@@ -8,19 +8,36 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 
 from flaxres.errors import InputError
 from flaxres.models.blocks import stack_blocks, unstack_blocks
 from flaxres.models.network import Network
 from flaxres.weights import files
-from flaxres.weights.names import TRACKED, cleaned, from_torch, leaves, nested, to_torch, torch_name
+from flaxres.weights.files import Arrays
+from flaxres.weights.names import (
+    TRACKED,
+    Path,
+    cleaned,
+    from_torch,
+    leaves,
+    nested,
+    to_torch,
+    torch_name,
+)
 
 SHOWN = 3
 HEADS = ("fc", "linear", "classifier", "head")
 
 
 class WeightsError(InputError):
-    """Weights that don't fit a model. The message shows some of the leaves; the attributes have all of them, missing ones by both names."""
+    """Weights that don't fit a model. The message shows some leaves, the attributes have all.
+
+    Attributes:
+      missing: leaves that the weights lack, by both names: `fc.bias (params.fc.bias)`.
+      unexpected: names in the weights that the model lacks.
+      misshapen: leaves of another shape, by both names and with both shapes.
+    """
 
     def __init__(
         self,
@@ -34,7 +51,7 @@ class WeightsError(InputError):
 
 
 def template(model: Network) -> dict[str, Any]:
-    """Shapes and dtypes of the model's variables, blocks unstacked."""
+    """Returns the shapes and dtypes of the model's variables, with blocks unstacked."""
     images = jnp.zeros((1, 64, 64, model.in_channels), jnp.float32)
     return dict(
         jax.eval_shape(model.clone(scan_blocks=False, parent=None).init, jax.random.key(0), images)
@@ -42,84 +59,138 @@ def template(model: Network) -> dict[str, Any]:
 
 
 def variables_from_torch(
-    weights: Mapping[str, np.ndarray], model: Network, adapt: bool = False, source: str = "weights"
+    weights: Mapping[str, Shaped[np.ndarray, "..."]],
+    model: Network,
+    adapt: bool = False,
+    source: str = "weights",
 ) -> dict[str, Any]:
-    """A state dictionary in torchvision's or timm's naming -> `{"params", "batch_stats"}` for `model`.
+    """Converts a state dictionary in torchvision's or timm's naming.
 
-    With `adapt`, a head for other classes is left out and born anew, and a first convolution for other channels is summed or repeated as timm does.
-    Raises WeightsError that names missing, unexpected and misshapen leaves.
+    Args:
+      weights: arrays by PyTorch's names.
+      model: the network that the variables are for.
+      adapt: re-initialise a head with another number of classes, and sum or repeat a first
+        convolution with another number of channels as timm does.
+      source: subject of the error message.
+
+    Returns:
+      `{"params": ..., "batch_stats": ...}`, in the model's dtypes.
+
+    Raises:
+      WeightsError: leaves are missing, unexpected or of another shape.
+
+    Example:
+
+      >>> import flaxres
+      >>> model = flaxres.ResNet9(depths=(1,), widths=(4,), stem_width=4)
+      >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+      >>> state = torch_from_variables(variables)
+      >>> converted = variables_from_torch(state, model)
+      >>> bool(jax.tree.all(jax.tree.map(jnp.array_equal, converted, variables)))
+      True
     """
-    weights, wanted = cleaned(weights), template(model)
-    flat, missing, misshapen = {}, [], []
-    for path, leaf in leaves(wanted):
+    weights = cleaned(weights)
+    flat: dict[Path, np.ndarray | None] = {}
+    missing, misshapen = [], []
+    for path, leaf in leaves(template(model)):
         name, ours = torch_name(path), ".".join(path)
-        if (array := weights.pop(name, None)) is None and path[1] in HEADS:
-            alias = next(
-                (head for head in HEADS if head + name.removeprefix(path[1]) in weights), None
-            )
-            array = weights.pop(f"{alias}{name.removeprefix(path[1])}") if alias else None
+        array = _take(weights, path)
         if array is None:
             missing.append(f"{name} ({ours})")
             continue
-        array = from_torch(path, array, leaf.ndim)
-        if adapt and array.shape != leaf.shape:
-            array = adapted(path, array, leaf.shape)
+        flat[path] = array = _fitted_array(path, array, leaf, adapt)
         if array is not None and array.shape != leaf.shape:
             misshapen.append(
                 f"{name} ({ours}): {array.shape} in the file, {leaf.shape} in the model"
             )
-        flat[path] = array if array is None else array.astype(leaf.dtype)
-    findings = ("missing", missing), ("unexpected", sorted(weights)), ("misshapen", misshapen)
-    problems = [
-        f"{len(names)} {kind}: {', '.join(names[:SHOWN])}{', ...' if names[SHOWN:] else ''}"
-        for kind, names in findings
-        if names
-    ]
-    if problems:
-        message = f"{source} don't fit the model; {'; '.join(problems)}: give the model that they are of (adapt=True resets the head)"
-        raise WeightsError(message, **{kind: tuple(names) for kind, names in findings})
+    _refuse(source, missing=missing, unexpected=sorted(weights), misshapen=misshapen)
     if any(array is None for array in flat.values()):
-        born = dict(
-            leaves(
-                model.clone(scan_blocks=False, parent=None).init(
-                    jax.random.key(0), jnp.zeros((1, 64, 64, model.in_channels))
-                )
-            )
-        )
+        images = jnp.zeros((1, 64, 64, model.in_channels))
+        unrolled = model.clone(scan_blocks=False, parent=None)
+        initial = dict(leaves(unrolled.init(jax.random.key(0), images)))
         flat = {
-            path: np.asarray(born[path]) if array is None else array for path, array in flat.items()
+            path: np.asarray(initial[path]) if array is None else array
+            for path, array in flat.items()
         }
-    variables = jax.tree.map(jnp.asarray, nested(flat))
+    variables: dict[str, Any] = jax.tree.map(jnp.asarray, nested(flat))
     return stack_blocks(variables) if model.scan_blocks else variables
 
 
-def classes(weights: Mapping[str, np.ndarray]) -> int:
-    """How many classes the head of a state dictionary has; 0 where it has no head."""
+def _take(weights: dict[str, Any], path: Path) -> Shaped[np.ndarray, "..."] | None:
+    """Removes a leaf's array and returns it; a head may have another library's name."""
+    name = torch_name(path)
+    aliases = HEADS if path[1] in HEADS else ()
+    for candidate in (name, *(head + name.removeprefix(path[1]) for head in aliases)):
+        if candidate in weights:
+            array: np.ndarray = weights.pop(candidate)
+            return array
+    return None
+
+
+def _fitted_array(
+    path: Path, array: Shaped[np.ndarray, "..."], leaf: jax.ShapeDtypeStruct, adapt: bool
+) -> Shaped[np.ndarray, "..."] | None:
+    """Returns the array as the leaf needs it; None for a head that is to be re-initialised."""
+    array = from_torch(path, array, len(leaf.shape))
+    if adapt and array.shape != leaf.shape:
+        if path[1] in HEADS:
+            return None
+        array = _with_channels(array, leaf.shape)
+    return array.astype(leaf.dtype)
+
+
+def _with_channels(
+    array: Shaped[np.ndarray, "..."], shape: tuple[int, ...]
+) -> Shaped[np.ndarray, "..."]:
+    """Returns a first convolution for another number of channels; other arrays as they are."""
+    if array.ndim != 4 or array.shape != (*shape[:2], 3, *shape[3:]):
+        return array
+    if shape[2] == 1:
+        summed: np.ndarray = array.sum(2, keepdims=True)
+        return summed
+    repeats = -(-shape[2] // 3)
+    repeated: np.ndarray = np.tile(array, (1, 1, repeats, 1))[:, :, : shape[2]]
+    return repeated * (3 / shape[2])
+
+
+def _refuse(source: str, **problems: list[str]) -> None:
+    """Raises WeightsError if there are problems."""
+    shown = [
+        f"{len(names)} {problem}: {', '.join(names[:SHOWN])}{', ...' if names[SHOWN:] else ''}"
+        for problem, names in problems.items()
+        if names
+    ]
+    if shown:
+        raise WeightsError(
+            f"{source} don't fit the model; {'; '.join(shown)}: create the model that the weights "
+            "belong to (adapt=True re-initialises the head)",
+            **{problem: tuple(names) for problem, names in problems.items()},
+        )
+
+
+def classes(weights: Mapping[str, Shaped[np.ndarray, "..."]]) -> int:
+    """Returns the number of classes of a state dictionary's head, 0 if it has no head.
+
+    Example:
+
+      >>> classes({"fc.weight": np.zeros((10, 64)), "fc.bias": np.zeros(10)})
+      10
+    """
     weights = cleaned(weights)
     names = [name for name in weights if name.split(".")[0] in HEADS and name.endswith(".weight")]
     return weights[names[0]].shape[0] if names else 0
 
 
-def adapted(path: tuple[str, ...], array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """A first convolution for another number of channels; None for a head of other classes; the array itself otherwise."""
-    if path[1] in HEADS:
-        return None
-    if (
-        array.ndim == 4
-        and array.shape[:2] == shape[:2]
-        and array.shape[3] == shape[3]
-        and array.shape[2] == 3
-    ):
-        if shape[2] == 1:
-            return array.sum(2, keepdims=True)
-        repeats = -(-shape[2] // 3)
-        return np.tile(array, (1, 1, repeats, 1))[:, :, : shape[2]] * (3 / shape[2])
-    return array
+def torch_from_variables(variables: Mapping[str, Any]) -> Arrays:
+    """Converts variables to a state dictionary that PyTorch loads with `strict=True`.
 
+    Args:
+      variables: `{"params": ..., "batch_stats": ...}`.
 
-def torch_from_variables(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """`{"params", "batch_stats"}` -> a state dictionary that PyTorch loads strictly, step counters included."""
-    state: dict[str, np.ndarray] = {}
+    Returns:
+      Arrays by PyTorch's names, step counters (zero) included.
+    """
+    state: Arrays = {}
     for path, leaf in leaves(unstack_blocks(variables)):
         state[torch_name(path)] = to_torch(path, np.asarray(leaf))
         if path[-1] == "mean":
@@ -130,28 +201,63 @@ def torch_from_variables(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def load_weights(
     path: str | os.PathLike[str], model: Network, adapt: bool = False, ema: bool = True
 ) -> dict[str, Any]:
-    """Reads weights for `model`: safetensors, or PyTorch's `.pth`, `.pt`, `.th` (which need torch, and are read with `weights_only`).
+    """Reads weights for `model` from a file.
 
-    Names may be torchvision's, timm's or akamaster's, with a `module.` prefix or inside `state_dict`; of a training checkpoint the EMA is taken
-    unless `ema` is False. Returns `{"params", "batch_stats"}`. `adapt` as in `variables_from_torch`.
+    Names may be torchvision's, timm's or akamaster's, with a `module.` prefix or inside
+    `state_dict`.
 
-    Raises InputError for a file that can't be read, and WeightsError, with every leaf, for one that doesn't fit.
+    Args:
+      path: a safetensors file, or PyTorch's `.pth`, `.pt` or `.th`. The latter need torch, and are
+        read with `weights_only`.
+      model: the network that the weights are for.
+      adapt: re-initialise a head with another number of classes, and sum or repeat a first
+        convolution with another number of channels as timm does.
+      ema: read the averaged weights of a training checkpoint that has them.
+
+    Returns:
+      `{"params": ..., "batch_stats": ...}`.
+
+    Raises:
+      InputError: the file can't be read.
+      WeightsError: the weights don't fit the model; its attributes have every leaf.
+
+    Example:
+
+      >>> import flaxres, tempfile
+      >>> model = flaxres.ResNet9(depths=(1,), widths=(4,), stem_width=4)
+      >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+      >>> file = os.path.join(tempfile.mkdtemp(), "resnet9.safetensors")
+      >>> flaxres.save_weights(file, variables, model)
+      >>> loaded = flaxres.load_weights(file, model)
+      >>> bool(jax.tree.all(jax.tree.map(jnp.array_equal, loaded, variables)))
+      True
     """
     return fitted(files.read(pathlib.Path(path), ema), path, model, adapt)
 
 
 def fitted(
-    content: tuple[Mapping[str, np.ndarray], Mapping[str, str]],
+    content: tuple[Mapping[str, Shaped[np.ndarray, "..."]], Mapping[str, str]],
     path: str | os.PathLike[str],
     model: Network,
     adapt: bool,
 ) -> dict[str, Any]:
-    """`load_weights` of what `files.read` gave of the file at `path`."""
+    """Returns what `load_weights` does, for a file that has been read.
+
+    Args:
+      content: what `files.read` returned.
+      path: of the file, for error messages.
+      model, adapt: as in `load_weights`.
+
+    Raises:
+      InputError: the file says that its network's `v1` is another.
+      WeightsError: the weights don't fit the model.
+    """
     weights, metadata = content
     stated, v1 = metadata.get("flaxres.v1"), str(getattr(model, "v1", False))
     if stated is not None and stated != v1:
         raise InputError(
-            f"weights {str(path)!r} are of a network with v1={stated}, the model has v1={v1}: create it with v1={stated}"
+            f"weights {str(path)!r} are of a network with v1={stated}, the model has v1={v1}: "
+            f"create it with v1={stated}"
         )
     return variables_from_torch(weights, model, adapt, f"weights {str(path)!r}")
 
@@ -159,6 +265,27 @@ def fitted(
 def save_weights(
     path: str | os.PathLike[str], variables: Mapping[str, Any], model: Network
 ) -> None:
-    """Writes safetensors in torchvision's and timm's naming; PyTorch loads them with `strict=True`. Raises InputError where it can't be written."""
+    """Writes variables to a safetensors file in torchvision's and timm's naming.
+
+    PyTorch loads the file with `strict=True`.
+
+    Args:
+      path: of the file; an existing one is replaced.
+      variables: `{"params": ..., "batch_stats": ...}`.
+      model: the network of the variables.
+
+    Raises:
+      InputError: the file can't be written.
+
+    Example:
+
+      >>> import flaxres, tempfile
+      >>> model = flaxres.ResNet9(depths=(1,), widths=(4,), stem_width=4)
+      >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+      >>> file = os.path.join(tempfile.mkdtemp(), "resnet9.safetensors")
+      >>> flaxres.save_weights(file, variables, model)
+      >>> files.read(pathlib.Path(file))[0]["conv1.weight"].shape
+      (4, 3, 3, 3)
+    """
     metadata = {"format": "pt", "flaxres.v1": str(getattr(model, "v1", False))}
     files.write(pathlib.Path(path), torch_from_variables(variables), metadata)

@@ -1,4 +1,7 @@
-"""Runs that are signalled, starved of disk, changed or slowed down on their way, by the numbers of docs/reliability.md."""
+"""Runs that get signals, a full disk, changed files or slow hosts.
+
+Faults have the numbers of docs/reliability.md.
+"""
 
 import dataclasses
 import json
@@ -112,7 +115,15 @@ import time, flaxres
 from tests.training.test_loop import digits
 from flaxres.training.checkpoints import Checkpoints
 Checkpoints.digest = lambda self: time.sleep(1000)
-flaxres.fit(digits({str(data)!r}, tensorboard=False, devices=1, steps=100000, watchdog_seconds=30.0, eval_every_epochs=1e4), {str(tmp_path)!r})
+config = digits(
+    {str(data)!r},
+    tensorboard=False,
+    devices=1,
+    steps=100000,
+    watchdog_seconds=30.0,
+    eval_every_epochs=1e4,
+)
+flaxres.fit(config, {str(tmp_path)!r})
 """
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -204,7 +215,8 @@ def test_fault_21_a_process_that_stands_still_ends_all(
         (said,) = kill.ended([started[1 - victim]], 120)
         assert time.monotonic() - begun < 60
         assert started[1 - victim].returncode != 0
-        # The service is the first process's: it names who is silent, and is named where its own process is.
+        # The first process runs the service. It names the silent process, and is named if its own
+        # process is silent.
         assert f"task:{victim}" in said or "coordinationservice" in said.lower().replace(" ", "")
         assert "train" in (tmp_path / "run" / f"stacks-{1 - victim}.txt").read_text()
     finally:
@@ -225,10 +237,12 @@ def test_fault_22_stragglers_are_named_and_no_others() -> None:
     ]
     device, data = pace.stragglers(slow)
     assert device.startswith(
-        "process 3 on host3 holds the others up: a fixed product takes it 100.0 ms, the others 14.0 ms"
+        "process 3 on host3 holds the others up: "
+        "a fixed product takes it 100.0 ms, the others 14.0 ms"
     )
     assert data.startswith(
-        "process 6 on host6 holds the others up: it waits 90% of the time for its input, the others 6%"
+        "process 6 on host6 holds the others up: "
+        "it waits 90% of the time for its input, the others 6%"
     )
     assert pace.pace(0.5).stall == 0.5
     assert math.isfinite(pace.pace(0.5).probe)

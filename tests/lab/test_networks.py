@@ -1,6 +1,7 @@
-"""The claims about trained CIFAR networks, of small depth and on digits; and the pictures that are drawn of them."""
+"""The claims about trained CIFAR networks, of small depth and on digits; and their figures."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import flaxres
 from flaxres.lab import degradation, features, landscape, lesion, networks, paths
 from flaxres.lab.report import Settings, conduct
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "depths": (2, 2),
     "widths": (8, 16),
     "stem": "small",
@@ -21,30 +22,29 @@ SMALL = {
 }
 
 
-def born(**attributes: object) -> tuple[flaxres.ResNet, dict]:
+def initialised(**attributes: Any) -> tuple[flaxres.ResNet, dict[str, Any]]:
+    """Returns a small network and its initial variables."""
     model = flaxres.ResNet(**(SMALL | {"shortcut": "zero_pad"} | attributes))
     return model, model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
 
 
 def test_a_plain_network_has_the_same_layers_and_no_shortcut() -> None:
-    (plain, variables), (residual, others) = born(shortcut="none"), born()
+    (plain, variables), (residual, others) = initialised(shortcut="none"), initialised()
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, others)
     images = jnp.ones((2, 8, 8, 3))
     zero = jax.tree.map(jnp.zeros_like, variables["params"]["layer1"])
     silent = variables | {"params": variables["params"] | {"layer1": zero}}
-    passed = residual.apply(
-        others | {"params": others["params"] | {"layer1": zero}}, images, features=True
-    )
-    np.testing.assert_array_equal(
-        passed["stem"], passed["stage1"]
-    )  # a residual block of zeros is the identity,
-    assert not plain.apply(silent, images, features=True)["stage1"].any()  # a plain one is nothing
+    zeroed = others | {"params": others["params"] | {"layer1": zero}}
+    # A residual block of zeros is the identity, a plain one returns zeros.
+    passed = residual.apply(zeroed, images, features=True)
+    np.testing.assert_array_equal(passed["stem"], passed["stage1"])
+    assert not plain.apply(silent, images, features=True)["stage1"].any()
     scale = variables["params"]["layer1"]["0"]["bn2"]["scale"]
     assert (scale == 1).all(), "the last norm of a plain block must not start at zero"
 
 
 def test_blocks_are_bypassed_one_by_one() -> None:
-    model, variables = born()
+    model, variables = initialised()
     variables = variables | {"params": jax.tree.map(lambda leaf: leaf + 0.1, variables["params"])}
     images = np.random.default_rng(0).standard_normal((3, 8, 8, 3)).astype(np.float32)
     assert networks.removable(model, images, variables) == [True, True, False, True]
@@ -65,24 +65,17 @@ def test_blocks_are_bypassed_one_by_one() -> None:
 
 
 def test_directions_have_the_norm_of_each_filter() -> None:
-    _, variables = born()
-    found = landscape.direction(jax.random.key(0), variables["params"])
-    own, drawn = (
-        variables["params"]["layer1"]["0"]["conv1"]["kernel"],
-        found["layer1"]["0"]["conv1"]["kernel"],
-    )
-    np.testing.assert_allclose(
-        jnp.linalg.norm(drawn.reshape(-1, 8), axis=0),
-        jnp.linalg.norm(own.reshape(-1, 8), axis=0),
-        rtol=1e-5,
-    )
-    assert not found["bn1"]["scale"].any()
-    assert not jnp.allclose(
-        drawn,
-        landscape.direction(jax.random.key(1), variables["params"])["layer1"]["0"]["conv1"][
-            "kernel"
-        ],
-    )
+    _, variables = initialised()
+    drawn = landscape.direction(jax.random.key(0), variables["params"])
+    other = landscape.direction(jax.random.key(1), variables["params"])
+    kernels = [
+        tree["layer1"]["0"]["conv1"]["kernel"].reshape(-1, 8)
+        for tree in (variables["params"], drawn, other)
+    ]
+    norms = [jnp.linalg.norm(kernel, axis=0) for kernel in kernels]
+    np.testing.assert_allclose(norms[1], norms[0], rtol=1e-5)
+    assert not drawn["bn1"]["scale"].any()
+    assert not jnp.allclose(kernels[1], kernels[2])
 
 
 def test_a_surface_that_overflows_is_a_steep_one() -> None:
@@ -90,12 +83,8 @@ def test_a_surface_that_overflows_is_a_steep_one() -> None:
     bowl = np.square(steps)[:, None] + np.square(steps)
 
     def holds(plain: np.ndarray, residual: np.ndarray) -> list[bool]:
-        return [
-            claim.holds
-            for claim in landscape.claims(
-                landscape.Result(steps, {"plain": plain, "residual": residual})
-            )
-        ]
+        result = landscape.Result(steps, {"plain": plain, "residual": residual})
+        return [claim.holds for claim in landscape.claims(result)]
 
     over = np.where(bowl > 0.1, np.nan, bowl + 1)
     assert holds(1 + 9 * bowl, bowl) == holds(over, bowl) == [True, True]
@@ -106,7 +95,10 @@ def test_a_surface_that_overflows_is_a_steep_one() -> None:
 def test_the_claims_hold_of_trained_networks(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All experiments that train networks, at six tenths of the epochs and with networks of 20 and 56 layers; each is trained once."""
+    """Runs the experiments that train networks, for six tenths of the epochs.
+
+    Networks have 20 and 56 layers; each is trained once.
+    """
     out = tmp_path_factory.mktemp("lab")
     settings = Settings(out, data_dir=str(out / "data"), scale=0.6)
     monkeypatch.setattr(degradation, "DEPTHS", (20, 56))
@@ -124,7 +116,8 @@ def test_the_claims_hold_of_trained_networks(
         claims = conduct(name, experiment.EXPERIMENT, settings)["claims"]
         assert all(claim["holds"] for claim in claims), claims
         assert (out / f"{name}.png").stat().st_size > 20_000
-    # With few blocks, since tests/lab/test_stacks.py is about them; the claim on the networks is what is tested here.
+    # Few blocks suffice: the claim on the networks is tested here, that on the stacks in
+    # test_stacks.py.
     monkeypatch.setattr(lesion, "BLOCKS", 40)
     monkeypatch.setattr(lesion, "BYPASSED", 20)
     assert conduct("lesion", lesion.EXPERIMENT, settings)["claims"][0]["holds"]

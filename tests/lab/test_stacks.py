@@ -1,4 +1,7 @@
-"""The claims about stacks of dense layers, at small size, with a margin: they would not hold if the stacks were joined otherwise."""
+"""The claims about stacks of dense layers, at small size and with a margin.
+
+They would not hold if the stacks were joined otherwise.
+"""
 
 import json
 import pathlib
@@ -18,9 +21,9 @@ IMAGES, LABELS = digits("train")
 
 
 def ratio(stack: Stack, seed: int = 0) -> float:
-    """What arrives of the gradient at the first joint, over the last one."""
+    """Returns the norm of the gradient at the first joint, divided by that at the last one."""
     with jax.enable_x64(True):
-        params = stack.born(jax.random.key(seed), 64, jnp.float64)
+        params = stack.initialise(jax.random.key(seed), 64, jnp.float64)
         _, arriving = jax.jit(stack.gradient_norms)(
             params, IMAGES[:32].astype(np.float64), LABELS[:32]
         )
@@ -49,16 +52,14 @@ def test_the_claims_of_the_gradients_hold(
 
 def test_norms_do_not_underflow() -> None:
     with jax.enable_x64(True):
-        found = norms(jnp.asarray([[[3e-200, 4e-200]], [[0.0, 0.0]], [[3.0, 4.0]]], jnp.float64))
-    np.testing.assert_allclose(found, [5e-200, 0, 5], rtol=1e-12)
+        measured = norms(jnp.asarray([[[3e-200, 4e-200]], [[0.0, 0.0]], [[3.0, 4.0]]], jnp.float64))
+    np.testing.assert_allclose(measured, [5e-200, 0, 5], rtol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_batch_norm_makes_plain_gradients_explode(seed: int) -> None:
-    plain, residual = (
-        ratio(Stack("plain", 60, True, "he"), seed),
-        ratio(Stack("preactivation", 60, True, "he"), seed),
-    )
+    plain = ratio(Stack("plain", 60, True, "he"), seed)
+    residual = ratio(Stack("preactivation", 60, True, "he"), seed)
     assert plain > 1e4
     assert 1 / 100 < residual < 100
 
@@ -67,9 +68,7 @@ def test_a_stack_is_its_formula() -> None:
     x = IMAGES[:4]
     for kind in KINDS:
         stack = Stack(kind, 4)
-        params = {
-            name: np.asarray(value) for name, value in stack.born(jax.random.key(1), 64).items()
-        }
+        params = jax.tree.map(np.asarray, stack.initialise(jax.random.key(1), 64))
         y = x @ params["first"]
         layers = params["layers"]
         relu = lambda z: np.maximum(z, 0)  # noqa: E731
@@ -96,21 +95,14 @@ def test_a_stack_is_its_formula() -> None:
 
 def test_what_arrives_is_the_gradient_by_the_output_of_each_block() -> None:
     stack = Stack("residual", 6)
-    params = stack.born(jax.random.key(2), 64)
+    params = stack.initialise(jax.random.key(2), 64)
     _, arriving = stack.gradient_norms(params, IMAGES[:8], LABELS[:8])
 
     def tail(x: jax.Array, blocks: int) -> jax.Array:
-        """The loss as a function of what the first `blocks` blocks give."""
+        """Returns the loss as a function of the output of the first `blocks` blocks."""
         rest = Stack("residual", 6 - 2 * blocks)
-        return rest.loss(
-            {
-                "first": jnp.eye(64),
-                "layers": params["layers"][2 * blocks :],
-                "head": params["head"],
-            },
-            x,
-            LABELS[:8],
-        )
+        layers = params["layers"][2 * blocks :]
+        return rest.loss(params | {"first": jnp.eye(64), "layers": layers}, x, LABELS[:8])
 
     x = IMAGES[:8] @ params["first"]
     for blocks in (1, 2):
@@ -172,9 +164,8 @@ def test_an_experiment_writes_a_picture_a_table_and_its_numbers(
     assert json.loads((tmp_path / "lab" / "block.json").read_text()) == facts
     assert "holds: A residual block falls back" in capsys.readouterr().err
     assert summary([facts]).count("| yes |") == 3
-    failing = Experiment(
-        "", block.run, block.draw, block.rows, lambda _: [Claim("so", "it", 1.0, None, False)]
-    )
+    claim = Claim("so", "it", 1.0, None, False)
+    failing = Experiment("", block.run, block.draw, block.rows, lambda _: [claim])
     assert not conduct("block", failing, Settings(tmp_path / "lab"))["claims"][0]["holds"]
 
 
@@ -193,12 +184,8 @@ def test_mistakes_are_one_line(
     words: str, message: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert (
-        main(
-            words.replace("FILE", str(tmp_path / "file")).replace("X", str(tmp_path / "x")).split()
-        )
-        == 2
-    )
+    words = words.replace("FILE", str(tmp_path / "file")).replace("X", str(tmp_path / "x"))
+    assert main(words.split()) == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1

@@ -1,4 +1,7 @@
-"""The modules in other people's programs: scanned, rematerialised, mapped, in NNX, frozen, with stochastic depth."""
+"""The modules in users' programs: scanned, rematerialised, mapped, frozen, in NNX.
+
+Stochastic depth is tested here as well.
+"""
 
 from typing import Any
 
@@ -27,7 +30,7 @@ SMALL: dict[str, Any] = {
 NINE = flaxres.ResNet9(4, depths=(1, 4), widths=(8, 12), stem_width=4)
 
 
-def born(model: Any) -> Any:
+def random_variables(model: Any) -> Any:
     """Random variables; the last gammas aren't zero, so that every parameter matters."""
     shapes, rng = jax.eval_shape(model.init, jax.random.key(0), X), np.random.default_rng(1)
     return jax.tree.map(
@@ -57,7 +60,7 @@ def close(a: Any, b: Any, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize("plain", [flaxres.ResNet(**SMALL), NINE], ids=["resnet", "resnet9"])
 @pytest.mark.parametrize("form", ["scanned", "remat", "scanned and remat"])
 def test_scanned_and_rematerialised_blocks_train_alike(plain: Any, form: str) -> None:
-    variables = born(plain)
+    variables = random_variables(plain)
     other = plain.clone(scan_blocks="scanned" in form, remat="remat" in form)
     given = stack_blocks(variables) if "scanned" in form else variables
     (loss, stats), gradients = loss_and_gradients(other, given)
@@ -87,9 +90,9 @@ def test_resnet152_scanned_equals_unrolled() -> None:
     "sizes", [{}, {"widths": (32, 130, 130), "depths": (4, 4, 2)}], ids=["narrow", "wide"]
 )
 def test_shard_map_and_pmap_train_as_one_device_does(sizes: dict[str, tuple[int, ...]]) -> None:
-    """The wide network ends in convolutions over two pixels a side, which are products of our own."""
+    """Covers products too: the wide network ends in convolutions over two pixels a side."""
     plain = flaxres.ResNet(**SMALL | sizes)
-    variables, mapped = born(plain), plain.clone(axis_name="data")
+    variables, mapped = random_variables(plain), plain.clone(axis_name="data")
     (expected, stats), gradients = loss_and_gradients(plain, variables)
 
     def shard(params: Any, x: Any, y: Any) -> Any:
@@ -104,12 +107,12 @@ def test_shard_map_and_pmap_train_as_one_device_does(sizes: dict[str, tuple[int,
         return jax.value_and_grad(loss, has_aux=True)(params)
 
     data, whole = PartitionSpec("data"), PartitionSpec()
-    (loss, new), found = jax.jit(
+    (loss, new), sharded = jax.jit(
         jax.shard_map(shard, mesh=data_mesh(4), in_specs=(whole, data, data), out_specs=whole)
     )(variables["params"], X, Y)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     close(new, stats)
-    close(found, gradients, 1e-4)
+    close(sharded, gradients, 1e-4)
 
     split = X.reshape(4, 2, 8, 8, 3)
     logits = jax.pmap(
@@ -133,7 +136,7 @@ def test_the_modules_work_in_nnx() -> None:
 
 def test_a_frozen_backbone_keeps_its_parameters_and_statistics() -> None:
     model = flaxres.ResNet(**SMALL, bn_frozen=True)
-    variables = born(model)
+    variables = random_variables(model)
     labels = {
         name: jax.tree.map(lambda _, name=name: "head" if name == "fc" else "frozen", part)
         for name, part in variables["params"].items()
@@ -154,7 +157,7 @@ def test_a_frozen_backbone_keeps_its_parameters_and_statistics() -> None:
 
 def test_stochastic_depth_drops_whole_branches_and_keeps_the_mean() -> None:
     model = flaxres.ResNet(**SMALL | {"depths": (2,), "widths": (8,)}, stochastic_depth=0.5)
-    variables = born(model)
+    variables = random_variables(model)
     images = np.repeat(X[:1], 512, 0)
     drop = jax.jit(
         lambda key: model.clone(bn_frozen=True).apply(
@@ -170,8 +173,8 @@ def test_stochastic_depth_drops_whole_branches_and_keeps_the_mean() -> None:
     plain = np.asarray(
         jax.jit(lambda: model.apply(variables, images[:1], features=True))()["stage1"]
     )
-    kinds = np.unique(maps.reshape(512, -1)[:, :50].round(4), axis=0)
-    assert len(kinds) == 2  # the last block's branch is there, doubled, or it isn't
+    outcomes = np.unique(maps.reshape(512, -1)[:, :50].round(4), axis=0)
+    assert len(outcomes) == 2  # the last block's branch is there, doubled, or it isn't
     assert (maps != plain).any()
     np.testing.assert_array_equal(drop(jax.random.key(0))[0]["stage1"], maps)
 

@@ -165,7 +165,10 @@ def test_aligned_groups_need_no_communication(
 )
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_pooling_before_a_norm_is_pooling_after_it(layer: Any, dtype: jnp.dtype) -> None:
-    """Channels of either sign of scale, and one of none: values, statistics and gradients, in training and at rest."""
+    """Compares values, statistics and gradients, in training and at rest.
+
+    Channels have scales of both signs, and one has a scale of zero.
+    """
     layer, x = layer.clone(dtype=dtype), images(6, 9, 8, 6).astype(dtype)
     params = {
         "scale": jnp.asarray([1.5, -0.5, 0.0, -2.0, 1.0, 0.3]),
@@ -194,9 +197,9 @@ def test_pooling_before_a_norm_is_pooling_after_it(layer: Any, dtype: jnp.dtype)
             for before in (True, False)
         )
         jax.tree.map(np.testing.assert_array_equal, before[1], after[1])
-        if (
-            dtype == jnp.float32
-        ):  # in bfloat16 more values of a window are equal after the norm, and the gradient goes to another of them
+        # In bfloat16 more values of a window are equal after the norm, and the gradient goes to
+        # another of them.
+        if dtype == jnp.float32:
             alike = np.arange(6) != 2  # of a scale of 0 all are
             for got, expected in zip(
                 jax.tree.leaves(before[0]), jax.tree.leaves(after[0]), strict=True
@@ -219,7 +222,10 @@ STEMS = {
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_the_map_of_the_stem_changes_nothing(stem: str) -> None:
-    """Where the stem's map is wanted its pooling comes after the norm, else before it; scales of both signs."""
+    """Compares pooling after the norm, which the stem's map needs, to pooling before it.
+
+    Scales have both signs.
+    """
     model, x, rng = STEMS[stem], images(2, 32, 32, 3), np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), x)
     variables = {
@@ -250,7 +256,10 @@ def test_gradients_of_each_image_apart() -> None:
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("group", [None, 2])
 def test_a_rectified_norm_is_a_norm_and_a_relu(group: int | None, dtype: jnp.dtype) -> None:
-    """Values, statistics and derivatives in both directions and of the second order; parameters, input and running statistics varied."""
+    """Compares values, statistics and derivatives of both modes and of the second order.
+
+    Derivatives are by parameters, input and running statistics.
+    """
     layer, x = BatchNorm(group, dtype=dtype), images(4, 3, 3, 6).astype(dtype)
     params = {"scale": jnp.linspace(-1.0, 2.0, 6), "bias": jnp.linspace(0.5, -0.5, 6)}
     stats = {"mean": jnp.linspace(-0.2, 0.3, 6), "var": jnp.linspace(0.5, 2.0, 6)}
@@ -268,7 +277,7 @@ def test_a_rectified_norm_is_a_norm_and_a_relu(group: int | None, dtype: jnp.dty
         return y if joint else nn.relu(y), new
 
     for rest in (False, True):
-        found = []
+        results = []
         for joint in (True, False):
             function = functools.partial(outcome, joint=joint, rest=rest)
 
@@ -276,7 +285,7 @@ def test_a_rectified_norm_is_a_norm_and_a_relu(group: int | None, dtype: jnp.dty
                 return (function(params, x, stats)[0].astype(jnp.float32) ** 2 * weights).sum()
 
             gradient = jax.grad(loss, (0, 1, 2))
-            found.append(
+            results.append(
                 (
                     function(params, x, stats),
                     gradient(params, x, stats),
@@ -284,8 +293,10 @@ def test_a_rectified_norm_is_a_norm_and_a_relu(group: int | None, dtype: jnp.dty
                 )
             )
             if dtype == jnp.float32:
-                found[-1] += (jax.jvp(gradient, (params, x, stats), change)[1],)
-        for got, expected in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
+                results[-1] += (jax.jvp(gradient, (params, x, stats), change)[1],)
+        for got, expected in zip(
+            jax.tree.leaves(results[0]), jax.tree.leaves(results[1]), strict=True
+        ):
             np.testing.assert_allclose(
                 got.astype(jnp.float32),
                 expected.astype(jnp.float32),

@@ -9,7 +9,8 @@ import flaxres
 from flaxres.errors import InputError
 from flaxres.models.count import multiply_accumulates
 
-# torchvision's counts; the CIFAR networks' are those of akamaster/pytorch_resnet_cifar10, in millions in the paper's table 6.
+# torchvision's counts. Those of the CIFAR networks are akamaster/pytorch_resnet_cifar10's; the
+# paper's table 6 has them in millions.
 PARAMETERS = {
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,

@@ -17,8 +17,8 @@ PAGES = 6_573_120 + 10
 SMALL: dict[str, Any] = {"depths": (2, 1, 3), "widths": (8, 12, 16), "stem_width": 4}
 
 
-def born(model: flaxres.ResNet9, images: jax.Array) -> Any:
-    """Random variables, the running statistics included, of which half of the scales are negative."""
+def random_variables(model: flaxres.ResNet9, images: jax.Array) -> Any:
+    """Returns random variables, statistics included; half of the scales are negative."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     rng = np.random.default_rng(0)
     return {
@@ -54,7 +54,7 @@ def test_logits_are_pytorchs() -> None:
     F = torch.nn.functional
     images = jax.random.normal(jax.random.key(0), (3, 17, 24, 3))
     model = flaxres.ResNet9(**SMALL)
-    variables = born(model, images)
+    variables = random_variables(model, images)
     weights = {
         name: torch.tensor(np.array(value))
         for name, value in torch_from_variables(variables).items()
@@ -79,8 +79,8 @@ def test_logits_are_pytorchs() -> None:
             y = F.relu(norm(conv(x, f"layer{i}.{j}.conv1"), f"layer{i}.{j}.bn1"))
             x = F.relu(x + norm(conv(y, f"layer{i}.{j}.conv2"), f"layer{i}.{j}.bn2"))
     expected = F.linear(x.mean((2, 3)), weights["fc.weight"], weights["fc.bias"]).numpy()
-    found = jax.jit(model.apply)(variables, images)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
+    logits = jax.jit(model.apply)(variables, images)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
 
 
 def test_stochastic_depth_drops_residual_blocks_alone() -> None:
@@ -88,7 +88,7 @@ def test_stochastic_depth_drops_residual_blocks_alone() -> None:
     model = flaxres.ResNet9(
         **SMALL | {"depths": (1, 1, 3), "stochastic_depth": 1.0}
     )  # by rates of 0 and 1
-    variables = born(model, images)
+    variables = random_variables(model, images)
 
     @jax.jit
     def pooled(variables: Any) -> jax.Array:

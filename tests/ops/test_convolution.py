@@ -1,4 +1,7 @@
-"""3x3 convolutions over few pixels and 1x1 convolutions are products on CPU, and the usual ones to any order."""
+"""3x3 convolutions over few pixels and 1x1 convolutions, which are products on CPU.
+
+Their derivatives of any order are those of the usual convolutions.
+"""
 
 import functools
 from collections.abc import Callable
@@ -36,7 +39,7 @@ def value(function: Function) -> Function:
 def assert_alike_to_any_order(
     ours: Function, usual: Function, x: jax.Array, kernel: jax.Array
 ) -> None:
-    def both(transform: Callable[[Function], Function]) -> None:
+    def both(transform: Callable[[Function], Callable[..., Any]]) -> None:
         for a, b in zip(
             jax.tree.leaves(transform(value(ours))(x, kernel)),
             jax.tree.leaves(transform(value(usual))(x, kernel)),
@@ -45,10 +48,10 @@ def assert_alike_to_any_order(
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
     both(lambda f: f)
-    both(lambda f: jax.grad(f, (0, 1)))  # type: ignore[arg-type]
-    both(lambda f: lambda x, kernel: jax.jvp(f, (x, kernel), (x, kernel)))  # type: ignore[arg-type, return-value]
-    both(lambda f: lambda x, kernel: jax.jvp(jax.grad(f, (0, 1)), (x, kernel), (x, kernel)))  # type: ignore[arg-type, return-value]
-    both(lambda f: jax.grad(lambda x, kernel: (jax.grad(f, 1)(x, kernel) ** 2).sum(), (0, 1)))  # type: ignore[arg-type]
+    both(lambda f: jax.grad(f, (0, 1)))
+    both(lambda f: lambda x, kernel: jax.jvp(f, (x, kernel), (x, kernel)))
+    both(lambda f: lambda x, kernel: jax.jvp(jax.grad(f, (0, 1)), (x, kernel), (x, kernel)))
+    both(lambda f: jax.grad(lambda x, kernel: (jax.grad(f, 1)(x, kernel) ** 2).sum(), (0, 1)))
     both(lambda f: lambda x, kernel: jax.vmap(jax.grad(f, 1), (0, None))(x[:, None], kernel))
 
 

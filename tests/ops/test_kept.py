@@ -19,7 +19,7 @@ from flaxres.training.mesh import data_mesh
 def test_relu_is_jaxs_to_any_order_and_under_every_transformation() -> None:
     x, v = jnp.asarray([-2.0, -0.0, 0.0, 1e-30, 3.0]), jnp.arange(1.0, 6.0)
 
-    def found(function: Callable[[jax.Array], jax.Array]) -> list[jax.Array]:
+    def derivatives(function: Callable[[jax.Array], jax.Array]) -> list[jax.Array]:
         return [
             function(x),
             jax.grad(lambda x: (function(x) * v).sum())(x),
@@ -35,8 +35,8 @@ def test_relu_is_jaxs_to_any_order_and_under_every_transformation() -> None:
             ),
         ]
 
-    usual = found(nn.relu)
-    for ours in (found(relu), jax.jit(lambda: found(relu))()):
+    usual = derivatives(nn.relu)
+    for ours in (derivatives(relu), jax.jit(lambda: derivatives(relu))()):
         jax.tree.map(np.testing.assert_array_equal, ours, usual)
 
 
@@ -44,7 +44,7 @@ def test_relu_of_varying_values_has_a_tangent_that_does_not_vary() -> None:
     def derivative(x: jax.Array) -> jax.Array:
         return jax.jvp(relu, (x,), (jnp.ones(2),))[1]
 
-    found = jax.jit(
+    tangents = jax.jit(
         jax.shard_map(
             derivative,
             mesh=data_mesh(2),
@@ -52,7 +52,7 @@ def test_relu_of_varying_values_has_a_tangent_that_does_not_vary() -> None:
             out_specs=PartitionSpec("data"),
         )
     )(jnp.asarray([-1.0, 1.0, 2.0, -2.0]))
-    np.testing.assert_array_equal(found, [0, 1, 1, 0])
+    np.testing.assert_array_equal(tangents, [0, 1, 1, 0])
 
 
 def test_both_gates_are_the_derivative_of_a_relu() -> None:
@@ -64,31 +64,26 @@ def test_both_gates_are_the_derivative_of_a_relu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("platform", "alone", "behind_a_norm", "barriers"),
-    [
-        ("cuda", ["NE"], ["GT", "NE"], 1),
-        ("rocm", ["NE"], ["GT", "NE"], 1),
-        ("tpu", ["GT"], ["GT", "GT"], 0),
-        ("cpu", ["GT"], ["GT", "GT"], 0),
-    ],
+    ("platform", "mask", "barriers"),
+    [("cuda", "NE", 1), ("rocm", "NE", 1), ("tpu", "GT", 0), ("cpu", "GT", 0)],
 )
 def test_the_gradient_of_relu_reads_the_result_on_gpus(
-    platform: str, alone: list[str], behind_a_norm: list[str], barriers: int
+    platform: str, mask: str, barriers: int
 ) -> None:
     layer, x = BatchNorm(), jnp.ones((2, 2, 2, 4))
     variables = layer.init(jax.random.key(0), x, use_running_average=True)
 
     def norm(x: jax.Array) -> jax.Array:
-        return layer.apply(
+        y, _ = layer.apply(
             variables, x, use_running_average=False, mutable=["batch_stats"], rectified=True
-        )[0].sum()
+        )
+        return y.sum()
 
-    for function, expected, count in (
-        (lambda x: relu(x).sum(), alone, 0),
-        (norm, behind_a_norm, barriers),
-    ):
-        program = jax.export.export(jax.jit(jax.grad(function)), platforms=[platform])(
-            x
-        ).mlir_module()
-        assert sorted(re.findall(r"compare +(GT|NE)", program)) == expected
+    alone = (lambda x: relu(x).sum(), [mask], 0)
+    for function, expected, count in (alone, (norm, ["GT", mask], barriers)):
+        lowered = jax.export.export(jax.jit(jax.grad(function)), platforms=[platform])(x)
+        program = lowered.mlir_module()
+        # Only comparisons of activations: those of the norm's variance, a vector, depend on jax.
+        masks = re.findall(r"compare +(\w+),.*-> tensor<(?:1x)?2x2x2x4xi1>", program)
+        assert sorted(masks) == expected
         assert len(re.findall(r"stablehlo.optimization_barrier", program)) == count

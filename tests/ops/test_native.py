@@ -1,4 +1,7 @@
-"""Convolutions in C++ are XLA's, with derivatives of any order, wherever they are called; and they are built once, soundly."""
+"""Convolutions in C++ equal XLA's, with derivatives of any order, wherever they are called.
+
+They are compiled once, and a damaged or broken build is refused or replaced.
+"""
 
 import ctypes
 import functools
@@ -27,8 +30,8 @@ pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, native.COMPILERS)), reason="no C++ compiler"
 )
 
-# (N, H, W, C, K), size of the kernel, stride: rows longer and shorter than a tile's, blocks whole and cut, one image and many, few pixels and many,
-# and kernels of more than 2^18 floats.
+# (N, H, W, C, K), size of the kernel, stride. There are rows longer and shorter than a tile's,
+# whole and cut blocks, one and many images, few and many pixels, and kernels of over 2^18 floats.
 CASES = [
     ((2, 33, 20, 16, 16), 3, 1),
     ((3, 9, 7, 5, 32), 3, 2),
@@ -185,7 +188,7 @@ def test_a_network_trains_as_without() -> None:
     )
     native.use_native_convolutions()
     step = jax.value_and_grad(lambda params: loss(params), has_aux=True)
-    assert calls(step, variables["params"]) == 3 * 19 - 1  # no gradient of the pictures
+    assert calls(step, variables["params"]) == 3 * 19 - 1  # no gradient of the images
     for a, b in zip(
         jax.tree.leaves(jax.jit(step)(variables["params"])), jax.tree.leaves(without), strict=True
     ):
@@ -193,7 +196,10 @@ def test_a_network_trains_as_without() -> None:
 
 
 def test_what_they_are_not_for_is_computed_as_without() -> None:
-    """A 1x1 convolution that can't call them is a product on CPU, and so are its gradients; mapped over kernels as well."""
+    """A 1x1 convolution that can't call them is a product on CPU, as are its gradients.
+
+    This holds for one that is mapped over kernels, too.
+    """
     native.use_native_convolutions()
     x, kernel = arrays((8, 6, 5, 24, 32), 1)
     mesh = Mesh(np.array(jax.devices()[:4]), ("data",), axis_types=(AxisType.Auto,))
@@ -230,7 +236,7 @@ def test_only_programs_that_can_call_them_do() -> None:
         calls(plain, x, kernel[..., :8]),
     ):
         assert other == 0
-    # Programs for several devices are divided among them by XLA; in those of `shard_map` each device has its own.
+    # XLA divides programs for several devices among them; in `shard_map` each device has its own.
     mesh = Mesh(np.array(jax.devices()[:4]), ("data",), axis_types=(AxisType.Auto,))
     split = jax.device_put(x, NamedSharding(mesh, P("data")))
     assert calls(plain, split, kernel) == 0
@@ -255,13 +261,17 @@ import flaxres
 from flaxres.ops.convolution import convolution
 flaxres.use_native_convolutions()
 digest, rng = hashlib.sha256(), np.random.default_rng(0)
-for n, size, channels, features, stride in ((24, 16, 16, 16, 1), (3, 40, 20, 32, 2), (2, 7, 64, 128, 1), (20, 7, 192, 256, 1)):
+for n, size, channels, features, stride in (
+    (24, 16, 16, 16, 1), (3, 40, 20, 32, 2), (2, 7, 64, 128, 1), (20, 7, 192, 256, 1)
+):
     x = jnp.asarray(1e-20 * rng.normal(size=(n, size, size, channels)), jnp.float32)
     kernel = jnp.asarray(1e-20 * rng.normal(size=(3, 3, channels, features)), jnp.float32)
-    step = jax.jit(jax.grad(lambda x, kernel: (1e30 * convolution(x, kernel, stride) ** 2).sum(), (0, 1)))
+    loss = lambda x, kernel: (1e30 * convolution(x, kernel, stride) ** 2).sum()
+    step = jax.jit(jax.grad(loss, (0, 1)))
     assert step.lower(x, kernel).as_text().count("custom_call @flaxres") == 3
     for _ in range(3):
-        for part in (convolution(1e20 * x, kernel, stride), convolution(x, kernel, stride), *step(x, kernel), *step(1e20 * x, 1e20 * kernel)):
+        values = convolution(1e20 * x, kernel, stride), convolution(x, kernel, stride)
+        for part in (*values, *step(x, kernel), *step(1e20 * x, 1e20 * kernel)):
             digest.update(np.asarray(part).tobytes())
 print(digest.hexdigest())
 """
@@ -343,7 +353,8 @@ def test_refusals_name_the_compiler_and_the_fix(
     native.load.cache_clear()
     broken = tmp_path / "broken"
     broken.write_text(
-        "#!/bin/sh\n[ $1 = --version ] && echo broken 1.0 && exit\necho native.cc:1: error: no luck >&2\nexit 1\n"
+        "#!/bin/sh\n[ $1 = --version ] && echo broken 1.0 && exit\n"
+        "echo native.cc:1: error: no luck >&2\nexit 1\n"
     )
     broken.chmod(0o755)
     for compiler, complaint in (

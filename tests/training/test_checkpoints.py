@@ -318,7 +318,7 @@ def test_a_run_that_does_not_move_ends_and_says_where(
     program = f"""
 import time, flaxres
 from tests.training.test_loop import digits
-from flaxres.training.loop import Stepper
+from flaxres.training.stepper import Stepper
 real = Stepper.__call__
 def stuck(self, state, batch, count):
     if int(state.step) == 3:

@@ -1,4 +1,4 @@
-"""`load_pretrained` against a server on loopback that answers as the hub does, then from the cache alone; and `flaxres predict`."""
+"""`load_pretrained` from a stand-in for the hub and from the cache; and `flaxres predict`."""
 
 import hashlib
 import http.server
@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -40,9 +41,8 @@ SETTINGS = {
 }
 
 
-def born(model: Any) -> Any:
-    import jax
-
+def random_variables(model: Any) -> Any:
+    """Returns random variables, statistics included."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: jnp.asarray(rng.uniform(0.01, 0.1, leaf.shape), leaf.dtype), template(model)
@@ -51,9 +51,9 @@ def born(model: Any) -> Any:
 
 @pytest.fixture
 def hub(tmp_path: pathlib.Path) -> Iterator[tuple[http.server.ThreadingHTTPServer, bytes]]:
-    """A server with one repository, `timm/resnet10t.test`."""
+    """Serves one repository, `timm/resnet10t.test`, on loopback as the hub does."""
     model = flaxres.create_model("resnet10t", num_classes=3)
-    flaxres.save_weights(tmp_path / "model.safetensors", born(model), model)
+    flaxres.save_weights(tmp_path / "model.safetensors", random_variables(model), model)
     files = {
         "config.json": json.dumps(SETTINGS).encode(),
         "model.safetensors": (tmp_path / "model.safetensors").read_bytes(),
@@ -61,19 +61,16 @@ def hub(tmp_path: pathlib.Path) -> Iterator[tuple[http.server.ThreadingHTTPServe
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
-            self.answer(False)
+            self.respond(False)
 
         def do_GET(self) -> None:
-            self.answer(True)
+            self.respond(True)
 
-        def answer(self, body: bool) -> None:
+        def respond(self, body: bool) -> None:
             repository, _, rest = self.path.lstrip("/").partition("/resolve/")
             revision, _, name = rest.partition("/")
-            known = (
-                repository == "timm/resnet10t.test"
-                and revision in ("main", COMMIT)
-                and name in files
-            )
+            known = repository == "timm/resnet10t.test" and revision in ("main", COMMIT)
+            known = known and name in files
             self.send_response(200 if known else 404)
             data = files[name] if known else b"Entry not found"
             self.send_header("Content-Length", str(len(data)))
@@ -100,10 +97,9 @@ def hub(tmp_path: pathlib.Path) -> Iterator[tuple[http.server.ThreadingHTTPServe
 
 PROGRAM = """
 import json, sys, flaxres, numpy as np
-model, variables, preprocess = flaxres.load_pretrained(sys.argv[1], **json.loads(sys.argv[2]))
-logits = model.apply(variables, np.ones((1, 96, 96, model.in_channels), np.float32))
-p = preprocess
-print(json.dumps([logits.tolist(), p.size, p.resize, p.interpolation, p.mean, p.revision, p.sha256]))
+model, variables, p = flaxres.load_pretrained(sys.argv[1], **json.loads(sys.argv[2]))
+logits = model.apply(variables, np.ones((1, 96, 96, model.in_channels), np.float32)).tolist()
+print(json.dumps([logits, p.size, p.resize, p.interpolation, p.mean, p.revision, p.sha256]))
 """
 
 
@@ -133,7 +129,7 @@ def test_a_tag_is_loaded_and_then_needs_no_network(
     )
     model = flaxres.create_model("resnet10t", num_classes=3)
     np.testing.assert_allclose(
-        logits, model.apply(born(model), np.ones((1, 96, 96, 3), np.float32)), rtol=1e-4
+        logits, model.apply(random_variables(model), np.ones((1, 96, 96, 3), np.float32)), rtol=1e-4
     )
     assert (size, resize, interpolation, mean) == (96, 101, "bicubic", [0.5] * 3)
     assert revision == COMMIT
@@ -144,7 +140,7 @@ def test_a_tag_is_loaded_and_then_needs_no_network(
     assert np.asarray(json.loads(adapted.stdout.splitlines()[-1])[0]).shape == (1, 5)
     unknown = load(endpoint, home, "resnet10t.nothing")
     assert (
-        "InputError: config.json of 'timm/resnet10t.nothing' can't be had from the hub"
+        "InputError: config.json of 'timm/resnet10t.nothing' can't be loaded from the hub"
         in unknown.stderr
     )
     server.shutdown()
@@ -158,14 +154,13 @@ def test_a_tag_is_loaded_and_then_needs_no_network(
 
 def test_preprocessing_is_timms_evaluation() -> None:
     assert preprocessing({}) == Preprocess(224, 256, "bicubic")
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 90, 3), np.uint8))
-    seen = Preprocess(56, 64, "bicubic", (0.5,) * 3, (0.25,) * 3)([picture, picture])
-    expected = (
-        np.asarray(picture.resize((64, 85), Image.Resampling.BICUBIC).crop((4, 14, 60, 70))) / 255
-    )
-    np.testing.assert_allclose(seen[1], (expected - 0.5) / 0.25, atol=1e-6)
-    assert seen.shape == (2, 56, 56, 3)
-    assert seen.dtype == np.float32
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 90, 3), np.uint8))
+    inputs = Preprocess(56, 64, "bicubic", (0.5,) * 3, (0.25,) * 3)([image, image])
+    crop = image.resize((64, 85), Image.Resampling.BICUBIC).crop((4, 14, 60, 70))
+    expected = (np.asarray(crop) / 255 - 0.5) / 0.25
+    np.testing.assert_allclose(inputs[1], expected, atol=1e-6)
+    assert inputs.shape == (2, 56, 56, 3)
+    assert inputs.dtype == np.float32
     with pytest.raises(InputError, match="image 'nothing.jpg' can't be read"):
         Preprocess()("nothing.jpg")
 
@@ -174,39 +169,28 @@ def test_predict_tells_shows_and_draws(
     tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = flaxres.ResNet20(num_classes=3)
-    weights, plot, images = (
-        str(tmp_path / "w.safetensors"),
-        tmp_path / "plot.png",
-        [str(tmp_path / f"{name}.png") for name in ("a", "b")],
-    )
-    flaxres.save_weights(weights, born(model), model)
+    weights, plot = str(tmp_path / "w.safetensors"), tmp_path / "plot.png"
+    images = [str(tmp_path / f"{name}.png") for name in ("a", "b")]
+    flaxres.save_weights(weights, random_variables(model), model)
     for shade, image in zip((10, 200), images, strict=True):
         Image.new("RGB", (50, 40), (shade, 0, 90)).save(image)
     (tmp_path / "names.txt").write_text("\n".join(CLASSES))
-    words = [
-        "predict",
-        *images,
-        "--weights",
-        weights,
-        "--model",
-        "resnet20",
-        "--classes",
-        str(tmp_path / "names.txt"),
-    ]
+    words = ["predict", *images, "--weights", weights, "--model", "resnet20"]
+    words += ["--classes", str(tmp_path / "names.txt")]
     assert main([*words, "--json", "--top", "2", "--plot", str(plot)]) == 0, capfd.readouterr().err
-    answer = json.loads(capfd.readouterr().out)
-    assert answer.keys() == set(images)
-    seen = Preprocess(32, 32)(images)
-    logits = np.asarray(model.apply(born(model), seen), np.float64)
+    predicted = json.loads(capfd.readouterr().out)
+    assert predicted.keys() == set(images)
+    inputs = Preprocess(32, 32)(images)
+    logits = np.asarray(model.apply(random_variables(model), inputs), np.float64)
     probabilities = np.exp(logits - logits.max(-1, keepdims=True))
     probabilities /= probabilities.sum(-1, keepdims=True)
     for row, image in zip(probabilities, images, strict=True):
-        assert [name for name, _ in answer[image]] == [CLASSES[i] for i in np.argsort(-row)[:2]]
+        assert [name for name, _ in predicted[image]] == [CLASSES[i] for i in np.argsort(-row)[:2]]
         np.testing.assert_allclose(
-            [value for _, value in answer[image]], np.sort(row)[::-1][:2], rtol=1e-4
+            [value for _, value in predicted[image]], np.sort(row)[::-1][:2], rtol=1e-4
         )
-    with Image.open(plot) as picture:
-        assert picture.width > 400
+    with Image.open(plot) as drawn:
+        assert drawn.width > 400
     assert main(words) == 0
     table = capfd.readouterr().out
     assert all(name in table for name in CLASSES)

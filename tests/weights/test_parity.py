@@ -1,4 +1,4 @@
-"""Against PyTorch and timm: logits, features, round trips, and training step by step."""
+"""Parity with PyTorch and timm: logits, features, round trips, and training step by step."""
 
 import json
 import os
@@ -19,30 +19,11 @@ except ModuleNotFoundError:
 
 from benchmarks.parity import compare
 
-ZOO = [
-    *(
-        "resnet10t",
-        "resnet18d",
-        "seresnet18",
-        "resnet26t",
-        "resnet50_gn",
-        "resnext50_32x4d",
-        "ecaresnet50d",
-        "resnetrs50",
-        "resnetblur50",
-    ),
-    *(
-        "resnetaa50d",
-        "resnet50",
-        "wide_resnet50_2",
-        "resnet50c",
-        "resnet50s",
-        "resnetv2_50",
-        "resnetv2_50d",
-        "resnetv2_50x1_bit",
-    ),
-    *("densenet121", "densenet161"),
-]
+PLAIN = ["resnet10t", "resnet26t", "resnet18d", "resnet50", "resnet50c", "resnet50s"]
+CHANGED = ["resnet50_gn", "resnext50_32x4d", "wide_resnet50_2", "resnetblur50", "resnetaa50d"]
+ATTENTIVE = ["seresnet18", "ecaresnet50d", "resnetrs50"]
+PREACTIVATED = ["resnetv2_50", "resnetv2_50d", "resnetv2_50x1_bit"]
+ZOO = [*PLAIN, *CHANGED, *ATTENTIVE, *PREACTIVATED, "densenet121", "densenet161"]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Weights in and out: names, round trips, adaptation, and files that are refused with nothing in them run."""
+"""Weights: names, round trips, adaptation, and files that are refused without running them."""
 
 import json
 import pathlib
@@ -22,8 +22,8 @@ from flaxres.weights.transfer import WeightsError, torch_from_variables, variabl
 X = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
 
 
-def born(model: Any, seed: int = 0) -> Any:
-    """Random variables, statistics included."""
+def random_variables(model: Any, seed: int = 0) -> Any:
+    """Returns random variables, statistics included."""
     shapes = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, 32, 32, model.in_channels))
     )
@@ -45,13 +45,13 @@ def equal(a: Any, b: Any) -> bool:
 )
 def test_the_round_trip_is_exact(name: str, tmp_path: pathlib.Path) -> None:
     model: Any = flaxres.create_model(name)
-    variables = born(model)
+    variables = random_variables(model)
     flaxres.save_weights(tmp_path / "w.safetensors", variables, model)
     assert equal(flaxres.load_weights(tmp_path / "w.safetensors", model), variables)
 
 
 def test_names_and_layouts_are_pytorchs() -> None:
-    state = torch_from_variables(born(flaxres.ResNet18()))
+    state = torch_from_variables(random_variables(flaxres.ResNet18()))
     assert state["conv1.weight"].shape == (64, 3, 7, 7)
     assert state["layer2.0.downsample.1.running_var"].shape == (128,)
     assert state["fc.weight"].shape == (1000, 512)
@@ -61,7 +61,7 @@ def test_names_and_layouts_are_pytorchs() -> None:
 
 def test_prefixes_counters_and_other_head_names_are_understood() -> None:
     model = flaxres.ResNet20()
-    variables = born(model)
+    variables = random_variables(model)
     state = {
         f"module.{name.replace('linear', 'fc')}": value
         for name, value in torch_from_variables(variables).items()
@@ -71,7 +71,7 @@ def test_prefixes_counters_and_other_head_names_are_understood() -> None:
 
 def test_old_densenet_files_are_understood() -> None:
     model: Any = flaxres.create_model("densenet121", num_classes=2)
-    variables = born(model)
+    variables = random_variables(model)
     old = {
         re.sub(r"(denselayer\d+\.)(norm|conv)(\d)", r"\1\2.\3", name): value
         for name, value in torch_from_variables(variables).items()
@@ -82,7 +82,7 @@ def test_old_densenet_files_are_understood() -> None:
 
 def test_scanned_blocks_take_and_give_the_same_files(tmp_path: pathlib.Path) -> None:
     model, scanned = flaxres.ResNet32(), flaxres.ResNet32(scan_blocks=True)
-    variables = born(model)
+    variables = random_variables(model)
     flaxres.save_weights(tmp_path / "w.safetensors", variables, model)
     stacked = flaxres.load_weights(tmp_path / "w.safetensors", scanned)
     assert stacked["params"]["layer1"].keys() == {"0", SCANNED}
@@ -101,7 +101,7 @@ def test_scanned_blocks_take_and_give_the_same_files(tmp_path: pathlib.Path) -> 
 
 
 def test_a_head_is_reset_and_a_first_convolution_adapted() -> None:
-    state = torch_from_variables(born(flaxres.ResNet20()))
+    state = torch_from_variables(random_variables(flaxres.ResNet20()))
     with pytest.raises(InputError, match=r"1 misshapen: linear.weight|2 misshapen: linear"):
         variables_from_torch(state, flaxres.ResNet20(num_classes=7))
     model = flaxres.ResNet20(num_classes=7, in_channels=1)
@@ -120,7 +120,9 @@ def test_a_head_is_reset_and_a_first_convolution_adapted() -> None:
 
 
 def test_every_leaf_that_does_not_fit_is_named_by_both_names(tmp_path: pathlib.Path) -> None:
-    flaxres.save_weights(tmp_path / "w.safetensors", born(flaxres.ResNet20()), flaxres.ResNet20())
+    flaxres.save_weights(
+        tmp_path / "w.safetensors", random_variables(flaxres.ResNet20()), flaxres.ResNet20()
+    )
     with pytest.raises(
         InputError, match=r"missing: layer1.3.bn1.running_mean \(batch_stats.layer1.3.bn1.mean\)"
     ):
@@ -137,14 +139,14 @@ def test_every_leaf_that_does_not_fit_is_named_by_both_names(tmp_path: pathlib.P
 
 def test_v1_weights_are_refused_by_v1_5_where_the_file_says_so(tmp_path: pathlib.Path) -> None:
     model = flaxres.ResNet(depths=(1,), widths=(8,), stem_width=8, num_classes=3, v1=True)
-    flaxres.save_weights(tmp_path / "w.safetensors", born(model), model)
+    flaxres.save_weights(tmp_path / "w.safetensors", random_variables(model), model)
     with pytest.raises(InputError, match="of a network with v1=True, the model has v1=False"):
         flaxres.load_weights(tmp_path / "w.safetensors", model.clone(v1=False))
 
 
 def test_fault_32_damaged_files_are_refused(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "w.safetensors"
-    flaxres.save_weights(path, born(flaxres.ResNet20()), flaxres.ResNet20())
+    flaxres.save_weights(path, random_variables(flaxres.ResNet20()), flaxres.ResNet20())
     whole = path.read_bytes()
     for content in (
         b"",
@@ -183,9 +185,9 @@ def test_fault_32_a_pickle_with_code_is_refused_and_not_run(tmp_path: pathlib.Pa
 def test_the_ema_of_a_training_checkpoint_is_taken(tmp_path: pathlib.Path) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     model = flaxres.ResNet20()
-    plain, ema = born(model, 0), born(model, 5)
+    plain, ema = random_variables(model, 0), random_variables(model, 5)
     states = [
-        {name: torch.from_numpy(np.array(value)) for name, value in torch_from_variables(v).items()}
+        jax.tree.map(lambda value: torch.from_numpy(np.array(value)), torch_from_variables(v))
         for v in (plain, ema)
     ]
     torch.save(
@@ -213,18 +215,19 @@ def test_published_weights_give_their_logits(
     model: Any = flaxres.create_model(name)
     variables = flaxres.load_weights(converted, model)
     assert equal(flaxres.load_weights(weights, model), variables)
-    reference, pictures = np.load(shared / "cifar10_reference_logits.npz"), {}
+    reference = np.load(shared / "cifar10_reference_logits.npz")
+    images: dict[str, Any] = {}
     wanted = {str(file) for file in reference["files"]}
     with tarfile.open(shared / "cifar10_jpg.tar.xz") as tar:
         for member in tar:
             if any(member.name.endswith(file) for file in wanted):
                 file = tar.extractfile(member)
                 assert file is not None
-                pictures[next(f for f in wanted if member.name.endswith(f))] = np.asarray(
+                images[next(f for f in wanted if member.name.endswith(f))] = np.asarray(
                     Image.open(io.BytesIO(file.read())).convert("RGB")
                 )
-    images = np.stack([pictures[str(file)] for file in reference["files"]]) / 255
-    normalised = ((images - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).astype(np.float32)
+    stacked = np.stack([images[str(file)] for file in reference["files"]]) / 255
+    normalised = ((stacked - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).astype(np.float32)
     np.testing.assert_allclose(
         jax.jit(model.apply)(variables, normalised), reference[name], atol=1e-3
     )
@@ -233,10 +236,8 @@ def test_published_weights_give_their_logits(
 def test_a_run_becomes_a_file_of_weights(
     data_dir: str, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    digits, out = (
-        str(pathlib.Path(__file__).parents[2] / "configs" / "digits.py"),
-        str(tmp_path / "w.safetensors"),
-    )
+    digits = str(pathlib.Path(__file__).parents[2] / "configs" / "digits.py")
+    out = str(tmp_path / "w.safetensors")
     words = ["--data.data-dir", data_dir, "--train.steps", "2", "--train.tensorboard", "False"]
     assert main(["train", "--config", digits, "--workdir", str(tmp_path / "run"), *words]) == 0
     assert main(["convert", str(tmp_path / "run"), out]) == 0, capfd.readouterr().err
@@ -247,36 +248,23 @@ def test_a_run_becomes_a_file_of_weights(
         ["--config", digits, "--weights", out, "--data.data-dir", data_dir],
     ):
         assert main(["evaluate", *origin]) == 0
-        reports.append(
-            {
-                key: value
-                for key, value in json.loads(capfd.readouterr().out).items()
-                if key != "step"
-            }
-        )
+        report = json.loads(capfd.readouterr().out)
+        report.pop("step", None)
+        reports.append(report)
     assert reports[0] == reports[1]
 
 
 def test_convert_refuses_in_one_line(
     tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    safetensors.numpy.save_file({"a": np.zeros(3, np.float32)}, tmp_path / "w.safetensors")
+    source, out = str(tmp_path / "w.safetensors"), str(tmp_path / "o.safetensors")
+    safetensors.numpy.save_file({"a": np.zeros(3, np.float32)}, source)
     for words, message in (
         (["--model", "resnet5O"], "unknown model 'resnet5O'"),
         (["--model", "resnet18"], "missing: "),
         ([], "a file of weights needs --model"),
     ):
-        assert (
-            main(
-                [
-                    "convert",
-                    str(tmp_path / "w.safetensors"),
-                    str(tmp_path / "o.safetensors"),
-                    *words,
-                ]
-            )
-            == 2
-        )
+        assert main(["convert", source, out, *words]) == 2
         err = capfd.readouterr().err
         assert message in err
         assert err.count("\n") == 1
