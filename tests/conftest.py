@@ -26,7 +26,7 @@ def without_native_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Where the tests prepare datasets."""
+    """Returns the folder in which the tests prepare datasets."""
     return str(tmp_path_factory.mktemp("datasets"))
 
 

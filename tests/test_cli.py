@@ -1,4 +1,4 @@
-"""The command line: each mistake is one line that names the thing and the fix, with exit code 2, before anything is compiled."""
+"""Mistakes on the command line end in one line that names them and the fix, and exit code 2."""
 
 import importlib.metadata
 import json
@@ -47,7 +47,8 @@ def refusal(capfd: pytest.CaptureFixture[str], *words: str) -> str:
         ),
         (
             "--data.progressive-sizes 3",
-            "--data.progressive-sizes='3': the rule is any number of: 2 values, a finite float, int",
+            "--data.progressive-sizes='3': the rule is any number of: 2 values, a finite float, "
+            "int",
         ),
         ("--augment.flip maybe", "--augment.flip='maybe': the rule is True or False"),
         ("--model.name resnet5O", "unknown model.name 'resnet5O': did you mean"),
@@ -156,7 +157,7 @@ def test_the_flaxres_command(
         assert main(words) == 0, capfd.readouterr().err
         return capfd.readouterr().out
 
-    # Parameters and GMACs as in torchvision's table of weights, and in the paper's (table 6) for CIFAR.
+    # Parameters and GMACs as in torchvision's table of weights, and in table 6 of the paper.
     assert json.loads(run("models", "resnet5?", "--json")) == {
         "resnet50": {"parameters": 25_557_032, "gmacs": 4.089, "pixels": 224},
         "resnet56": {"parameters": 853_018, "gmacs": 0.125, "pixels": 32},

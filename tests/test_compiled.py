@@ -1,4 +1,4 @@
-"""What is counted of a compiled program."""
+"""Counts in a compiled program."""
 
 import jax
 import jax.numpy as jnp

@@ -48,22 +48,10 @@ def model_card(
       size: of the program, bytes.
       platforms: of the program.
     """
-    model, preprocess = predictor.model, predictor.preprocess
-    name, side = type(model).__name__, preprocess.size
-    mean, std = list(preprocess.mean), list(preprocess.std)
-    given = "uint8 RGB" if form.pixels else f"float32, (pixels / 255 - {mean}) / {std}"
-    millions = multiply_accumulates(model, side) / 1e6
-    rows = {
-        "network": f"{name}, {parameters(model):,} parameters",
-        "multiply-accumulates": f"{millions:,.1f} million an image",
-        "classes": f"{len(predictor.classes):,}, in `{CLASSES}`",
+    name = type(predictor.model).__name__
+    rows = _facts(predictor, form) | {
         "accuracy": accuracy,
-        "input": f"(N, {side}, {side}, {model.in_channels}) {given}; any N",
-        "preprocessing": f"short side resized to {preprocess.resize} ({preprocess.interpolation}), "
-        f"central {side} x {side}",
-        "output": f"(N, classes) float32 {'probabilities' if form.pixels else 'logits'}",
         "folded batch norms": f"{folded}",
-        "kernels": "8 bits, by output channel" if form.int8 else str(jnp.dtype(model.param_dtype)),
         "devices": ", ".join(platforms),
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
@@ -87,11 +75,30 @@ def model_card(
 import jax, numpy as np
 
 model = jax.export.deserialize(open("{PROGRAM}", "rb").read())
-outputs = model.call(images)  # {given.partition(",")[0]}
+outputs = model.call(images)  # {"uint8 RGB" if form.pixels else "float32"}
 ```
 {serve}{onnx}
 `{WEIGHTS}` has the weights before folding and rounding, in torchvision's and timm's naming.
 """
+
+
+def _facts(predictor: Predictor, form: Form) -> dict[str, str]:
+    """Returns the rows of the model card that follow from the network and the form."""
+    model, preprocess = predictor.model, predictor.preprocess
+    side, channels = preprocess.size, model.in_channels
+    mean, std = list(preprocess.mean), list(preprocess.std)
+    pixels = "uint8 RGB" if form.pixels else f"float32, (pixels / 255 - {mean}) / {std}"
+    millions = multiply_accumulates(model, side) / 1e6
+    crop = f"short side resized to {preprocess.resize} ({preprocess.interpolation})"
+    return {
+        "network": f"{type(model).__name__}, {parameters(model):,} parameters",
+        "multiply-accumulates": f"{millions:,.1f} million an image",
+        "classes": f"{len(predictor.classes):,}, in `{CLASSES}`",
+        "preprocessing": f"{crop}, central {side} x {side}",
+        "input": f"(N, {side}, {side}, {channels}) {pixels}; any N",
+        "output": f"(N, classes) float32 {'probabilities' if form.pixels else 'logits'}",
+        "kernels": "8 bits, by output channel" if form.int8 else str(jnp.dtype(model.param_dtype)),
+    }
 
 
 def server_script(preprocess: Preprocess) -> str:

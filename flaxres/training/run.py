@@ -38,7 +38,7 @@ OPTIONAL_ATTRIBUTES = ("stem", "anti_alias", "depths", "widths", "stem_width", "
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What `fit`, `evaluate` and the measurements share; each part is built on first use.
+    """The parts that `fit`, `evaluate` and the measurements share, each built on first use.
 
     Attributes:
       config: a checked config.

@@ -53,26 +53,14 @@ def train_step(
       teacher: the network that is distilled from.
     """
     size = round(steps_per_epoch * config.train.batch_size)
-    gradients_of = gradients(config, model, teacher)
+    batch_gradients = _batch_gradients(config, model, teacher)
 
     def step(state: State, batch: Batch, *teacher_variables: Any) -> tuple[State, Metrics]:
         images, targets = inputs(config, batch, size, state.step, model.num_classes)
         key = jax.random.fold_in(purpose(config.train.seed, DROPOUT), state.step)
-        expected = step_positions(state.step, len(images))
         fed = {"image": images, "target": targets, "position": batch["position"]}
-        fed["expected"] = expected
-        teaching = teacher_variables[0] if teacher_variables else None
-
-        def gradients_at(params: Any) -> Gradients:
-            def compute(part: Batch, key: jax.Array) -> Gradients:
-                return gradients_of(params, state, part, teaching, key)
-
-            return accumulated(config, compute, fed, key)
-
-        if config.optim.sam_rho:
-            result = sharpness_aware(config.optim, gradients_at, state.params, state.step)
-        else:
-            result = gradients_at(state.params)
+        fed["expected"] = step_positions(state.step, len(images))
+        result = batch_gradients(state, fed, *teacher_variables, key=key)
         updates, opt_state = tx.update(result.gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         norm = optax.tree.norm(result.gradients)
@@ -81,9 +69,10 @@ def train_step(
             state, params=params, batch_stats=result.batch_stats, opt_state=opt_state
         )
         new = _accepted(config.train, state, proposed, verdict, steps_per_epoch)
+        right = result.logits.argmax(-1) == targets.argmax(-1)
         metrics = {
             "loss": result.loss,
-            "top1": (result.logits.argmax(-1) == targets.argmax(-1)).mean(dtype=jnp.float32),
+            "top1": right.mean(dtype=jnp.float32),
             "gradient_norm": norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "finite": (verdict.sound | verdict.overflow).astype(jnp.float32),
@@ -93,6 +82,28 @@ def train_step(
         return new, metrics
 
     return step
+
+
+def _batch_gradients(
+    config: Config, model: Network, teacher: Network | None
+) -> Callable[..., Gradients]:
+    """Returns `(state, batch, [teacher_variables], key=key) -> Gradients` of a whole batch."""
+    gradients_of = gradients(config, model, teacher)
+
+    def compute(
+        state: State, batch: Batch, teacher_variables: Any = None, *, key: jax.Array
+    ) -> Gradients:
+        def gradients_at(params: Any) -> Gradients:
+            def compute_part(part: Batch, key: jax.Array) -> Gradients:
+                return gradients_of(params, state, part, teacher_variables, key)
+
+            return accumulated(config, compute_part, batch, key)
+
+        if config.optim.sam_rho:
+            return sharpness_aware(config.optim, gradients_at, state.params, state.step)
+        return gradients_at(state.params)
+
+    return compute
 
 
 class _Verdict(NamedTuple):

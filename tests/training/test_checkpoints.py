@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged are found, named, set aside and never deleted; what is not finite or does not move stops a run and says so."""
+"""Damaged checkpoints are named, set aside and never deleted; bad or stuck steps stop a run."""
 
 import dataclasses
 import json
@@ -97,7 +97,8 @@ def test_fault_07_every_damaged_file_sends_a_run_to_the_step_before(
     folder = workdir / "checkpoints" / "30"
     for path in files(folder):
         if path.name == SEAL and damage == "deleted":
-            continue  # as a kill right after the save leaves it: everything that is restored is in the digests
+            # A kill right after the save leaves it so; all that is restored is in the digests.
+            continue
         sound = path.read_bytes()
         if damage == "cut":
             path.write_bytes(sound[: len(sound) // 2])
@@ -279,7 +280,7 @@ def test_fault_28_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_
     monkeypatch.setattr(augmentation, "augmented", damaged)
     with pytest.raises(
         NonFiniteError,
-        match="step 7: loss or gradient is not finite; step 6 is saved. Its samples are the records",
+        match="step 7: loss or gradient is not finite; step 6 is saved. Its samples are the",
     ):
         flaxres.fit(config, tmp_path / "stop")
     noted = json.loads((tmp_path / "stop" / "non_finite.json").read_text())
@@ -325,7 +326,10 @@ def stuck(self, state, batch, count):
         time.sleep(1000)
     return real(self, state, batch, count)
 Stepper.__call__ = stuck
-config = digits({data_dir!r}, tensorboard=False, devices=1, watchdog_seconds=30.0, checkpoint_every_epochs=100, eval_every_epochs=100)
+config = digits(
+    {data_dir!r}, tensorboard=False, devices=1, watchdog_seconds=30.0, checkpoint_every_epochs=100,
+    eval_every_epochs=100,
+)
 flaxres.fit(config, {str(tmp_path)!r})
 """
     environment = os.environ | {"XLA_FLAGS": ""}

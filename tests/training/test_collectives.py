@@ -1,4 +1,4 @@
-"""What travels between devices, read in the compiled program: gradients and metrics once, statistics only where their groups cross devices."""
+"""Communication in compiled programs: gradients once, statistics only across devices."""
 
 import dataclasses
 import math
@@ -9,7 +9,8 @@ import pytest
 from flaxres import Config, DataConfig, ModelConfig, TrainConfig
 from flaxres.diagnostics.described import described_run, lowered
 
-PATTERN = r"= (\(.*?\)|\S+) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+PATTERN = rf"= (\(.*?\)|\S+) ({KINDS})(?:-start)?\("
 # How many arrays XLA's CPU compiler joins in one reduction.
 MOST_JOINED = 256
 CONFIG = Config(

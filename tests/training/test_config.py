@@ -1,4 +1,4 @@
-"""Configs: every shipped one is sound, every broken one is refused by name before anything is compiled."""
+"""Shipped configs are valid; invalid ones are refused by name before anything is compiled."""
 
 import ast
 import dataclasses

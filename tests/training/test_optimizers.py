@@ -28,7 +28,7 @@ needs_torch = pytest.mark.skipif(
 @pytest.mark.parametrize("everything", [False, True])
 @pytest.mark.parametrize("name", ["sgd", "sgdw", "lars", "lamb", "adamw", "muon"])
 def test_a_scanned_network_is_trained_as_the_unrolled_one(name: str, everything: bool) -> None:
-    """Two steps on the same gradients; clipping and layer decay are on, since they read leaves too."""
+    """Runs two steps on the same gradients, clipping and layer decay included."""
     model = flaxres.ResNet(
         depths=(3,), widths=(4,), block="basic", stem="small", stem_width=4, num_classes=3
     )
@@ -156,7 +156,7 @@ def test_the_mask_spares_norms_and_biases() -> None:
 
 
 def trajectories(config: OptimConfig, make: Any, decay: bool = True, steps: int = 20) -> None:
-    """Ours and a PyTorch optimizer's on the same gradients; `make(groups)` builds the latter from groups with and without decay."""
+    """Compares with a PyTorch optimizer, which `make` builds from groups with and without decay."""
     torch, _ = torch_and_timm()
     shapes = {"kernel": (4, 3), "scale": (3,)}
     params = {
@@ -279,12 +279,22 @@ def test_depth_orders_the_stages(name: str) -> None:
     ]
 
 
+def random_like(params: Any, seed: int) -> Any:
+    key = jax.random.key(seed)
+    return jax.tree.map(
+        lambda leaf: jax.random.normal(jax.random.fold_in(key, leaf.size), leaf.shape), params
+    )
+
+
 @needs_torch
 @pytest.mark.parametrize("shape", [(3, 3, 4, 5), (1, 1, 6, 24), (2, 3, 3, 4, 5)])
 def test_twenty_steps_are_timms_muon(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The head and the scales go to AdamW. timm's bfloat16 is float32 here, like ours. The blocks of a scan are a matrix each."""
+    """AdamW takes the head and the scales; each block of a scan is a matrix of its own.
+
+    timm computes in float32 here, as we do, in place of bfloat16.
+    """
     torch, _ = torch_and_timm()
     theirs = importlib.import_module("timm.optim.muon")
     monkeypatch.setattr(
@@ -292,15 +302,8 @@ def test_twenty_steps_are_timms_muon(
         "zeropower_via_newtonschulz",
         functools.partial(theirs.zeropower_via_newtonschulz, dtype=torch.float32),
     )
-    config = OptimConfig(
-        "muon",
-        0.02,
-        momentum=0.95,
-        weight_decay=0.1,
-        epsilon=1e-8,
-        warmup_epochs=1,
-        warmup_scale=0.1,
-    )
+    decay = {"weight_decay": 0.1, "momentum": 0.95}
+    config = OptimConfig("muon", 0.02, epsilon=1e-8, warmup_epochs=1, warmup_scale=0.1, **decay)
     schedule = learning_rate(config, STEPS, EPOCH)
     tx = optimizer(config, schedule)
     params = {
@@ -313,37 +316,21 @@ def test_twenty_steps_are_timms_muon(
 
     def tensors(tree: Any) -> list[Any]:
         """The head, then the blocks' kernels, then the scale, in PyTorch's layouts."""
-        kernels = (
-            np.array(tree["layer1"]["conv"]["kernel"])
-            .reshape(-1, *shape[-4:])
-            .transpose(0, 4, 3, 1, 2)
-        )
-        return [
-            torch.from_numpy(np.array(leaf))
-            for leaf in (tree["fc"]["kernel"], *kernels, tree["layer1"]["scale"])
-        ]
+        stacked = np.array(tree["layer1"]["conv"]["kernel"]).reshape(-1, *shape[-4:])
+        kernels = stacked.transpose(0, 4, 3, 1, 2)
+        leaves = (tree["fc"]["kernel"], *kernels, tree["layer1"]["scale"])
+        return [torch.from_numpy(np.array(leaf)) for leaf in leaves]
 
     weights = [torch.nn.Parameter(tensor) for tensor in tensors(params)]
     adam = [
         torch.optim.AdamW(weights[:1], 0.02, (0.95, 0.999), 1e-8, weight_decay=0.1),
         torch.optim.AdamW(weights[-1:], 0.02, (0.95, 0.999), 1e-8, weight_decay=0),
     ]
-    muon = theirs.Muon(
-        weights[1:-1],
-        0.02,
-        weight_decay=0.1,
-        momentum=0.95,
-        nesterov=False,
-        ns_coefficients="original",
-    )
+    original = {"nesterov": False, "ns_coefficients": "original"}
+    muon = theirs.Muon(weights[1:-1], 0.02, **decay, **original)
     opt_state, update = tx.init(params), jax.jit(tx.update)
     for step in range(20):
-        gradients = jax.tree.map(
-            lambda leaf, step=step: jax.random.normal(
-                jax.random.fold_in(jax.random.key(step), leaf.size), leaf.shape
-            ),
-            params,
-        )
+        gradients = random_like(params, step)
         updates, opt_state = update(gradients, opt_state, params)
         params = jax.tree.map(jnp.add, params, updates)
         for weight, gradient in zip(weights, tensors(gradients), strict=True):

@@ -1,4 +1,4 @@
-"""Several processes: refusals, and (slow) one result, resumes across numbers of processes, and exact evaluation."""
+"""Several processes: refusals, and (slow) equal results, resumes and exact evaluation."""
 
 import dataclasses
 import json
@@ -60,10 +60,8 @@ def test_fault_23_what_differs_between_processes_is_named(monkeypatch: pytest.Mo
     changed = dataclasses.replace(origin, packages={"jax": "2"})
     theirs = shared_facts(Config(optim=OptimConfig(learning_rate=0.2)), changed)
     monkeypatch.setattr(hosts, "gather", lambda value: [value, theirs])
-    with pytest.raises(
-        InputError,
-        match=r"optim.learning_rate: '0.1' in process 0, '0.2' in process 1; jax: '1' in process 0, '2' in process 1",
-    ):
+    rate = "optim.learning_rate: '0.1' in process 0, '0.2' in process 1"
+    with pytest.raises(InputError, match=f"{rate}; jax: '1' in process 0, '2' in process 1"):
         hosts.require_same(ours)
 
 

@@ -1,4 +1,4 @@
-"""The parts of recipes inside the step: losses, accumulation, averages, float16, sharpness, a teacher."""
+"""Parts of the step: losses, accumulation, averages, float16, SAM, distillation."""
 
 import dataclasses
 from typing import Any

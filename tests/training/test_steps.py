@@ -1,4 +1,4 @@
-"""The steps: losses, exact counting, and one result on any number of devices, in float32 and in float64."""
+"""The steps: losses, exact counts, and one result on any number of devices and in any dtype."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A whitening stem gives channels that are uncorrelated and of one size on the pictures that it was made of."""
+"""A whitened stem has uncorrelated channels of equal variance on its images."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def test_the_stem_whitens() -> None:
     np.testing.assert_allclose(answers[:, :6], -answers[:, 6:], atol=1e-4)
     covariance = np.cov(answers[:, :6].T)
     np.testing.assert_allclose(covariance - np.diag(np.diag(covariance)), 0, atol=1e-3)
-    # Directions as strong as the regularisation or stronger; grey pictures have fewer than the kernel has numbers.
+    # Directions at least as strong as the regularisation; grey images have fewer of them.
     assert (np.diag(covariance) > 0.5).all()
     assert (np.diag(covariance) < 1.001).all()
 
