@@ -53,7 +53,9 @@ def digests(folder: pathlib.Path) -> dict[str, str]:
 
 def late_digests(folder: pathlib.Path) -> dict[str, str]:
     """File name -> SHA-256 of the files that the seal speaks for."""
-    return {name: file_digest(folder / name) for name in (*LATE, DIGESTS) if (folder / name).exists()}
+    return {
+        name: file_digest(folder / name) for name in (*LATE, DIGESTS) if (folder / name).exists()
+    }
 
 
 def whole(files: dict[str, str]) -> str:
