@@ -6,6 +6,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from flaxres._version import __version__ as __version__
 from flaxres.errors import InputError as InputError, missing_extra
 from flaxres.models.densenet import DenseNet as DenseNet
 from flaxres.models.named import (
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     from flaxres.training.xla import compiler_options as compiler_options
     from flaxres.weights.hub import load_pretrained as load_pretrained
     from flaxres.weights.transfer import load_weights as load_weights, save_weights as save_weights
-
-__version__ = "0.1.0"
 
 # Loaded on first use.
 _LAZY = {

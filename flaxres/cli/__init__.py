@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-import flaxres
+from flaxres._version import __version__
 from flaxres.cli._bench import bench
 from flaxres.cli._data import data
 from flaxres.cli._lab import lab
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(USAGE)
         return 0 if words else EXIT_REFUSED
     if words[0] == "--version":
-        print(f"flaxres {flaxres.__version__}")
+        print(f"flaxres {__version__}")
         return 0
 
     def run() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from flaxres._version import __version__
 from flaxres.config.schema import SETTINGS, Config, flat
 from flaxres.ops import native
 from flaxres.training.run import Run
@@ -119,8 +120,6 @@ def convolutions(run: Run) -> str:
 
 def provenance(run: Run) -> Provenance:
     """Returns the provenance of a run on this machine."""
-    import flaxres
-
     versions = {}
     for name in PACKAGES:
         try:
@@ -128,7 +127,7 @@ def provenance(run: Run) -> Provenance:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "?"
     return Provenance(
-        flaxres=flaxres.__version__,
+        flaxres=__version__,
         code=code_digest(),
         python=platform.python_version(),
         packages=versions,

@@ -1,0 +1,3 @@
+"""The version of flaxres."""
+
+__version__ = "0.1.0"
