@@ -38,7 +38,7 @@ ROOMS = {
     "training": "_version errors figures ops models data config weights training",
     "inference": "errors figures ops models data config weights training inference",
     "diagnostics": "errors figures models data config inference training diagnostics",
-    "lab": "errors figures models data config weights training lab",
+    "lab": "errors figures models data config weights training inference lab",
 }
 COMPUTE = [
     *(
