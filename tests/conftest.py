@@ -1,10 +1,20 @@
 """Eight CPU devices for every test, and a folder of prepared datasets for every worker."""
 
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_ENABLE_X64", "0")
+# Many tests compile the same programs. Each is compiled once, by the first worker or process; the
+# workers inherit the folder.
+os.environ["FLAXRES_TESTS_COMPILED"] = os.environ.get("FLAXRES_TESTS_COMPILED") or tempfile.mkdtemp(
+    prefix="flaxres-tests-"
+)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["FLAXRES_TESTS_COMPILED"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import pathlib
 from collections.abc import Callable
@@ -16,6 +26,12 @@ from PIL import Image
 from flaxres.ops import native
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Deletes the compiled programs, once all workers are done."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["FLAXRES_TESTS_COMPILED"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

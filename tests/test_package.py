@@ -40,6 +40,10 @@ ROOMS = {
     "diagnostics": "errors figures models data config inference training diagnostics",
     "lab": "errors figures models data config weights training inference lab",
 }
+STEP = (
+    *("augmentation", "dispatch", "gradients", "losses", "mesh", "optimizers", "state", "steps"),
+    "xla",
+)
 COMPUTE = [
     *(
         "models/*.py",
@@ -55,7 +59,7 @@ COMPUTE = [
         "data/__init__.py",
         "training/__init__.py",
     ),
-    *(f"training/{name}.py" for name in ("optimizers", "state", "steps", "mesh", "xla")),
+    *(f"training/{name}.py" for name in STEP),
 ]
 
 

@@ -85,13 +85,14 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "float64"), default="float64")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--groups", default="none,8")
+    parser.add_argument("--devices", default="1,2,4,8", help="the first is compared with")
     chosen = parser.parse_args()
     worst, differences, runs = 0.0, 0, 0
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen.groups.split(","):
             group = None if name == "none" else int(name)
             first: tuple[list[str], Any] | None = None
-            for devices in (1, 2, 4, 8):
+            for devices in map(int, chosen.devices.split(",")):
                 config = config_of(chosen.precision, group, chosen.steps, devices, folder)
                 ledger, final = run(config)
                 first = first or (ledger, final)

@@ -127,6 +127,15 @@ class BatchNorm(nn.Module):
 
     Raises:
       InputError: `group` does not divide N, or comes together with `axis_name`.
+
+    Example:
+
+      >>> norm = BatchNorm(group=2)
+      >>> images = jnp.arange(4.0).reshape(4, 1, 1, 1)
+      >>> variables = norm.init(jax.random.key(0), images, use_running_average=True)
+      >>> y, _ = norm.apply(variables, images, use_running_average=False, mutable=["batch_stats"])
+      >>> y.ravel().round().tolist()
+      [-1.0, 1.0, -1.0, 1.0]
     """
 
     group: int | None = None

@@ -31,6 +31,12 @@ class Network(nn.Module):
         third more time.
       scan_blocks: run the equal blocks of a stage under `nn.scan`, so that compile time does not
         grow with depth.
+
+    Example:
+
+      >>> import flaxres
+      >>> isinstance(flaxres.create_model("densenet121"), Network)
+      True
     """
 
     num_classes: int = 1000

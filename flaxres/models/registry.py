@@ -1,12 +1,6 @@
 """The table of model names: timm's, and the papers' names for CIFAR.
 
-A row is a network class with some attributes bound. `ResNet18` and the like are rows of their own
-name.
-
-Example:
-
-  >>> ResNet18(num_classes=10).depths, ResNet20().widths
-  ((2, 2, 2, 2), (16, 32, 64))
+A row is a network class with some attributes bound.
 """
 
 import fnmatch

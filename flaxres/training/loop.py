@@ -65,13 +65,13 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
 
       >>> import tempfile
       >>> from flaxres import DataConfig, ModelConfig, TrainConfig
-      >>> config = Config(
-      ...     model=ModelConfig(name="resnet20", depths=(1, 1, 1)),
-      ...     data=DataConfig(name="digits", image_size=8, eval_size=8, eval_resize=8),
-      ...     train=TrainConfig(steps=2, batch_size=16, eval_batch_size=500, progress=False),
-      ... )
-      >>> with tempfile.TemporaryDirectory() as workdir:
-      ...     int(fit(config, workdir).step)
+      >>> model = ModelConfig(name="resnet20", depths=(1, 1, 1))
+      >>> train = TrainConfig(steps=2, batch_size=16, eval_batch_size=256, devices=1)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     data = DataConfig(
+      ...         name="digits", data_dir=folder, image_size=8, eval_size=8, eval_resize=8
+      ...     )
+      ...     int(fit(Config(model=model, data=data, train=train), f"{folder}/run").step)
       2
     """
     folder = pathlib.Path(workdir)

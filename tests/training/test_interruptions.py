@@ -65,7 +65,7 @@ def test_photographs_train_and_every_one_is_counted(
 ) -> None:
     root = photographs(train=20, val=7)
     config = Config(
-        model=ModelConfig("resnet20", dtype=dtype, bn_group=8),  # type: ignore[arg-type]
+        model=ModelConfig("resnet20", depths=(1, 1, 1), dtype=dtype, bn_group=8),  # type: ignore[arg-type]
         data=DataConfig(
             "folder",
             str(root),
@@ -144,7 +144,7 @@ def test_fault_05_refusals_come_before_anything_is_written_or_compiled(
             dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float64")),
             tmp_path / "run",
         )
-    with pytest.raises(InputError, match="positions are 32 bits wide"):
+    with pytest.raises(InputError, match="positions have 32 bits"):
         flaxres.fit(digits(data_dir, steps=2**27), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

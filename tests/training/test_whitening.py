@@ -15,7 +15,9 @@ from flaxres.training.whitening import patches
 DATA = DataConfig("digits", image_size=8, eval_size=8, eval_resize=8, crop="centre")
 WIDTH = 12
 CONFIG = Config(
-    ModelConfig("resnet20", stem="small", stem_width=WIDTH, stem_init="whitening"),
+    ModelConfig(
+        "resnet20", depths=(1, 1, 1), stem="small", stem_width=WIDTH, stem_init="whitening"
+    ),
     DATA,
     train=TrainConfig(24, 24),
 )
