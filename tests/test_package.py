@@ -114,7 +114,7 @@ def test_the_compute_path_needs_only_jax_flax_and_optax() -> None:
             else:
                 assert (
                     top
-                    in {"flaxres", "jax", "flax", "optax", "jaxtyping", "numpy"}
+                    in {"flaxres", "jax", "jaxlib", "flax", "optax", "jaxtyping", "numpy"}
                     | sys.stdlib_module_names
                 ), f"{path} imports {name}"
 

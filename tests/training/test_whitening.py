@@ -55,19 +55,19 @@ def test_channels_beyond_the_directions_stay() -> None:
         CONFIG, model=dataclasses.replace(CONFIG.model, stem_width=60, widths=(64, 64, 64))
     )
     random = dataclasses.replace(wide, model=dataclasses.replace(wide.model, stem_init="random"))
-    ours, born = (
+    ours, random_kernel = (
         np.asarray(prepare_run(config).first_state().params["conv1"]["kernel"])
         for config in (wide, random)
     )
-    np.testing.assert_array_equal(ours[..., 54:], born[..., 54:])
-    assert (ours[..., :54] != born[..., :54]).all()
+    np.testing.assert_array_equal(ours[..., 54:], random_kernel[..., 54:])
+    assert (ours[..., :54] != random_kernel[..., :54]).all()
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (
-            {"name": "resnet50d", "stem": None, "stem_width": None},
+            {"name": "resnet50d", "depths": None, "stem": None, "stem_width": None},
             "the stem is not one convolution; set model.stem='small' or 'standard'",
         ),
         (
