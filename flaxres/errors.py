@@ -11,8 +11,7 @@ class InputError(ValueError):
 
     `train.py` and the `flaxres` command print the message and exit with code 2.
 
-    Example:
-
+    Examples:
       >>> import flaxres
       >>> try:
       ...     flaxres.create_model("resnet51")
@@ -75,8 +74,7 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> InputError:
       name: the unknown name.
       choices: the valid names.
 
-    Example:
-
+    Examples:
       >>> print(unknown("model", "resnet51", ["resnet18", "resnet50"]))
       unknown model 'resnet51': did you mean resnet50 or resnet18?
     """

@@ -20,8 +20,7 @@ from flaxres.errors import InputError, unknown
 def flag(field: str) -> str:
     """Returns the option of a setting.
 
-    Example:
-
+    Examples:
       >>> flag("optim.learning_rate")
       '--optim.learning-rate'
     """
@@ -97,8 +96,7 @@ def value_of(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]
     Returns:
       Its last value, None without the option, and the other words.
 
-    Example:
-
+    Examples:
       >>> value_of(["--out", "a.png", "--steps", "3"], "--out")
       ('a.png', ['--steps', '3'])
     """

@@ -15,8 +15,7 @@ def check(config: Config) -> None:
     Raises:
       InputError: names the setting, its value, the rule and the fix.
 
-    Example:
-
+    Examples:
       >>> import flaxres
       >>> check(flaxres.Config(optim=flaxres.OptimConfig(momentum=1.0)))
       Traceback (most recent call last):

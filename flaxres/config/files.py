@@ -23,8 +23,7 @@ def load_config(name: str) -> Config:
     Raises:
       InputError: there is no such file or recipe, or it binds no config.
 
-    Example:
-
+    Examples:
       >>> load_config("cifar10/resnet20").model.name
       'resnet20'
     """
@@ -65,8 +64,7 @@ def variant(file: str, base: str, changes: dict[str, Any]) -> Config:
     Raises:
       InputError: a name is not a setting.
 
-    Example:
-
+    Examples:
       >>> here = recipes.folder() / "cifar10" / "mine.py"
       >>> variant(str(here), "resnet20.py", {"train.seed": 7}).train.seed
       7

@@ -19,8 +19,7 @@ def names() -> list[str]:
     Returns:
       Names such as 'digits' or 'imagenet/resnet50', sorted.
 
-    Example:
-
+    Examples:
       >>> "cifar10/resnet20" in names()
       True
     """
@@ -51,8 +50,7 @@ def describe(name: str) -> tuple[str, str, str]:
       Its summary, its expected result with the source of the figure, and its cost, which is
       empty for recipes that state none.
 
-    Example:
-
+    Examples:
       >>> describe("cifar10/resnet20")[0]
       "ResNet-20 on CIFAR-10: the paper's recipe (He et al. 2016, section 4.2)."
     """

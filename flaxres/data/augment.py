@@ -33,8 +33,7 @@ def sample_keys(key: Array, positions: UInt32[Array, " n"]) -> Array:
       key: key of the run.
       positions: positions of the samples.
 
-    Example:
-
+    Examples:
       >>> sample_keys(jax.random.key(0), jnp.arange(3, dtype=jnp.uint32)).shape
       (3,)
     """
@@ -53,8 +52,7 @@ def random_flip(keys: Array, images: Images) -> Images:
       keys: a key for each image.
       images: a batch of images.
 
-    Example:
-
+    Examples:
       >>> images = jnp.arange(2).reshape(1, 1, 2, 1)
       >>> keys = sample_keys(jax.random.key(0), jnp.arange(1, dtype=jnp.uint32))
       >>> sorted(random_flip(keys, images).ravel().tolist())
@@ -70,8 +68,7 @@ def flip_where(mask: Bool[Array, " n"], images: Images) -> Images:
       mask: a decision for each image.
       images: a batch of images.
 
-    Example:
-
+    Examples:
       >>> images = jnp.arange(2).reshape(1, 1, 2, 1)
       >>> flip_where(jnp.array([True]), images).ravel().tolist()
       [1, 0]
@@ -306,8 +303,7 @@ def mix(
     Returns:
       The mixed images and targets.
 
-    Example:
-
+    Examples:
       >>> images = jnp.stack([jnp.zeros((4, 4, 3)), jnp.ones((4, 4, 3))])
       >>> mixed, targets = mix(jax.random.key(0), images, jnp.eye(2), mixup=0.2, cutmix=0.0)
       >>> mixed.shape, targets.sum(1).tolist()
@@ -361,8 +357,7 @@ def normalise(
       mean, std: mean and standard deviation of the channels of images in [0, 1].
       dtype: dtype of the result.
 
-    Example:
-
+    Examples:
       >>> images = jnp.full((1, 1, 1, 3), 255, jnp.uint8)
       >>> normalise(images, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), jnp.float32).ravel().tolist()
       [1.0, 1.0, 1.0]

@@ -159,8 +159,7 @@ def policy(text: str) -> Policy:
     Raises:
       InputError: `text` has another form, or a number is out of range.
 
-    Example:
-
+    Examples:
       >>> policy("rand-m7-mstd0.5-inc1").magnitude
       7.0
       >>> policy("ta_wide")

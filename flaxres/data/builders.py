@@ -60,8 +60,7 @@ def read_digits() -> tuple[
     Returns:
       The images with grey levels from 0 to 16, the labels, and a mask of the test images.
 
-    Example:
-
+    Examples:
       >>> images, labels, test = read_digits()
       >>> images.shape, int(labels[0]), int(test.sum())
       ((1797, 8, 8), 0, 500)

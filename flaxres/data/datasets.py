@@ -38,8 +38,7 @@ def open_or_prepare(
       InputError: the dataset can neither be opened nor prepared, or lacks a split. A split that a
         dataset would not have is refused before the dataset is prepared.
 
-    Example:
-
+    Examples:
       >>> import tempfile
       >>> folder = tempfile.TemporaryDirectory()
       >>> train, test = open_or_prepare("digits", ["train", "test"], data_dir=folder.name)

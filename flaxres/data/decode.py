@@ -119,8 +119,7 @@ def centre_crop(
     Raises:
       UnreadableError: the image can't be decoded.
 
-    Example:
-
+    Examples:
       >>> import io
       >>> buffer = io.BytesIO()
       >>> Image.new("RGB", (400, 300), (10, 20, 30)).save(buffer, "PNG")
@@ -161,8 +160,7 @@ def crop_box(
     Returns:
       Top, left, height and width in pixels.
 
-    Example:
-
+    Examples:
       >>> crop_box(300, 400, np.full((1, 4), 0.5), (0.08, 1.0), (3 / 4, 4 / 3))
       (23, 73, 255, 255)
     """

@@ -18,8 +18,7 @@ def file_digest(path: pathlib.Path) -> str:
 def words_digest(words: Iterable[str]) -> str:
     """Returns the SHA-256 of words, joined by line feeds, as 64 hexadecimal digits.
 
-    Example:
-
+    Examples:
       >>> words_digest(["cat", "dog"])[:16]
       '3a450eb155d6a4c6'
     """

@@ -75,8 +75,7 @@ def repair(data: bytes) -> tuple[str, bytes]:
     Raises:
       UnreadableError: the image can't be decoded.
 
-    Example:
-
+    Examples:
       >>> buffer = io.BytesIO()
       >>> Image.new("RGBA", (4, 3)).save(buffer, "PNG")
       >>> repair(buffer.getvalue())[0]

@@ -99,8 +99,7 @@ class Loader:
       InputError: (while iterating) a record can't be read, or, with `bad_images="error"`, decoded.
       RuntimeError: (while iterating) a worker process died or hangs.
 
-    Example:
-
+    Examples:
       >>> import io
       >>> from PIL import Image
       >>> from flaxres.data.decode import CentreCrop

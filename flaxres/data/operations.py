@@ -50,8 +50,7 @@ def apply(images: Images, operation: Operations, level: Levels, fill: Colour = (
     Returns:
       The changed images.
 
-    Example:
-
+    Examples:
       >>> images = jnp.full((1, 2, 2, 3), 200, jnp.uint8)
       >>> apply(images, numbered(["invert"]), jnp.zeros(1))[0, 0, 0].tolist()
       [55, 55, 55]

@@ -40,8 +40,7 @@ def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
     Returns:
       Two uint32 words.
 
-    Example:
-
+    Examples:
       >>> zero = np.zeros(1, np.uint32)
       >>> [hex(int(word[0])) for word in threefry((zero, zero), (zero, zero))]
       ['0x6b200159', '0x99ba4efe']
@@ -77,8 +76,7 @@ def uniforms(
     Returns:
       float64 numbers; each row depends on its position only.
 
-    Example:
-
+    Examples:
       >>> numbers = uniforms(0, np.arange(3), (2,))
       >>> numbers.shape, bool((uniforms(0, np.arange(2, 3), (2,))[0] == numbers[2]).all())
       ((3, 2), True)
@@ -121,8 +119,7 @@ def step_positions(step: Any, batch: int) -> Any:
     Returns:
       uint32 positions of shape (batch,): NumPy for an int, JAX for a JAX scalar.
 
-    Example:
-
+    Examples:
       >>> step_positions(2, 4)
       array([ 8,  9, 10, 11], dtype=uint32)
     """
@@ -167,8 +164,7 @@ def sample_ids(positions: Positions, size: int, seed: int) -> Any:
     Returns:
       uint32 record numbers in [0, size) of shape (n,), NumPy or JAX as `positions`.
 
-    Example:
-
+    Examples:
       >>> sorted(sample_ids(np.arange(5, 10, dtype=np.uint32), 5, seed=0).tolist())
       [0, 1, 2, 3, 4]
     """

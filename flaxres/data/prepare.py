@@ -90,8 +90,7 @@ def prepare(
       InputError: the name is unknown, the source breaks the rules of its builder or lacks a split
         of `splits`, or, with `bad_images="error"`, an image can't be decoded.
 
-    Example:
-
+    Examples:
       >>> import tempfile
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     place, tally = prepare("digits", None, folder)

@@ -31,8 +31,7 @@ class Preprocess:
       interpolation: filter of the resizing.
       mean, std: mean and standard deviation of the channels of images in [0, 1].
 
-    Example:
-
+    Examples:
       >>> Preprocess(size=32, resize=36)(Image.new("RGB", (64, 48))).shape
       (1, 32, 32, 3)
     """

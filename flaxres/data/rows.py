@@ -56,8 +56,7 @@ def training_rows(
     Yields:
       The rows of each step.
 
-    Example:
-
+    Examples:
       >>> from flaxres.data.decode import CentreCrop
       >>> batches = list(training_rows(6, 4, 0, 0, 3, lambda step: CentreCrop(8, 8)))
       >>> sorted(record for rows in batches for record in rows.records.tolist())
@@ -83,8 +82,7 @@ def evaluation_rows(size: int, batch: int, transform: Transform) -> Iterator[Row
     Yields:
       The rows of each batch.
 
-    Example:
-
+    Examples:
       >>> from flaxres.data.decode import CentreCrop
       >>> [rows.records.tolist() for rows in evaluation_rows(5, 3, CentreCrop(8, 8))]
       [[0, 1, 2], [3, 4, -1]]

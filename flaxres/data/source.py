@@ -24,8 +24,7 @@ class Source:
       image_key, label_key: names of the features with the encoded image and the label.
       files: the files of the split in order, each with the number of records read from it.
 
-    Example:
-
+    Examples:
       >>> records = [{"image": b"...", "label": 1, "file_name": b"dog/1.jpg"}]
       >>> files = (("animals-train.array_record", 1),)
       >>> source = Source(

@@ -42,8 +42,7 @@ def open_splits(
       InputError: there is no such dataset or split; the dataset is not in ArrayRecord, does not
         have one image and one label, or misses a part of a file.
 
-    Example:
-
+    Examples:
       >>> import tempfile
       >>> from flaxres.data.prepare import prepare
       >>> with tempfile.TemporaryDirectory() as folder:

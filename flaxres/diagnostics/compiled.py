@@ -135,8 +135,7 @@ def array_bytes(kind: str, outside: bool = True) -> int:
       kind: the type.
       outside: leaves out arrays whose layout says S(1), which lie inside a TPU.
 
-    Example:
-
+    Examples:
       >>> array_bytes("bf16[128,56,56,64]{3,2,1,0}")
       51380224
     """

@@ -45,8 +45,7 @@ def platform_of(topology: str) -> str:
     Raises:
       InputError: the name or the shape is unknown.
 
-    Example:
-
+    Examples:
       >>> platform_of("v5e:16x16")
       'tpu'
     """

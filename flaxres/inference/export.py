@@ -80,8 +80,7 @@ def export(
     Raises:
       InputError: the folder can't be written, or jax2onnx is not installed.
 
-    Example:
-
+    Examples:
       >>> import flaxres, jax, numpy as np, tempfile
       >>> from flaxres.data.preprocess import Preprocess
       >>> model = flaxres.ResNet20(num_classes=2, depths=(1, 1, 1))

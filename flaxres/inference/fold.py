@@ -32,8 +32,7 @@ def folded(model: Network, variables: Mapping[str, Any]) -> tuple[dict[str, Any]
     Returns:
       The variables, and the number of norms that were folded.
 
-    Example:
-
+    Examples:
       >>> import flaxres, jax, numpy as np
       >>> model = flaxres.ResNet20(num_classes=2)
       >>> variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3)))

@@ -26,8 +26,7 @@ from flaxres.weights.transfer import classes, fitted
 class Predictor:
     """A network with its variables, its preprocessing and the names of its classes.
 
-    Example:
-
+    Examples:
       >>> import flaxres, jax, numpy as np
       >>> from PIL import Image
       >>> model = flaxres.ResNet20(num_classes=2)
@@ -119,8 +118,7 @@ def class_names(path: str | None, count: int, small: bool) -> tuple[str, ...]:
     Raises:
       InputError: the file can't be read, or has another number of names.
 
-    Example:
-
+    Examples:
       >>> class_names(None, 2, False)
       ('class 0', 'class 1')
     """

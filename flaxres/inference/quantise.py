@@ -30,8 +30,7 @@ def in_8_bits(variables: Mapping[str, Any]) -> dict[str, Any]:
 
     Jacob et al. 2018, section 2.1, with a zero point of 0.
 
-    Example:
-
+    Examples:
       >>> kernel = {"params": {"fc": {"kernel": np.array([[-1.0, 0.5]])}}}
       >>> in_floats(in_8_bits(kernel))["params"]["fc"]["kernel"].tolist()
       [[-1.0, 0.5]]

@@ -60,8 +60,7 @@ def run(settings: Settings, say: Say) -> Result:
       settings: uses `seed`.
       say: unused; the experiment takes seconds.
 
-    Example:
-
+    Examples:
       >>> import pathlib
       >>> result = run(Settings(pathlib.Path("lab")), print)
       >>> result.distance["residual"][0]  # weights of zero: the identity

@@ -120,8 +120,7 @@ def training(
       Gradient norms before the steps `SNAPSHOTS` and after the last one, by the number of steps;
       and the losses of all steps, in nats.
 
-    Example:
-
+    Examples:
       >>> images, labels = digits("train")
       >>> stack = Stack("residual", 4)
       >>> norms, losses = training(stack, jax.random.key(0), images, labels, steps=2)

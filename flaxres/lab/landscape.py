@@ -52,8 +52,7 @@ def direction(key: jax.Array, params: Any) -> Any:
     Returns:
       A tree like `params`.
 
-    Example:
-
+    Examples:
       >>> params = {"kernel": jnp.full((4, 3), 2.5), "bias": jnp.ones(3)}
       >>> drawn = direction(jax.random.key(0), params)
       >>> jnp.linalg.norm(drawn["kernel"], axis=0).round(2), drawn["bias"]

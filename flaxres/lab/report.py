@@ -51,8 +51,7 @@ class Settings:
       InputError: `data` is unknown, `scale` is not positive, or only one of `weights` and `model`
         is set.
 
-    Example:
-
+    Examples:
       >>> Settings(pathlib.Path("lab"), scale=0.5).data
       'digits'
     """
@@ -130,8 +129,7 @@ def conduct(
     Raises:
       InputError: the folder can't be written, or a setting does not suit the experiment.
 
-    Example:
-
+    Examples:
       >>> import tempfile
       >>> from flaxres.lab import EXPERIMENTS
       >>> settings = Settings(pathlib.Path(tempfile.mkdtemp()))

@@ -49,8 +49,7 @@ class Stack:
       added: (joints, N, width there), added to the output of each joint. The gradient by it is the
         one that arrives there.
 
-    Example:
-
+    Examples:
       >>> stack = Stack("residual", depth=4)
       >>> params = stack.initialise(jax.random.key(0), inputs=64)
       >>> stack(params, jnp.ones((2, 64))).shape
@@ -186,8 +185,7 @@ class Stack:
         Returns:
           dJ/dW, by each hidden layer's weights, and dJ/dx, by the output of each joint.
 
-        Example:
-
+        Examples:
           >>> images, labels = digits("train")
           >>> stack = Stack("plain", depth=40)
           >>> params = stack.initialise(jax.random.key(0), inputs=64)
@@ -221,8 +219,7 @@ def digits(split: str) -> tuple[Float[np.ndarray, "n 64"], Int[np.ndarray, " n"]
       Images in float32 with mean 0 and standard deviation 1 over the training split, and labels in
       int32.
 
-    Example:
-
+    Examples:
       >>> images, labels = digits("test")
       >>> images.shape, labels.shape
       ((500, 64), (500,))

@@ -96,15 +96,17 @@ class Features(nn.Module):
 class DenseNet(Network):
     """DenseNet-BC. Layers have PyTorch's names: `features.denseblock1.denselayer1`, `classifier`.
 
-    Attributes (and those of `Network`; `stochastic_depth` and `scan_blocks` have no effect, since
-    no two layers are equal):
+    It also has the attributes of `flaxres.models.network.Network`. `stochastic_depth` and
+    `scan_blocks` have no effect, since no two layers are equal.
+
+    Attributes:
       depths: layers in each block.
       growth: channels that each layer adds.
       stem_width: channels before the first block.
 
     Called as `ResNet` is. `stage1` to `stage4` are the outputs of the dense blocks.
 
-    Example:
+    Examples:
       >>> import flaxres
       >>> model = flaxres.DenseNet(depths=(2, 2), growth=4, num_classes=10)
       >>> images = jax.ShapeDtypeStruct((1, 64, 64, 3), jax.numpy.float32)

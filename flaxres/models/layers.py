@@ -128,8 +128,7 @@ class BatchNorm(nn.Module):
     Raises:
       InputError: `group` does not divide N, or comes together with `axis_name`.
 
-    Example:
-
+    Examples:
       >>> norm = BatchNorm(group=2)
       >>> images = jnp.arange(4.0).reshape(4, 1, 1, 1)
       >>> variables = norm.init(jax.random.key(0), images, use_running_average=True)

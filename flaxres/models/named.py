@@ -23,8 +23,7 @@ DOCSTRING = """Creates a {title} ({source}).
     Raises:
       TypeError: an attribute is unknown.
 
-    Example:
-
+    Examples:
       >>> import flaxres
       >>> model = flaxres.{name}(num_classes=5)
       >>> model.num_classes, len(model.depths)

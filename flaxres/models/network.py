@@ -32,8 +32,7 @@ class Network(nn.Module):
       scan_blocks: run the equal blocks of a stage under `nn.scan`, so that compile time does not
         grow with depth.
 
-    Example:
-
+    Examples:
       >>> import flaxres
       >>> isinstance(flaxres.create_model("densenet121"), Network)
       True

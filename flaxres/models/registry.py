@@ -126,7 +126,7 @@ MODELS: dict[str, Row] = {
 def list_models(pattern: str = "*") -> list[str]:
     """Return the names that match a shell pattern, in natural order (resnet50 before resnet101).
 
-    Example:
+    Examples:
       >>> import flaxres
       >>> flaxres.list_models("resnet*c")
       ['resnet50c']
@@ -148,7 +148,7 @@ def create_model(name: str, **attributes: Any) -> Network:
     Raises:
       InputError: the name or an attribute is unknown; the message names the nearest ones.
 
-    Example:
+    Examples:
       >>> import flaxres
       >>> flaxres.create_model("resnet50", num_classes=10).depths
       (3, 4, 6, 3)

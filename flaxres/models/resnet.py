@@ -72,7 +72,9 @@ class PoolingConvolution(nn.Module):
 class ResNet(Network):
     """A residual network. Layers have PyTorch's names: `conv1`, `bn1`, `layer1` ... , `fc`.
 
-    Attributes (and those of `Network`):
+    It also has the attributes of `flaxres.models.network.Network`.
+
+    Attributes:
       depths: blocks in each stage.
       block: 'basic' or 'bottleneck'.
       widths: inner width of each stage's blocks; stages after the first halve the resolution.
@@ -101,7 +103,7 @@ class ResNet(Network):
       InputError: an attribute has an unknown value, or the images have another rank, another
         layout or an integer dtype.
 
-    Example:
+    Examples:
       >>> import flaxres
       >>> model = flaxres.ResNet(depths=(1, 1), widths=(8, 16), block="basic", num_classes=10)
       >>> images = jax.ShapeDtypeStruct((1, 32, 32, 3), jax.numpy.float32)

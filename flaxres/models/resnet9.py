@@ -47,7 +47,9 @@ class ResNet9(Network):
     ReLU after the sum and the last norm's scale initialised to zero; global pooling is an average;
     logits are not scaled. Layers have the names of `ResNet`: `conv1`, `layer1.0.conv1`, ...
 
-    Attributes (and those of `Network`, with `num_classes` 10):
+    It also has the attributes of `flaxres.models.network.Network`, with `num_classes` 10.
+
+    Attributes:
       depths: blocks in each stage. The first is the pooled convolution, the others are residual
         blocks of two 3x3 convolutions. Stochastic depth applies to the residual blocks.
       widths: width of each stage.
@@ -59,7 +61,7 @@ class ResNet9(Network):
       InputError: as `ResNet`; or the images are smaller than the stages can halve; or
         `stochastic_depth` is set without a residual block.
 
-    Example:
+    Examples:
       >>> import flaxres
       >>> model = flaxres.ResNet9(widths=(8, 16, 16), stem_width=8)
       >>> import jax

@@ -77,7 +77,9 @@ class ResNetV2(Network):
 
     Layers have timm's names: `stem`, `stages.0.blocks.0`, ..., `norm`, `head.fc`.
 
-    Attributes (and those of `Network`):
+    It also has the attributes of `flaxres.models.network.Network`.
+
+    Attributes:
       depths: blocks in each stage.
       widths: outer width of each stage; stages after the first halve the resolution.
       block: 'bottleneck' or 'basic'.
@@ -90,7 +92,7 @@ class ResNetV2(Network):
 
     Called as `ResNet` is. `stem` and `stage1` to `stage4` are raw sums, before any norm.
 
-    Example:
+    Examples:
       >>> import flaxres
       >>> model = flaxres.ResNetV2(num_classes=10)
       >>> images = jax.ShapeDtypeStruct((1, 224, 224, 3), jax.numpy.float32)

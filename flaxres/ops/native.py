@@ -53,7 +53,7 @@ def use_native_convolutions() -> str:
     Raises:
       InputError: there is no compiler, or it fails. Nothing has changed then.
 
-    Example:
+    Examples:
       >>> import flaxres
       >>> compiler = flaxres.use_native_convolutions()
     """

@@ -42,7 +42,7 @@ def max_pool(
       padding: pixels added on every side.
       fill: padding value.
 
-    Example:
+    Examples:
       >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), size=2, padding=0)[0, ..., 0]
       Array([[ 5.,  7.],
              [13., 15.]], dtype=float32)

@@ -68,8 +68,7 @@ class Display:
 def clock(seconds: float) -> str:
     """Returns a duration as minutes and seconds, or as hours, minutes and seconds.
 
-    Example:
-
+    Examples:
       >>> clock(3725)
       '1:02:05'
     """

@@ -27,8 +27,7 @@ class Report:
       examples: the number of examples, each counted once.
       step: the step of the state.
 
-    Example:
-
+    Examples:
       >>> Report(top1=0.75, top5=None, loss=0.9, examples=4, step=10).top1
       0.75
     """

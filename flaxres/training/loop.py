@@ -61,8 +61,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
       NonFiniteError: a loss or gradient is not finite; the state before that step is saved.
       WriteError: a checkpoint or a log can't be written.
 
-    Example:
-
+    Examples:
       >>> import tempfile
       >>> from flaxres import DataConfig, ModelConfig, TrainConfig
       >>> model = ModelConfig(name="resnet20", depths=(1, 1, 1))
@@ -120,8 +119,7 @@ def evaluate(
       InputError: both or none of `workdir` and `weights` are given, there is no checkpoint, or the
         config does not fit.
 
-    Example:
-
+    Examples:
       >>> evaluate(Config())
       Traceback (most recent call last):
       flaxres.errors.InputError: evaluate needs a workdir or weights: give one of them

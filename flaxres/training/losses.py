@@ -19,8 +19,7 @@ def smooth_targets(
       smoothing: the share of the probability that is spread evenly over all classes.
       dtype: of the targets.
 
-    Example:
-
+    Examples:
       >>> import jax.numpy as jnp
       >>> smooth_targets(jnp.array([1]), 2, 0.5, jnp.float32).tolist()
       [[0.25, 0.75]]
@@ -37,8 +36,7 @@ def example_losses(
 
     The binary losses are those of Wightman et al. 2021, section 2.2.
 
-    Example:
-
+    Examples:
       >>> import jax.numpy as jnp
       >>> logits, targets = jnp.zeros((1, 2)), jnp.array([[0.0, 1.0]])
       >>> round(float(example_losses(OptimConfig(), logits, targets)[0]), 4)

@@ -29,8 +29,7 @@ def learning_rate(config: OptimConfig, steps: int, steps_per_epoch: float) -> op
     Returns:
       A function from the step, int or () int32, to the learning rate.
 
-    Example:
-
+    Examples:
       >>> rate = learning_rate(OptimConfig(learning_rate=1.0, warmup_epochs=1.0), 20, 10.0)
       >>> [round(float(rate(step)), 2) for step in (0, 5, 10, 15, 20)]
       [0.0, 0.5, 1.0, 0.5, 0.0]
@@ -82,8 +81,7 @@ def optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTr
       config: the optimizer's settings.
       schedule: the learning rate by step.
 
-    Example:
-
+    Examples:
       >>> config = OptimConfig(name="sgd", learning_rate=0.5, momentum=0.0, weight_decay=0.0)
       >>> tx = optimizer(config, optax.constant_schedule(0.5))
       >>> params = {"kernel": jnp.ones((1, 1))}
@@ -276,8 +274,7 @@ def by_depth(decay: float) -> optax.GradientTransformation:
 def depth(name: str) -> int:
     """Returns the stage of a parameter: 0 the stem, 1 to 4 the stages, 5 the head.
 
-    Example:
-
+    Examples:
       >>> depth("layer3/0/conv1/kernel")
       3
     """

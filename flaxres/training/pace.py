@@ -58,8 +58,7 @@ def pace(stall: float) -> Pace:
 def stragglers(paces: Sequence[Pace]) -> list[str]:
     """Returns a line for each process that holds the others up.
 
-    Example:
-
+    Examples:
       >>> stragglers([Pace("a", 0.9, 0.01), Pace("b", 0.0, 0.01)])[0].partition(";")[0]
       'process 0 on a holds the others up: it waits 90% of the time for its input, the others 0%'
     """

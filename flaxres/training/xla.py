@@ -18,8 +18,7 @@ def compiler_options(mesh: Mesh | None = None, deterministic: bool = False) -> d
       mesh: the devices; JAX's first device by default.
       deterministic: on GPUs, each run gives the same bits.
 
-    Example:
-
+    Examples:
       >>> step = jax.jit(lambda x: 2 * x, compiler_options=compiler_options())
       >>> float(step(1.5))
       3.0

@@ -34,8 +34,7 @@ def read(path: pathlib.Path, ema: bool = True) -> tuple[Arrays, dict[str, str]]:
     Raises:
       InputError: the file can't be read; the message gives the reason.
 
-    Example:
-
+    Examples:
       >>> import tempfile
       >>> path = pathlib.Path(tempfile.mkdtemp(), "bias.safetensors")
       >>> write(path, {"fc.bias": np.zeros(3, np.float32)}, {"format": "pt"})

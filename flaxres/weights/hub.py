@@ -23,7 +23,9 @@ from flaxres.weights.transfer import variables_from_torch
 class PretrainedPreprocess(Preprocess):
     """The preprocessing of a hub tag, and the origin of its weights.
 
-    Attributes (and those of `Preprocess`):
+    It also has the attributes of `Preprocess`.
+
+    Attributes:
       repository: on the hub, `owner/name`.
       revision: commit of the repository.
       sha256: digest of the weight file.
@@ -64,8 +66,7 @@ def load_pretrained(
       InputError: the tag is neither on the hub nor in the cache, flaxres has no such
         architecture, or the files don't fit it.
 
-    Example:
-
+    Examples:
       >>> load_pretrained("no tag")
       Traceback (most recent call last):
       flaxres.errors.InputError: config.json of 'timm/no tag' can't be loaded from the hub ...
@@ -124,8 +125,7 @@ def preprocessing(settings: dict[str, Any]) -> Preprocess:
     Raises:
       ValueError: the interpolation is neither bilinear nor bicubic, or a value is no number.
 
-    Example:
-
+    Examples:
       >>> preset = preprocessing({"input_size": (3, 96, 96), "crop_pct": 0.95})
       >>> preset.size, preset.resize, preset.interpolation
       (96, 101, 'bicubic')

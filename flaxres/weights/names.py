@@ -30,8 +30,7 @@ Path = tuple[str, ...]
 def leaves(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Yields the leaves of a nested dictionary with their paths.
 
-    Example:
-
+    Examples:
       >>> list(leaves({"params": {"fc": {"bias": 1}}}))
       [(('params', 'fc', 'bias'), 1)]
     """
@@ -56,8 +55,7 @@ def nested(flat: Mapping[Path, Any]) -> dict[str, Any]:
 def torch_name(path: Path) -> str:
     """Returns PyTorch's name of a leaf.
 
-    Example:
-
+    Examples:
       >>> torch_name(("params", "layer1", "0", "conv1", "kernel"))
       'layer1.0.conv1.weight'
     """
@@ -67,8 +65,7 @@ def torch_name(path: Path) -> str:
 def to_torch(path: Path, array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
     """Returns a leaf of the variables with PyTorch's axes.
 
-    Example:
-
+    Examples:
       >>> to_torch(("params", "conv1", "kernel"), np.zeros((7, 7, 3, 64))).shape
       (64, 3, 7, 7)
     """
@@ -88,8 +85,7 @@ def from_torch(
       ndim: number of axes of the leaf. A dense head is accepted for a 1x1 convolution (4 axes),
         and a 1x1 convolution for a dense head (2 axes).
 
-    Example:
-
+    Examples:
       >>> from_torch(("params", "fc", "kernel"), np.zeros((10, 64, 1, 1)), ndim=2).shape
       (64, 10)
     """
@@ -108,8 +104,7 @@ def cleaned(weights: Mapping[str, Any]) -> dict[str, Any]:
     Wrappers' prefixes and step counters are dropped, and DenseNet's names from before 2018 are
     replaced by the newer ones.
 
-    Example:
-
+    Examples:
       >>> list(cleaned({"module.bn1.bias": 0, "module.bn1.num_batches_tracked": 0}))
       ['bn1.bias']
     """

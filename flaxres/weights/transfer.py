@@ -79,8 +79,7 @@ def variables_from_torch(
     Raises:
       WeightsError: leaves are missing, unexpected or of another shape.
 
-    Example:
-
+    Examples:
       >>> import flaxres
       >>> model = flaxres.ResNet9(depths=(1,), widths=(4,), stem_width=4)
       >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
@@ -171,8 +170,7 @@ def _refuse(source: str, **problems: list[str]) -> None:
 def classes(weights: Mapping[str, Shaped[np.ndarray, "..."]]) -> int:
     """Returns the number of classes of a state dictionary's head, 0 if it has no head.
 
-    Example:
-
+    Examples:
       >>> classes({"fc.weight": np.zeros((10, 64)), "fc.bias": np.zeros(10)})
       10
     """
@@ -221,8 +219,7 @@ def load_weights(
       InputError: the file can't be read.
       WeightsError: the weights don't fit the model; its attributes have every leaf.
 
-    Example:
-
+    Examples:
       >>> import flaxres, tempfile
       >>> model = flaxres.ResNet9(depths=(1,), widths=(4,), stem_width=4)
       >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
@@ -277,8 +274,7 @@ def save_weights(
     Raises:
       InputError: the file can't be written.
 
-    Example:
-
+    Examples:
       >>> import flaxres, tempfile
       >>> model = flaxres.ResNet9(depths=(1,), widths=(4,), stem_width=4)
       >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
