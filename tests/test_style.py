@@ -25,5 +25,6 @@ def test_a_file_keeps_to_the_limits(path: pathlib.Path) -> None:
             assert node.end_lineno is not None
             assert node.end_lineno - node.lineno < LONGEST_FUNCTION, node.name
         if isinstance(node, DOCUMENTED) and (docstring := ast.get_docstring(node)):
+            assert "Examples:\n\n" not in docstring, "the documentation shows no example then"
             first = docstring.split()[0].strip(",.:;`")
             assert first not in OPENINGS, f"line {getattr(node, 'lineno', 1)}: {docstring[:60]}"
