@@ -3,7 +3,8 @@
     python train.py --config imagenet/resnet50 --workdir runs/a --optim.learning-rate 0.4
 
 Without arguments it trains on the bundled digits. `--help` lists every option. Exit codes: 0
-finished, 2 refused input, 75 preempted after saving.
+finished, 1 a loss that is not finite, 2 refused input, 70 stuck, 74 a file that can't be written,
+75 preempted after saving, 130 interrupted before training.
 """
 
 import sys

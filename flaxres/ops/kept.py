@@ -1,19 +1,19 @@
 """ReLU, and hints that only one platform's compiler receives.
 
-`keep` and `keep_gradient` are identities that XLA's CPU compiler does not see through, and nothing
-on other platforms. That compiler fuses a chain of elementwise operations into every kernel that
-reads the end of the chain. It then computes the chain again in each of them, transposed where the
-kernel computes a gradient. It does not fuse an operation that has two operands of its own shape and
-feeds a product or a convolution directly. These identities are such operations. With them a
-training step of ResNet-50 takes 2.2 s instead of 2.7 s (two cores, batch 16).
+`keep` and `keep_gradient` return their argument. On CPUs XLA can't optimise them away; on other
+platforms they produce no code. XLA's CPU compiler fuses a chain of elementwise operations into
+every kernel that reads the end of the chain. It then computes the chain again in each of them,
+transposed where the kernel computes a gradient. It does not fuse a binary elementwise operation
+into the matrix product or convolution that reads it. These identities are such operations. With
+them a training step of ResNet-50 takes 2.2 s instead of 2.7 s (two cores, batch 16).
 
 `gate` is the derivative of a ReLU: it passes a tangent where the ReLU's input is above 0. On GPUs
 it compares the ReLU's result instead, which is in memory for the layers that read it. XLA's GPU
 compiler would compute the input again from two arrays. `apart=True` puts the result behind an
-optimisation barrier. The gradient of a norm is then two passes over the arrays, one for the sums by
-channel and one that uses them, and no third pass writes the gated gradient for both. Compiled for
-an H200, a training step of ResNet-50 moves 4% and a further 1% less memory with the two
-(benchmarks/RESULTS.md); on TPUs it would move more.
+optimisation barrier. Without the barrier XLA writes the gated gradient to memory in a pass of its
+own. With it, each of the two backward passes of a norm computes the gate. Compiled for an H200, a
+training step of ResNet-50 moves 4% less memory with the comparison of the result, and a further 1%
+less with the barrier (benchmarks/RESULTS.md). On TPUs it would move more.
 
 `jax_operations_only` leaves all of this out, for converters.
 """

@@ -45,8 +45,8 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
     """Trains a config in a workdir, and resumes from the newest checkpoint there.
 
     Writes config.json, metrics.jsonl, summary.json, curves.png, TensorBoard events and
-    checkpoints/. A run that was killed and started again ends in the same bits as one that was
-    not.
+    checkpoints/. A run that was killed and started again ends with a state that is bit-identical to
+    that of an uninterrupted run.
 
     Args:
       config: the settings of the run.
@@ -84,7 +84,9 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
     keep, keep_best = config.train.keep_checkpoints, config.train.keep_best
     with (
         stop_signals() as stop,
-        Checkpoints(folder / CHECKPOINTS, keep, keep_best, True, notes.append) as checkpoints,
+        Checkpoints(
+            folder / CHECKPOINTS, keep, keep_best, writing=True, say=notes.append
+        ) as checkpoints,
     ):
         state, progress = start_or_resume(run, checkpoints, origin, notes.append)
         first = int(state.step)
@@ -168,7 +170,7 @@ def _train(
 
 @dataclasses.dataclass(frozen=True)
 class _Due:
-    """The next dispatch: its last step, and what follows it."""
+    """The step at which the next dispatch ends, and the work that follows it."""
 
     step: int
     evaluates: bool
@@ -219,6 +221,7 @@ class _Loop:
             due = self.due_after(step)
             state = self.dispatch(state, batch, step, due.step - step)
             step = due.step
+            # Of several processes, all learn at the same later step that one was asked to stop.
             stopping = self.votes(stop.is_set()) and not due.last
             saves = due.saves or stopping
             self.handle_non_finite(state, wait=due.evaluates or saves)
@@ -276,7 +279,7 @@ class _Loop:
             raise NonFiniteError(steps[0], self.run, self.folder)
         self.left_out += len(steps)
         self.display.say(
-            f"left out {len(steps)} steps whose loss or gradient is not finite or above the limit: "
+            f"left out {len(steps)} steps: loss or gradient not finite, or loss above the limit: "
             f"{', '.join(map(str, steps[:20]))}"
         )
 
