@@ -291,7 +291,7 @@ def test_a_run_is_exported_with_its_accuracy_and_served(
     exact = dataclasses.replace(trained, variables=in_floats(prepared(trained, Form(int8=True))[0]))
     assert json.loads(whole[1])[0] == pytest.approx(dict(exact([photograph], top=5)[0]), abs=1e-5)
     assert broken[0] == 400
-    assert "30 bytes are neither a JPEG or PNG nor 8 x 8 x 3 a picture" in broken[1]
+    assert "30 bytes are neither a JPEG or PNG nor 8 x 8 x 3 an image" in broken[1]
 
 
 def encoded(pixels: np.ndarray) -> bytes:
