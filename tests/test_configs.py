@@ -7,7 +7,7 @@ import pytest
 from flaxres.config import recipes
 from flaxres.config.check import check_devices
 from flaxres.config.files import load_config
-from flaxres.config.schema import flat
+from flaxres.config.settings import flat
 from flaxres.diagnostics.described import described_run, lowered
 from flaxres.diagnostics.schedule import schedule
 

@@ -69,7 +69,7 @@ def test_the_notebook_runs(tmp_path: pathlib.Path) -> None:
 def test_commands_in_the_pages_exist(path: pathlib.Path) -> None:
     from flaxres.cli import COMMANDS
     from flaxres.cli._bench import BENCHES
-    from flaxres.config.schema import SETTINGS
+    from flaxres.config.settings import SETTINGS
 
     text = path.read_text()
     for command, word in re.findall(

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 import flaxres
 from flaxres.cli._options import parse_run
 from flaxres.config.files import from_json, to_json
-from flaxres.config.schema import Config, flat
+from flaxres.config.schema import Config
+from flaxres.config.settings import flat
 from flaxres.data.datasets import open_or_prepare
 from flaxres.data.decode import CentreCrop
 from flaxres.data.images import UnreadableError

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 from flaxres.config.files import from_json, load_config
 from flaxres.config.kinds import described, options
-from flaxres.config.schema import SETTINGS, Config
+from flaxres.config.schema import Config
+from flaxres.config.settings import SETTINGS
 from flaxres.errors import InputError, unknown
 
 

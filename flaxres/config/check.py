@@ -5,7 +5,8 @@ from typing import Any
 import jax
 
 from flaxres.config.kinds import described, fits, options
-from flaxres.config.schema import SETTINGS, Config, DataConfig, ModelConfig, OptimConfig, flat
+from flaxres.config.schema import Config, DataConfig, ModelConfig, OptimConfig
+from flaxres.config.settings import SETTINGS, flat
 from flaxres.errors import InputError, unknown
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from flaxres.config import recipes
 from flaxres.config.check import check
-from flaxres.config.schema import Config, flat
+from flaxres.config.schema import Config
+from flaxres.config.settings import flat
 from flaxres.errors import InputError, unknown
 
 

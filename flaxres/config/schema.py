@@ -7,13 +7,12 @@ docstring below it. `check`, `--help`, resume and the comparison of processes re
 """
 
 import dataclasses
-import typing
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 
 from flaxres.config import _rules as rules
-from flaxres.config._rules import Facts, optional, setting
+from flaxres.config._rules import optional, setting
 from flaxres.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from flaxres.data.autoaugment import policy
 from flaxres.data.choices import BadImages, CropInterpolation, Fill, Interpolation
@@ -31,46 +30,55 @@ class ModelConfig:
     name: str = setting("resnet50", choices=MODELS)
     """A name of `flaxres.list_models()`."""
     stem: Literal["standard", "small"] | None = setting(None)
-    """'small' is a 3x3 convolution without pooling, for small images; None keeps the model's
-    own. A network without the choice refuses it."""
+    """'small' is a 3x3 convolution without pooling, for small images; None
+    keeps the model's own. A network without the choice refuses it."""
     depths: tuple[int, ...] | None = setting(None, rules.SOME_POSITIVE)
     """Blocks of each stage; None keeps the model's own."""
     widths: tuple[int, ...] | None = setting(None, rules.SOME_POSITIVE)
     """Width of each stage; None keeps the model's own."""
     stem_width: int | None = setting(None, optional(rules.POSITIVE))
-    """Output channels of the first convolution; None keeps the model's own."""
+    """Output channels of the first convolution; None keeps the model's
+    own."""
     stem_init: Literal["random", "whitening"] = setting("random")
-    """'whitening' initialises the first convolution with the principal directions of training
-    images, each divided by its standard deviation (Jordan 2024)."""
+    """'whitening' initialises the first convolution with the principal
+    directions of training images, each divided by its standard
+    deviation (Jordan 2024)."""
     shortcut: Literal["projection", "average", "zero_pad", "none"] | None = setting(None)
-    """Shortcut where the shape changes; None keeps the model's own. 'none' removes all
-    shortcuts: a plain network (He et al. 2016, section 3.3)."""
+    """Shortcut where the shape changes; None keeps the model's own. 'none'
+    removes all shortcuts: a plain network (He et al. 2016, section
+    3.3)."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = setting(None)
-    """Dtype of the computation; None is bfloat16 on accelerators and float32 on CPUs. float16
-    scales the loss; float64 needs JAX_ENABLE_X64=1."""
+    """Dtype of the computation; None is bfloat16 on accelerators and
+    float32 on CPUs. float16 scales the loss; float64 needs
+    JAX_ENABLE_X64=1."""
     param_dtype: Literal["float32", "float64"] = setting("float32")
     """Dtype of the parameters, the optimizer's state and the updates."""
     bn_group: int | None = setting(None, optional(rules.POSITIVE))
-    """Number of images that share batch statistics; None is the whole global batch."""
+    """Number of images that share batch statistics; None is the whole
+    global batch."""
     bn_momentum: float = setting(0.9, rules.BELOW_ONE)
-    """Momentum of the running statistics (PyTorch's momentum is one minus this)."""
+    """Momentum of the running statistics (PyTorch's momentum is one minus
+    this)."""
     dropout: float = setting(0.0, rules.BELOW_ONE)
     """Dropout rate before the head."""
     stochastic_depth: float = setting(0.0, rules.BELOW_ONE)
-    """Stochastic depth rate of the last block; rates grow linearly from 0 at the first block
-    (Huang et al. 2016)."""
+    """Stochastic depth rate of the last block; rates grow linearly from 0
+    at the first block (Huang et al. 2016)."""
     scan_blocks: bool = setting(False)
-    """Compile the equal blocks of a stage once, under a scan; for very deep networks."""
+    """Compile the equal blocks of a stage once, under a scan; for very
+    deep networks."""
     remat: bool = setting(False)
-    """Recompute the activations of each block in the backward pass: less memory, more time."""
+    """Recompute the activations of each block in the backward pass: less
+    memory, more time."""
     anti_alias: Literal["blur", "average"] | None = setting(None)
-    """'blur' replaces strides by BlurPool (Zhang 2019); None keeps the model's own."""
+    """'blur' replaces strides by BlurPool (Zhang 2019); None keeps the
+    model's own."""
     head_bias: float = setting(0.0)
-    """Initial bias of the head; minus the logarithm of the number of classes suits
-    `optim.loss='binary'`."""
+    """Initial bias of the head; minus the logarithm of the number of
+    classes suits `optim.loss='binary'`."""
     weights: str | None = setting(None)
-    """File of weights to start from (torchvision's, timm's or flaxres's naming); a head with
-    another number of classes is re-initialised."""
+    """File of weights to start from (torchvision's, timm's or flaxres's
+    naming); a head with another number of classes is re-initialised."""
 
     @property
     def compute_dtype(self) -> str:
@@ -87,13 +95,14 @@ class DataConfig:
     """
 
     name: str = setting("digits")
-    """digits, folder, cifar10, imagenet2012, or an ArrayRecord dataset that TFDS has prepared
-    (`name` or `name/config:version`)."""
+    """digits, folder, cifar10, imagenet2012, or an ArrayRecord dataset
+    that TFDS has prepared (`name` or `name/config:version`)."""
     source: str | None = setting(None, resume=True, local=True)
-    """Location of the raw files: the folder of <split>/<class>/*.jpg, the folder of ImageNet's
-    tars, or CIFAR-10's archive."""
+    """Location of the raw files: the folder of <split>/<class>/*.jpg, the
+    folder of ImageNet's tars, or CIFAR-10's archive."""
     data_dir: str | None = setting(None, resume=True, local=True)
-    """Folder of prepared datasets; None is TFDS's own ($TFDS_DATA_DIR or ~/tensorflow_datasets)."""
+    """Folder of prepared datasets; None is TFDS's own ($TFDS_DATA_DIR or
+    ~/tensorflow_datasets)."""
     train_split: str = setting("train")
     """Split for training, in TFDS's syntax: `train[:90%]` works."""
     eval_split: str = setting("test", measure=True)
@@ -105,50 +114,53 @@ class DataConfig:
     eval_resize: int = setting(256, rules.POSITIVE, measure=True)
     """Short side before that crop in pixels."""
     progressive_sizes: tuple[tuple[float, int], ...] = setting((), rules.SIZES)
-    """Pairs (epoch, side): training images have that side from that epoch on, and `image_size`
-    before the first."""
+    """Pairs (epoch, side): training images have that side from that epoch
+    on, and `image_size` before the first."""
     crop: Literal["random_resized", "centre"] = setting("random_resized")
-    """Crop of training images: a random part, resized; or the centre after resizing the short
-    side (small images; see augment.shift)."""
+    """Crop of training images: a random part, resized; or the centre after
+    resizing the short side (small images; see augment.shift)."""
     crop_scale: tuple[float, float] = setting((0.08, 1.0), rules.RANGE_UP_TO_ONE)
     """Random resized crop: range of the share of the image's area."""
     crop_ratio: tuple[float, float] = setting((3 / 4, 4 / 3), rules.RANGE)
     """Random resized crop: range of width divided by height."""
     crop_interpolation: CropInterpolation = setting("fast")
-    """Random resized crop: 'fast' is OpenCV's bilinear with antialiasing; 'bilinear' and
-    'bicubic' are Pillow's, exactly."""
+    """Random resized crop: 'fast' is OpenCV's bilinear with antialiasing;
+    'bilinear' and 'bicubic' are Pillow's, exactly."""
     interpolation: Interpolation = setting("bilinear", measure=True)
     """Pillow's interpolation for the central crop."""
     eval_flip: bool = setting(False, measure=True)
-    """Average the logits of an image and of its mirror image in evaluation."""
+    """Average the logits of an image and of its mirror image in
+    evaluation."""
     eval_shift: int = setting(0, measure=True)
-    """Pixels; average the logits of an image (weight one half) and of two copies shifted that
-    far towards opposite corners (Jordan 2024); 0 is off."""
+    """Pixels; average the logits of an image (weight one half) and of two
+    copies shifted that far towards opposite corners (Jordan 2024); 0 is
+    off."""
     repeats: int = setting(1, rules.POSITIVE)
-    """Repeated augmentation: copies of each image in its batch, each augmented separately
-    (Hoffer et al. 2020)."""
+    """Repeated augmentation: copies of each image in its batch, each
+    augmented separately (Hoffer et al. 2020)."""
     bad_images: BadImages = setting("skip")
-    """Treatment of an image that can't be decoded: 'skip' names and counts it and takes the next
-    one; 'error' stops."""
+    """Treatment of an image that can't be decoded: 'skip' names and counts
+    it and takes the next one; 'error' stops."""
     mean: tuple[float, float, float] = setting(IMAGENET_MEAN)
     """Mean of each channel, for pixels in [0, 1]."""
     std: tuple[float, float, float] = setting(IMAGENET_STD, rules.ALL_POSITIVE)
     """Standard deviation of each channel, for pixels in [0, 1]."""
     resident: bool = setting(False)
-    """Keep the whole decoded dataset on each device; for small datasets. Needs
-    data.crop='centre'."""
+    """Keep the whole decoded dataset on each device; for small datasets.
+    Needs data.crop='centre'."""
     threads: int = setting(0, rules.NOT_NEGATIVE, resume=True, local=True)
     """Decoding threads; 0 is one per core."""
     workers: int = setting(0, rules.NOT_NEGATIVE, resume=True, local=True)
-    """Decoding processes in place of threads, for hosts with more cores than one interpreter can
-    use."""
+    """Decoding processes in place of threads, for hosts with more cores
+    than one interpreter can use."""
     worker_seconds: float = setting(300.0, rules.NOT_NEGATIVE, resume=True, local=True)
-    """Seconds after which a decoding process that has not finished a batch ends the run and is
-    named; 0 is never."""
+    """Seconds after which a decoding process that has not finished a batch
+    ends the run and is named; 0 is never."""
     prefetch: int = setting(4, rules.POSITIVE, resume=True, local=True)
     """Maximum number of batches being decoded at a time."""
     buffer_mib: int = setting(512, rules.POSITIVE, resume=True, local=True)
-    """Maximum MiB of images being decoded at a time on each host; one batch is always allowed."""
+    """Maximum MiB of images being decoded at a time on each host; one
+    batch is always allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,16 +173,16 @@ class AugmentConfig:
     """
 
     shift: int = setting(0, rules.NOT_NEGATIVE)
-    """Pixels of zero padding before a random window of the original size is taken (He et al.
-    2016: 4 on CIFAR)."""
+    """Pixels of zero padding before a random window of the original size
+    is taken (He et al. 2016: 4 on CIFAR)."""
     flip: bool = setting(True)
     """Mirror half of the images."""
     flip_alternates: bool = setting(False)
-    """Mirror half of the images in the first epoch and then each image in every second epoch,
-    instead of at random (Jordan 2024, section 3.6)."""
+    """Mirror half of the images in the first epoch and then each image in
+    every second epoch, instead of at random (Jordan 2024, section 3.6)."""
     color_jitter: tuple[float, float, float, float] = setting((0.0, 0.0, 0.0, 0.0), rules.JITTER)
-    """Strengths of brightness, contrast, saturation and hue, as torchvision's ColorJitter takes
-    them."""
+    """Strengths of brightness, contrast, saturation and hue, as
+    torchvision's ColorJitter takes them."""
     auto: str | None = setting(None, parse=policy)
     """'ta_wide' (TrivialAugmentWide) or RandAugment in timm's form, e.g.
     'rand-m7-mstd0.5-inc1'."""
@@ -181,12 +193,13 @@ class AugmentConfig:
     erase_ratio: tuple[float, float] = setting((0.3, 1 / 0.3), rules.RANGE)
     """Random erasing: range of height divided by width."""
     erase_fill: Fill = setting("zero")
-    """Random erasing: 'zero' is the mean colour, 'noise' is normal noise (timm's 'pixel')."""
+    """Random erasing: 'zero' is the mean colour, 'noise' is normal noise
+    (timm's 'pixel')."""
     cutout: int = setting(0, rules.NOT_NEGATIVE)
     """Side of the square that cutout blanks, in pixels; 0 is off."""
     mixup: float = setting(0.0, rules.NOT_NEGATIVE)
-    """Parameter of mixup's beta distribution; 0 is off. Images are mixed with their neighbour in
-    the batch."""
+    """Parameter of mixup's beta distribution; 0 is off. Images are mixed
+    with their neighbour in the batch."""
     cutmix: float = setting(0.0, rules.NOT_NEGATIVE)
     """Parameter of cutmix's beta distribution; 0 is off."""
     mix_probability: float = setting(1.0, rules.SHARE)
@@ -206,8 +219,8 @@ class OptimConfig:
     """
 
     name: Literal["sgd", "sgdw", "lars", "lamb", "adamw", "muon"] = setting("sgd")
-    """Optimizer. 'sgdw' is SGD with decoupled weight decay that follows the schedule: (rate /
-    peak) * decay * weight in each step."""
+    """Optimizer. 'sgdw' is SGD with decoupled weight decay that follows
+    the schedule: (rate / peak) * decay * weight in each step."""
     learning_rate: float = setting(0.1, rules.NOT_NEGATIVE)
     """Peak learning rate for this batch size; nothing rescales it."""
     momentum: float = setting(0.9, rules.BELOW_ONE)
@@ -215,28 +228,32 @@ class OptimConfig:
     nesterov: bool = setting(False)
     """Use Nesterov's momentum (SGD, LARS and Muon)."""
     beta2: float = setting(0.999, rules.BELOW_ONE)
-    """Decay of the squared gradients: LAMB, AdamW, and Muon for parameters that are no kernels
-    of convolutions."""
+    """Decay of the squared gradients: LAMB, AdamW, and Muon for parameters
+    that are no kernels of convolutions."""
     epsilon: float = setting(1e-6, rules.POSITIVE)
     """Added to the root of the squared gradients where beta2 is used."""
     trust_coefficient: float = setting(0.001, rules.NOT_NEGATIVE)
-    """LARS: coefficient of the ratio between the norms of weights and gradients."""
+    """LARS: coefficient of the ratio between the norms of weights and
+    gradients."""
     weight_decay: float = setting(1e-4, rules.NOT_NEGATIVE)
-    """Weight decay; SGD and LARS add it to the gradient, as PyTorch's SGD does; LAMB, AdamW and
-    Muon add it to the update."""
+    """Weight decay; SGD and LARS add it to the gradient, as PyTorch's SGD
+    does; LAMB, AdamW and Muon add it to the update."""
     decay_norm_and_bias: bool = setting(False)
-    """Apply weight decay (and the trust ratio of LARS and LAMB) to norms and biases too."""
+    """Apply weight decay (and the trust ratio of LARS and LAMB) to norms
+    and biases too."""
     clip_norm: float = setting(0.0, rules.NOT_NEGATIVE)
     """Maximum norm of the whole gradient; 0 is no limit."""
     layer_decay: float = setting(1.0, rules.UP_TO_ONE)
-    """Learning rate of each stage as a share of the next stage's; the head has the full rate."""
+    """Learning rate of each stage as a share of the next stage's; the head
+    has the full rate."""
     sam_rho: float = setting(0.0, rules.NOT_NEGATIVE)
-    """Sharpness-aware minimisation (Foret et al. 2021): length of the ascent step; 0 is off."""
+    """Sharpness-aware minimisation (Foret et al. 2021): length of the
+    ascent step; 0 is off."""
     sam_every: int = setting(1, rules.POSITIVE)
     """Steps between uses of SAM."""
     schedule: Literal["cosine", "step", "linear", "polynomial", "constant"] = setting("cosine")
-    """Schedule after the warmup: half a cosine, a line or a polynomial of `power` to
-    `final_scale`, steps at `milestones`, or a constant."""
+    """Schedule after the warmup: half a cosine, a line or a polynomial of
+    `power` to `final_scale`, steps at `milestones`, or a constant."""
     warmup_epochs: float = setting(0.0, rules.NOT_NEGATIVE)
     """Epochs of linear warmup from `warmup_scale` times the peak."""
     warmup_steps: int | None = setting(None, optional(rules.NOT_NEGATIVE))
@@ -244,11 +261,13 @@ class OptimConfig:
     warmup_scale: float = setting(0.0, rules.NOT_NEGATIVE)
     """Learning rate at the start of the warmup, as a share of the peak."""
     final_scale: float = setting(0.0, rules.NOT_NEGATIVE)
-    """Cosine, linear, polynomial: learning rate at the end, as a share of the peak."""
+    """Cosine, linear, polynomial: learning rate at the end, as a share of
+    the peak."""
     power: float = setting(2.0, rules.POSITIVE)
     """Polynomial: exponent of (1 - progress)."""
     milestones: tuple[float, ...] = setting((), rules.MILESTONES)
-    """Step schedule: epochs at which the learning rate is multiplied by `gamma`."""
+    """Step schedule: epochs at which the learning rate is multiplied by
+    `gamma`."""
     milestone_steps: tuple[int, ...] = setting((), rules.MILESTONES)
     """Step schedule: steps; overrides milestones."""
     gamma: float = setting(0.1, rules.POSITIVE)
@@ -256,20 +275,21 @@ class OptimConfig:
     label_smoothing: float = setting(0.0, rules.BELOW_ONE)
     """Share of the target that is spread evenly over all classes."""
     loss: Literal["cross_entropy", "binary", "binary_sum"] = setting("cross_entropy")
-    """'binary' is binary cross entropy of each class (Wightman et al. 2021), averaged over
-    classes as in timm; 'binary_sum' sums over classes."""
+    """'binary' is binary cross entropy of each class (Wightman et al.
+    2021), averaged over classes as in timm; 'binary_sum' sums over
+    classes."""
     binary_threshold: float | None = setting(None, optional(rules.BELOW_ONE))
     """Binary losses: targets above the threshold become 1, others 0."""
     distill_model: str | None = setting(None, choices=MODELS)
-    """Teacher network, a name of `flaxres.list_models()`, with `distill_weights`; it sees the
-    same images."""
+    """Teacher network, a name of `flaxres.list_models()`, with
+    `distill_weights`; it sees the same images."""
     distill_weights: str | None = setting(None)
     """File of the teacher's weights."""
     distill_alpha: float = setting(0.5, rules.SHARE)
     """Share of the teacher in the loss."""
     distill_temperature: float = setting(1.0, rules.POSITIVE)
-    """Temperature of both distributions in the divergence (Hinton et al. 2015), whose gradient
-    is scaled by its square."""
+    """Temperature of both distributions in the divergence (Hinton et al.
+    2015), whose gradient is scaled by its square."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,35 +315,38 @@ class TrainConfig:
     keep_checkpoints: int = setting(3, rules.POSITIVE, resume=True)
     """Number of newest checkpoints to keep."""
     keep_best: int = setting(1, rules.NOT_NEGATIVE, resume=True)
-    """Number of checkpoints with the best top-1 to keep besides, among those saved at an
-    evaluation."""
+    """Number of checkpoints with the best top-1 to keep besides, among
+    those saved at an evaluation."""
     non_finite: Literal["stop", "skip"] = setting("stop")
-    """Treatment of a loss or gradient that is not finite: 'stop' saves the state before it and
-    names the samples; 'skip' leaves the step out."""
+    """Treatment of a loss or gradient that is not finite: 'stop' saves the
+    state before it and names the samples; 'skip' leaves the step out."""
     loss_limit: float = setting(0.0, rules.NOT_NEGATIVE)
-    """A loss above this limit is treated as not finite, against sudden spikes; 0 is no limit."""
+    """A loss above this limit is treated as not finite, against sudden
+    spikes; 0 is no limit."""
     deterministic: bool = setting(False)
-    """Use only kernels that give the same bits in every run; this slows GPUs down. CPUs are
-    always deterministic."""
+    """Use only kernels that give the same bits in every run; this slows
+    GPUs down. CPUs are always deterministic."""
     watchdog_seconds: float = setting(1800.0, rules.NOT_NEGATIVE, resume=True)
-    """Seconds after which a step, evaluation or save ends the process with code 70 and leaves
-    its stacks; 0 is never. Compiling counts."""
+    """Seconds after which a step, evaluation or save ends the process with
+    code 70 and leaves its stacks; 0 is never. Compiling counts."""
     accumulate: int = setting(1, rules.POSITIVE)
-    """Parts of a batch that are computed one after another, to save memory. With model.bn_group,
-    which must divide the part, the result is the same but for the masks of dropout and
-    stochastic depth."""
+    """Parts of a batch that are computed one after another, to save
+    memory. With model.bn_group, which must divide the part, the result
+    is the same but for the masks of dropout and stochastic depth."""
     ema_decay: float = setting(0.0, rules.BELOW_ONE)
-    """Decay of the moving average of parameters and statistics, which evaluation then uses; 0 is
-    off."""
+    """Decay of the moving average of parameters and statistics, which
+    evaluation then uses; 0 is off."""
     ema_every: int = setting(1, rules.POSITIVE)
     """Steps between updates of the moving average."""
     ema_start_epochs: float = setting(0.0, rules.NOT_NEGATIVE)
-    """Epochs before averaging starts; until then the average is a copy of the weights."""
+    """Epochs before averaging starts; until then the average is a copy of
+    the weights."""
     log_every_steps: int = setting(50, rules.POSITIVE, resume=True)
     """Steps between log lines."""
     steps_per_dispatch: int | None = setting(None, optional(rules.POSITIVE))
-    """Steps that the device runs per call on data that it holds (data.resident); None is 16 on
-    accelerators and 1 on CPUs, whose loops are slow."""
+    """Steps that the device runs per call on data that it holds
+    (data.resident); None is 16 on accelerators and 1 on CPUs, whose
+    loops are slow."""
     seed: int = setting(0, rules.SEED)
     """Seed of the initialisation, the sample order and the augmentation."""
     devices: int | None = setting(None, optional(rules.POSITIVE), resume=True)
@@ -331,11 +354,14 @@ class TrainConfig:
     tensorboard: bool = setting(True, resume=True, local=True)
     """Write TensorBoard events."""
     wandb: str | None = setting(None, resume=True, local=True)
-    """Project of Weights & Biases to log to besides, where that package is installed."""
+    """Project of Weights & Biases to log to besides, where that package is
+    installed."""
     profile_steps: tuple[int, int] | None = setting(None, optional(rules.TRACE), resume=True)
-    """First and last step of a trace by JAX's profiler, written to `profile` in the workdir."""
+    """First and last step of a trace by JAX's profiler, written to
+    `profile` in the workdir."""
     progress: bool = setting(True, resume=True, local=True)
-    """Show a live progress bar on a terminal; other outputs get plain lines."""
+    """Show a live progress bar on a terminal; other outputs get plain
+    lines."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -352,49 +378,3 @@ class Config:
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """A setting as table at its field: its type and its `Facts`."""
-
-    kind: Any
-    facts: Facts
-
-
-def _declared() -> dict[str, Setting]:
-    table = {}
-    for name, section in typing.get_type_hints(Config).items():
-        types = typing.get_type_hints(section)
-        for field in dataclasses.fields(section):
-            table[f"{name}.{field.name}"] = Setting(types[field.name], field.metadata[rules.FACTS])
-    return table
-
-
-SETTINGS = _declared()
-"""All settings by their full names, e.g. `SETTINGS["optim.learning_rate"]`."""
-
-
-def flat(config: Config) -> dict[str, Any]:
-    """Returns all values by full name: `{"optim.learning_rate": 0.1, ...}`."""
-    return {
-        f"{section.name}.{field.name}": getattr(getattr(config, section.name), field.name)
-        for section in dataclasses.fields(config)
-        for field in dataclasses.fields(getattr(config, section.name))
-    }
-
-
-def differences(old: Config, new: Config, measuring: bool = False) -> list[str]:
-    """Lists the settings that differ and that a resumed run may not change.
-
-    The result is `["optim.learning_rate: 0.1 -> 0.3", ...]`, in the order of declaration. With
-    `measuring`, settings that only say how the model is measured may differ, too.
-    """
-    before, after = flat(old), flat(new)
-    return [
-        f"{name}: {before[name]!r} -> {after[name]!r}"
-        for name, declared in SETTINGS.items()
-        if before[name] != after[name]
-        and not declared.facts.resume
-        and not (measuring and declared.facts.measure)
-    ]

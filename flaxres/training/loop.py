@@ -81,12 +81,10 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
     hosts.require_same(shared_facts(config, origin))
     _write_config(config, folder)
     notes: list[str] = []
-    keep, keep_best = config.train.keep_checkpoints, config.train.keep_best
+    keep = config.train.keep_checkpoints, config.train.keep_best
     with (
         stop_signals() as stop,
-        Checkpoints(
-            folder / CHECKPOINTS, keep, keep_best, writing=True, say=notes.append
-        ) as checkpoints,
+        Checkpoints(folder / CHECKPOINTS, *keep, writing=True, say=notes.append) as checkpoints,
     ):
         state, progress = start_or_resume(run, checkpoints, origin, notes.append)
         first = int(state.step)

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 
 from flaxres._version import __version__
-from flaxres.config.schema import SETTINGS, Config, flat
+from flaxres.config.schema import Config
+from flaxres.config.settings import SETTINGS, flat
 from flaxres.ops import native
 from flaxres.training.run import Run
 

@@ -7,7 +7,8 @@ import jax
 
 from flaxres.config.check import check_devices
 from flaxres.config.files import from_json, resolved
-from flaxres.config.schema import Config, differences
+from flaxres.config.schema import Config
+from flaxres.config.settings import differences
 from flaxres.data.loader import note
 from flaxres.data.source import Source
 from flaxres.errors import InputError

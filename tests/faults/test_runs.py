@@ -23,7 +23,7 @@ import pytest
 import flaxres
 from flaxres import Config
 from flaxres.config.kinds import options
-from flaxres.config.schema import SETTINGS, differences, flat
+from flaxres.config.settings import SETTINGS, differences, flat
 from flaxres.training import metrics, pace
 from flaxres.training.checkpoints import newest_sound
 from flaxres.training.watchdog import EXIT_STUCK

@@ -12,7 +12,7 @@ from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig,
 from flaxres.config import recipes, schema
 from flaxres.config.check import check, check_devices
 from flaxres.config.files import from_json, load_config, to_json
-from flaxres.config.schema import SETTINGS, differences, flat
+from flaxres.config.settings import SETTINGS, differences, flat
 from flaxres.errors import InputError
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").rglob("*.py"))
@@ -41,6 +41,9 @@ def test_every_setting_is_declared_with_a_help_text() -> None:
             if isinstance(field, ast.AnnAssign) and section.name != "Config":
                 assert isinstance(text, ast.Expr), ast.unparse(field)
                 assert isinstance(text.value, ast.Constant), ast.unparse(field)
+                # `--help` keeps the line breaks, in terminals of 80 columns.
+                lines = str(text.value.value).split("\n")
+                assert max(len(line.strip()) for line in lines) <= 68, ast.unparse(field)
                 fields += 1
     assert fields == len(SETTINGS)
 
