@@ -28,7 +28,7 @@ def measure(
     batches: Sequence[int],
     size: int | None = None,
     pairs: int = 3,
-    peers: Sequence[str] = ("torch", "onnxruntime"),
+    peers: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Measures latency and throughput in float32, with random weights.
 
@@ -37,7 +37,8 @@ def measure(
       batches: batch sizes.
       size: of the images, pixels; None takes the model's.
       pairs: number of alternating measurements.
-      peers: compared with, where they are installed; on CPUs alone.
+      peers: names of `PEERS`, compared with where they are installed, on CPUs alone; None takes
+        all.
 
     Returns:
       For each batch size B `NAME_batchB_milliseconds` and `NAME_batchB_images_per_second`; the same
@@ -56,7 +57,8 @@ def measure(
         peers = ()  # these run on the CPU
     size = size or (32 if small_images(name) else 224)
     ours = flaxres_classifier(name, size)
-    candidates = {peer: PEERS[peer](name, size) for peer in peers}
+    names = PEERS if peers is None else peers
+    candidates = {peer: PEERS[peer](name, size) for peer in names}
     theirs = {peer: classifier for peer, classifier in candidates.items() if classifier is not None}
     rng = np.random.default_rng(0)
     figures: dict[str, float] = {}

@@ -15,7 +15,6 @@ from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError
 from flaxres.models.network import Network
 from flaxres.models.registry import create_model, small_images
-from flaxres.training.resume import restore_run
 from flaxres.training.xla import compiler_options
 from flaxres.weights.files import read
 from flaxres.weights.hub import load_pretrained
@@ -97,6 +96,9 @@ def from_workdir(workdir: str) -> Predictor:
     Raises:
       InputError: the folder has no run.
     """
+    # Loads Orbax, which tags and files of weights don't need.
+    from flaxres.training.resume import restore_run
+
     folder = pathlib.Path(workdir)
     run, state = restore_run(from_json(folder / "config.json"), folder)
     data = run.config.data
