@@ -16,9 +16,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from flaxres.models.layers import (
-    activated,
     average_pool,
     blur_pool,
+    norm_relu,
     relu,
     shrink_average,
     zero_pad_shortcut,
@@ -47,7 +47,7 @@ def branch(
     base_width: int,
     dilation: tuple[int, int],
 ) -> list[Row]:
-    """Return the convolutions of a residual branch.
+    """Returns the convolutions of a residual branch.
 
     Args:
       kind: 'basic' or 'bottleneck'.
@@ -74,7 +74,7 @@ def branch(
 def drop_path(
     module: nn.Module, x: Float[Array, "n h w c"], rate: Any, train: bool
 ) -> Float[Array, "n h2 w2 k"]:
-    """Drop the whole branch of an image with probability `rate` (Huang et al. 2016, eq. 5).
+    """Drops the whole branch of an image with probability `rate` (Huang et al. 2016, eq. 5).
 
     Branches that are not dropped are divided by `1 - rate`. Nothing is dropped outside training.
     """
@@ -162,7 +162,7 @@ class ResidualBlock(nn.Module):
             pooled = self.anti_alias and row.stride == 2
             row = row._replace(stride=1) if pooled else row
             y = self.conv(**row._asdict(), name=f"conv{i}")(y)
-            y = activated(self.norm(name=f"bn{i}"), y, train, before=rows[i].kernel_size)
+            y = norm_relu(self.norm(name=f"bn{i}"), y, train)
             if pooled:
                 y = blur_pool(y) if self.anti_alias == "blur" else average_pool(y, 2, 2)
         last = len(rows)
@@ -174,11 +174,11 @@ class ResidualBlock(nn.Module):
         if self.stochastic:
             y = drop_path(self, y, drop_rate, train)
         if self.shortcut == "none":
-            return relu(y, before=rows[0].kernel_size)
-        return relu(y + self.shortened(x, train), before=rows[0].kernel_size)
+            return relu(y)
+        return relu(y + self.shortcut_of(x, train))
 
-    def shortened(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
-        """Return `x` in the shape of the branch's result."""
+    def shortcut_of(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
+        """Returns `x` in the shape of the branch's result."""
         features = EXPANSION[self.kind] * self.width
         if self.stride == 1 and x.shape[-1] == features:
             return x
@@ -240,7 +240,7 @@ class PreActivationBlock(nn.Module):
     ) -> Float[Array, "n h2 w2 k"]:
         width = self.features // EXPANSION[self.kind]
         rows = branch(self.kind, width, self.stride, False, 1, 64, (1, 1))
-        y = activated(self.norm(name="norm1"), x, train, before=rows[0].kernel_size)
+        y = norm_relu(self.norm(name="norm1"), x, train)
         if self.project:
             shortcut = Downsample(
                 self.features, self.stride, self.averaged, self.conv, name="downsample"
@@ -248,7 +248,7 @@ class PreActivationBlock(nn.Module):
             x = shortcut(y)
         y = self.conv(**rows[0]._asdict(), name="conv1")(y)
         for i, row in enumerate(rows[1:], 2):
-            y = activated(self.norm(name=f"norm{i}"), y, train, before=row.kernel_size)
+            y = norm_relu(self.norm(name=f"norm{i}"), y, train)
             y = self.conv(**row._asdict(), name=f"conv{i}")(y)
         if self.stochastic:
             y = drop_path(self, y, drop_rate, train)
@@ -292,7 +292,7 @@ class Stage(nn.Module):
     def call(
         self, block: nn.Module, x: Float[Array, "n h w c"], train: bool, rate: Any
     ) -> Float[Array, "n h2 w2 k"]:
-        """Call a block, rematerialised if `remat` is set."""
+        """Calls a block, rematerialised if `remat` is set."""
         y: jax.Array
         if not self.remat:
             y = block(x, train, rate)
@@ -304,7 +304,7 @@ class Stage(nn.Module):
 
 
 def unstack_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Split every scanned stage of `variables` into blocks named by index.
+    """Splits every scanned stage of `variables` into blocks named by index.
 
     Other stages are left unchanged. `variables` may be any part of a network's variables.
     """
@@ -319,7 +319,7 @@ def unstack_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stack_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Stack the blocks of each stage for a network with `scan_blocks=True`.
+    """Stacks the blocks of each stage for a network with `scan_blocks=True`.
 
     The inverse of `unstack_blocks`. Stages of fewer than three blocks are left unchanged.
     """

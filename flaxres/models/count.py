@@ -11,14 +11,14 @@ from flaxres.ops.convolution import convolution_p
 
 
 def parameters(model: Network, size: int = 64) -> int:
-    """Return the number of trainable parameters; running statistics do not count."""
+    """Returns the number of trainable parameters; running statistics do not count."""
     images = jax.ShapeDtypeStruct((1, size, size, model.in_channels), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
 def multiply_accumulates(model: Network, size: int) -> int:
-    """Return the multiply-accumulates of one image of `size` x `size` pixels in inference.
+    """Returns the multiply-accumulates of one image of `size` x `size` pixels in inference.
 
     Convolutions and products count; elementwise operations and reductions do not.
     """
@@ -28,12 +28,12 @@ def multiply_accumulates(model: Network, size: int) -> int:
 
 
 def holds_equations(leaf: Any) -> bool:
-    """Return whether a parameter of an equation is a jaxpr, closed or not."""
+    """Returns whether a parameter of an equation is a jaxpr, closed or not."""
     return hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")
 
 
 def in_jaxpr(jaxpr: Any) -> int:
-    """Sum the multiply-accumulates of a jaxpr and of the jaxprs inside it."""
+    """Sums the multiply-accumulates of a jaxpr and of the jaxprs inside it."""
     total = 0
     for equation in jaxpr.eqns:
         outputs = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from flaxres.models.layers import activated, activated_and_pooled, average_pool
+from flaxres.models.layers import average_pool, norm_relu, norm_relu_pool
 from flaxres.models.network import Network
 from flaxres.ops.pool import max_pool
 
@@ -29,7 +29,7 @@ class DenseLayer(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
         for i, (features, size) in enumerate(((4 * self.growth, 1), (self.growth, 3)), 1):
-            x = activated(self.norm(name=f"norm{i}"), x, train, size)
+            x = norm_relu(self.norm(name=f"norm{i}"), x, train)
             x = self.conv(features, kernel_size=size, name=f"conv{i}")(x)
         return x
 
@@ -60,14 +60,14 @@ class Transition(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
-        y = activated(self.norm(name="norm"), x, train, 1)
+        y = norm_relu(self.norm(name="norm"), x, train)
         return average_pool(self.conv(x.shape[-1] // 2, kernel_size=1, name="conv")(y), 2, 2)
 
 
 class Features(nn.Module):
     """Everything before the head.
 
-    Returns feature maps by name, among them the stem's if `whole` is set.
+    Returns feature maps by name, the stem's among them only if `features` is set.
     """
 
     depths: tuple[int, ...]
@@ -78,9 +78,9 @@ class Features(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, whole: bool) -> dict[str, jax.Array]:
+    def __call__(self, x: jax.Array, train: bool, features: bool) -> dict[str, jax.Array]:
         x = self.conv(self.stem_width, kernel_size=7, stride=2, name="conv0")(x)
-        stem, x = activated_and_pooled(self.norm(name="norm0"), x, train, max_pool, whole)
+        stem, x = norm_relu_pool(self.norm(name="norm0"), x, train, max_pool, features)
         maps = {} if stem is None else {"stem": stem}
         for i, layers in enumerate(self.depths, 1):
             name = f"denseblock{i}"
@@ -90,7 +90,7 @@ class Features(nn.Module):
             maps[f"stage{i}"] = x
             if i < len(self.depths):
                 x = Transition(self.conv, self.norm, name=f"transition{i}")(x, train)
-        return maps | {"last": activated(self.norm(name=f"norm{len(self.depths) + 1}"), x, train)}
+        return maps | {"last": norm_relu(self.norm(name=f"norm{len(self.depths) + 1}"), x, train)}
 
 
 class DenseNet(Network):

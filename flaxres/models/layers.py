@@ -18,9 +18,14 @@ from jaxtyping import Array, Float
 from flaxres.errors import InputError
 from flaxres.ops import kept
 from flaxres.ops.convolution import convolution
-from flaxres.ops.norm import mean_and_variance, normalised, normalised_and_rectified
-
-Pool = Callable[[jax.Array], jax.Array]
+from flaxres.ops.norm import (
+    Form,
+    Pool,
+    max_pooled_first,
+    mean_and_variance,
+    normalised,
+    normalised_and_rectified,
+)
 
 # He et al. 2015, "Delving deep into rectifiers", eq. 14: the backward form, which ResNets use.
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -28,14 +33,9 @@ he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 head_init = nn.initializers.normal(0.01)
 
 
-def relu(x: Float[Array, "n h w c"], before: int = 3) -> Float[Array, "n h2 w2 k"]:
-    """Compute `max(x, 0)`.
-
-    Args:
-      x: activations `(N, H, W, C)`.
-      before: kernel size of the convolution that reads the result; see `flaxres.ops.kept.keep`.
-    """
-    return kept.keep(kept.relu(x), before)
+def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Computes `max(x, 0)`."""
+    return kept.keep(kept.relu(x))
 
 
 class Conv(nn.Module):
@@ -120,10 +120,8 @@ class BatchNorm(nn.Module):
       frozen: use the running statistics in training too, and do not update them.
       momentum: momentum of the running statistics in Flax's sense (PyTorch's is `1 - momentum`).
 
-    Call: `(N, H, W, C)` -> the same shape in `dtype`. `rectified=True` applies a ReLU as well.
-    `pool`, a max pooling that pads by -inf or not at all, is applied as if after the norm; the norm
-    then computes on the pooled values. The result is the same, since a norm is monotone in each
-    channel, and only the statistics need all pixels.
+    Call: `(N, H, W, C)` -> the same shape in `dtype`. `form` is the operation of
+    `flaxres.ops.norm` that applies the statistics, alone or together with what follows the norm.
 
     Raises:
       InputError: `group` does not divide N, or comes together with `axis_name`.
@@ -151,9 +149,8 @@ class BatchNorm(nn.Module):
         self,
         x: Float[Array, "n h w c"],
         use_running_average: bool,
-        pool: Pool | None = None,
-        rectified: bool = False,
-    ) -> Float[Array, "n h2 w2 k"]:
+        form: Form = normalised,
+    ) -> Float[Array, "n h2 w2 c"]:
         wide = jnp.promote_types(jnp.float32, self.param_dtype)
         shape = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, wide)
@@ -161,33 +158,26 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", self.scale_init, shape, self.param_dtype).astype(wide)
         bias_init = nn.initializers.zeros_init()
         bias = self.param("bias", bias_init, shape, self.param_dtype).astype(wide)
-        sign = jnp.where(scale < 0, -1, 1)
 
-        def turned(value: jax.Array) -> jax.Array:
-            """Negate channels of negative scale, of which pooling would else find the minimum."""
-            return value if pool is None else value * sign.astype(value.dtype)
+        def normalise(x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+            return form(self.dtype, x, mean, scale * lax.rsqrt(var + self.epsilon), bias)
 
-        x, scale = turned(x), turned(scale)
         if use_running_average or self.frozen:
-            x = x if pool is None else pool(x)
-            mean, var = turned(running_mean.value), running_var.value
-            return self.normalise(x, mean, var, scale, bias, rectified)
+            return normalise(x, running_mean.value, running_var.value)
         images, group = x.shape[0], self.images_per_group(x.shape[0])
-        grouped = x.reshape(images // group, group, *x.shape[1:])
-        mean, var = mean_and_variance(grouped, wide, self.axis_name)
+        grouped = (images // group, group, *x.shape[1:])
+        mean, var = mean_and_variance(x.reshape(grouped), wide, self.axis_name)
         if not self.is_initializing():
             first, second = mean.mean(0), (var + jnp.square(mean)).mean(0)
-            total = turned(first), jnp.maximum(second - jnp.square(first), 0)
+            total = first, jnp.maximum(second - jnp.square(first), 0)
             for running, batch in zip((running_mean, running_var), total, strict=True):
                 running.value = self.momentum * running.value + (1 - self.momentum) * batch
-        x = x if pool is None else pool(x)
-        grouped = x.reshape(images // group, group, *x.shape[1:])
-        spread = (slice(None), None, None, None)
-        y = self.normalise(grouped, mean[spread], var[spread], scale, bias, rectified)
-        return y.reshape(x.shape)
+        each_group = (slice(None), None, None, None)
+        y = normalise(x.reshape(grouped), mean[each_group], var[each_group])
+        return y.reshape(images, *y.shape[2:])
 
     def images_per_group(self, images: int) -> int:
-        """Return the size of a statistics group in a batch of `images`."""
+        """Returns the size of a statistics group in a batch of `images`."""
         if self.group is not None and self.axis_name is not None:
             raise InputError(
                 f"bn_group (={self.group}) and axis_name (={self.axis_name!r}) exclude each other: "
@@ -200,24 +190,11 @@ class BatchNorm(nn.Module):
             )
         return group
 
-    def normalise(
-        self,
-        x: jax.Array,
-        mean: jax.Array,
-        var: jax.Array,
-        scale: jax.Array,
-        bias: jax.Array,
-        rectified: bool,
-    ) -> jax.Array:
-        """Normalise by given statistics, and apply a ReLU if `rectified`."""
-        form = normalised_and_rectified if rectified else normalised
-        return form(self.dtype, x, mean, scale * lax.rsqrt(var + self.epsilon), bias)
-
 
 class GroupNorm(nn.Module):
     """Group normalisation (Wu & He 2018) over groups of channels; needs no batch statistics.
 
-    Called as `BatchNorm` is. `pool` is applied after the norm.
+    Call: `(N, H, W, C)` -> the same shape in `dtype`; `use_running_average` has no effect.
 
     Raises:
       InputError: `groups` does not divide the channels.
@@ -231,12 +208,8 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "n h w c"],
-        use_running_average: bool,
-        pool: Pool | None = None,
-        rectified: bool = False,
-    ) -> Float[Array, "n h2 w2 k"]:
+        self, x: Float[Array, "n h w c"], use_running_average: bool
+    ) -> Float[Array, "n h w c"]:
         del use_running_average
         channels = x.shape[-1]
         if channels % self.groups:
@@ -251,9 +224,7 @@ class GroupNorm(nn.Module):
         mean = grouped.mean((1, 2, 4), keepdims=True)
         var = grouped.var((1, 2, 4), keepdims=True)
         normal = ((grouped - mean) * lax.rsqrt(var + self.epsilon)).reshape(x.shape)
-        y = (normal * scale + bias).astype(self.dtype)
-        y = kept.relu(y) if rectified else y
-        return y if pool is None else pool(y)
+        return (normal * scale + bias).astype(self.dtype)
 
 
 class SqueezeExcite(nn.Module):
@@ -300,47 +271,47 @@ class EfficientChannelAttention(nn.Module):
         return x * nn.sigmoid(y[:, None, None, :, 0])
 
 
-def activated(
-    norm: nn.Module,
-    x: Float[Array, "n h w c"],
-    train: bool,
-    before: int = 3,
-    pool: Pool | None = None,
-) -> Float[Array, "n h2 w2 k"]:
-    """Compute `relu(norm(x))`, max-pooled by `pool` if one is given.
+def norm_relu(norm: nn.Module, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w c"]:
+    """Computes `relu(norm(x))`, with `BatchNorm` as one operation.
 
     Args:
       norm: a `BatchNorm` or `GroupNorm`.
       x: activations `(N, H, W, C)`.
       train: normalise by the statistics of the batch.
-      before: kernel size of the convolution that reads the result; see `flaxres.ops.kept.keep`.
-      pool: max pooling; see `BatchNorm`.
     """
-    return kept.keep(norm(x, use_running_average=not train, pool=pool, rectified=True), before)
+    if isinstance(norm, BatchNorm):
+        return kept.keep(norm(x, not train, normalised_and_rectified))
+    return relu(norm(x, not train))
 
 
-def activated_and_pooled(
-    norm: nn.Module, x: jax.Array, train: bool, pool: Pool, whole: bool
-) -> tuple[jax.Array | None, jax.Array]:
-    """Compute `relu(norm(x))` and its max pooling.
+def norm_relu_pool(
+    norm: nn.Module, x: Float[Array, "n h w c"], train: bool, pool: Pool, features: bool
+) -> tuple[Float[Array, "n h w c"] | None, Float[Array, "n h2 w2 c"]]:
+    """Computes `relu(norm(x))` and its max pooling.
 
-    With `whole=False` the first result is None, and the pooling runs before the norm, which then
-    has fewer pixels to read.
+    Args:
+      norm, x, train: as for `norm_relu`.
+      pool: a max pooling that pads by -inf or not at all.
+      features: whether the caller needs the first result. Without it the pooling runs before a
+        `BatchNorm`, which then normalises fewer pixels; see `flaxres.ops.norm.max_pooled_first`.
+
+    Returns:
+      `relu(norm(x))`, or None if `features` is False, and its max pooling.
     """
-    if not whole:
-        return None, activated(norm, x, train, pool=pool)
-    y = activated(norm, x, train)
-    return y, pool(y)
+    if features or not isinstance(norm, BatchNorm):
+        y = norm_relu(norm, x, train)
+        return y, pool(y)
+    return None, kept.keep(norm(x, not train, max_pooled_first(pool)))
 
 
 def average_pool(x: Float[Array, "n h w c"], size: int, stride: int) -> Float[Array, "n h2 w2 k"]:
-    """Compute the mean over the `size`x`size` windows that lie inside the image."""
+    """Computes the mean over the `size`x`size` windows that lie inside the image."""
     mean: jax.Array = nn.avg_pool(x, (size, size), (stride, stride))
     return mean
 
 
 def shrink_average(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n h2 w2 k"]:
-    """Compute the mean over 2x2 windows, with timm's rules for the edges.
+    """Computes the mean over 2x2 windows, with timm's rules for the edges.
 
     At stride 2 a window at an odd edge averages the pixels inside the image. At stride 1 the edge
     is padded by zeros, which count.
@@ -355,7 +326,7 @@ def shrink_average(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n h
 
 
 def blur_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
-    """Blur with a 3x3 binomial kernel and take every second pixel (Zhang 2019, section 3.2).
+    """Blurs with a 3x3 binomial kernel and takes every second pixel (Zhang 2019, section 3.2).
 
     Edges are reflected. `(N, H, W, C)` -> `(N, H / 2, W / 2, C)`.
     """
@@ -371,7 +342,7 @@ def blur_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
 def zero_pad_shortcut(
     x: Float[Array, "n h w c"], features: int, stride: int
 ) -> Float[Array, "n h2 w2 k"]:
-    """Take every `stride`-th pixel and pad the channels to `features` with zeros.
+    """Takes every `stride`-th pixel and pads the channels to `features` with zeros.
 
     This is option A of He et al. 2016, section 4.2. Half of the zeros come before the channels and
     half behind.

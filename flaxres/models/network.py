@@ -53,11 +53,11 @@ class Network(nn.Module):
     scan_blocks: bool = False
 
     def conv(self, **attributes: Any) -> Callable[..., nn.Module]:
-        """Return the convolution module with the network's dtypes bound."""
+        """Returns the convolution module with the network's dtypes bound."""
         return functools.partial(Conv, dtype=self.dtype, param_dtype=self.param_dtype, **attributes)
 
     def norm(self, kind: str = "batch") -> Callable[..., nn.Module]:
-        """Return the norm module of a kind with the network's dtypes and statistics bound."""
+        """Returns the norm module of a kind with the network's dtypes and statistics bound."""
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if kind == "group":
             return functools.partial(GroupNorm, **dtypes)
@@ -71,13 +71,13 @@ class Network(nn.Module):
         )
 
     def drop_rates(self, depths: tuple[int, ...]) -> list[tuple[float, ...]]:
-        """Return the rate of stochastic depth of each block of each stage."""
+        """Returns the rate of stochastic depth of each block of each stage."""
         last = max(sum(depths) - 1, 1)
         rates = [self.stochastic_depth * i / last for i in range(sum(depths))]
         return [tuple(rates[sum(depths[:i]) : sum(depths[: i + 1])]) for i in range(len(depths))]
 
     def pooled(self, x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
-        """Pool globally by averaging, in float32 or wider."""
+        """Pools globally by averaging, in float32 or wider."""
         return x.mean((1, 2), dtype=jnp.promote_types(jnp.float32, self.dtype))
 
     @property
@@ -85,7 +85,7 @@ class Network(nn.Module):
         return nn.initializers.constant(self.head_bias)
 
     def head(self, x: Float[Array, "n c"], train: bool, name: str) -> Float[Array, "n k"]:
-        """Classify pooled features: `(N, C)` -> logits `(N, num_classes)`."""
+        """Classifies pooled features: `(N, C)` -> logits `(N, num_classes)`."""
         if not self.num_classes:
             return x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -99,7 +99,7 @@ class Network(nn.Module):
         )(x)
 
     def check(self, images: Shaped[Array, "..."], **choices: tuple[Any, Iterable[Any]]) -> None:
-        """Check attributes against their choices, and the rank, layout and dtype of images.
+        """Checks attributes against their choices, and the rank, layout and dtype of images.
 
         Raises:
           InputError: one of them does not fit.
@@ -129,7 +129,7 @@ class Network(nn.Module):
             )
 
     def check_stages(self, depths: tuple[int, ...], widths: tuple[int, ...]) -> None:
-        """Check that each stage has one depth and one width.
+        """Checks that each stage has one depth and one width.
 
         Raises:
           InputError: `depths` and `widths` differ in length.

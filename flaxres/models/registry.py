@@ -124,7 +124,7 @@ MODELS: dict[str, Row] = {
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Return the names that match a shell pattern, in natural order (resnet50 before resnet101).
+    """Returns the names that match a shell pattern, in natural order (resnet50 before resnet101).
 
     Examples:
       >>> import flaxres
@@ -139,7 +139,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def create_model(name: str, **attributes: Any) -> Network:
-    """Create the network called `name` with some attributes of its class changed.
+    """Creates the network called `name` with some attributes of its class changed.
 
     Args:
       name: a name from `list_models`.
@@ -168,5 +168,5 @@ def create_model(name: str, **attributes: Any) -> Network:
 
 
 def small_images(name: str) -> bool:
-    """Return whether a model is made for CIFAR-10: 32 pixels and ten classes by default."""
+    """Returns whether a model is made for CIFAR-10: 32 pixels and ten classes by default."""
     return bool(MODELS[name]().num_classes == 10)

@@ -15,10 +15,10 @@ from flaxres.models.blocks import EXPANSION, ResidualBlock, Stage
 from flaxres.models.layers import (
     EfficientChannelAttention,
     SqueezeExcite,
-    activated,
-    activated_and_pooled,
     average_pool,
     blur_pool,
+    norm_relu,
+    norm_relu_pool,
 )
 from flaxres.models.network import Network
 from flaxres.ops.pool import max_pool
@@ -49,7 +49,7 @@ class DeepStem(nn.Module):
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
         for i, width in enumerate(self.widths):
             if i:
-                x = activated(self.norm(name=str(3 * i - 2)), x, train)
+                x = norm_relu(self.norm(name=str(3 * i - 2)), x, train)
             x = self.conv(width, kernel_size=3, stride=1 if i else 2, name=str(3 * i))(x)
         return x
 
@@ -66,7 +66,7 @@ class PoolingConvolution(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
         x = self.conv(x.shape[-1], kernel_size=3, stride=2, name="0")(x)
-        return activated(self.norm(name="1"), x, train)
+        return norm_relu(self.norm(name="1"), x, train)
 
 
 class ResNet(Network):
@@ -155,11 +155,11 @@ class ResNet(Network):
         reached, dilation = 4, 1
         stages = zip(self.widths, self.drop_rates(self.depths), strict=True)
         for i, (width, rates) in enumerate(stages, 1):
-            stride, before = 1 if i == 1 else 2, dilation
+            stride, previous = 1 if i == 1 else 2, dilation
             if stride == 2 and reached >= self.output_stride:
                 stride, dilation = 1, 2 * dilation
             reached *= stride
-            dilations = (before, dilation)
+            dilations = (previous, dilation)
             first = functools.partial(block, width=width, stride=stride, dilation=dilations)
             rest = functools.partial(block, width=width, stride=1, dilation=(dilation, dilation))
             x = Stage(first, rest, rates, self.scan_blocks, self.remat, name=f"layer{i}")(x, train)
@@ -173,11 +173,11 @@ class ResNet(Network):
         train: bool,
         conv: Callable[..., nn.Module],
         norm: Callable[..., nn.Module],
-        whole: bool,
+        features: bool,
     ) -> tuple[jax.Array | None, jax.Array]:
-        """Return the stem's activations before its pooling and after it.
+        """Returns the stem's activations before its pooling and after it.
 
-        The first is None if `whole` is False and the pooling comes before the norm.
+        The first is None if `features` is False and the pooling comes before the norm.
         """
         if self.stem in ("standard", "small"):
             size, stride = (7, 2) if self.stem == "standard" else (3, 1)
@@ -190,9 +190,9 @@ class ResNet(Network):
         if self.stem != "small" and not self.stem_convolution and self.anti_alias != "average":
             blurs = self.anti_alias == "blur"
             pool = functools.partial(max_pool, stride=1 if blurs else 2)
-            before, x = activated_and_pooled(norm1, x, train, pool, whole)
-            return before, blur_pool(x) if blurs else x
-        x = activated(norm1, x, train)
+            stem, x = norm_relu_pool(norm1, x, train, pool, features)
+            return stem, blur_pool(x) if blurs else x
+        x = norm_relu(norm1, x, train)
         if self.stem == "small":
             return x, x
         if self.stem_convolution:
@@ -200,7 +200,7 @@ class ResNet(Network):
         return x, average_pool(x, 2, 2)
 
     def attention_module(self, conv: Callable[..., nn.Module]) -> Callable[..., nn.Module] | None:
-        """Return the attention module with its attributes bound, or None."""
+        """Returns the attention module with its attributes bound, or None."""
         if self.attention == "se":
             return functools.partial(SqueezeExcite, conv, self.se_ratio)
         if self.attention == "eca":

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from flaxres.errors import InputError
 from flaxres.models.blocks import ResidualBlock, Stage
-from flaxres.models.layers import activated
+from flaxres.models.layers import norm_relu
 from flaxres.models.network import Network
 from flaxres.ops.pool import max_pool
 
@@ -35,7 +35,7 @@ class PooledConvolution(nn.Module):
         del drop_rate  # without a shortcut this block can't be dropped
         x = self.conv(self.width, kernel_size=3, name="conv1")(x)
         x = max_pool(x, size=2, stride=2, padding=0)
-        return activated(self.norm(name="bn1"), x, train)
+        return norm_relu(self.norm(name="bn1"), x, train)
 
 
 class ResNet9(Network):
@@ -93,7 +93,7 @@ class ResNet9(Network):
             )
         conv, norm = self.conv(), self.norm()
         x = conv(self.stem_width, kernel_size=3, name="conv1")(images)
-        x = activated(norm(name="bn1"), x, train)
+        x = norm_relu(norm(name="bn1"), x, train)
         maps = {"stem": x}
         block = functools.partial(
             ResidualBlock,

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from flaxres.models.blocks import EXPANSION, PreActivationBlock, Stage
-from flaxres.models.layers import activated, head_init
+from flaxres.models.layers import head_init, norm_relu
 from flaxres.models.network import Network
 from flaxres.ops.pool import max_pool
 
@@ -43,7 +43,7 @@ class Stem(nn.Module):
         for i, width in enumerate((self.width // 2, self.width // 2, self.width), 1):
             x = self.conv(width, kernel_size=3, stride=2 if i == 1 else 1, name=f"conv{i}")(x)
             if i < 3:
-                x = activated(self.norm(name=f"norm{i}"), x, train)
+                x = norm_relu(self.norm(name=f"norm{i}"), x, train)
         return x
 
 
@@ -138,12 +138,12 @@ class ResNetV2(Network):
             )
         outputs = Stages(tuple(stages), name="stages")(x, train)
         maps |= {f"stage{i}": output for i, output in enumerate(outputs, 1)}
-        x = activated(norm(name="norm"), outputs[-1], train)
+        x = norm_relu(norm(name="norm"), outputs[-1], train)
         maps["pooled"] = self.pooled(x)
         return maps if features else self.head(maps["pooled"], train, "head")
 
     def head(self, x: Float[Array, "n c"], train: bool, name: str) -> Float[Array, "n k"]:
-        """Classify by a 1x1 convolution named `head.fc`, as timm does in this network."""
+        """Classifies by a 1x1 convolution named `head.fc`, as timm does in this network."""
         if not self.num_classes:
             return x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -19,7 +19,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 from flaxres.ops import native
-from flaxres.ops.kept import by_platform, keep_gradient, plainly, varying_alike
+from flaxres.ops.kept import by_platform, jax_only, keep_gradient, varying_alike
 
 Extent = tuple[int, int]
 Form = Callable[..., jax.Array]
@@ -34,7 +34,7 @@ NATIVE_CHANNELS = 12
 def convolution(
     x: Float[Array, "n h w c"], kernel: Float[Array, "s s c k"], stride: int
 ) -> Float[Array, "n h2 w2 k"]:
-    """Convolve images with an odd square kernel in the form that suits the platform.
+    """Convolves images with an odd square kernel in the form that suits the platform.
 
     Args:
       x: images `(N, H, W, C)`.
@@ -44,7 +44,7 @@ def convolution(
     Returns:
       `(N, ceil(H / stride), ceil(W / stride), K)`.
     """
-    if plainly.get():
+    if jax_only.get():
         return direct(x, kernel, stride)
     size, extent = kernel.shape[0], (-(-x.shape[1] // stride), -(-x.shape[2] // stride))
     if native.compiled_by and native_pays(kernel):
@@ -65,7 +65,7 @@ def convolution(
 def direct(
     x: Float[Array, "n h w c"], kernel: Float[Array, "s s c k"], stride: int
 ) -> Float[Array, "n h2 w2 k"]:
-    """Convolve as `convolution` does, with XLA's operation on every platform."""
+    """Convolves as `convolution` does, with XLA's operation on every platform."""
     pad = kernel.shape[0] // 2
     return lax.conv_general_dilated(
         x,
@@ -79,7 +79,7 @@ def direct(
 def dilated(
     x: jax.Array, kernel: jax.Array, stride: int, dilation: int, extent: Extent, backwards: bool
 ) -> jax.Array:
-    """Convolve `x` with `dilation - 1` zeros between its pixels.
+    """Convolves `x` with `dilation - 1` zeros between its pixels.
 
     Zeros behind the image give the result the height and width `extent`. With `backwards` the
     kernel is turned first: see `turned`.
@@ -99,7 +99,7 @@ def dilated(
 def dense(
     x: jax.Array, kernel: jax.Array, stride: int, dilation: int, extent: Extent, backwards: bool
 ) -> jax.Array:
-    """Compute `dilated` for a 3x3 kernel as one matrix product.
+    """Computes `dilated` for a 3x3 kernel as one matrix product.
 
     The matrix has a row for each channel of each input pixel, and a column for each channel of each
     output pixel.
@@ -116,7 +116,7 @@ def dense(
 
 
 def dense_pays(pixels: Sequence[int], kernel: Any) -> bool:
-    """Return whether `dense` is faster than XLA's convolution on CPUs, by measurement.
+    """Returns whether `dense` is faster than XLA's convolution on CPUs, by measurement.
 
     XLA's CPU compiler uses naive loops where the kernel is larger than the image. With few channels
     these loops cost little.
@@ -130,7 +130,7 @@ def dense_pays(pixels: Sequence[int], kernel: Any) -> bool:
 
 
 def native_pays(array: Any) -> bool:
-    """Return whether a native call is faster, given its kernel or its result.
+    """Returns whether a native call is faster, given its kernel or its result.
 
     The last axis of both holds the output channels.
     """
@@ -140,14 +140,14 @@ def native_pays(array: Any) -> bool:
 def convolve(
     x: jax.Array, kernel: jax.Array, stride: int, dilation: int, extent: Extent, backwards: bool
 ) -> jax.Array:
-    """Bind the primitive whose form is `dilated`."""
+    """Binds the primitive whose form is `dilated`."""
     settings = {"stride": stride, "dilation": dilation, "extent": extent, "backwards": backwards}
     result: jax.Array = convolution_p.bind(*varying_alike(x, kernel), **settings)
     return result
 
 
 def kernel_gradient(x: jax.Array, cotangent: jax.Array, stride: int, size: int) -> jax.Array:
-    """Compute the gradient of a convolution's kernel.
+    """Computes the gradient of a convolution's kernel.
 
     Args:
       x: images `(N, H, W, C)`.
@@ -165,7 +165,7 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array, stride: int, size: int) 
 
 
 def turned(kernel: jax.Array) -> jax.Array:
-    """Rotate a kernel by 180 degrees and swap its channels, for gradients of images."""
+    """Rotates a kernel by 180 degrees and swaps its channels, for gradients of images."""
     return kernel[::-1, ::-1].swapaxes(2, 3)
 
 
@@ -199,7 +199,7 @@ def kernel_transpose(
 
 
 def usual_kernel_gradient(x: jax.Array, cotangent: jax.Array, stride: int, size: int) -> jax.Array:
-    """Compute `kernel_gradient` as JAX's transpose of `dilated`."""
+    """Computes `kernel_gradient` as JAX's transpose of `dilated`."""
     kernel = jnp.zeros((size, size, x.shape[3], cotangent.shape[3]), x.dtype)
     extent = (cotangent.shape[1], cotangent.shape[2])
     form = lambda kernel: dilated(x, kernel, stride, 1, extent, False)  # noqa: E731
@@ -211,7 +211,7 @@ def usual_kernel_gradient(x: jax.Array, cotangent: jax.Array, stride: int, size:
 def pointwise(
     x: jax.Array, kernel: jax.Array, stride: int, dilation: int, extent: Extent, backwards: bool
 ) -> jax.Array:
-    """Compute `dilated` for a 1x1 kernel as a product."""
+    """Computes `dilated` for a 1x1 kernel as a product."""
     y = plain_product(x[:, ::stride, ::stride], kernel[0, 0].T if backwards else kernel[0, 0])
     edges = [
         (0, out - (given - 1) * dilation - 1, dilation - 1)
@@ -225,12 +225,12 @@ def pointwise(
 def pointwise_kernel_gradient(
     x: jax.Array, cotangent: jax.Array, stride: int, size: int
 ) -> jax.Array:
-    """Compute `kernel_gradient` for a 1x1 kernel as a product."""
+    """Computes `kernel_gradient` for a 1x1 kernel as a product."""
     return kernel_of_product(cotangent, x[:, ::stride, ::stride])[None, None]
 
 
 def on_cpu(x: jax.Array, kernel: jax.Array, **settings: Any) -> jax.Array:
-    """Choose the form of `dilated` on CPUs where no native call is made."""
+    """Chooses the form of `dilated` on CPUs where no native call is made."""
     form = (
         pointwise
         if kernel.shape[0] == 1
@@ -248,7 +248,7 @@ def kernel_gradient_on_cpu(x: jax.Array, cotangent: jax.Array, stride: int, size
 
 
 def native_or(form: Form, call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a lowering rule: a native call if the program can make one, else `form`."""
+    """Returns a lowering rule: a native call if the program can make one, else `form`."""
 
     def rule(context: mlir.LoweringRuleContext, *operands: Any, **settings: Any) -> Any:
         if native.callable_in(context) and native_pays(context.avals_out[0]):
@@ -295,16 +295,16 @@ def gradient_of_cotangent(
 
 
 def pointwise_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Compute a 1x1 convolution as a product over the channels of a strided slice.
+    """Computes a 1x1 convolution as a product over the channels of a strided slice.
 
     For CPUs only: the compilers for accelerators fuse the addition of a shortcut's gradient into a
     convolution, and not into a product.
     """
-    return keep_gradient(product(x[:, ::stride, ::stride], kernel[0, 0]), 1)
+    return keep_gradient(product(x[:, ::stride, ::stride], kernel[0, 0]))
 
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Compute a 1x1 convolution, `(N, H, W, C)`, `(C, K)` -> `(N, H, W, K)`, as a product.
+    """Computes a 1x1 convolution, `(N, H, W, C)`, `(C, K)` -> `(N, H, W, K)`, as a product.
 
     The gradient of the kernel transposes `x`. JAX's own rule transposes the cotangent and the
     result, and XLA's CPU compiler does so literally: a training step of ResNet-50 then takes 1.07
@@ -312,7 +312,7 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     to transpose.
     """
     result: jax.Array = (
-        plain_product(x, kernel) if plainly.get() else product_p.bind(*varying_alike(x, kernel))
+        plain_product(x, kernel) if jax_only.get() else product_p.bind(*varying_alike(x, kernel))
     )
     return result
 
@@ -334,7 +334,7 @@ def product_kernel_transpose(
 
 
 def kernel_of_product(cotangent: jax.Array, x: jax.Array) -> jax.Array:
-    """Compute the gradient of a product's kernel, `(C, K)`."""
+    """Computes the gradient of a product's kernel, `(C, K)`."""
     x, cotangent = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
     if x.shape[1] < 128:
         return lax.dot_general(x, cotangent, (((0,), (0,)), ((), ())))
@@ -349,7 +349,7 @@ def define(
     cpu: Form | None = None,
     call: Callable[..., Any] | None = None,
 ) -> None:
-    """Register the rules of a bilinear primitive.
+    """Registers the rules of a bilinear primitive.
 
     Args:
       primitive: the primitive to define.

@@ -28,36 +28,37 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Float
 
 keep_p = Primitive("flaxres_keep")
 gate_p = Primitive("flaxres_gate")
-plainly = contextvars.ContextVar("plainly", default=False)
+jax_only = contextvars.ContextVar("jax_only", default=False)
 
 
 @contextlib.contextmanager
 def jax_operations_only() -> Iterator[None]:
-    """Trace networks with JAX's own operations only, the same for all platforms.
+    """Traces networks with JAX's own operations only, the same for all platforms.
 
     Converters to other formats know no others.
     """
-    token = plainly.set(True)
+    token = jax_only.set(True)
     try:
         yield
     finally:
-        plainly.reset(token)
+        jax_only.reset(token)
 
 
 def by_platform(
     *arguments: jax.Array, default: Callable[..., Any], **platforms: Callable[..., Any]
 ) -> Any:
-    """Call `lax.platform_dependent`, or `default` within `jax_operations_only`."""
-    if plainly.get():
+    """Calls `lax.platform_dependent`, or `default` within `jax_operations_only`."""
+    if jax_only.get():
         return default(*arguments)
     return lax.platform_dependent(*arguments, default=default, **platforms)
 
 
 def varying_alike(*arrays: jax.Array) -> list[jax.Array]:
-    """Make arrays vary over the same axes of `jax.shard_map`, as one primitive requires.
+    """Makes arrays vary over the same axes of `jax.shard_map`, as one primitive requires.
 
     Each array then varies over every axis that one of them varies over, and the cotangent of a
     parameter is summed over the devices. Outside `jax.shard_map` the arrays are returned unchanged.
@@ -70,36 +71,28 @@ def varying_alike(*arrays: jax.Array) -> list[jax.Array]:
     ]
 
 
-def keep(x: jax.Array, before: int = 3) -> jax.Array:
-    """Return `x`, and stop XLA's CPU compiler from fusing across it or across its gradient.
-
-    Args:
-      x: activations `(N, H, W, C)`.
-      before: kernel size of the convolution that reads `x`. A 1x1 convolution is a product of
-        rows on CPUs, so `x` is then kept as rows.
-    """
-    if plainly.get():
+def keep(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns `x`, and stops XLA's CPU compiler from fusing across it or across its gradient."""
+    if jax_only.get():
         return x
-    kept: jax.Array = keep_p.bind(x, rows=before == 1, value=True)
+    kept: jax.Array = keep_p.bind(x, value=True)
     return kept
 
 
-def keep_gradient(x: jax.Array, before: int = 3) -> jax.Array:
-    """Return `x`, and stop XLA's CPU compiler from fusing across its gradient alone.
+def keep_gradient(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns `x`, and stops XLA's CPU compiler from fusing across its gradient alone.
 
-    Args:
-      x: the result of a convolution, which is in memory anyway: the compiler fuses nothing into a
-        convolution.
-      before: kernel size of that convolution, whose gradients read the gradient of `x`.
+    This suits the result of a convolution, which is in memory anyway: the compiler fuses nothing
+    into a convolution.
     """
-    if plainly.get():
+    if jax_only.get():
         return x
-    same: jax.Array = keep_p.bind(x, rows=before == 1, value=False)
+    same: jax.Array = keep_p.bind(x, value=False)
     return same
 
 
 def gate(tangent: jax.Array, x: jax.Array, y: jax.Array, apart: bool = False) -> jax.Array:
-    """Return `tangent` where `x` is above 0, and 0 elsewhere.
+    """Returns `tangent` where `x` is above 0, and 0 elsewhere.
 
     On GPUs a NaN in `x` passes the tangent too.
 
@@ -115,7 +108,7 @@ def gate(tangent: jax.Array, x: jax.Array, y: jax.Array, apart: bool = False) ->
 
 @jax.custom_jvp
 def rectified(x: jax.Array) -> jax.Array:
-    """Compute `max(x, 0)` with `gate` as its derivative."""
+    """Computes `max(x, 0)` with `gate` as its derivative."""
     return jnp.maximum(x, jnp.zeros((), x.dtype))
 
 
@@ -128,17 +121,17 @@ def rectified_jvp(
 
 
 def relu(x: jax.Array) -> jax.Array:
-    """Compute `max(x, 0)`; the derivative at 0 is 0."""
-    return jax.nn.relu(x) if plainly.get() else rectified(x)
+    """Computes `max(x, 0)`; the derivative at 0 is 0."""
+    return jax.nn.relu(x) if jax_only.get() else rectified(x)
 
 
 def by_input(tangent: jax.Array, x: jax.Array, y: jax.Array, apart: bool) -> jax.Array:
-    """Gate by the input of the ReLU (all platforms but GPUs)."""
+    """Gates by the input of the ReLU (all platforms but GPUs)."""
     return jnp.where(x > 0, tangent, jnp.zeros((), tangent.dtype))
 
 
 def by_result(tangent: jax.Array, x: jax.Array, y: jax.Array, apart: bool) -> jax.Array:
-    """Gate by the result of the ReLU (GPUs)."""
+    """Gates by the result of the ReLU (GPUs)."""
     y = lax.optimization_barrier(y) if apart else y
     # Not `y > 0`: XLA knows the rule for a maximum and would compare x.
     return jnp.where(y != 0, tangent, jnp.zeros((), tangent.dtype))
@@ -158,27 +151,24 @@ def gate_batched(
     return gate(rows[0], rows[1], rows[2], apart), 0
 
 
-def on_cpu(x: jax.Array, rows: bool, value: bool) -> jax.Array:
-    """Lower `keep` on CPUs to `max(x, min(x, 0))`, which is `x`, or with `value=False` to `x`."""
-    if not value:
-        return x
-    y = x.reshape(-1, x.shape[-1]) if rows else x
-    return jnp.maximum(y, jnp.minimum(y, jnp.zeros((), y.dtype))).reshape(x.shape)
+def on_cpu(x: jax.Array, value: bool) -> jax.Array:
+    """Lowers `keep` on CPUs to `max(x, min(x, 0))`, which is `x`, or with `value=False` to `x`."""
+    return jnp.maximum(x, jnp.minimum(x, jnp.zeros((), x.dtype))) if value else x
 
 
 def kept_cotangent(
-    cotangent: jax.Array | ad.Zero, x: jax.Array, rows: bool, value: bool
+    cotangent: jax.Array | ad.Zero, x: jax.Array, value: bool
 ) -> list[jax.Array | ad.Zero]:
     if isinstance(cotangent, ad.Zero):
         return [cotangent]
-    return [keep_p.bind(cotangent, rows=rows, value=True)]
+    return [keep_p.bind(cotangent, value=True)]
 
 
-keep_p.def_impl(lambda x, rows, value: x)
-keep_p.def_abstract_eval(lambda x, rows, value: x)
+keep_p.def_impl(lambda x, value: x)
+keep_p.def_abstract_eval(lambda x, value: x)
 ad.deflinear2(keep_p, kept_cotangent)
 batching.defvectorized(keep_p)
-mlir.register_lowering(keep_p, lambda context, x, rows, value: [x])
+mlir.register_lowering(keep_p, lambda context, x, value: [x])
 mlir.register_lowering(keep_p, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu")
 
 gate_p.def_impl(by_input)

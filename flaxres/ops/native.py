@@ -35,7 +35,7 @@ compiled_by = ""
 
 
 def use_native_convolutions() -> str:
-    """Compute float32 convolutions on CPUs with C++ code, in networks traced from now on.
+    """Computes float32 convolutions on CPUs with C++ code, in networks traced from now on.
 
     On first use it compiles the code, which takes about five seconds, and keeps the result in the
     user's cache folder. The compiler is `$CXX`, `c++`, `g++` or `clang++`. A training step of
@@ -64,7 +64,7 @@ def use_native_convolutions() -> str:
 
 @functools.cache
 def load() -> str:
-    """Compile the code if it is not in the cache, and register it with XLA, once a process."""
+    """Compiles the code if it is not in the cache, and registers it with XLA, once a process."""
     compiler = find_compiler()
     version = said([*compiler, "--version"]).partition("\n")[0] or compiler[0]
     with tempfile.TemporaryDirectory() as scratch:
@@ -86,7 +86,7 @@ def load() -> str:
 
 
 def library(compiler: Sequence[str], version: str, folder: pathlib.Path) -> pathlib.Path:
-    """Return the shared library for this compiler and this processor, in `folder`.
+    """Returns the shared library for this compiler and this processor, in `folder`.
 
     It is compiled if it is missing or damaged.
     """
@@ -103,7 +103,7 @@ def library(compiler: Sequence[str], version: str, folder: pathlib.Path) -> path
 
 
 def find_compiler() -> list[str]:
-    """Return the compiler's command line: `$CXX`, or the first of `COMPILERS` that is installed."""
+    """Returns the compiler's command line: `$CXX`, or the first of `COMPILERS` installed."""
     if named := shlex.split(os.environ.get("CXX", "")):
         if shutil.which(named[0]) is None:
             raise InputError(f"CXX={os.environ['CXX']!r} is not a program on this machine: {FIX}")
@@ -115,7 +115,7 @@ def find_compiler() -> list[str]:
 
 
 def said(command: Sequence[str]) -> str:
-    """Run a command of the compiler and return its output.
+    """Runs a command of the compiler and returns its output.
 
     Raises:
       InputError: the command fails; names the first error that it printed.
@@ -141,7 +141,7 @@ def said(command: Sequence[str]) -> str:
 
 
 def processor() -> str:
-    """Return the processor's features: code compiled for others may crash the process."""
+    """Returns the processor's features: code compiled for others may crash the process."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -152,7 +152,7 @@ def processor() -> str:
 
 
 def build(compiler: Sequence[str], options: Sequence[str], library: pathlib.Path) -> None:
-    """Compile to `library`, and write its digest beside it."""
+    """Compiles to `library`, and writes its digest beside it."""
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         made, digest = pathlib.Path(scratch) / library.name, pathlib.Path(scratch) / "digest"
         said([*compiler, *options, "-w", str(SOURCE), "-o", str(made)])
@@ -162,7 +162,7 @@ def build(compiler: Sequence[str], options: Sequence[str], library: pathlib.Path
 
 
 def sound(library: pathlib.Path) -> bool:
-    """Return whether the file matches its digest: loading a truncated one may crash."""
+    """Returns whether the file matches its digest: loading a truncated one may crash."""
     try:
         return (
             hashlib.sha256(library.read_bytes()).hexdigest()
@@ -173,7 +173,7 @@ def sound(library: pathlib.Path) -> bool:
 
 
 def callable_in(context: mlir.LoweringRuleContext) -> bool:
-    """Return whether the program being lowered can make native calls.
+    """Returns whether the program being lowered can make native calls.
 
     It must stay in this process. It must also see the whole of each array, since XLA can't
     partition an operation that it does not know.

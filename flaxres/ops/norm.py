@@ -1,7 +1,7 @@
 """Normalisation by given statistics, alone or with a ReLU, and the statistics of a batch."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,15 @@ from jaxtyping import Array, Float
 
 from flaxres.ops import kept
 
+Pool = Callable[[jax.Array], jax.Array]
+# Called with the dtype of the result, activations, mean, multiplier and bias: see `normalised`.
+Form = Callable[[Dtype, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+
 
 def mean_and_variance(
     grouped: Float[Array, "groups images h w c"], wide: Dtype, axis_name: str | None
 ) -> tuple[Float[Array, "groups c"], Float[Array, "groups c"]]:
-    """Compute each group's mean and biased variance in one pass over the activation.
+    """Computes each group's mean and biased variance in one pass over the activation.
 
     Args:
       grouped: activations `(groups, images, H, W, C)`.
@@ -35,7 +39,7 @@ def mean_and_variance(
 def normalised(
     dtype: Dtype, x: jax.Array, mean: jax.Array, multiplier: jax.Array, bias: jax.Array
 ) -> jax.Array:
-    """Compute `(x - mean) * multiplier + bias` in the multiplier's dtype, and cast to `dtype`."""
+    """Computes `(x - mean) * multiplier + bias` in the multiplier's dtype, and casts to `dtype`."""
     return ((x.astype(multiplier.dtype) - mean) * multiplier + bias).astype(dtype)
 
 
@@ -43,7 +47,7 @@ def normalised(
 def normalised_and_rectified(
     dtype: Dtype, x: jax.Array, mean: jax.Array, multiplier: jax.Array, bias: jax.Array
 ) -> jax.Array:
-    """Compute `relu(normalised(...))` with a custom derivative.
+    """Computes `relu(normalised(...))` with a custom derivative.
 
     The custom gradient sums over the pixels twice. JAX's own gradient needs a third sum, for the
     mean, although that sum is a multiple of the bias's. The tangent of `x` and the tangent of the
@@ -65,3 +69,27 @@ def normalised_and_rectified_jvp(
     of_rest = of_rest.astype(dtype)
     gated_x = jnp.where(z > 0, of_x, jnp.zeros((), dtype))
     return y, gated_x + kept.gate(of_rest, z, y, apart=True)
+
+
+def max_pooled_first(pool: Pool) -> Form:
+    """Returns a form that computes `pool(relu(normalised(...)))` and pools first.
+
+    A norm is monotone in each channel, so pooling before it gives the same result and leaves it
+    fewer pixels. Channels of negative scale are negated on both sides of the pooling, which would
+    else find their minimum. Only the statistics need all pixels.
+
+    Args:
+      pool: max pooling of `(N, H, W, C)` that pads by -inf or not at all.
+    """
+
+    def form(
+        dtype: Dtype, x: jax.Array, mean: jax.Array, multiplier: jax.Array, bias: jax.Array
+    ) -> jax.Array:
+        sign = jnp.where(multiplier < 0, -1, 1)
+        rising = x * sign.astype(x.dtype)
+        pooled = pool(rising.reshape(-1, *x.shape[-3:]))
+        pooled = pooled.reshape(*x.shape[:-3], *pooled.shape[1:])
+        sign = sign.astype(multiplier.dtype)
+        return normalised_and_rectified(dtype, pooled, mean * sign, multiplier * sign, bias)
+
+    return form

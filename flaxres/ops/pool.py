@@ -21,7 +21,7 @@ def max_pool(
     padding: int = 1,
     fill: float = -math.inf,
 ) -> Float[Array, "n h2 w2 c"]:
-    """Compute the maximum over `size`x`size` windows: `(N, H, W, C)` -> `(N, H', W', C)`.
+    """Computes the maximum over `size`x`size` windows: `(N, H, W, C)` -> `(N, H', W', C)`.
 
     The gradient goes to the first maximum of each window in row-major order, as in PyTorch. It is
     deterministic on every platform:
@@ -56,20 +56,20 @@ def max_pool(
 
 
 def maximum_of_windows(size: int, stride: int, padding: int, x: jax.Array) -> jax.Array:
-    """Pool with XLA's own window operation (TPUs)."""
+    """Pools with XLA's own window operation (TPUs)."""
     edge = (padding, padding)
     pooled: jax.Array = nn.max_pool(x, (size, size), (stride, stride), [edge, edge])
     return pooled
 
 
 def pad_images(x: jax.Array, padding: int, fill: float) -> jax.Array:
-    """Pad height and width of `(N, H, W, C)` by `fill`."""
+    """Pads height and width of `(N, H, W, C)` by `fill`."""
     edge = (padding, padding)
     return jnp.pad(x, ((0, 0), edge, edge, (0, 0)), constant_values=fill)
 
 
 def windows(x: jax.Array, size: int, stride: int, axes: Sequence[int]) -> list[jax.Array]:
-    """Return a strided slice of `x` for each place in the windows over `axes`, row-major."""
+    """Returns a strided slice of `x` for each place in the windows over `axes`, row-major."""
     ends = {axis: (x.shape[axis] - size) // stride * stride + 1 for axis in axes}
     slices = []
     for starts in itertools.product(range(size), repeat=len(axes)):
@@ -81,12 +81,12 @@ def windows(x: jax.Array, size: int, stride: int, axes: Sequence[int]) -> list[j
 
 
 def larger(best: jax.Array, other: jax.Array) -> jax.Array:
-    """Return the elementwise maximum; its gradient goes to `best` where both are equal."""
+    """Returns the elementwise maximum; its gradient goes to `best` where both are equal."""
     return jnp.where(other > best, other, best)
 
 
 def maximum_of_lines(size: int, stride: int, padding: int, x: jax.Array) -> jax.Array:
-    """Pool along the width and then along the height (CPUs).
+    """Pools along the width and then along the height (CPUs).
 
     This order finds the first of several equal pixels in row-major order.
     """
@@ -99,7 +99,7 @@ def maximum_of_lines(size: int, stride: int, padding: int, x: jax.Array) -> jax.
 def best_and_place(
     size: int, stride: int, padding: int, x: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Return each window's maximum and the number of the first place in the window that has it."""
+    """Returns each window's maximum and the number of the first place in the window that has it."""
     pixels = windows(pad_images(x, padding, -math.inf), size, stride, (1, 2))
     best = functools.reduce(jnp.maximum, pixels)
     place = jnp.zeros(best.shape, jnp.uint8 if len(pixels) <= 256 else jnp.int32)
@@ -110,7 +110,7 @@ def best_and_place(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def maximum_of_places(size: int, stride: int, padding: int, x: jax.Array) -> jax.Array:
-    """Pool with a derivative that reads the place of each maximum (GPUs)."""
+    """Pools with a derivative that reads the place of each maximum (GPUs)."""
     return best_and_place(size, stride, padding, x)[0]
 
 

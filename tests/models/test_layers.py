@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec
 
 import flaxres
 from flaxres.errors import InputError
-from flaxres.models.layers import BatchNorm, Conv, GroupNorm, zero_pad_shortcut
+from flaxres.models.layers import BatchNorm, Conv, GroupNorm, norm_relu_pool, zero_pad_shortcut
+from flaxres.ops.norm import normalised, normalised_and_rectified
 from flaxres.ops.pool import max_pool
 from flaxres.training.mesh import data_mesh, split
 
@@ -181,14 +182,11 @@ def test_pooling_before_a_norm_is_pooling_after_it(layer: Any, dtype: jnp.dtype)
         variables = {"params": params} | (
             {"batch_stats": stats} if isinstance(layer, BatchNorm) else {}
         )
-        y, new = layer.apply(
-            variables,
-            x,
-            use_running_average=rest,
-            mutable=["batch_stats"],
-            **({"pool": max_pool} if before else {}),
-        )
-        y = y if before else max_pool(y)
+
+        def pooled(norm: nn.Module, x: jax.Array) -> jax.Array:
+            return norm_relu_pool(norm, x, not rest, max_pool, features=not before)[1]
+
+        y, new = nn.apply(pooled, layer, mutable=["batch_stats"])(variables, x)
         return (y.astype(jnp.float32) * weights).sum(), (y, new)
 
     for rest in (False, True):
@@ -271,9 +269,8 @@ def test_a_rectified_norm_is_a_norm_and_a_relu(group: int | None, dtype: jnp.dty
 
     def outcome(params: Any, x: jax.Array, stats: Any, joint: bool, rest: bool) -> Any:
         variables = {"params": params, "batch_stats": stats}
-        y, new = layer.apply(
-            variables, x, use_running_average=rest, mutable=["batch_stats"], rectified=joint
-        )
+        form = normalised_and_rectified if joint else normalised
+        y, new = layer.apply(variables, x, rest, form, mutable=["batch_stats"])
         return y if joint else nn.relu(y), new
 
     for rest in (False, True):

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 
 from flaxres.models.layers import BatchNorm, relu
 from flaxres.ops.kept import by_input, by_result
+from flaxres.ops.norm import normalised_and_rectified
 from flaxres.training.mesh import data_mesh
 
 
@@ -75,7 +76,11 @@ def test_the_gradient_of_relu_reads_the_result_on_gpus(
 
     def norm(x: jax.Array) -> jax.Array:
         y, _ = layer.apply(
-            variables, x, use_running_average=False, mutable=["batch_stats"], rectified=True
+            variables,
+            x,
+            use_running_average=False,
+            form=normalised_and_rectified,
+            mutable=["batch_stats"],
         )
         return y.sum()
 
