@@ -87,7 +87,13 @@ def test_resnet152_scanned_equals_unrolled() -> None:
 
 
 @pytest.mark.parametrize(
-    "sizes", [{}, {"widths": (32, 130, 130), "depths": (4, 4, 2)}], ids=["narrow", "wide"]
+    "sizes",
+    [
+        pytest.param({}, id="narrow"),
+        pytest.param(
+            {"widths": (32, 130, 130), "depths": (4, 4, 2)}, id="wide", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_shard_map_and_pmap_train_as_one_device_does(sizes: dict[str, tuple[int, ...]]) -> None:
     """Covers products too: the wide network ends in convolutions over two pixels a side."""

@@ -245,7 +245,7 @@ def test_gradients_of_each_image_apart() -> None:
     """A saliency map: what reads the images is mapped, the parameters are not."""
     model, x = STEMS["maximum"], images(3, 32, 32, 3)
     variables = model.init(jax.random.key(0), x)
-    one = jax.grad(lambda image: model.apply(variables, image[None])[0, 1])
+    one = jax.jit(jax.grad(lambda image: model.apply(variables, image[None])[0, 1]))
     np.testing.assert_allclose(
         jax.jit(jax.vmap(one))(x), jnp.stack([one(image) for image in x]), rtol=1e-4, atol=1e-6
     )

@@ -134,7 +134,14 @@ def test_images_that_are_mapped_over_and_loops() -> None:
     assert_alike(twice(convolution), twice(direct))
 
 
-@pytest.mark.parametrize("options", ["-march=x86-64", "-march=x86-64-v3", "-march=native"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param("-march=x86-64", marks=pytest.mark.slow),
+        pytest.param("-march=x86-64-v3", marks=pytest.mark.slow),
+        "-march=native",
+    ],
+)
 def test_vectors_of_other_processors(options: str, tmp_path: pathlib.Path) -> None:
     if platform.machine() != "x86_64" or (
         options.endswith("v3") and "avx2" not in native.processor()

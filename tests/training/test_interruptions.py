@@ -55,7 +55,10 @@ def test_an_image_that_went_bad_is_named_in_the_log_and_counted(
             flaxres.fit(strict, tmp_path / "strict")
 
 
-@pytest.mark.parametrize(("dtype", "devices"), [("float32", 1), ("bfloat16", 8)])
+@pytest.mark.parametrize(
+    ("dtype", "devices"),
+    [("float32", 1), pytest.param("bfloat16", 8, marks=pytest.mark.slow)],
+)
 def test_photographs_train_and_every_one_is_counted(
     dtype: str,
     devices: int,
@@ -106,7 +109,9 @@ def test_fault_01_kill_9_and_the_same_command_end_in_the_same_bits() -> None:
     assert figures["mismatches"] == figures["losses"] == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_fault_02_a_signal_saves_once_and_exits_with_75(
     number: signal.Signals, data_dir: str, tmp_path: pathlib.Path
 ) -> None:

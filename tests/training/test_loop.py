@@ -107,6 +107,7 @@ def test_a_run_leaves_what_it_should_and_is_not_run_twice(
     assert json.loads((tmp_path / "summary.json").read_text())["top1"] == summary["top1"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, native.COMPILERS)), reason="no C++ compiler")
 def test_a_run_that_goes_on_with_other_convolutions_says_so(
     data_dir: str, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
@@ -127,6 +128,7 @@ def test_a_run_that_goes_on_with_other_convolutions_says_so(
     assert f"computed its convolutions by XLA and now does by {compiler}" in said_from_step_6()
 
 
+@pytest.mark.slow
 def test_a_scanned_run_leaves_weights_for_the_plain_network(
     data_dir: str, tmp_path: pathlib.Path
 ) -> None:

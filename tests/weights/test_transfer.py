@@ -41,7 +41,15 @@ def equal(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet20", "resnet9", "resnet18", "resnet10t", "seresnet18", "resnetv2_164", "densenet121"],
+    [
+        "resnet20",
+        "resnet9",
+        "resnet18",
+        "resnet10t",
+        "seresnet18",
+        "resnetv2_164",
+        pytest.param("densenet121", marks=pytest.mark.slow),
+    ],
 )
 def test_the_round_trip_is_exact(name: str, tmp_path: pathlib.Path) -> None:
     model: Any = flaxres.create_model(name)
