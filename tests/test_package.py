@@ -8,9 +8,11 @@ import pathlib
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 
 import pytest
+from PIL import Image
 
 import flaxres
 from flaxres.config import recipes
@@ -200,7 +202,7 @@ def test_every_package_of_the_tree_is_in_the_wheel() -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_alone_trains_by_name(tmp_path: pathlib.Path) -> None:
+def test_the_wheel_alone_trains_predicts_and_exports(tmp_path: pathlib.Path) -> None:
     """Installs the built wheel into an empty folder, and runs it from there."""
     subprocess.run(
         [
@@ -257,6 +259,32 @@ def test_the_wheel_alone_trains_by_name(tmp_path: pathlib.Path) -> None:
     ]
     flaxres_of_the_wheel("train", "--config", "digits", "--workdir", "run", *options)
     assert json.loads((empty / "run" / "summary.json").read_text())["step"] == 3
+    Image.new("L", (8, 8), 128).save(empty / "digit.png")
+    (ranked,) = json.loads(
+        flaxres_of_the_wheel("predict", "--workdir", "run", "--json", "digit.png")
+    ).values()
+    assert len(ranked) == 5
+    report = json.loads(
+        flaxres_of_the_wheel("export", "--workdir", "run", "--out", "exported", "--json")
+    )
+    assert report["examples"] == 500
+    assert {path.name for path in empty.iterdir()} == {"run", "digit.png", "exported"}
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_every_file_of_the_repository(tmp_path: pathlib.Path) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no clone")
+    build = [sys.executable, "-m", "build", "--sdist", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    about_the_repository = (".ci/", ".git", ".pre-commit")
+    assert {name for name in tracked if not name.startswith(about_the_repository)} <= packed
 
 
 def test_the_lock_has_every_dependency() -> None:
