@@ -24,6 +24,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import venv
@@ -136,14 +137,21 @@ def work(name: str) -> None:
 def compiler_python(platform: str) -> str:
     """Returns the path of a Python with the platform's compiler.
 
-    It has the versions of jax, flax and optax that run here, in an environment under the user's
+    It has the versions of flaxres's requirements that run here, in an environment under the user's
     cache, which is created on first use.
     """
     folder = cache_folder() / "benchmarks" / f"aot_{platform}"
     python, ready = folder / "bin" / "python", folder / "ready"
+    requirements = importlib.metadata.requires("flaxres") or []
+    names = [
+        re.split(r"[^\w-]", requirement)[0]
+        for requirement in requirements
+        if "extra ==" not in requirement
+    ]
+    versions = {name: importlib.metadata.version(name) for name in names if name != "jax"}
     wanted = [
         *COMPILERS[platform],
-        *(f"{name}=={importlib.metadata.version(name)}" for name in ("flax", "optax")),
+        *(f"{name}=={version}" for name, version in versions.items()),
     ]
     if not ready.exists() or ready.read_text().split() != wanted:
         print(f"creating an environment with {', '.join(wanted)} in {folder}", file=sys.stderr)
