@@ -8,14 +8,11 @@ import pathlib
 import re
 import subprocess
 import sys
-import tarfile
 import tomllib
 
 import pytest
-from PIL import Image
 
 import flaxres
-from flaxres.config import recipes
 from flaxres.errors import TRAINER_PACKAGES
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -185,106 +182,6 @@ def test_a_missing_extra_is_named_with_its_command(
     line = done.stderr.strip().splitlines()[-1]
     assert message in line
     assert line.endswith("which is not installed: pip install 'flaxres[train]'")
-
-
-def test_every_package_of_the_tree_is_in_the_wheel() -> None:
-    named = set(
-        tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    )
-    code = {
-        ".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "flaxres").rglob("*.py")
-    }
-    shipped = {
-        ".".join(("flaxres", *path.parent.relative_to(ROOT).parts))
-        for path in (ROOT / "configs").rglob("*.py")
-    }
-    assert named == code | shipped
-
-
-@pytest.mark.slow
-def test_the_wheel_alone_trains_predicts_and_exports(tmp_path: pathlib.Path) -> None:
-    """Installs the built wheel into an empty folder, and runs it from there."""
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "-q",
-            "--no-deps",
-            "--wheel-dir",
-            str(tmp_path),
-            str(ROOT),
-        ],
-        check=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    place, empty = tmp_path / "site", tmp_path / "empty"
-    empty.mkdir()
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--no-deps",
-            "--target",
-            str(place),
-            str(wheel),
-        ],
-        check=True,
-    )
-
-    def flaxres_of_the_wheel(*words: str) -> str:
-        command = [
-            sys.executable,
-            "-c",
-            f"import sys; sys.path.insert(0, {str(place)!r}); import flaxres.cli; "
-            "sys.exit(flaxres.cli.main())",
-            *words,
-        ]
-        done = subprocess.run(command, cwd=empty, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert set(json.loads(flaxres_of_the_wheel("configs", "--json"))) == set(recipes.names())
-    options = [
-        "--data.data-dir",
-        str(tmp_path / "data"),
-        "--train.steps",
-        "3",
-        "--train.tensorboard",
-        "False",
-    ]
-    flaxres_of_the_wheel("train", "--config", "digits", "--workdir", "run", *options)
-    assert json.loads((empty / "run" / "summary.json").read_text())["step"] == 3
-    Image.new("L", (8, 8), 128).save(empty / "digit.png")
-    (ranked,) = json.loads(
-        flaxres_of_the_wheel("predict", "--workdir", "run", "--json", "digit.png")
-    ).values()
-    assert len(ranked) == 5
-    report = json.loads(
-        flaxres_of_the_wheel("export", "--workdir", "run", "--out", "exported", "--json")
-    )
-    assert report["examples"] == 500
-    assert {path.name for path in empty.iterdir()} == {"run", "digit.png", "exported"}
-
-
-@pytest.mark.slow
-def test_the_sdist_holds_every_file_of_the_repository(tmp_path: pathlib.Path) -> None:
-    if not (ROOT / ".git").exists():
-        pytest.skip("this is no clone")
-    build = [sys.executable, "-m", "build", "--sdist", "--outdir", str(tmp_path), str(ROOT)]
-    subprocess.run(build, check=True, capture_output=True)
-    (sdist,) = tmp_path.glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        packed = {name.partition("/")[2] for name in archive.getnames()}
-    tracked = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.splitlines()
-    about_the_repository = (".ci/", ".git", ".pre-commit")
-    assert {name for name in tracked if not name.startswith(about_the_repository)} <= packed
 
 
 def test_the_lock_has_every_dependency() -> None:
