@@ -16,8 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from flaxres.models.layers import (
-    average_pool,
-    blur_pool,
+    anti_alias_pool,
     norm_relu,
     relu,
     shrink_average,
@@ -123,7 +122,8 @@ class ResidualBlock(nn.Module):
         shortcut is the identity. 'none' leaves out all shortcuts: `relu(F(x))`, the plain
         network of section 3.3.
       attention: module at the end of the branch, named `se` as in timm.
-      anti_alias: 'blur' or 'average' pooling in place of the stride of the 3x3.
+      anti_alias: 'blur' or 'average' pooling in place of the stride of the 3x3. A 3x3 at which a
+        dilation begins is blurred too.
       conv, norm: layers with their dtypes bound.
       stochastic: use `drop_rate`, an argument of the call.
 
@@ -157,14 +157,17 @@ class ResidualBlock(nn.Module):
             self.base_width,
             self.dilation,
         )
+        # As in timm: in place of a stride, and where a dilation in place of a stride begins.
+        anti_aliased = (self.stride, self.dilation[0]) != (1, self.dilation[1])
+        strided = 1 if self.kind == "basic" or self.v1 else 2
         y = x
         for i, row in enumerate(rows[:-1], 1):
-            pooled = self.anti_alias and row.stride == 2
+            pooled = self.anti_alias is not None and anti_aliased and i == strided
             row = row._replace(stride=1) if pooled else row
             y = self.conv(**row._asdict(), name=f"conv{i}")(y)
             y = norm_relu(self.norm(name=f"bn{i}"), y, train)
             if pooled:
-                y = blur_pool(y) if self.anti_alias == "blur" else average_pool(y, 2, 2)
+                y = anti_alias_pool(y, str(self.anti_alias), self.stride)
         last = len(rows)
         zero = {"scale_init": nn.initializers.zeros_init()} if self.shortcut != "none" else {}
         y = self.conv(**rows[-1]._asdict(), name=f"conv{last}")(y)

@@ -130,3 +130,9 @@ class DenseNet(Network):
         maps = body(images, train, features)
         maps["pooled"] = self.pooled(maps.pop("last"))
         return maps if features else self.head(maps["pooled"], train, "classifier")
+
+    def extents(self, side: int) -> list[int] | None:
+        """Returns the extent of each block's map, see `Network.extents`."""
+        stem = -(-side // 4)
+        result = [stem // 2**i for i in range(len(self.depths))]
+        return result if result[-1] else None

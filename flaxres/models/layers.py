@@ -325,15 +325,26 @@ def shrink_average(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n h
     return mean
 
 
-def blur_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
-    """Blurs with a 3x3 binomial kernel and takes every second pixel (Zhang 2019, section 3.2).
+def anti_alias_pool(
+    x: Float[Array, "n h w c"], kind: str, stride: int
+) -> Float[Array, "n h2 w2 c"]:
+    """Pools in place of a stride.
 
-    Edges are reflected. `(N, H, W, C)` -> `(N, H / 2, W / 2, C)`.
+    Args:
+      x: activations `(N, H, W, C)`.
+      kind: 'average', the mean over windows of `stride` x `stride`, or 'blur', which convolves with
+        a 3x3 binomial kernel, edges reflected, and takes every `stride`-th pixel (Zhang 2019,
+        section 3.2).
+      stride: 1 or 2. At 1 an average changes nothing; a blur still blurs.
     """
+    if kind == "average":
+        return average_pool(x, stride, stride)
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
     for axis in (1, 2):
-        count = (padded.shape[axis] - 3) // 2 * 2 + 1
-        slices = (lax.slice_in_dim(padded, first, first + count, 2, axis) for first in range(3))
+        count = (padded.shape[axis] - 3) // stride * stride + 1
+        slices = (
+            lax.slice_in_dim(padded, first, first + count, stride, axis) for first in range(3)
+        )
         left, middle, right = slices
         padded = 0.25 * left + 0.5 * middle + 0.25 * right
     return padded

@@ -1,6 +1,7 @@
 """The base class of all networks: shared attributes, checks of the input, and the head."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -126,6 +127,32 @@ class Network(nn.Module):
             raise InputError(
                 f"images have {images.shape[3]} channels, in_channels is {self.in_channels}: "
                 f"set in_channels={images.shape[3]}"
+            )
+        self.check_sides(*images.shape[1:3])
+
+    def extents(self, side: int) -> list[int] | None:
+        """Returns the extent of the map of each stage along an axis of `side` pixels.
+
+        None stands for a side that the network can't take: a map would have no pixels, or a branch
+        another extent than its shortcut.
+        """
+        raise NotImplementedError
+
+    def check_sides(self, *sides: int) -> None:
+        """Checks that the network can take images of these sides.
+
+        Raises:
+          InputError: it can't; the message names the nearest sides that it can take.
+        """
+        for side in sides:
+            if self.extents(side) is not None:
+                continue
+            below = next((s for s in range(side - 1, 0, -1) if self.extents(s) is not None), None)
+            above = next(s for s in itertools.count(side + 1) if self.extents(s) is not None)
+            raise InputError(
+                f"images of {'x'.join(map(str, sides))} pixels don't fit "
+                f"{type(self).__name__}'s strides: resize their side of {side} to "
+                f"{above if below is None else f'{below} or {above}'}"
             )
 
     def check_stages(self, depths: tuple[int, ...], widths: tuple[int, ...]) -> None:

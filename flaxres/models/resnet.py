@@ -15,8 +15,7 @@ from flaxres.models.blocks import EXPANSION, ResidualBlock, Stage
 from flaxres.models.layers import (
     EfficientChannelAttention,
     SqueezeExcite,
-    average_pool,
-    blur_pool,
+    anti_alias_pool,
     norm_relu,
     norm_relu_pool,
 )
@@ -101,7 +100,7 @@ class ResNet(Network):
 
     Raises:
       InputError: an attribute has an unknown value, or the images have another rank, another
-        layout or an integer dtype.
+        layout, an integer dtype, or sides that the strides can't halve (see `extents`).
 
     Examples:
       >>> import flaxres
@@ -152,20 +151,51 @@ class ResNet(Network):
             anti_alias=self.anti_alias,
             stochastic=self.stochastic_depth > 0,
         )
-        reached, dilation = 4, 1
-        stages = zip(self.widths, self.drop_rates(self.depths), strict=True)
-        for i, (width, rates) in enumerate(stages, 1):
-            stride, previous = 1 if i == 1 else 2, dilation
-            if stride == 2 and reached >= self.output_stride:
-                stride, dilation = 1, 2 * dilation
-            reached *= stride
-            dilations = (previous, dilation)
+        stages = zip(self.widths, self.drop_rates(self.depths), self.stage_strides(), strict=True)
+        for i, (width, rates, (stride, dilations)) in enumerate(stages, 1):
+            dilation = dilations[1]
             first = functools.partial(block, width=width, stride=stride, dilation=dilations)
             rest = functools.partial(block, width=width, stride=1, dilation=(dilation, dilation))
             x = Stage(first, rest, rates, self.scan_blocks, self.remat, name=f"layer{i}")(x, train)
             maps[f"stage{i}"] = x
         maps["pooled"] = self.pooled(x)
         return maps if features else self.head(maps["pooled"], train, self.head_name)
+
+    def stage_strides(self) -> list[tuple[int, tuple[int, int]]]:
+        """Returns each stage's stride, and the dilation of its first block's 3x3 and of the others.
+
+        A stage that would exceed `output_stride` dilates instead of striding.
+        """
+        result, reached, dilation = [], 4, 1
+        for i in range(len(self.depths)):
+            stride, previous = 2 if i else 1, dilation
+            if stride == 2 and reached >= self.output_stride:
+                stride, dilation = 1, 2 * dilation
+            reached *= stride
+            result.append((stride, (previous, dilation)))
+        return result
+
+    def extents(self, side: int) -> list[int] | None:
+        """Returns the extent of each stage's map, see `Network.extents`.
+
+        An average of two pixels drops an odd last one, which the shortcut keeps. A blur reflects
+        the pixel beside an edge, so there must be two.
+        """
+        if self.stem != "small":
+            side = -(-side // 2)
+            if self.anti_alias == "blur" and not self.stem_convolution and side < 2:
+                return None
+            drops = self.anti_alias == "average" and not self.stem_convolution
+            side = side // 2 if drops else -(-side // 2)
+        result = []
+        for stride, (previous, dilation) in self.stage_strides():
+            if self.anti_alias == "blur" and (stride, previous) != (1, dilation) and side < 2:
+                return None
+            if stride == 2 and self.anti_alias == "average" and side % 2:
+                return None
+            side = -(-side // stride)
+            result.append(side)
+        return result if side else None
 
     def stem_maps(
         self,
@@ -191,13 +221,13 @@ class ResNet(Network):
             blurs = self.anti_alias == "blur"
             pool = functools.partial(max_pool, stride=1 if blurs else 2)
             stem, x = norm_relu_pool(norm1, x, train, pool, features)
-            return stem, blur_pool(x) if blurs else x
+            return stem, anti_alias_pool(x, "blur", 2) if blurs else x
         x = norm_relu(norm1, x, train)
         if self.stem == "small":
             return x, x
         if self.stem_convolution:
             return x, PoolingConvolution(conv, norm, name="maxpool")(x, train)
-        return x, average_pool(x, 2, 2)
+        return x, anti_alias_pool(x, "average", 2)
 
     def attention_module(self, conv: Callable[..., nn.Module]) -> Callable[..., nn.Module] | None:
         """Returns the attention module with its attributes bound, or None."""

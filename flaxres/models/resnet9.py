@@ -81,11 +81,6 @@ class ResNet9(Network):
     ) -> Any:
         self.check(images)
         self.check_stages(self.depths, self.widths)
-        if min(images.shape[1:3]) < (smallest := 2 ** len(self.widths)):
-            raise InputError(
-                f"images have shape {images.shape}: {len(self.widths)} stages halve the sides, "
-                f"which must be at least {smallest} pixels"
-            )
         if self.stochastic_depth and max(self.depths) < 2:
             raise InputError(
                 f"stochastic_depth (={self.stochastic_depth}) drops residual blocks, "
@@ -111,3 +106,8 @@ class ResNet9(Network):
             maps[f"stage{i}"] = x
         maps["pooled"] = self.pooled(x)
         return maps if features else self.head(maps["pooled"], train, "fc")
+
+    def extents(self, side: int) -> list[int] | None:
+        """Returns the extent of each stage's map, see `Network.extents`."""
+        result = [side // 2**i for i in range(1, len(self.widths) + 1)]
+        return result if result[-1] else None

@@ -142,6 +142,13 @@ class ResNetV2(Network):
         maps["pooled"] = self.pooled(x)
         return maps if features else self.head(maps["pooled"], train, "head")
 
+    def extents(self, side: int) -> list[int] | None:
+        """Returns the extent of each stage's map, see `Network.extents`."""
+        result = [side if self.stem == "small" else -(-side // 4)]
+        for _ in self.depths[1:]:
+            result.append(-(-result[-1] // 2))
+        return result if side else None
+
     def head(self, x: Float[Array, "n c"], train: bool, name: str) -> Float[Array, "n k"]:
         """Classifies by a 1x1 convolution named `head.fc`, as timm does in this network."""
         if not self.num_classes:
