@@ -37,7 +37,7 @@ def test_logits_features_and_round_trip_agree_with_timm(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stride", [8, 16])
-@pytest.mark.parametrize("name", ["resnet50", "resnet18d"])
+@pytest.mark.parametrize("name", ["resnet50", "resnet18d", "resnetblur50", "resnetaa50d"])
 def test_dilated_networks_agree_with_timm(name: str, stride: int) -> None:
     assert max(compare(name, output_stride=stride)[:2]) <= 1e-4
 
