@@ -17,6 +17,10 @@ class UnreadableError(InputError):
     """An image that can't be decoded; the message is the reason."""
 
 
+class NoImageError(UnreadableError):
+    """A file that is no image by its content."""
+
+
 def open_image(data: bytes) -> Image.Image:
     """Reads the header of an image.
 
@@ -34,7 +38,7 @@ def open_image(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError as error:
-        raise UnreadableError("this is no JPEG or PNG image") from error
+        raise NoImageError("this is no JPEG or PNG image") from error
     except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise UnreadableError(str(error)) from error
     if image.width * image.height > MAX_PIXELS:

@@ -196,7 +196,7 @@ def prepare_run(config: Config) -> Run:
         )
     splits = (data.train_split, data.eval_split)
     training, evaluation = open_or_prepare(
-        data.name, splits, data.source, data.data_dir, data.bad_images
+        data.name, splits, data.source, data.data_dir, data.bad_images, data.validation
     )
     if training.classes != evaluation.classes:
         raise InputError(
