@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from flaxres.cli._options import Parser, show
 from flaxres.cli._process import silence
@@ -30,6 +31,13 @@ def data(arguments: Sequence[str]) -> None:
             help="folder of <split>/<class>/*.jpg, ImageNet's tars, or CIFAR-10's archive",
         )
         command.add_argument("--data-dir", help="folder of prepared datasets (TFDS's own)")
+        command.add_argument(
+            "--validation",
+            type=float,
+            default=0.0,
+            metavar="SHARE",
+            help="share of each class of a folder's train that becomes val (0)",
+        )
         command.add_argument("--json", action="store_true", help="print one JSON object")
         add_options(command)
     chosen = parser.parse_args(arguments)
@@ -75,7 +83,7 @@ def data_prepare(chosen: argparse.Namespace) -> None:
     from flaxres.data.prepare import prepare
 
     place, tally = prepare(
-        chosen.name, chosen.source, chosen.data_dir, bad_images=chosen.bad_images
+        chosen.name, chosen.source, chosen.data_dir, (), chosen.bad_images, chosen.validation
     )
     facts = {"path": str(place), "files": _plain(tally.counts), "refused": dict(tally.refused)}
     show(chosen.json, facts, [*tally.lines(), f"prepared in {place}"])
@@ -88,8 +96,8 @@ def data_info(chosen: argparse.Namespace) -> None:
 
     if chosen.config and not chosen.sheet:
         raise InputError("--config needs --sheet: it gives the augmentation to draw")
-    ensure_prepared(chosen.name, chosen.source, chosen.data_dir)
-    facts = describe(chosen.name, chosen.source, chosen.data_dir)
+    ensure_prepared(chosen.name, chosen.source, chosen.data_dir, chosen.validation)
+    facts = describe(chosen.name, chosen.source, chosen.data_dir, chosen.validation)
     lines = [f"path: {facts['path']}", f"version: {facts['version']}"]
     for split, known in facts["splits"].items():
         digest = "no digest: TFDS prepared it"
@@ -102,11 +110,27 @@ def data_info(chosen: argparse.Namespace) -> None:
     classes = facts["classes"]
     more = f", and {len(classes) - 20} more" if len(classes) > 20 else ""
     lines.append(f"{len(classes)} classes: {', '.join(classes[:20])}{more}")
+    lines += _report_lines(facts["report"])
     if chosen.sheet:
         _draw_sheet(chosen, list(facts["splits"]))
         facts["sheet"] = chosen.sheet
         lines.append(f"drew {chosen.sheet}")
     show(chosen.json, facts, lines)
+
+
+def _report_lines(report: Mapping[str, Any]) -> list[str]:
+    """Returns what the preparation counted and left out."""
+    lines = []
+    for split, counts in report.get("files", {}).items():
+        lines.append(
+            f"files of {split}: {', '.join(f'{n:,} {name}' for name, n in counts.items())}"
+        )
+    for split, classes in report.get("classes", {}).items():
+        numbers = (f"{label} {number:,}" for label, number in [*classes.items()][:100])
+        more = f", and {len(classes) - 100} more classes" if len(classes) > 100 else ""
+        lines.append(f"images of {split}: {', '.join(numbers)}{more}")
+    lines += [f"refused {name}: {reason}" for name, reason in report.get("refused", {}).items()]
+    return lines + list(report.get("notes", []))
 
 
 def _draw_sheet(chosen: argparse.Namespace, splits: list[str]) -> None:
@@ -120,6 +144,7 @@ def _draw_sheet(chosen: argparse.Namespace, splits: list[str]) -> None:
         name=chosen.name,
         source=chosen.source,
         data_dir=chosen.data_dir,
+        validation=chosen.validation,
         train_split=split if split.partition("[")[0] in splits else splits[0],
     )
     draw_sheet(dataclasses.replace(config, data=data), chosen.sheet)
@@ -130,8 +155,8 @@ def data_verify(chosen: argparse.Namespace) -> None:
     from flaxres.data.datasets import ensure_prepared
     from flaxres.data.sources import verify
 
-    ensure_prepared(chosen.name, chosen.source, chosen.data_dir)
-    verdict = verify(chosen.name, chosen.source, chosen.data_dir, chosen.decode)
+    ensure_prepared(chosen.name, chosen.source, chosen.data_dir, chosen.validation)
+    verdict = verify(chosen.name, chosen.source, chosen.data_dir, chosen.decode, chosen.validation)
     lines = ["files: no digests, TFDS prepared this dataset"]
     if verdict.files:
         sound = sum(state == "sound" for state in verdict.files.values())
@@ -158,7 +183,9 @@ def data_shrink(chosen: argparse.Namespace) -> None:
     from flaxres.data.datasets import open_or_prepare
     from flaxres.data.prepare import shrink
 
-    splits = open_or_prepare(chosen.name, (), chosen.source, chosen.data_dir)
+    splits = open_or_prepare(
+        chosen.name, (), chosen.source, chosen.data_dir, validation=chosen.validation
+    )
     sources = {source.name.rpartition("/")[2]: source for source in splits}
     name, place, tally = shrink(sources, chosen.short_side, chosen.quality, chosen.data_dir)
     facts = {"name": name, "path": str(place), "images": _plain(tally.counts)}

@@ -105,6 +105,9 @@ class DataConfig:
     ~/tensorflow_datasets)."""
     train_split: str = setting("train")
     """Split for training, in TFDS's syntax: `train[:90%]` works."""
+    validation: float = setting(0.0, rules.BELOW_ONE)
+    """Share of each class of a folder's split `train` that becomes its
+    split `val`; 0 takes the splits as they are."""
     eval_split: str = setting("test", measure=True)
     """Split for evaluation, in TFDS's syntax."""
     image_size: int = setting(224, rules.POSITIVE)

@@ -1,17 +1,34 @@
 """Names of prepared datasets and their splits."""
 
 import hashlib
+import os
 import pathlib
 from collections.abc import Iterable
 
-from flaxres.data.builders import folder_split, visible
+from flaxres.data.folders import folder_split, visible
 from flaxres.errors import unknown
 
 # The version of the datasets that flaxres writes.
 VERSION = "1.1.0"
+# The version of datasets whose records were sorted by class before.
+MIXED_VERSION = "1.2.0"
+MIXED = ("folder", "imagenet2012")
 
 
-def config_name(name: str, source: str | None) -> str | None:
+def version(name: str) -> str:
+    """Returns the version in which flaxres writes a dataset.
+
+    Args:
+      name: name of the dataset, without a config.
+
+    Examples:
+      >>> version("digits"), version("folder")
+      ('1.1.0', '1.2.0')
+    """
+    return MIXED_VERSION if name in MIXED else VERSION
+
+
+def config_name(name: str, source: str | None, validation: float = 0.0) -> str | None:
     """Returns the name of the TFDS config that holds a folder of images.
 
     It consists of the folder's name and a digest of its path and of its files' names, sizes and
@@ -20,6 +37,7 @@ def config_name(name: str, source: str | None) -> str | None:
     Args:
       name: name of the dataset.
       source: the folder of images.
+      validation: see `flaxres.data.folders.folder`.
 
     Returns:
       The name; None for any dataset but `folder`.
@@ -27,13 +45,16 @@ def config_name(name: str, source: str | None) -> str | None:
     if name != "folder" or source is None:
         return None
     root = pathlib.Path(source).expanduser().resolve()
-    digest = hashlib.sha256(f"{VERSION}\n{root}".encode())
+    digest = hashlib.sha256(
+        f"{version(name)}\n{root}\n{validation!r}".encode(errors="surrogateescape")
+    )
     for split in visible(root) if root.is_dir() else []:
-        for label, paths in folder_split(split).items():
+        for paths in folder_split(split).values():
             for path in paths:
                 status = path.stat()
-                file = f"{split.name}/{label}/{path.name}"
-                digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+                file = os.fsdecode(path.relative_to(root))
+                facts = f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n"
+                digest.update(os.fsencode(facts))
     letters = "".join(c if c.isalnum() else "_" for c in root.name.lower()) or "root"
     return f"{letters}_{digest.hexdigest()[:16]}"
 

@@ -4,12 +4,11 @@ None of them needs TensorFlow. A builder reads a dataset in its original form an
 `Contents`; `flaxres.data.prepare` writes them.
 """
 
-import dataclasses
 import functools
 import io
 import pathlib
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import IO
 
 import numpy as np
@@ -17,9 +16,10 @@ from jaxtyping import Bool, UInt8
 
 from flaxres.data import digests
 from flaxres.data._download import download
+from flaxres.data.contents import Contents, Example, mixed
+from flaxres.data.folders import folder
 from flaxres.errors import InputError
 
-EXTENSIONS = {".jpg", ".jpeg", ".png"}
 # Limits on archives. ImageNet's largest image has 15 MB, its largest class 230 MB, and its
 # training split 1.28 million images.
 LARGEST_IMAGE, LARGEST_CLASS, MOST_MEMBERS = 64 << 20, 1 << 30, 2_000_000
@@ -31,25 +31,6 @@ CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
-
-Example = tuple[str, bytes, str]
-"""File name, encoded image and class."""
-Examples = Callable[[], Iterable[Example]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Contents:
-    """The contents of a dataset in its original form.
-
-    Attributes:
-      classes: names of the classes in label order.
-      splits: for each split the number of files, and a function that iterates over them.
-      complete: fewer files than that are an error.
-    """
-
-    classes: tuple[str, ...]
-    splits: Mapping[str, tuple[int, Examples]]
-    complete: bool = False
 
 
 def read_digits() -> tuple[
@@ -90,92 +71,6 @@ def digits(source: pathlib.Path | None) -> Contents:
         name: (count, functools.partial(examples, name == "test")) for name, count in counts.items()
     }
     return Contents(tuple("0123456789"), splits)
-
-
-def folder(source: pathlib.Path | None) -> Contents:
-    """Returns the images in `<split>/<class>/*.jpg|jpeg|png`.
-
-    Classes are numbered in the order of their names.
-
-    Args:
-      source: the folder with the splits.
-
-    Raises:
-      InputError: there is no such folder, it holds no images, or a class has no images in one of
-        the splits.
-    """
-    source = require_folder(source)
-    by_split = {split.name: folder_split(split) for split in visible(source)}
-    by_split = {split: classes for split, classes in by_split.items() if classes}
-    if not by_split:
-        raise InputError(
-            f"data.source={str(source)!r} holds no <split>/<class>/*.jpg|jpeg|png: arrange the "
-            "images like train/cat/1.jpg"
-        )
-    everywhere = sorted(set().union(*by_split.values()))
-    for split, classes in by_split.items():
-        if missing := sorted(set(everywhere) - set(classes)):
-            more = f" (and {len(missing) - 1} more classes)" if missing[1:] else ""
-            raise InputError(
-                f"class {missing[0]!r} has no images in split {split!r} of {str(source)!r}{more}: "
-                "every class needs images in every split"
-            )
-
-    def examples(classes: dict[str, list[pathlib.Path]]) -> Iterator[Example]:
-        for name in everywhere:
-            for path in classes[name]:
-                try:
-                    data = path.read_bytes()
-                except OSError as error:
-                    raise InputError(
-                        f"{str(path)!r} can't be read ({error.strerror}): correct its permissions, "
-                        "or remove it"
-                    ) from error
-                yield str(path.relative_to(source)), data, name
-
-    splits: dict[str, tuple[int, Examples]] = {}
-    for split, classes in by_split.items():
-        splits[split] = sum(map(len, classes.values())), functools.partial(examples, classes)
-    return Contents(tuple(everywhere), splits)
-
-
-def require_folder(source: str | pathlib.Path | None) -> pathlib.Path:
-    """Returns `source` as a path.
-
-    Raises:
-      InputError: `source` is None or no folder. Every folder of images is a dataset by itself, so
-        there is no default.
-    """
-    if source is None:
-        raise InputError(
-            "data.name='folder' needs data.source: the folder that holds <split>/<class>/*.jpg"
-        )
-    if not (path := pathlib.Path(source).expanduser()).is_dir():
-        raise InputError(
-            f"data.source={str(source)!r} is not a folder: give the one that holds "
-            "<split>/<class>/*.jpg"
-        )
-    return path
-
-
-def visible(path: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the folders in a folder that are not hidden, in the order of their names."""
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def folder_split(split: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """Returns the image files of each class that has any.
-
-    Links to folders, and folders within folders, are followed.
-
-    Args:
-      split: the folder of a split.
-    """
-    classes = {
-        c.name: sorted(p for p in c.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-        for c in visible(split)
-    }
-    return {name: paths for name, paths in classes.items() if paths}
 
 
 def cifar10(source: pathlib.Path | None) -> Contents:
@@ -259,7 +154,12 @@ def imagenet2012(source: pathlib.Path | None) -> Contents:
 
 
 def _imagenet_train(path: pathlib.Path, classes: tuple[str, ...]) -> Iterator[Example]:
-    """Iterates over the training images, which lie in one archive a class within the archive."""
+    """Iterates over the training images, with their classes mixed.
+
+    They lie in one archive a class within the archive. A first pass finds their places, and they
+    are then read in the order in which they are written.
+    """
+    places: dict[str, list[tuple[str, int, int]]] = {}
     with tarfile.open(path, "r:") as outer:
         for member, file in _members(outer, LARGEST_CLASS):
             if not member.name.endswith(".tar"):
@@ -271,8 +171,14 @@ def _imagenet_train(path: pathlib.Path, classes: tuple[str, ...]) -> Iterator[Ex
                     "1,000 classes"
                 )
             with tarfile.open(fileobj=file, mode="r:") as inner:
-                for image, content in _members(inner, LARGEST_IMAGE):
-                    yield image.name, content.read(), name
+                places.setdefault(name, []).extend(
+                    (image.name, member.offset_data + image.offset_data, image.size)
+                    for image, _ in _members(inner, LARGEST_IMAGE)
+                )
+    with path.open("rb") as archive:
+        for name, (image_name, offset, size) in mixed(places, str):
+            archive.seek(offset)
+            yield image_name, archive.read(size), name
 
 
 def _imagenet_validation(path: pathlib.Path, labels: list[str]) -> Iterator[Example]:

@@ -20,6 +20,7 @@ def open_or_prepare(
     source: str | None = None,
     data_dir: str | None = None,
     bad_images: BadImages = "skip",
+    validation: float = 0.0,
 ) -> list[Source]:
     """Opens splits of a dataset, and prepares it before if flaxres can and it is not there.
 
@@ -30,6 +31,7 @@ def open_or_prepare(
       source: path of the original files; see `flaxres.data.builders`.
       data_dir: folder of prepared datasets; None is the folder of TFDS.
       bad_images: treatment of images that can't be decoded; see `flaxres.data.prepare.prepare`.
+      validation: share of each class of a folder's split `train` that becomes the split `val`.
 
     Returns:
       A source for each split.
@@ -47,20 +49,25 @@ def open_or_prepare(
       >>> folder.cleanup()
     """
     with contextlib.suppress(NotPreparedError):
-        return open_splits(name, splits, source, data_dir)
-    _prepare(name, splits, source, data_dir, bad_images)
-    return open_splits(name, splits, source, data_dir)
+        return open_splits(name, splits, source, data_dir, validation)
+    _prepare(name, splits, source, data_dir, bad_images, validation)
+    return open_splits(name, splits, source, data_dir, validation)
 
 
-def ensure_prepared(name: str, source: str | None = None, data_dir: str | None = None) -> None:
+def ensure_prepared(
+    name: str,
+    source: str | None = None,
+    data_dir: str | None = None,
+    validation: float = 0.0,
+) -> None:
     """Prepares a dataset if flaxres can and it is not there; see `open_or_prepare`.
 
     Raises:
       InputError: the dataset is neither there nor can be prepared.
     """
     with contextlib.suppress(NotPreparedError):
-        return require_prepared(name, source, data_dir)
-    return _prepare(name, (), source, data_dir, "skip")
+        return require_prepared(name, source, data_dir, validation)
+    return _prepare(name, (), source, data_dir, "skip", validation)
 
 
 def _prepare(
@@ -69,9 +76,10 @@ def _prepare(
     source: str | None,
     data_dir: str | None,
     bad_images: BadImages,
+    validation: float,
 ) -> None:
     """Prepares a dataset and prints the tally on stderr."""
     bases = [split.partition("[")[0] for split in splits]
-    _, tally = prepare(name, source, data_dir, bases, bad_images)
+    _, tally = prepare(name, source, data_dir, bases, bad_images, validation)
     for line in tally.lines():
         print(line, file=sys.stderr)

@@ -5,6 +5,7 @@ import io
 import cv2
 import numpy as np
 import simplejpeg
+from jaxtyping import Integer, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from flaxres.errors import InputError
@@ -12,9 +13,16 @@ from flaxres.errors import InputError
 # A header that promises more is refused before anything is decoded: it may be a decompression bomb.
 MAX_PIXELS = 100_000_000
 
+# Longest side of a JPEG that libjpeg writes.
+LONGEST_JPEG = 65_500
+
 
 class UnreadableError(InputError):
     """An image that can't be decoded; the message is the reason."""
+
+
+class NoImageError(UnreadableError):
+    """A file that is no image by its content."""
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -34,7 +42,7 @@ def open_image(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError as error:
-        raise UnreadableError("this is no JPEG or PNG image") from error
+        raise NoImageError("this is no JPEG or PNG image") from error
     except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise UnreadableError(str(error)) from error
     if image.width * image.height > MAX_PIXELS:
@@ -53,11 +61,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     try:
         if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip and not scale
-            grey = (np.asarray(image).astype(np.float64) / 257).round().clip(0, 255)
-            return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+            return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
         return image.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
         raise UnreadableError(str(error)) from error
+
+
+def _eight_bits(grey: Integer[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+    """Scales grey levels of 16 bits to 8, rounded, in blocks of rows to save memory."""
+    result = np.empty(grey.shape, np.uint8)
+    rows = max((1 << 20) // grey.shape[1], 1)
+    for top in range(0, len(grey), rows):
+        block = grey[top : top + rows].clip(0, 65535).astype(np.int32)
+        result[top : top + rows] = (2 * block + 257) // 514
+    return result
 
 
 def repair(data: bytes) -> tuple[str, bytes]:
@@ -102,6 +119,8 @@ def repair(data: bytes) -> tuple[str, bytes]:
 def shrink_image(data: bytes, short_side: int, quality: int) -> tuple[str, bytes]:
     """Makes the short side of an image at most `short_side` pixels.
 
+    An image that would still be too long for a JPEG is kept.
+
     Args:
       data: an encoded image.
       short_side: largest short side in pixels.
@@ -117,6 +136,8 @@ def shrink_image(data: bytes, short_side: int, quality: int) -> tuple[str, bytes
     image = open_image(data)
     short = min(image.size)
     if short <= short_side:
+        return f"{name} kept", data
+    if short_side * max(image.size) > LONGEST_JPEG * short:
         return f"{name} kept", data
     width, height = (max(round(side * short_side / short), short_side) for side in image.size)
     small = cv2.resize(np.asarray(to_rgb(image)), (width, height), interpolation=cv2.INTER_AREA)

@@ -32,19 +32,21 @@ def add(digest: Any, name: str, data: bytes, label: str) -> None:
     digest.update(data)
 
 
-def write(folder: pathlib.Path, contents: dict[str, str]) -> None:
+def write(folder: pathlib.Path, contents: dict[str, str], report: dict[str, Any]) -> None:
     """Writes the digests of a dataset beside its files.
 
     Args:
       folder: the folder with the files of the dataset.
       contents: digest of the examples of each split.
+      report: facts about the preparation; see `flaxres.data.prepare.Tally.report`.
     """
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": digests.file_digest(path)}
         for path in sorted(folder.iterdir())
         if path.name != FILE
     }
-    (folder / FILE).write_text(json.dumps({"contents": contents, "files": files}, indent=2) + "\n")
+    known = {"contents": contents, "files": files, "report": report}
+    (folder / FILE).write_text(json.dumps(known, indent=2) + "\n")
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
@@ -54,8 +56,8 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
       folder: the folder with the files of the dataset.
 
     Returns:
-      `contents`, the digest of each split's examples, and `files`, the size and SHA-256 of each
-      file. Both are empty for datasets that TFDS prepared.
+      `contents`, the digest of each split's examples, `files`, the size and SHA-256 of each file,
+      and `report`. All are empty for datasets that TFDS prepared.
 
     Raises:
       InputError: the digests can't be read.
@@ -63,12 +65,12 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     try:
         known: dict[str, Any] = json.loads((folder / FILE).read_text())
     except FileNotFoundError:
-        return {"contents": {}, "files": {}}
+        return {"contents": {}, "files": {}, "report": {}}
     except (OSError, ValueError) as error:
         raise InputError(
             f"{str(folder / FILE)!r} can't be read ({error}): prepare the dataset again"
         ) from error
-    return known
+    return {"report": {}, **known}
 
 
 def require_whole(folder: pathlib.Path, files: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64, UInt8
 from flaxres.data.choices import BadImages
 from flaxres.data.decode import Transform
 from flaxres.data.images import UnreadableError
+from flaxres.data.labels import require_label
 from flaxres.data.source import Source
 from flaxres.errors import InputError
 
@@ -103,6 +104,7 @@ def _load(
 ) -> tuple[UInt8[np.ndarray, "size size 3"], int]:
     """Returns the crop and the label of a record; InputError names the record and its file."""
     data, label = source.read(record)
+    require_label(source, record, label)
     try:
         return transform(data, numbers), label
     except UnreadableError as error:

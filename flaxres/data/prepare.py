@@ -20,14 +20,17 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
+from PIL import Image
 from rich.progress import Progress
 
 from flaxres.data import integrity
-from flaxres.data._naming import VERSION, config_name, require_split
+from flaxres.data._naming import config_name, require_split, version
 from flaxres.data._progress import progress_bar
-from flaxres.data.builders import BUILDERS, Contents, Example
+from flaxres.data.builders import BUILDERS
 from flaxres.data.choices import BadImages
-from flaxres.data.images import UnreadableError, repair, shrink_image
+from flaxres.data.contents import Contents, Example
+from flaxres.data.folders import folder
+from flaxres.data.images import NoImageError, UnreadableError, repair, shrink_image
 from flaxres.data.source import Source
 from flaxres.errors import InputError, unknown
 
@@ -46,11 +49,24 @@ class Tally:
         It is empty for a dataset that existed before.
       refused: name of each file that was refused, and the reason.
       contents: a `hashlib` object for each split, over its examples.
+      classes: for each split the number of images of each class that were written.
+      notes: sentences on what is left out or unusual.
     """
 
     counts: dict[str, collections.Counter[str]] = dataclasses.field(default_factory=dict)
     refused: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     contents: dict[str, Any] = dataclasses.field(default_factory=dict)
+    classes: dict[str, collections.Counter[str]] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def report(self) -> dict[str, Any]:
+        """Returns what `flaxres data info` tells about the preparation, to store it."""
+        return {
+            "files": {split: dict(sorted(counts.items())) for split, counts in self.counts.items()},
+            "classes": {split: dict(sorted(n.items())) for split, n in self.classes.items()},
+            "refused": dict(self.refused),
+            "notes": list(self.notes),
+        }
 
     def lines(self) -> list[str]:
         """Returns a line for each split: `train: 1200 JPEG, 3 refused`.
@@ -60,7 +76,7 @@ class Tally:
         return [
             f"{split}: " + ", ".join(f"{number} {name}" for name, number in sorted(counts.items()))
             for split, counts in self.counts.items()
-        ]
+        ] + list(self.notes)
 
 
 def prepare(
@@ -69,6 +85,7 @@ def prepare(
     data_dir: str | None,
     splits: Iterable[str] = (),
     bad_images: BadImages = "skip",
+    validation: float = 0.0,
 ) -> tuple[pathlib.Path, Tally]:
     """Writes a dataset as ArrayRecord, unless it exists already.
 
@@ -82,6 +99,7 @@ def prepare(
       splits: splits that the dataset must have.
       bad_images: `error` refuses a dataset with an image that can't be decoded; `skip` leaves such
         images out.
+      validation: share of each class of a folder's split `train` that becomes the split `val`.
 
     Returns:
       The folder of the dataset, and a tally of its files.
@@ -99,10 +117,17 @@ def prepare(
     """
     if name not in BUILDERS:
         raise unknown("dataset to prepare", name, BUILDERS)
-    contents = BUILDERS[name](pathlib.Path(source).expanduser() if source else None)
+    path = pathlib.Path(source).expanduser() if source else None
+    if validation and name != "folder":
+        raise InputError(
+            f"data.validation={validation:g} with data.name={name!r}: it divides folders only; set "
+            "data.validation=0 and use the splits of the dataset"
+        )
+    contents = folder(path, validation) if name == "folder" else BUILDERS[name](path)
     for split in splits:
         require_split(name, split, contents.splits)
-    return _write(_Plan(name, config_name(name, source), contents, repair, bad_images), data_dir)
+    config = config_name(name, source, validation)
+    return _write(_Plan(name, config, contents, repair, bad_images), data_dir)
 
 
 def shrink(
@@ -172,18 +197,20 @@ class _Plan:
         task = progress.add_task(split, total=total)
         counts = tally.counts.setdefault(split, collections.Counter())
         digest = tally.contents[split] = hashlib.sha256()
+        written = tally.classes.setdefault(split, collections.Counter())
         iterator = _readable(examples())
         with concurrent.futures.ThreadPoolExecutor() as pool:
             while block := list(itertools.islice(iterator, EXAMPLES_AT_ONCE)):
                 changed = pool.map(self._changed, block)
                 for (name, _, label), (result, data, reason) in zip(block, changed, strict=True):
                     counts[result] += 1
+                    written[label] += data is not None
                     progress.advance(task)
                     if data is not None:
                         integrity.add(digest, name, data, label)
                         yield name, data, label
                         continue
-                    if self.bad_images == "error":
+                    if self.bad_images == "error" and result == "refused":
                         raise InputError(
                             f"{split}: {name}: {reason}; repair or remove it, or skip bad images "
                             "(data.bad_images='skip')"
@@ -195,16 +222,33 @@ class _Plan:
                 f"split {split!r} has {actual:,} images: the rule is {total:,}; the archive is "
                 "incomplete, download it again"
             )
-        if counts.total() == counts["refused"]:
+        self._require_images(split, counts, written)
+
+    def _require_images(
+        self, split: str, counts: Mapping[str, int], written: Mapping[str, int]
+    ) -> None:
+        """Refuses a split or a class of it without an image."""
+        left_out = sum(counts.values()) - sum(written.values())
+        if not any(written.values()):
             raise InputError(
-                f"split {split!r} holds no image that can be read: {len(tally.refused)} files were "
-                "refused"
+                f"split {split!r} holds no image that can be read: {left_out} files were refused"
+            )
+        if empty := sorted(label for label, number in written.items() if not number):
+            more = f" (and {len(empty) - 1} more classes)" if empty[1:] else ""
+            raise InputError(
+                f"class {empty[0]!r} of split {split!r} has files, but no image that can be "
+                f"read{more}: repair its images, or remove its folder"
             )
 
     def _changed(self, example: Example) -> tuple[str, bytes | None, str]:
         """Returns the format of a file and the bytes to write; without bytes the reason."""
         try:
             return *self.change(example[1]), ""
+        except NoImageError as error:
+            suffix = pathlib.PurePosixPath(example[0]).suffix.lower()
+            by_name = suffix in Image.registered_extensions()
+            result = "refused" if by_name else f"no image ({suffix or 'no extension'})"
+            return result, None, str(error)
         except UnreadableError as error:
             return "refused", None, str(error)
 
@@ -222,14 +266,14 @@ def _write(plan: _Plan, data_dir: str | None) -> tuple[pathlib.Path, Tally]:
     """Writes a dataset into a staging folder and moves it into place once it is complete."""
     import tensorflow_datasets as tfds
 
-    tally = Tally()
+    tally = Tally(notes=plan.contents.notes)
     tfds.disable_progress_bar()
     root = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    relative = pathlib.Path(plan.name, *([plan.config] if plan.config else []), VERSION)
+    relative = pathlib.Path(plan.name, *([plan.config] if plan.config else []), version(plan.name))
     place = root / relative
     with _lock(place.parent):
         if (place / "dataset_info.json").exists():
-            return place, tally
+            return place, Tally()
         staging = place.parent / STAGING
         shutil.rmtree(staging, ignore_errors=True)
         try:
@@ -239,7 +283,7 @@ def _write(plan: _Plan, data_dir: str | None) -> tuple[pathlib.Path, Tally]:
             ):
                 _tfds_builder(plan, tally, progress, staging).download_and_prepare()
             contents = {split: digest.hexdigest() for split, digest in tally.contents.items()}
-            integrity.write(staging / relative, contents)
+            integrity.write(staging / relative, contents, tally.report())
             (staging / relative).rename(place)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -255,7 +299,7 @@ def _tfds_builder(plan: _Plan, tally: Tally, progress: Progress, folder: pathlib
     with tfds.core.registered.skip_registration():
 
         class Builder(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
-            VERSION = tfds.core.Version(VERSION)
+            VERSION = tfds.core.Version(version(plan.name))
             BUILDER_CONFIGS: ClassVar = configs
 
             def _info(self) -> Any:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from flaxres.data import digests, integrity
-from flaxres.data._naming import VERSION, config_name, require_split
-from flaxres.data.builders import BUILDERS, require_folder
+from flaxres.data._naming import MIXED, MIXED_VERSION, config_name, require_split, version
+from flaxres.data.builders import BUILDERS
+from flaxres.data.folders import require_folder
 from flaxres.data.source import Source
 from flaxres.errors import InputError, unknown
 
@@ -25,6 +26,7 @@ def open_splits(
     splits: Sequence[str] = (),
     source: str | None = None,
     data_dir: str | None = None,
+    validation: float = 0.0,
 ) -> list[Source]:
     """Opens splits of a prepared dataset.
 
@@ -33,6 +35,7 @@ def open_splits(
       splits: names of the splits, with slices as in TFDS: `train[:90%]`. Empty opens all splits.
       source: the original folder of images if `name` is `folder`.
       data_dir: folder of prepared datasets; None is the folder of TFDS.
+      validation: see `flaxres.data.folders.folder`.
 
     Returns:
       A source for each split.
@@ -40,7 +43,8 @@ def open_splits(
     Raises:
       NotPreparedError: the dataset is one that flaxres prepares, and is not prepared yet.
       InputError: there is no such dataset or split; the dataset is not in ArrayRecord, does not
-        have one image and one label, or misses a part of a file.
+        have one image and one label, or misses a part of a file; or a slice of a dataset whose
+        records are sorted by class.
 
     Examples:
       >>> import tempfile
@@ -50,7 +54,7 @@ def open_splits(
       ...     [source.name for source in open_splits("digits", ["test[:100]"], data_dir=folder)]
       ['digits/test[:100]']
     """
-    builder = _find(name, source, data_dir)
+    builder = _find(name, source, data_dir, validation)
     folder = pathlib.Path(builder.data_path)
     integrity.require_whole(folder, integrity.read(folder)["files"])
     return _sources(builder, name, splits)
@@ -63,23 +67,32 @@ def open_source(
     return open_splits(name, [split], source, data_dir)[0]
 
 
-def require_prepared(name: str, source: str | None = None, data_dir: str | None = None) -> None:
+def require_prepared(
+    name: str,
+    source: str | None = None,
+    data_dir: str | None = None,
+    validation: float = 0.0,
+) -> None:
     """Refuses a dataset that is not prepared; see `open_splits` for the arguments.
 
     Raises:
       NotPreparedError: the dataset is one that flaxres prepares, and is not prepared yet.
       InputError: there is no such dataset.
     """
-    _find(name, source, data_dir)
+    _find(name, source, data_dir, validation)
 
 
 def verify(
-    name: str, source: str | None = None, data_dir: str | None = None, decode: bool = False
+    name: str,
+    source: str | None = None,
+    data_dir: str | None = None,
+    decode: bool = False,
+    validation: float = 0.0,
 ) -> integrity.Verdict:
     """Checks all splits of a prepared dataset; see `integrity.verify`.
 
     Args:
-      name, source, data_dir: the dataset; see `open_splits`.
+      name, source, data_dir, validation: the dataset; see `open_splits`.
       decode: decode every image too.
 
     Returns:
@@ -89,19 +102,27 @@ def verify(
       NotPreparedError: the dataset is one that flaxres prepares, and is not prepared yet.
       InputError: there is no such dataset.
     """
-    builder = _find(name, source, data_dir)
-    return integrity.verify(pathlib.Path(builder.data_path), _sources(builder, name), decode)
+    builder = _find(name, source, data_dir, validation)
+    sources = _sources(builder, name)
+    return integrity.verify(pathlib.Path(builder.data_path), sources, decode)
 
 
-def describe(name: str, source: str | None = None, data_dir: str | None = None) -> dict[str, Any]:
+def describe(
+    name: str,
+    source: str | None = None,
+    data_dir: str | None = None,
+    validation: float = 0.0,
+) -> dict[str, Any]:
     """Describes a prepared dataset.
 
     Args:
-      name, source, data_dir: the dataset; see `open_splits`.
+      name, source, data_dir, validation: the dataset; see `open_splits`.
 
     Returns:
-      `path`, `version`, `classes`, and for each of `splits` its number of `examples`, `bytes` and
-      `shards` and the `sha256` of its examples, which is None if TFDS prepared the dataset.
+      `path`, `version`, `classes`, the `report` of the preparation (see
+      `flaxres.data.prepare.Tally.report`), and for each of `splits` its number of `examples`,
+      `bytes` and `shards` and the `sha256` of its examples, which is None if TFDS prepared the
+      dataset.
 
     Raises:
       NotPreparedError: the dataset is one that flaxres prepares, and is not prepared yet.
@@ -109,9 +130,10 @@ def describe(name: str, source: str | None = None, data_dir: str | None = None) 
     """
     import tensorflow_datasets as tfds
 
-    builder = _find(name, source, data_dir)
+    builder = _find(name, source, data_dir, validation)
     info, folder = builder.info, pathlib.Path(builder.data_path)
-    contents = integrity.read(folder)["contents"]
+    known = integrity.read(folder)
+    contents = known["contents"]
     splits = {
         split: {
             "examples": facts.num_examples,
@@ -122,19 +144,25 @@ def describe(name: str, source: str | None = None, data_dir: str | None = None) 
         for split, facts in info.splits.items()
     }
     classes = list(info.features[_feature(info, tfds.features.ClassLabel)].names)
-    return {"path": str(folder), "version": str(info.version), "splits": splits, "classes": classes}
+    return {
+        "path": str(folder),
+        "version": str(info.version),
+        "splits": splits,
+        "classes": classes,
+        "report": known["report"],
+    }
 
 
-def _find(name: str, source: str | None, data_dir: str | None) -> Any:
+def _find(name: str, source: str | None, data_dir: str | None, validation: float = 0.0) -> Any:
     """Returns the TFDS builder of a prepared dataset."""
     if name == "folder":
         require_folder(source)
-    config = config_name(name, source)
+    config = config_name(name, source, validation)
     candidates = [name]
     if config is not None:
         candidates = [f"{name}/{config}"]
     elif name in BUILDERS:
-        candidates = [f"{name}:{VERSION}", name]
+        candidates = [f"{name}:{version(name)}", name]
     for candidate in candidates:
         with contextlib.suppress(InputError):
             return _locate(candidate, data_dir)
@@ -143,6 +171,7 @@ def _find(name: str, source: str | None, data_dir: str | None) -> Any:
     command = ["flaxres", "data", "prepare", name]
     command += ["--source", source] if source else []
     command += ["--data-dir", data_dir] if data_dir else []
+    command += ["--validation", f"{validation:g}"] if validation else []
     raise NotPreparedError(
         f"dataset {name!r} is not prepared in {data_dir or 'the TFDS folder'}: run "
         f"`{shlex.join(command)}`"
@@ -182,6 +211,7 @@ def _sources(builder: Any, name: str, splits: Sequence[str] = ()) -> list[Source
     digest = _digest(builder, name, classes)
 
     def opened(split: str) -> Source:
+        _require_mixed(builder, name, split)
         records = _records(builder, name, split, image_key)
         parts = info.splits[split].file_instructions
         files = tuple((str(part.filename), part.take) for part in parts)
@@ -190,6 +220,22 @@ def _sources(builder: Any, name: str, splits: Sequence[str] = ()) -> list[Source
         )
 
     return [opened(split) for split in splits or info.splits]
+
+
+def _require_mixed(builder: Any, name: str, split: str) -> None:
+    """Refuses a slice of a dataset that an older flaxres wrote, sorted by class."""
+    import tensorflow_datasets as tfds
+
+    info, base = builder.info, name.partition("/")[0].partition(":")[0]
+    written = bool(integrity.read(pathlib.Path(builder.data_path))["contents"])
+    if not (written and base in MIXED and "[" in split):
+        return
+    if tfds.core.Version(info.version) < tfds.core.Version(MIXED_VERSION):
+        raise InputError(
+            f"{split!r} of {info.full_name} would lack classes, since the records of that version "
+            f"are sorted by class: prepare it again with `flaxres data prepare {base} --source "
+            "DIR` (and shrink it again, if it was shrunk), or use whole splits"
+        )
 
 
 def _digest(builder: Any, name: str, classes: Sequence[str]) -> str:

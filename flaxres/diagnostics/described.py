@@ -43,7 +43,9 @@ def described_run(config: Config) -> Run:
     data: Any = config.data
     if data.name not in KNOWN or "[" in data.train_split + data.eval_split:
         splits = (data.train_split, data.eval_split)
-        opened = open_or_prepare(data.name, splits, data.source, data.data_dir)
+        opened = open_or_prepare(
+            data.name, splits, data.source, data.data_dir, data.bad_images, data.validation
+        )
         return Run(config, opened[0], opened[1])
     train, evaluation, classes = KNOWN[data.name]
     names = tuple(str(number) for number in range(classes))

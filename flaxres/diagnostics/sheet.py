@@ -35,7 +35,7 @@ def draw_sheet(config: Config, target: str) -> None:
     check(config)
     data, seed = config.data, config.train.seed
     (source,) = open_or_prepare(
-        data.name, [data.train_split], data.source, data.data_dir, data.bad_images
+        data.name, [data.train_split], data.source, data.data_dir, data.bad_images, data.validation
     )
     run = Run(config, source, source)
     ids = sample_ids(np.arange(SAMPLES, dtype=np.uint32), len(source), seed).astype(np.int64)

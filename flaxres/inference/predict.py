@@ -11,7 +11,7 @@ import numpy as np
 from flaxres import figures
 from flaxres.config.files import from_json
 from flaxres.data.builders import CIFAR10_CLASSES
-from flaxres.data.preprocess import Preprocess
+from flaxres.data.preprocess import ImageLike, Preprocess
 from flaxres.errors import InputError
 from flaxres.models.network import Network
 from flaxres.models.registry import create_model, small_images
@@ -19,6 +19,9 @@ from flaxres.training.xla import compiler_options
 from flaxres.weights.files import read
 from flaxres.weights.hub import load_pretrained
 from flaxres.weights.transfer import classes, fitted
+
+# Images of a batch. More images are predicted in several batches, in the same memory.
+BATCH = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Predictor:
     def __call__(self, images: Sequence[Any], top: int = 5) -> list[list[tuple[str, float]]]:
         """Returns the `top` classes of each image with their probabilities, the likeliest first.
 
+        Memory does not grow with the number of images.
+
         Args:
           images: paths, encoded bytes or PIL images.
           top: the number of classes.
@@ -52,8 +57,17 @@ class Predictor:
           InputError: an image can't be read.
         """
         apply = jax.jit(self.model.apply, compiler_options=compiler_options())
-        logits = apply(self.variables, self.preprocess(images))
-        probabilities = np.asarray(jax.nn.softmax(logits))
+        several = [images] if isinstance(images, ImageLike) else images
+        parts = []
+        for first in range(0, len(several), BATCH):
+            batch = self.preprocess(several[first : first + BATCH])
+            count = len(batch)
+            if first:  # all batches have one shape, for which the network is compiled once
+                batch = np.pad(batch, ((0, BATCH - count), (0, 0), (0, 0), (0, 0)))
+            parts.append(np.asarray(jax.nn.softmax(apply(self.variables, batch)))[:count])
+        if not parts:
+            return []
+        probabilities = np.concatenate(parts)
         order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
         return [
             [(self.classes[i], float(row[i])) for i in best]

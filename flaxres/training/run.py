@@ -18,6 +18,7 @@ from flaxres.config.check import check, check_devices
 from flaxres.config.schema import Config
 from flaxres.data import decode
 from flaxres.data.datasets import open_or_prepare
+from flaxres.data.labels import require_labels
 from flaxres.data.loader import Loader, Speed
 from flaxres.data.resident import require_resident, resident
 from flaxres.data.rows import training_rows
@@ -196,8 +197,10 @@ def prepare_run(config: Config) -> Run:
         )
     splits = (data.train_split, data.eval_split)
     training, evaluation = open_or_prepare(
-        data.name, splits, data.source, data.data_dir, data.bad_images
+        data.name, splits, data.source, data.data_dir, data.bad_images, data.validation
     )
+    for source in (training, evaluation):
+        require_labels(source)
     if training.classes != evaluation.classes:
         raise InputError(
             f"{training.name} and {evaluation.name} have different classes: they must be splits of "

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from flaxres.data import builders, digests, prepare as preparing
-from flaxres.data._naming import VERSION, config_name
+from flaxres.data._naming import config_name, version
 from flaxres.data.datasets import open_or_prepare
 from flaxres.data.decode import centre_crop
 from flaxres.data.prepare import prepare
@@ -67,13 +67,14 @@ def test_files_that_are_no_images_are_skipped_named_and_counted(
     (root / "train" / "red" / "notes.jpg").write_text("this is text")
     (root / "train" / "red" / "empty.png").write_bytes(b"")
     Image.new("CMYK", (8, 8)).save(root / "val" / "red" / "print.jpg")
-    (root / "train" / "red" / "README.txt").write_text("not an image by its name, so not looked at")
+    (root / "train" / "red" / "README.txt").write_text("neither by its name nor its content")
     _, tally = prepare("folder", str(root), data_dir)
-    assert tally.counts["train"] == {"JPEG": 8, "refused": 2}
+    assert tally.counts["train"] == {"JPEG": 8, "refused": 2, "no image (.txt)": 1}
     assert tally.counts["val"] == {"JPEG": 4, "JPEG CMYK repaired": 1}
     assert dict(tally.refused) == {
         "train/red/notes.jpg": "this is no JPEG or PNG image",
         "train/red/empty.png": "the file is empty",
+        "train/red/README.txt": "this is no JPEG or PNG image",
     }
     assert len(open_source("folder", "train", str(root), data_dir)) == 8
     assert describe("folder", str(root), data_dir)["splits"]["train"]["examples"] == 8
@@ -98,7 +99,7 @@ def test_a_preparation_that_was_interrupted_starts_again(
     monkeypatch.undo()
     assert prepare("folder", str(root), data_dir)[1].counts["train"] == {"JPEG": 80}
     assert {path.name for path in (pathlib.Path(data_dir) / "folder" / config).iterdir()} == {
-        VERSION,
+        version("folder"),
         ".lock",
     }
 
@@ -268,7 +269,10 @@ def test_imagenet_is_read_from_its_tars(
         open_source("imagenet2012", split, data_dir=data_dir) for split in ("train", "validation")
     )
     assert len(train.classes) == 1000
-    assert [train.classes[train.read(i)[1]] for i in range(2)] == ["n01440764", "n15075141"]
+    assert {train.read(i) for i in range(2)} == {
+        (jpeg(10), train.classes.index("n01440764")),
+        (jpeg(200), train.classes.index("n15075141")),
+    }
     # The first two lines of the official ground truth, as WordNet ids.
     assert [validation.classes[validation.read(i)[1]] for i in range(2)] == [
         "n01751748",

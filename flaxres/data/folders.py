@@ -1,0 +1,223 @@
+"""Folders of images, `<split>/<class>/...`."""
+
+import collections
+import functools
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+
+from PIL import Image
+
+from flaxres.data.contents import Contents, Example, Examples, mixed, stratified
+from flaxres.errors import InputError
+
+# The split that `data.validation` takes from the training split.
+VALIDATION = "val"
+# Of a file that is no image by its content only the first bytes are read.
+HEADER_BYTES = 64
+
+Files = Mapping[str, Sequence[pathlib.Path]]
+"""Files of each class."""
+
+
+def folder(source: pathlib.Path | None, validation: float = 0.0) -> Contents:
+    """Returns the images in `<split>/<class>/`.
+
+    A file is an image if Pillow opens it, whatever its name. Classes are numbered in the order of
+    their names, and mixed within each split.
+
+    Args:
+      source: the folder with the splits.
+      validation: share of each class of the split `train` that becomes the split `val`; 0 keeps
+        the splits as they are.
+
+    Raises:
+      InputError: there is no such folder, it holds no files, a class has no files in one of the
+        splits or a name that can't be stored, or there is no training split to divide.
+    """
+    source = require_folder(source)
+    by_split, notes = {}, []
+    for split in visible(source):
+        files, hidden = _scan(split)
+        by_split[split.name] = files
+        notes += _notes(split, files, hidden)
+    by_split = {split: _not_empty(files) for split, files in by_split.items()}
+    by_split = {split: files for split, files in by_split.items() if files}
+    if not by_split:
+        raise InputError(
+            f"data.source={str(source)!r} holds no <split>/<class>/*.jpg|jpeg|png: arrange the "
+            "images like train/cat/1.jpg"
+        )
+    everywhere = sorted(set().union(*by_split.values()))
+    for name in (*by_split, *everywhere):
+        _require_storable(name)
+    _require_classes(source, by_split, everywhere)
+    file_name = functools.partial(_file_name, source)
+    if validation:
+        _require_divisible(source, by_split, validation)
+        train, held_out = stratified(by_split["train"], validation, file_name)
+        by_split |= {"train": train, VALIDATION: _not_empty(held_out)}
+    notes += _notes_on_classes(by_split, everywhere)
+
+    def examples(files: Files) -> Iterator[Example]:
+        for label, path in mixed(files, file_name):
+            yield file_name(path), _content(path), label
+
+    splits: dict[str, tuple[int, Examples]] = {
+        split: (sum(map(len, files.values())), functools.partial(examples, files))
+        for split, files in by_split.items()
+    }
+    return Contents(tuple(everywhere), splits, notes=tuple(notes))
+
+
+def require_folder(source: str | pathlib.Path | None) -> pathlib.Path:
+    """Returns `source` as a path.
+
+    Raises:
+      InputError: `source` is None or no folder. Every folder of images is a dataset by itself, so
+        there is no default.
+    """
+    if source is None:
+        raise InputError(
+            "data.name='folder' needs data.source: the folder that holds <split>/<class>/*.jpg"
+        )
+    if not (path := pathlib.Path(source).expanduser()).is_dir():
+        raise InputError(
+            f"data.source={str(source)!r} is not a folder: give the one that holds "
+            "<split>/<class>/*.jpg"
+        )
+    return path
+
+
+def visible(path: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the folders in a folder that are not hidden, in the order of their names."""
+    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def folder_split(split: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+    """Returns the files of each class that has any, images or not.
+
+    Links to folders, and folders within folders, are followed, each folder once. Hidden files and
+    folders are left out.
+
+    Args:
+      split: the folder of a split.
+    """
+    return _not_empty(_scan(split)[0])
+
+
+def _not_empty(files: Files) -> dict[str, list[pathlib.Path]]:
+    return {label: list(paths) for label, paths in files.items() if paths}
+
+
+def _scan(split: pathlib.Path) -> tuple[dict[str, list[pathlib.Path]], int]:
+    """Returns the files of all classes, and the number of hidden files and folders."""
+    files: dict[str, list[pathlib.Path]] = {}
+    hidden = 0
+    for label in visible(split):
+        paths = files[label.name] = []
+        known: set[str] = set()  # against links that lead in a circle
+        for place, folders, names in os.walk(label, followlinks=True):
+            if (real := os.path.realpath(place)) in known:
+                folders.clear()
+                continue
+            known.add(real)
+            hidden += sum(name.startswith(".") for name in (*folders, *names))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            inside = (pathlib.Path(place, name) for name in names if not name.startswith("."))
+            paths += (path for path in inside if path.is_file())
+        paths.sort()
+    return files, hidden
+
+
+def _notes(split: pathlib.Path, files: Files, hidden: int) -> list[str]:
+    """Returns sentences on what the scan of a split left out."""
+    notes = [
+        f"class {label!r} of split {split.name!r} has no files: left out"
+        for label, paths in files.items()
+        if not paths
+    ]
+    if hidden:
+        notes.append(f"{hidden} hidden files or folders in split {split.name!r}: left out")
+    loose = [p for p in split.iterdir() if p.is_file() and not p.name.startswith(".")]
+    if loose:
+        types = collections.Counter(path.suffix.lower() or "no extension" for path in loose)
+        counted = ", ".join(f"{number} {suffix}" for suffix, number in sorted(types.items()))
+        notes.append(
+            f"{len(loose)} files of split {split.name!r} lie in no class ({counted}; the first is "
+            f"{min(loose).name!r}): left out"
+        )
+    return notes
+
+
+def _notes_on_classes(by_split: Mapping[str, Files], everywhere: Sequence[str]) -> list[str]:
+    """Returns sentences on classes with few images."""
+    notes = [
+        f"class {label!r} has {('no image', 'one image')[len(files.get(label, ()))]} in split "
+        f"{split!r}"
+        for split, files in by_split.items()
+        for label in everywhere
+        if len(files.get(label, ())) <= 1
+    ]
+    if len(everywhere) == 1:
+        notes.append(f"there is one class only, {everywhere[0]!r}: nothing can be learnt from it")
+    return notes
+
+
+def _require_divisible(
+    source: pathlib.Path, by_split: Mapping[str, Files], validation: float
+) -> None:
+    """Refuses to divide a folder that has no training split, or has a validation split."""
+    if VALIDATION in by_split or "train" not in by_split:
+        raise InputError(
+            f"data.validation={validation:g} divides the split 'train' of {str(source)!r} in "
+            f"'train' and {VALIDATION!r}, which has the splits {', '.join(by_split)}: set "
+            "data.validation=0 to use these"
+        )
+
+
+def _require_storable(name: str) -> None:
+    """Refuses names of classes and splits that TFDS can't store."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"folder {name!r} has a name that is not UTF-8: rename it") from error
+    if name != name.strip() or len(name.splitlines()) != 1:
+        raise InputError(
+            f"folder {name!r} has a name with a line break, or spaces around it, which a dataset "
+            "can't store: rename it"
+        )
+
+
+def _require_classes(
+    source: pathlib.Path, by_split: Mapping[str, Files], everywhere: Sequence[str]
+) -> None:
+    """Refuses a class that is missing in a split."""
+    for split, classes in by_split.items():
+        if missing := sorted(set(everywhere) - set(classes)):
+            more = f" (and {len(missing) - 1} more classes)" if missing[1:] else ""
+            raise InputError(
+                f"class {missing[0]!r} has no images in split {split!r} of {str(source)!r}{more}: "
+                "every class needs images in every split"
+            )
+
+
+def _file_name(source: pathlib.Path, path: pathlib.Path) -> str:
+    """Returns the name of a file within `source`, with bytes that are not UTF-8 replaced."""
+    return os.fsencode(path.relative_to(source)).decode(errors="backslashreplace")
+
+
+def _content(path: pathlib.Path) -> bytes:
+    """Returns the content of a file; of one that is no image only the first bytes."""
+    try:
+        if path.suffix.lower() not in Image.registered_extensions():
+            try:
+                Image.open(path).close()
+            except Exception:  # Pillow's plugins raise many types
+                with path.open("rb") as file:
+                    return file.read(HEADER_BYTES)
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{str(path)!r} can't be read ({error.strerror}): correct its permissions, or remove it"
+        ) from error

@@ -1,0 +1,52 @@
+"""Checks of labels: each must be the number of a class."""
+
+from flaxres.data.source import Source
+from flaxres.errors import InputError
+
+# Up to so many records are all read when a run starts; of more, a sample of SAMPLE is read.
+ALL, SAMPLE = 4096, 512
+
+
+def require_label(source: Source, record: int, label: int) -> None:
+    """Refuses a label that is not the number of a class.
+
+    Args:
+      source: the split.
+      record: number of the record, for the message.
+      label: its label.
+
+    Raises:
+      InputError: the label is negative, or not below the number of classes.
+    """
+    if not 0 <= label < len(source.classes):
+        raise InputError(
+            f"{source.describe(record)} has label {label}: the rule is 0 to "
+            f"{len(source.classes) - 1}, the numbers of its classes; choose a labelled split, or "
+            "prepare the dataset again with correct labels"
+        )
+
+
+def require_labels(source: Source) -> None:
+    """Refuses a split with labels that are not numbers of classes, before a run starts.
+
+    All records of small splits are read, and an evenly spaced sample of large ones. The loader
+    calls `require_label` for every record that it decodes.
+
+    Args:
+      source: the split.
+
+    Raises:
+      InputError: there is such a label; the message gives the first, and their number.
+    """
+    size = len(source)
+    records = range(0, size, 1 if size <= ALL else size // SAMPLE)
+    labels = {record: source.read(record)[1] for record in records}
+    wrong = [record for record in records if not 0 <= labels[record] < len(source.classes)]
+    if wrong:
+        first = wrong[0]
+        raise InputError(
+            f"{len(wrong):,} of {len(records):,} labels read of {source.name} are no numbers of "
+            f"classes: the first is {labels[first]} in {source.describe(first)}; the rule is 0 to "
+            f"{len(source.classes) - 1}; choose a labelled split, or prepare the dataset again "
+            "with correct labels"
+        )
