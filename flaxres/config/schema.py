@@ -110,6 +110,9 @@ class DataConfig:
     split `val`; 0 takes the splits as they are."""
     eval_split: str = setting("test", measure=True)
     """Split for evaluation, in TFDS's syntax."""
+    exif: bool | None = setting(None)
+    """Turn photographs upright by their EXIF orientation; None: those of
+    `folder` alone."""
     image_size: int = setting(224, rules.POSITIVE)
     """Side of the training images in pixels."""
     eval_size: int = setting(224, rules.POSITIVE, measure=True)
@@ -164,6 +167,11 @@ class DataConfig:
     buffer_mib: int = setting(512, rules.POSITIVE, resume=True, local=True)
     """Maximum MiB of images being decoded at a time on each host; one
     batch is always allowed."""
+
+    @property
+    def uses_exif(self) -> bool:
+        """True if photographs are turned upright."""
+        return self.name == "folder" if self.exif is None else self.exif
 
 
 @dataclasses.dataclass(frozen=True)

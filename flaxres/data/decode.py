@@ -18,6 +18,7 @@ from flaxres.data._jpeg import decode_above
 from flaxres.data.choices import CropInterpolation, Interpolation
 from flaxres.data.images import MAX_PIXELS, open_image, to_rgb
 from flaxres.data.order import uniforms
+from flaxres.data.orientation import UPRIGHT, Box, orientation, stored_box, upright
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # Resized images of a larger aspect ratio are computed within the crop alone: a PNG of 1 x 65,500
@@ -25,9 +26,6 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 LONGEST_RATIO = 8
 # Attempts to draw a crop that lies inside the image.
 TRIES = 10
-
-Box = tuple[int, int, int, int]
-"""Top, left, height and width in pixels."""
 
 
 class Transform(Protocol):
@@ -61,11 +59,13 @@ class CentreCrop:
       size: height and width of the crops in pixels.
       resize: short side of the image before the crop.
       interpolation: filter of the resizing.
+      exif: turn photographs upright by their EXIF orientation.
     """
 
     size: int
     resize: int
     interpolation: Interpolation = "bilinear"
+    exif: bool = False
 
     def numbers(self, positions: Integer[np.ndarray, " n"]) -> Float[np.ndarray, "n 0"]:
         return np.zeros((len(positions), 0))
@@ -73,7 +73,7 @@ class CentreCrop:
     def __call__(
         self, data: bytes, numbers: Float[np.ndarray, " 0"]
     ) -> UInt8[np.ndarray, "size size 3"]:
-        return centre_crop(data, self.size, self.resize, self.interpolation)
+        return centre_crop(data, self.size, self.resize, self.interpolation, self.exif)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,7 @@ class RandomResizedCrop:
       scale: smallest and largest share of the image's area.
       ratio: smallest and largest ratio of width to height.
       interpolation: filter of the resizing.
+      exif: turn photographs upright by their EXIF orientation.
     """
 
     size: int
@@ -93,6 +94,7 @@ class RandomResizedCrop:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     interpolation: CropInterpolation = "fast"
+    exif: bool = False
 
     def numbers(self, positions: Integer[np.ndarray, " n"]) -> Float[np.ndarray, "n tries 4"]:
         return uniforms(self.seed, positions, (TRIES, 4))
@@ -101,12 +103,12 @@ class RandomResizedCrop:
         self, data: bytes, numbers: Float[np.ndarray, "tries 4"]
     ) -> UInt8[np.ndarray, "size size 3"]:
         return random_resized_crop(
-            data, self.size, numbers, self.scale, self.ratio, self.interpolation
+            data, self.size, numbers, self.scale, self.ratio, self.interpolation, self.exif
         )
 
 
 def centre_crop(
-    data: bytes, size: int, resize: int, interpolation: Interpolation
+    data: bytes, size: int, resize: int, interpolation: Interpolation, exif: bool = False
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Resizes the short side of an image and takes the central square, exactly as torchvision.
 
@@ -115,6 +117,7 @@ def centre_crop(
       size: height and width of the square in pixels.
       resize: short side of the image before the crop.
       interpolation: Pillow's filter.
+      exif: turn a photograph upright by its EXIF orientation first.
 
     Returns:
       The crop; pixels outside the image are 0.
@@ -130,7 +133,7 @@ def centre_crop(
       >>> crop.shape, crop[0, 0].tolist()
       ((224, 224, 3), [10, 20, 30])
     """
-    image = to_rgb(open_image(data))
+    image = to_rgb(open_image(data), exif)
     width, height = image.size
     if min(width, height) != resize:
         if width <= height:
@@ -228,6 +231,7 @@ def random_resized_crop(
     scale: tuple[float, float],
     ratio: tuple[float, float],
     interpolation: CropInterpolation,
+    exif: bool = False,
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Crops a random part of an image and resizes it with antialiasing.
 
@@ -241,6 +245,7 @@ def random_resized_crop(
       scale, ratio: see `crop_box`.
       interpolation: `bilinear` and `bicubic` are Pillow's. `fast` is bilinear with antialiasing by
         OpenCV, four times as fast as Pillow's and on average within a grey level of it.
+      exif: crop the upright photograph, by its EXIF orientation.
 
     Returns:
       The crop.
@@ -253,10 +258,13 @@ def random_resized_crop(
         with contextlib.suppress(ValueError):
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             if height * width <= MAX_PIXELS and colours not in ("CMYK", "YCCK"):
-                box = crop_box(height, width, numbers, scale, ratio)
+                turned = orientation(data) if exif else UPRIGHT
+                sides = (width, height) if turned >= 5 else (height, width)
+                box = stored_box(crop_box(*sides, numbers, scale, ratio), height, width, turned)
                 part, factor = decode_above(data, height, width, box, size)
-                return resize(part, box, factor, size, interpolation)
-    image = np.asarray(to_rgb(open_image(data)))
+                # The crop is square, so the turn may come last.
+                return upright(resize(part, box, factor, size, interpolation), turned)
+    image = np.asarray(to_rgb(open_image(data), exif))
     box = crop_box(image.shape[0], image.shape[1], numbers, scale, ratio)
     return resize(image, box, 1, size, interpolation)
 

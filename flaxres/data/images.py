@@ -1,13 +1,15 @@
 """Image files: opening, repairing and shrinking them."""
 
+import functools
 import io
 
 import cv2
 import numpy as np
 import simplejpeg
 from jaxtyping import Integer, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from flaxres.data.orientation import orientation_alone, with_exif
 from flaxres.errors import InputError
 
 # A header that promises more is refused before anything is decoded: it may be a decompression bomb.
@@ -15,6 +17,13 @@ MAX_PIXELS = 100_000_000
 
 # Longest side of a JPEG that libjpeg writes.
 LONGEST_JPEG = 65_500
+
+
+# Formats that Pillow decodes itself. It would hand EPS to Ghostscript, a program of its own.
+FORMATS = {
+    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI"),
+    *("TGA", "TIFF", "WEBP"),
+}
 
 
 class UnreadableError(InputError):
@@ -40,7 +49,7 @@ def open_image(data: bytes) -> Image.Image:
     if not data:
         raise UnreadableError("the file is empty")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError as error:
         raise NoImageError("this is no JPEG or PNG image") from error
     except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
@@ -53,13 +62,25 @@ def open_image(data: bytes) -> Image.Image:
     return image
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Returns the formats that this build of Pillow decodes."""
+    Image.init()
+    return tuple(sorted(FORMATS & Image.OPEN.keys()))
+
+
+def to_rgb(image: Image.Image, exif: bool = False) -> Image.Image:
     """Decodes an image as RGB with 8 bits a channel.
+
+    Args:
+      image: an opened image.
+      exif: turn it upright by its EXIF orientation.
 
     Raises:
       UnreadableError: the image is cut short or damaged.
     """
     try:
+        image = ImageOps.exif_transpose(image) if exif else image
         if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip and not scale
             return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
         return image.convert("RGB")
@@ -108,11 +129,11 @@ def repair(data: bytes) -> tuple[str, bytes]:
             name = "JPEG with damaged parts"
     if image.format == "PNG" and image.mode in ("RGB", "L"):
         return "PNG", data
-    buffer = io.BytesIO()
+    buffer, exif = io.BytesIO(), orientation_alone(image)
     if image.format == "JPEG":
-        rgb.save(buffer, "JPEG", quality=95, subsampling=0)
+        rgb.save(buffer, "JPEG", quality=95, subsampling=0, exif=exif)
     else:
-        rgb.save(buffer, "PNG")
+        rgb.save(buffer, "PNG", exif=exif)
     return f"{name} repaired", buffer.getvalue()
 
 
@@ -141,4 +162,5 @@ def shrink_image(data: bytes, short_side: int, quality: int) -> tuple[str, bytes
         return f"{name} kept", data
     width, height = (max(round(side * short_side / short), short_side) for side in image.size)
     small = cv2.resize(np.asarray(to_rgb(image)), (width, height), interpolation=cv2.INTER_AREA)
-    return "shrunk", simplejpeg.encode_jpeg(small, quality, "RGB", "420", fastdct=False)
+    encoded = simplejpeg.encode_jpeg(small, quality, "RGB", "420", fastdct=False)
+    return "shrunk", with_exif(encoded, orientation_alone(image))

@@ -117,7 +117,7 @@ def from_workdir(workdir: str) -> Predictor:
     run, state = restore_run(from_json(folder / "config.json"), folder)
     data = run.config.data
     preprocess = Preprocess(
-        data.eval_size, data.eval_resize, data.interpolation, data.mean, data.std
+        data.eval_size, data.eval_resize, data.interpolation, data.mean, data.std, data.uses_exif
     )
     return Predictor(run.model, jax.device_get(state.eval_variables), preprocess, run.train.classes)
 

@@ -23,7 +23,6 @@ from flaxres.config.schema import (
     OptimConfig,
     TrainConfig,
 )
-from flaxres.data import decode
 from flaxres.data.augment import normalise
 from flaxres.data.loader import Loader
 from flaxres.data.rows import Rows
@@ -35,7 +34,7 @@ from flaxres.training.loop import fit
 from flaxres.training.mesh import data_mesh, split
 from flaxres.training.metrics import read_metrics
 from flaxres.training.resume import restore_run
-from flaxres.training.run import Run
+from flaxres.training.run import Run, evaluation_transform
 
 KINDS = ("plain", "residual")
 DEEP = 56
@@ -164,7 +163,7 @@ def examples(
       Normalised images in float32, and labels.
     """
     data = run.config.data
-    transform = decode.CentreCrop(data.eval_size, data.eval_resize, data.interpolation)
+    transform = evaluation_transform(data)
     chosen = np.random.default_rng(seed).permutation(len(source))[:count].astype(np.int64)
     rows = [
         Rows(np.arange(len(part), dtype=np.uint32), part, transform, True)

@@ -7,12 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flaxres.data import decode
 from flaxres.data.loader import Loader, note
 from flaxres.data.rows import evaluation_rows
 from flaxres.errors import InputError
 from flaxres.training.mesh import split
-from flaxres.training.run import Run
+from flaxres.training.run import Run, evaluation_transform
 from flaxres.training.state import State
 
 
@@ -62,7 +61,7 @@ class Evaluator:
         if self.kept is not None:
             yield from self.kept
             return
-        transform = decode.CentreCrop(data.eval_size, data.eval_resize, data.interpolation)
+        transform = evaluation_transform(data)
         batch_size = run.config.train.eval_batch_size
         rows = evaluation_rows(len(run.evaluation), batch_size, transform)
         with Loader(

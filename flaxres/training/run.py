@@ -15,7 +15,7 @@ import optax
 from jax.experimental import multihost_utils
 
 from flaxres.config.check import check, check_devices
-from flaxres.config.schema import Config
+from flaxres.config.schema import Config, DataConfig
 from flaxres.data import decode
 from flaxres.data.datasets import open_or_prepare
 from flaxres.data.labels import require_labels
@@ -222,6 +222,11 @@ def prepare_run(config: Config) -> Run:
     return run
 
 
+def evaluation_transform(data: DataConfig) -> decode.CentreCrop:
+    """Returns the crop of the images of an evaluation."""
+    return decode.CentreCrop(data.eval_size, data.eval_resize, data.interpolation, data.uses_exif)
+
+
 def training_transform(run: Run, step: int) -> decode.Transform:
     """Returns the crop of a step's images, in the image size of its epoch."""
     data, size = run.config.data, run.config.data.image_size
@@ -229,10 +234,10 @@ def training_transform(run: Run, step: int) -> decode.Transform:
         if step >= round(epoch * run.steps_per_epoch):
             size = side
     if data.crop == "centre":
-        return decode.CentreCrop(size, size, data.interpolation)
+        return decode.CentreCrop(size, size, data.interpolation, data.uses_exif)
     seed = run.config.train.seed
     return decode.RandomResizedCrop(
-        size, seed, data.crop_scale, data.crop_ratio, data.crop_interpolation
+        size, seed, data.crop_scale, data.crop_ratio, data.crop_interpolation, data.uses_exif
     )
 
 

@@ -74,7 +74,8 @@ def patches(
             f"model.stem_init='whitening' with images of {side} pixels: the first convolution's "
             f"kernel has {size}; take larger images"
         )
-    transform, rng = CentreCrop(side, side, data.interpolation), np.random.default_rng(0)
+    transform = CentreCrop(side, side, data.interpolation, data.uses_exif)
+    rng = np.random.default_rng(0)
     image, chosen = np.empty((1, side, side, 3), np.uint8), []
     for record in np.linspace(0, len(source) - 1, min(len(source), IMAGES), dtype=int)[:, None]:
         job = Job(transform, record, transform.numbers(record), data.bad_images, True)
