@@ -21,6 +21,7 @@ from flaxres.training import curves, hosts, metrics
 from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.display import Display
 from flaxres.training.evaluation import Evaluator, Report
+from flaxres.training.lock import Lock, lock_workdir
 from flaxres.training.log import Log
 from flaxres.training.non_finite import NonFiniteError
 from flaxres.training.profiler import Profile
@@ -31,7 +32,12 @@ from flaxres.training.provenance import (
     shared_facts,
     to_json as provenance_json,
 )
-from flaxres.training.resume import prepare_workdir, restore_run, start_or_resume
+from flaxres.training.resume import (
+    prepare_workdir,
+    require_same_config,
+    restore_run,
+    start_or_resume,
+)
 from flaxres.training.run import Run, feed, prepare_run
 from flaxres.training.signals import Preempted, stop_signals
 from flaxres.training.state import State
@@ -61,6 +67,8 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
       NonFiniteError: a loss or gradient is not finite; the state before that step is saved.
       WriteError: a checkpoint or a log can't be written.
 
+    The workdir is locked: a second run there is refused by an InputError that names the first.
+
     Examples:
       >>> import tempfile
       >>> from flaxres import DataConfig, ModelConfig, TrainConfig
@@ -79,27 +87,11 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
     run = hosts.together(lambda: prepare_workdir(config, folder))
     origin = provenance(run)
     hosts.require_same(shared_facts(config, origin))
-    _write_config(config, folder)
-    notes: list[str] = []
-    keep = config.train.keep_checkpoints, config.train.keep_best
-    with (
-        stop_signals() as stop,
-        Checkpoints(folder / CHECKPOINTS, *keep, writing=True, say=notes.append) as checkpoints,
-    ):
-        state, progress = start_or_resume(run, checkpoints, origin, notes.append)
-        first = int(state.step)
-        with Display(run.steps, first, hosts.leader(), config.train.progress) as display:
-            for line in [*notes, _headline(run, first)]:
-                display.say(line)
-            if first < run.steps:
-                return _train(run, folder, state, checkpoints, origin, progress, display, stop)
-            display.say(
-                f"step {first:,} was the last one: this run is finished; to train longer, give "
-                "more epochs and another workdir"
-            )
-            if not hosts.gather((folder / SUMMARY).exists())[0]:
-                _finish(run, folder, Evaluator(run, display.say)(state), progress, display)
-            return state
+    with lock_workdir(folder) as lock:
+        # Another run may have finished here since the first look.
+        hosts.together(lambda: require_same_config(config, folder))
+        _write_config(config, folder)
+        return _start(run, folder, origin, lock)
 
 
 def evaluate(
@@ -136,6 +128,32 @@ def evaluate(
     return Evaluator(run)(state)
 
 
+def _start(run: Run, folder: pathlib.Path, origin: Provenance, lock: Lock | None) -> State:
+    """Trains from the newest checkpoint, in a workdir that this run has locked."""
+    config, notes = run.config, list[str]()
+    keep = config.train.keep_checkpoints, config.train.keep_best
+    with (
+        stop_signals() as stop,
+        Checkpoints(folder / CHECKPOINTS, *keep, writing=True, say=notes.append) as checkpoints,
+    ):
+        state, progress = start_or_resume(run, checkpoints, origin, notes.append)
+        first = int(state.step)
+        with Display(run.steps, first, hosts.leader(), config.train.progress) as display:
+            for line in [*notes, _headline(run, first)]:
+                display.say(line)
+            if first < run.steps:
+                return _train(
+                    run, folder, state, checkpoints, origin, progress, display, stop, lock
+                )
+            display.say(
+                f"step {first:,} was the last one: this run is finished; to train longer, give "
+                "more epochs and another workdir"
+            )
+            if not hosts.gather((folder / SUMMARY).exists())[0]:
+                _finish(run, folder, Evaluator(run, display.say)(state), progress, display)
+            return state
+
+
 def _train(
     run: Run,
     folder: pathlib.Path,
@@ -145,6 +163,7 @@ def _train(
     progress: Progress,
     display: Display,
     stop: threading.Event,
+    lock: Lock | None,
 ) -> State:
     """Trains from `state` to the last step, and writes everything that a run leaves."""
     train, first = run.config.train, int(state.step)
@@ -156,7 +175,17 @@ def _train(
     ):
         watchdog.at("compiling")
         loop = _Loop(
-            run, folder, checkpoints, origin, progress, display, log, watchdog, profile, loader
+            run,
+            folder,
+            checkpoints,
+            origin,
+            progress,
+            display,
+            log,
+            watchdog,
+            profile,
+            loader,
+            lock,
         )
         state, report = loop.train(state, batches, stop)
         progress = loop.progress_now()
@@ -191,11 +220,12 @@ class _Loop:
         watchdog: Watchdog,
         profile: Profile,
         loader: Loader | None,
+        lock: Lock | None,
     ) -> None:
         self.run, self.folder, self.checkpoints = run, folder, checkpoints
         self.origin, self.before, self.left_out = origin, progress, progress.left_out
         self.display, self.log, self.watchdog, self.profile = display, log, watchdog, profile
-        self.loader = loader
+        self.loader, self.lock = loader, lock
         self.evaluator = Evaluator(run, display.say)
         self.stepper = Stepper(run)
         self.votes = hosts.Votes(run.mesh)
@@ -291,6 +321,8 @@ class _Loop:
 
     def save(self, state: State, step: int) -> None:
         """Starts to save the state."""
+        if self.lock is not None:
+            self.lock.require()
         with self.log.paused(state):
             is_current = self.report is not None and self.report.step == step
             accuracy = self.report.top1 if self.report is not None and is_current else None

@@ -9,6 +9,7 @@ from flaxres.errors import InputError, WriteError
 
 CONFIG, CHECKPOINTS, PROFILE = "config.json", "checkpoints", "profile"
 METRICS, SUMMARY, CURVES = "metrics.jsonl", "summary.json", "curves.png"
+LOCK = "lock.json"
 
 
 def replace_file(path: pathlib.Path, text: str) -> None:
