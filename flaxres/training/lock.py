@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from flaxres.training import hosts
 from flaxres.training.workdir import LOCK, write_errors
 
 BEAT_SECONDS = 10.0
+SETTLE_SECONDS = 0.2
 STALE_SECONDS = 60.0
 """A lock of another machine without a beat for this long belongs to a dead process."""
 
@@ -141,10 +143,16 @@ def acquire(path: pathlib.Path) -> Lock:
     """Takes the lock at `path`; see `lock_workdir`."""
     ours = _this_process()
     watched: tuple[int, float] | None = None
+    removed = False
     while True:
         with write_errors(path):
             if _create(path, ours):
-                return Lock(path, ours)
+                # Without locks of the kernel, a process that judged the same dead one may just now
+                # remove our file.
+                time.sleep(SETTLE_SECONDS if removed else 0)
+                if _read(path) == ours:
+                    return Lock(path, ours)
+                continue
             try:
                 beat, now = path.stat().st_mtime_ns, _file_system_time(path)
                 holder = _read(path)
@@ -164,6 +172,7 @@ def acquire(path: pathlib.Path) -> Lock:
                 continue
         with write_errors(path):
             _remove(path, holder)
+            removed = True
 
 
 def _refusal(path: pathlib.Path, holder: Holder | None) -> InputError:
@@ -260,15 +269,19 @@ def _file_system_time(path: pathlib.Path) -> float:
 
 
 def _remove(path: pathlib.Path, judged: Holder | None) -> None:
-    """Removes the lock of a dead process.
+    """Removes the lock of a dead process; leaves one that another process has taken since."""
+    with _alone(path.parent), contextlib.suppress(FileNotFoundError):
+        if _read(path) == judged:
+            path.unlink()
 
-    Of several processes that judged it dead only one gets the file; one that was slow and got the
-    lock of a new holder puts it back.
-    """
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    with contextlib.suppress(FileNotFoundError):
-        path.rename(aside)
-        if _read(aside) != judged:
-            with contextlib.suppress(FileExistsError):
-                path.hardlink_to(aside)
-        aside.unlink()
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes from removing a lock at the same time, where the file system can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from flaxres.config.check import check
@@ -17,7 +16,7 @@ from flaxres.config.files import resolved, to_json
 from flaxres.config.schema import Config
 from flaxres.data.loader import Loader
 from flaxres.errors import InputError
-from flaxres.training import curves, hosts, metrics
+from flaxres.training import hosts
 from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.display import Display
 from flaxres.training.evaluation import Evaluator, Report
@@ -42,6 +41,7 @@ from flaxres.training.run import Run, feed, prepare_run
 from flaxres.training.signals import Preempted, stop_signals
 from flaxres.training.state import State
 from flaxres.training.stepper import Stepper
+from flaxres.training.summary import finish, headline
 from flaxres.training.watchdog import Watchdog
 from flaxres.training.workdir import CHECKPOINTS, CONFIG, PROFILE, SUMMARY, replace_file
 from flaxres.weights.transfer import load_weights
@@ -139,7 +139,7 @@ def _start(run: Run, folder: pathlib.Path, origin: Provenance, lock: Lock | None
         state, progress = start_or_resume(run, checkpoints, origin, notes.append)
         first = int(state.step)
         with Display(run.steps, first, hosts.leader(), config.train.progress) as display:
-            for line in [*notes, _headline(run, first)]:
+            for line in [*notes, headline(run, first)]:
                 display.say(line)
             if first < run.steps:
                 return _train(
@@ -150,7 +150,7 @@ def _start(run: Run, folder: pathlib.Path, origin: Provenance, lock: Lock | None
                 "more epochs and another workdir"
             )
             if not hosts.gather((folder / SUMMARY).exists())[0]:
-                _finish(run, folder, Evaluator(run, display.say)(state), progress, display)
+                finish(run, folder, Evaluator(run, display.say)(state), progress, display)
             return state
 
 
@@ -191,7 +191,7 @@ def _train(
         progress = loop.progress_now()
         watchdog.at("reading the last checkpoint back")
         checkpoints.read_back(state)
-    _finish(run, folder, report, progress, display)
+    finish(run, folder, report, progress, display)
     return state
 
 
@@ -358,44 +358,3 @@ def _write_config(config: Config, folder: pathlib.Path) -> None:
             f"workdir {str(folder)!r} is not the same folder for all processes: it must be on a "
             "file system that all of them see"
         )
-
-
-def _headline(run: Run, first: int) -> str:
-    """Returns the line that a run starts with."""
-    model, device = run.config.model, jax.devices()[0]
-    resumed = f", resuming at {first:,}" if first else ""
-    return (
-        f"{model.name}, {len(run.train.classes)} classes, {model.compute_dtype}, on "
-        f"{run.mesh.size} x {device.device_kind}; {run.train.name}: {len(run.train):,} images, "
-        f"{run.evaluation.name}: {len(run.evaluation):,}; "
-        f"{run.steps:,} steps of {run.config.train.batch_size}{resumed}"
-    )
-
-
-def _finish(
-    run: Run, folder: pathlib.Path, report: Report, progress: Progress, display: Display
-) -> None:
-    """Writes curves.png and, last, summary.json, whose presence says that the run is complete."""
-    if hosts.leader():
-        accuracy = f"top-1 {100 * report.top1:.2f}% of {report.examples:,} evaluation examples"
-        title = f"{run.config.model.name} on {run.train.name}: {accuracy}"
-        curves.draw_curves(folder, title)
-        metrics.write_summary(folder, _summary(run, report, progress))
-    hosts.wait_for_all("run is finished")
-    display.say(
-        f"finished: top-1 {100 * report.top1:.2f}% of {report.examples:,} examples; everything is "
-        f"in {folder}"
-    )
-
-
-def _summary(run: Run, report: Report, progress: Progress) -> dict[str, Any]:
-    """Returns the content of summary.json, with counts of lost images and steps if any are."""
-    seconds, stalled = progress.seconds
-    lost = {"images_skipped": len(progress.skipped), "steps_left_out": progress.left_out}
-    return {
-        **{key: value for key, value in dataclasses.asdict(report).items() if value is not None},
-        "seconds": seconds,
-        "images_per_second": run.steps * run.config.train.batch_size / seconds,
-        "input_stall_percent": 100 * stalled / seconds,
-        **{name: count for name, count in lost.items() if count},
-    }

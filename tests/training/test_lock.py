@@ -59,6 +59,7 @@ def test_a_second_run_is_refused_by_name_and_a_killed_one_is_not_in_the_way(
     words = ["train", "--config", str(ROOT / "configs" / "digits.py"), "--workdir"]
     words += [str(path.parent), "--data.data-dir", data_dir, "--train.steps", "1"]
     with other_process(path) as process:
+        capfd.readouterr()
         assert main(words) == 2
         error = capfd.readouterr().err
         since = json.loads(path.read_text())["since"]
