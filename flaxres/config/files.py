@@ -103,7 +103,7 @@ def from_json(path: pathlib.Path) -> Config:
       InputError: the file does not exist, or is not a config of this version of flaxres.
     """
     try:
-        sections = json.loads(path.read_text())
+        sections = json.loads(path.read_text(encoding="utf-8"))
         types = typing.get_type_hints(Config)
         built = {
             name: types[name](**{key: _tuples(value) for key, value in fields.items()})

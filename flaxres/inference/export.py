@@ -104,10 +104,10 @@ def export(
     with writing_to(folder):
         (folder / PROGRAM).write_bytes(content)
         names = json.dumps(predictor.classes, ensure_ascii=False, indent=0)
-        (folder / CLASSES).write_text(names + "\n")
-        (folder / README).write_text(card)
+        (folder / CLASSES).write_text(names + "\n", encoding="utf-8")
+        (folder / README).write_text(card, encoding="utf-8")
         if form.pixels:
-            (folder / SERVER).write_text(server_script(predictor.preprocess))
+            (folder / SERVER).write_text(server_script(predictor.preprocess), encoding="utf-8")
         if form.onnx:
             write_onnx(predictor, variables, form, folder / ONNX)
     save_weights(folder / WEIGHTS, predictor.variables, predictor.model)

@@ -126,7 +126,7 @@ def class_names(path: str | None, count: int, small: bool) -> tuple[str, ...]:
     """
     if path is not None:
         try:
-            lines = pathlib.Path(path).read_text().splitlines()
+            lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"--classes {path!r} can't be read ({error}): give a text file with one name a line"

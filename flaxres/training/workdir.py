@@ -20,7 +20,7 @@ def replace_file(path: pathlib.Path, text: str) -> None:
     """
     part = path.with_name(path.name + ".part")
     with write_errors(path):
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
         part.replace(path)
 
 
