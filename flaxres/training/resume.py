@@ -17,6 +17,7 @@ from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.provenance import Progress, Provenance, from_json as read_provenance
 from flaxres.training.run import Run, prepare_run
 from flaxres.training.state import State
+from flaxres.training.verification import steps
 from flaxres.training.workdir import CHECKPOINTS, CONFIG, require_writable
 
 
@@ -46,8 +47,7 @@ def require_same_config(config: Config, folder: pathlib.Path, measuring: bool = 
     Raises:
       InputError: settings differ; the message names them.
     """
-    has_checkpoints = any((folder / CHECKPOINTS).glob("[0-9]*"))
-    if not has_checkpoints or not (folder / CONFIG).exists():
+    if not steps(folder / CHECKPOINTS) or not (folder / CONFIG).exists():
         return
     if changed := differences(from_json(folder / CONFIG), config, measuring):
         raise InputError(
