@@ -106,6 +106,8 @@ def export(arguments: Sequence[str]) -> None:
     parser.add_argument("--onnx", action="store_true", help="write model.onnx too, by jax2onnx")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args(arguments)
+    import jax
+
     from flaxres.inference import export as exporting
     from flaxres.inference.artifacts import Form
 
@@ -123,7 +125,8 @@ def export(arguments: Sequence[str]) -> None:
     done = exporting.export(predictor, pathlib.Path(chosen.out), form, *sentences)
     names = ", ".join(sorted(path.name for path in done.folder.iterdir()))
     size = f"{done.program_bytes / 1e6:.1f} MB, {done.folded} batch norms folded"
-    lines = [*sentences, f"wrote {done.folder} ({size}): {names}"]
+    made_with = f"made with jax {jax.__version__}: an older jax may not load it"
+    lines = [*sentences, f"wrote {done.folder} ({size}): {names}", made_with]
     show(chosen.json, dataclasses.asdict(done) | {"folder": str(done.folder)} | measured, lines)
 
 

@@ -96,6 +96,16 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+def from_sections(sections: dict[str, Any]) -> Config:
+    """Returns the config of JSON objects, one for each section; any exception if they are none."""
+    types = typing.get_type_hints(Config)
+    built = {
+        name: types[name](**{key: _tuples(value) for key, value in fields.items()})
+        for name, fields in sections.items()
+    }
+    return Config(**built)
+
+
 def from_json(path: pathlib.Path) -> Config:
     """Reads the config.json of a run.
 
@@ -103,13 +113,7 @@ def from_json(path: pathlib.Path) -> Config:
       InputError: the file does not exist, or is not a config of this version of flaxres.
     """
     try:
-        sections = json.loads(path.read_text(encoding="utf-8"))
-        types = typing.get_type_hints(Config)
-        built = {
-            name: types[name](**{key: _tuples(value) for key, value in fields.items()})
-            for name, fields in sections.items()
-        }
-        config = Config(**built)
+        config = from_sections(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise InputError(f"{str(path)!r} does not exist: give the workdir of a run") from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
