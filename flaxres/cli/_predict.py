@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from flaxres.cli._options import Parser, show
 from flaxres.cli._process import silence
 from flaxres.errors import InputError
+from flaxres.printing import say
 
 if typing.TYPE_CHECKING:
     from flaxres.inference.predict import Predictor
@@ -117,7 +118,11 @@ def export(arguments: Sequence[str]) -> None:
     measured: dict[str, float] = {}
     sentences: list[str] = []
     if chosen.workdir:
-        measured = exporting.accuracies(chosen.workdir, predictor, form)
+        try:
+            measured = exporting.accuracies(chosen.workdir, predictor, form)
+        except InputError as error:
+            say(f"flaxres: the accuracy is not measured: {error}")
+    if measured:
         sentences = [
             f"top-1 {100 * measured['top1_exported']:.2f}% of {measured['examples']:,} evaluation "
             f"examples, {100 * measured['top1_trained']:.2f}% as trained"

@@ -81,9 +81,28 @@ def variant(file: str, base: str, changes: dict[str, Any]) -> Config:
 
 
 def resolved(config: Config) -> Config:
-    """Returns the config as it is saved and compared: with the machine's dtype written out."""
-    dtype: Any = config.model.compute_dtype
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+    """Returns the config as it is saved and compared.
+
+    The machine's dtype is written out. Paths are absolute, so that a run can go on in another
+    working folder, and have no `~`.
+    """
+    model, data, optim = config.model, config.data, config.optim
+    dtype: Any = model.compute_dtype
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(model, dtype=dtype, weights=_absolute(model.weights)),
+        data=dataclasses.replace(
+            data, source=_absolute(data.source), data_dir=_absolute(data.data_dir)
+        ),
+        optim=dataclasses.replace(optim, distill_weights=_absolute(optim.distill_weights)),
+    )
+
+
+def _absolute(path: str | None) -> str | None:
+    """Returns an absolute path without `~`; leaves addresses such as gs://bucket as they are."""
+    if not path or "://" in path:
+        return path
+    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 (keeps links)
 
 
 def to_json(config: Config) -> str:

@@ -33,6 +33,7 @@ from flaxres.ops.kept import jax_operations_only
 from flaxres.training.evaluation import Evaluator
 from flaxres.training.run import prepare_run
 from flaxres.training.state import State
+from flaxres.training.workdir import CONFIG, folder_of
 from flaxres.weights.transfer import save_weights
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -187,11 +188,12 @@ def accuracies(workdir: str, predictor: Predictor, form: Form) -> dict[str, floa
     Returns:
       `top1_trained` and `top1_exported` in [0, 1], and the number of `examples`.
     """
-    config = from_json(pathlib.Path(workdir) / "config.json")
+    config = from_json(folder_of(workdir) / CONFIG)
     # The program has no mirror images, no shifts and no scanned blocks.
     data = dataclasses.replace(config.data, eval_flip=False, eval_shift=0)
     model = dataclasses.replace(config.model, scan_blocks=False)
-    evaluator = Evaluator(prepare_run(dataclasses.replace(config, data=data, model=model)))
+    replaced = dataclasses.replace(config, data=data, model=model)
+    evaluator = Evaluator(prepare_run(replaced, training=False))
     predictor = unrolled(predictor)
     reports = []
     for variables in (predictor.variables, in_floats(prepared(predictor, form)[0])):

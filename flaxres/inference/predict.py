@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from flaxres import figures
-from flaxres.config.files import from_json
 from flaxres.data.builders import CIFAR10_CLASSES
 from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError
@@ -97,15 +96,9 @@ def from_workdir(workdir: str) -> Predictor:
       InputError: the folder has no run.
     """
     # Loads Orbax, which tags and files of weights don't need.
-    from flaxres.training.resume import restore_run
+    from flaxres.inference.runs import load_run
 
-    folder = pathlib.Path(workdir)
-    run, state = restore_run(from_json(folder / "config.json"), folder)
-    data = run.config.data
-    preprocess = Preprocess(
-        data.eval_size, data.eval_resize, data.interpolation, data.mean, data.std
-    )
-    return Predictor(run.model, jax.device_get(state.eval_variables), preprocess, run.train.classes)
+    return Predictor(*load_run(workdir))
 
 
 def class_names(path: str | None, count: int, small: bool) -> tuple[str, ...]:

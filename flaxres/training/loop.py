@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import pathlib
 import threading
@@ -43,15 +44,23 @@ from flaxres.training.state import State
 from flaxres.training.stepper import Stepper
 from flaxres.training.summary import finish, headline
 from flaxres.training.watchdog import Watchdog
-from flaxres.training.workdir import CHECKPOINTS, CONFIG, PROFILE, SUMMARY, replace_file
+from flaxres.training.workdir import (
+    CHECKPOINTS,
+    CLASSES,
+    CONFIG,
+    PROFILE,
+    SUMMARY,
+    folder_of,
+    replace_file,
+)
 from flaxres.weights.transfer import load_weights
 
 
 def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
     """Trains a config in a workdir, and resumes from the newest checkpoint there.
 
-    Writes config.json, metrics.jsonl, summary.json, curves.png, TensorBoard events and
-    checkpoints/. A run that was killed and started again ends with a state that is bit-identical to
+    Writes config.json, classes.json, metrics.jsonl, summary.json, curves.png, TensorBoard events
+    and checkpoints/. A run that was killed and started again ends with a state that is bit-identical to
     that of an uninterrupted run.
 
     Args:
@@ -81,7 +90,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
       ...     int(fit(Config(model=model, data=data, train=train), f"{folder}/run").step)
       2
     """
-    folder = pathlib.Path(workdir)
+    folder = folder_of(workdir)
     check(config)
     config = resolved(config)
     run = hosts.together(lambda: prepare_workdir(config, folder))
@@ -90,7 +99,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
     with lock_workdir(folder) as lock:
         # Another run may have finished here since the first look.
         hosts.together(lambda: require_same_config(config, folder))
-        _write_config(config, folder)
+        _write_config(run, folder)
         return _start(run, folder, origin, lock)
 
 
@@ -117,14 +126,15 @@ def evaluate(
       flaxres.errors.InputError: evaluate needs a workdir or weights: give one of them
     """
     check(config)
+    config = resolved(config)
     if (workdir is None) == (weights is None):
         raise InputError("evaluate needs a workdir or weights: give one of them")
     if weights is not None:
         run = hosts.together(lambda: prepare_run(config))
-        variables = run.placed(load_weights(weights, run.model))
+        variables = run.placed(load_weights(os.path.expanduser(weights), run.model))  # noqa: PTH111
         step = jnp.zeros((), jnp.int32)
         return Evaluator(run)(State(step, variables["params"], variables["batch_stats"], ()))
-    run, state = restore_run(config, pathlib.Path(workdir or ""))
+    run, state = restore_run(config, folder_of(workdir or ""), training=False)
     return Evaluator(run)(state)
 
 
@@ -348,10 +358,11 @@ class _Loop:
         )
 
 
-def _write_config(config: Config, folder: pathlib.Path) -> None:
-    """Writes config.json in the first process, and checks that all processes see it."""
+def _write_config(run: Run, folder: pathlib.Path) -> None:
+    """Writes config.json and classes.json in the first process, and checks that all see them."""
     if hosts.leader():
-        replace_file(folder / CONFIG, to_json(config))
+        replace_file(folder / CLASSES, json.dumps(run.train.classes, indent=0) + "\n")
+        replace_file(folder / CONFIG, to_json(run.config))
     hosts.wait_for_all("workdir is written to")
     if not all(hosts.gather((folder / CONFIG).exists())):
         raise InputError(

@@ -56,7 +56,7 @@ def require_same_config(config: Config, folder: pathlib.Path, measuring: bool = 
     """
     if not steps(folder / CHECKPOINTS) or not (folder / CONFIG).exists():
         return
-    if changed := differences(from_json(folder / CONFIG), config, measuring):
+    if changed := differences(resolved(from_json(folder / CONFIG)), config, measuring):
         raise InputError(
             f"workdir {str(folder)!r} has a run with another config ({'; '.join(changed)}): use "
             "another --workdir, or that config"
@@ -129,7 +129,7 @@ def require_saved_config(config: Config, saved: Provenance, measuring: bool = Fa
     if saved.config is None:
         return
     try:
-        before = from_sections(saved.config)
+        before = resolved(from_sections(saved.config))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(
             f"the checkpoint's config is not one of this version of flaxres ({error}): use the "
@@ -166,7 +166,10 @@ def require_same_classes(source: Source, saved: Provenance) -> None:
 
 
 def restore_run(
-    config: Config, folder: pathlib.Path, say: Callable[[str], None] = note
+    config: Config,
+    folder: pathlib.Path,
+    say: Callable[[str], None] = note,
+    training: bool = True,
 ) -> tuple[Run, State]:
     """Returns the run of a workdir and its newest checkpoint that verifies.
 
@@ -174,6 +177,7 @@ def restore_run(
       config: the settings of the run; those that only measure may differ.
       folder: the workdir.
       say: gets a line about each checkpoint that does not verify.
+      training: opens the training split, too; else the evaluation split takes its place.
 
     Raises:
       InputError: there is no checkpoint, or the config or the classes are not the run's.
@@ -184,7 +188,7 @@ def restore_run(
         raise InputError(
             f"workdir {str(folder)!r} has no checkpoints: train first, or give another --workdir"
         )
-    run = hosts.together(lambda: prepare_run(config))
+    run = hosts.together(lambda: prepare_run(config, training))
     with Checkpoints(folder / CHECKPOINTS, say=say) as checkpoints:
         saved, _ = read_provenance(checkpoints.provenance())
         require_saved_config(config, saved, measuring=True)

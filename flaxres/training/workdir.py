@@ -9,7 +9,7 @@ from flaxres.errors import InputError, WriteError
 
 CONFIG, CHECKPOINTS, PROFILE = "config.json", "checkpoints", "profile"
 METRICS, SUMMARY, CURVES = "metrics.jsonl", "summary.json", "curves.png"
-LOCK = "lock.json"
+LOCK, CLASSES = "lock.json", "classes.json"
 
 
 def replace_file(path: pathlib.Path, text: str) -> None:
@@ -34,6 +34,11 @@ def write_errors(path: pathlib.Path) -> Iterator[None]:
             f"{path} can't be written ({error.strerror or str(error)}); what was saved is intact: "
             "make room and start the same command again"
         ) from error
+
+
+def folder_of(workdir: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the path of a workdir, with `~` replaced."""
+    return pathlib.Path(os.path.expanduser(workdir))  # noqa: PTH111 (never raises)
 
 
 def require_writable(workdir: pathlib.Path) -> None:
