@@ -60,8 +60,8 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
     """Trains a config in a workdir, and resumes from the newest checkpoint there.
 
     Writes config.json, classes.json, metrics.jsonl, summary.json, curves.png, TensorBoard events
-    and checkpoints/. A run that was killed and started again ends with a state that is bit-identical to
-    that of an uninterrupted run.
+    and checkpoints/. A run that was killed and started again ends with a state that is
+    bit-identical to that of an uninterrupted run.
 
     Args:
       config: the settings of the run.
