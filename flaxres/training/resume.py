@@ -135,7 +135,7 @@ def require_saved_config(config: Config, saved: Provenance, measuring: bool = Fa
             f"the checkpoint's config is not one of this version of flaxres ({error}): use the "
             "version that trained it"
         ) from error
-    if changed := differences(before, config, measuring):
+    if changed := differences(before, resolved(config), measuring):
         raise InputError(
             f"the checkpoint was trained with another config ({'; '.join(changed)}): use another "
             "--workdir, or that config"
