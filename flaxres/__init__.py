@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         OptimConfig as OptimConfig,
         TrainConfig as TrainConfig,
     )
+    from flaxres.inference.runs import load_run as load_run
     from flaxres.training.evaluation import Report as Report
     from flaxres.training.loop import evaluate as evaluate, fit as fit
     from flaxres.training.xla import compiler_options as compiler_options
@@ -58,6 +59,7 @@ _LAZY = {
     "evaluate": "flaxres.training.loop",
     "fit": "flaxres.training.loop",
     "load_pretrained": "flaxres.weights.hub",
+    "load_run": "flaxres.inference.runs",
     "load_weights": "flaxres.weights.transfer",
     "save_weights": "flaxres.weights.transfer",
     "variant": "flaxres.config.files",
@@ -93,6 +95,7 @@ __all__ = [
     "fit",
     "list_models",
     "load_pretrained",
+    "load_run",
     "load_weights",
     "save_weights",
     "use_native_convolutions",

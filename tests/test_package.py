@@ -31,13 +31,13 @@ HEAVY = (
 ROOMS = {
     "ops": "cache errors ops",
     "models": "errors ops models",
-    "data": "cache errors data",
+    "data": "cache errors printing data",
     "config": "errors models data config",
     "weights": "errors models data weights",
-    "training": "_version errors figures ops models data config weights training",
+    "training": "_version errors printing figures ops models data config weights training",
     "inference": "errors figures ops models data config weights training inference",
     "diagnostics": "errors figures models data config inference training diagnostics",
-    "lab": "errors figures models data config weights training inference lab",
+    "lab": "errors printing figures models data config weights training inference lab",
 }
 STEP = (
     *("augmentation", "dispatch", "gradients", "losses", "mesh", "optimizers", "state", "steps"),

@@ -54,16 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit code.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if words else EXIT_REFUSED
-    if words[0] == "--version":
-        print(f"flaxres {__version__}")
-        return 0
 
     def run() -> None:
-        if words[0] not in COMMANDS:
+        if not words or words[0] in ("-h", "--help"):
+            print(USAGE)
+        elif words[0] == "--version":
+            print(f"flaxres {__version__}")
+        elif words[0] in COMMANDS:
+            COMMANDS[words[0]](words[1:])
+        else:
             raise unknown("command", words[0], COMMANDS)
-        COMMANDS[words[0]](words[1:])
 
-    return refusing(run)
+    code = refusing(run)
+    return code if words else EXIT_REFUSED

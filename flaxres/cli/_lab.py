@@ -3,12 +3,12 @@
 import argparse
 import json
 import pathlib
-import sys
 from collections.abc import Sequence
 
 from flaxres.cli._options import Parser
 from flaxres.cli._process import keep_compiled, keep_memory, silence, use_compiler
 from flaxres.errors import InputError, unknown
+from flaxres.printing import say
 
 # The experiments of `flaxres.lab.EXPERIMENTS`, without importing it.
 LAB = {
@@ -44,8 +44,8 @@ def lab(arguments: Sequence[str]) -> None:
     names = tuple(EXPERIMENTS) if chosen.experiment == "all" else (chosen.experiment,)
     facts = [conduct(name, EXPERIMENTS[name], settings) for name in names]
     if chosen.experiment == "all":
-        (settings.out / "summary.md").write_text(summary(facts))
-        print(f"wrote {settings.out / 'summary.md'}", file=sys.stderr)
+        (settings.out / "summary.md").write_text(summary(facts), encoding="utf-8")
+        say(f"wrote {settings.out / 'summary.md'}")
     if chosen.json:
         keys = ("seconds", "claims")
         print(json.dumps({fact["experiment"]: {key: fact[key] for key in keys} for fact in facts}))

@@ -50,6 +50,7 @@ def parse_run(
 
     chosen, rest = value_of(arguments, "--config")
     where, rest = value_of(rest, "--workdir")
+    where = where and os.path.expanduser(where)  # noqa: PTH111 (never raises)
     saved = pathlib.Path(where or "") / "config.json"
     has_run = os.path.exists(saved)  # noqa: PTH110 (Path.exists raises for a closed folder)
     if chosen is None and (default is None or (where and has_run)):

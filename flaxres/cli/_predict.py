@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from flaxres.cli._options import Parser, show
 from flaxres.cli._process import silence
 from flaxres.errors import InputError
+from flaxres.printing import say
 
 if typing.TYPE_CHECKING:
     from flaxres.inference.predict import Predictor
@@ -109,6 +110,8 @@ def export(arguments: Sequence[str]) -> None:
     parser.add_argument("--onnx", action="store_true", help="write model.onnx too, by jax2onnx")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args(arguments)
+    import jax
+
     from flaxres.inference import export as exporting
     from flaxres.inference.artifacts import Form
 
@@ -118,7 +121,11 @@ def export(arguments: Sequence[str]) -> None:
     measured: dict[str, float] = {}
     sentences: list[str] = []
     if chosen.workdir:
-        measured = exporting.accuracies(chosen.workdir, predictor, form)
+        try:
+            measured = exporting.accuracies(chosen.workdir, predictor, form)
+        except InputError as error:
+            say(f"flaxres: the accuracy is not measured: {error}")
+    if measured:
         sentences = [
             f"top-1 {100 * measured['top1_exported']:.2f}% of {measured['examples']:,} evaluation "
             f"examples, {100 * measured['top1_trained']:.2f}% as trained"
@@ -126,7 +133,8 @@ def export(arguments: Sequence[str]) -> None:
     done = exporting.export(predictor, pathlib.Path(chosen.out), form, *sentences)
     names = ", ".join(sorted(path.name for path in done.folder.iterdir()))
     size = f"{done.program_bytes / 1e6:.1f} MB, {done.folded} batch norms folded"
-    lines = [*sentences, f"wrote {done.folder} ({size}): {names}"]
+    made_with = f"made with jax {jax.__version__}: an older jax may not load it"
+    lines = [*sentences, f"wrote {done.folder} ({size}): {names}", made_with]
     show(chosen.json, dataclasses.asdict(done) | {"folder": str(done.folder)} | measured, lines)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from flaxres.cli._options import asks_for_help, value_of
 from flaxres.errors import InputError, WriteError, missing_extra
+from flaxres.printing import safe_streams, say
 
 EXIT_REFUSED, EXIT_UNWRITTEN = 2, 74
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -21,39 +22,47 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
 def refusing(function: Callable[[], Any]) -> int:
     """Runs a command; its expected errors become one line on stderr and an exit code.
 
-    InputError and a missing extra give 2, a file that can't be written 74, a loss that is not
-    finite 1, and Ctrl-C before training 130.
+    InputError and a missing extra give 2, a file or output that can't be written 74, a loss that is
+    not finite 1, and Ctrl-C before training 130. A reader that closes its pipe early is no error.
 
     Returns:
       The exit code, 0 without an error.
     """
+    with safe_streams() as lost:
+        code = _exit_code(function)
+        if not code and (reason := lost()):
+            say(f"flaxres: the output can't be written ({reason}): make room and start again")
+            return EXIT_UNWRITTEN
+        return code
+
+
+def _exit_code(function: Callable[[], Any]) -> int:
     try:
         function()
     except KeyboardInterrupt:
-        print(
-            "flaxres: interrupted before training began; nothing is lost, nothing new was saved",
-            file=sys.stderr,
-            flush=True,
-        )
+        say("flaxres: interrupted before training began; nothing is lost, nothing new was saved")
         # The compiler's threads may still run, and an orderly exit would crash over them.
         os._exit(130)
+    except SystemExit as error:
+        if error.code:
+            raise
     except InputError as error:
-        print(f"flaxres: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"flaxres: {' '.join(str(error).split())}")
         return ended(EXIT_REFUSED)
     except ModuleNotFoundError as error:
         if (refusal := missing_extra(error)) is None:
             return crashed()
-        print(f"flaxres: {refusal}", file=sys.stderr)
+        say(f"flaxres: {refusal}")
         return ended(EXIT_REFUSED)
     except FloatingPointError as error:
-        print(f"flaxres: {error}", file=sys.stderr)
+        say(f"flaxres: {error}")
         return ended(1)
     except OSError as error:
         if not isinstance(error, WriteError) and error.errno not in FULL:
             return crashed()
         fix = "; what was saved is intact: make room and start the same command again"
         fix = "" if isinstance(error, WriteError) else fix
-        print(f"flaxres: {error}{fix}", file=sys.stderr, flush=True)
+        say(f"flaxres: {error}{fix}")
         # Threads that write would complain about the end of the interpreter.
         os._exit(EXIT_UNWRITTEN)
     except Exception:
@@ -130,7 +139,7 @@ def keep_compiled() -> None:
     try:
         folder = private_folder("compiled")
     except (OSError, RuntimeError) as error:  # not writable; no home
-        print(f"flaxres: compiled programs are not kept: {error}", file=sys.stderr)
+        say(f"flaxres: compiled programs are not kept: {error}")
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
@@ -147,7 +156,7 @@ def use_compiler() -> None:
     try:
         use_native_convolutions()
     except InputError as error:
-        print(f"flaxres: {error}", file=sys.stderr)
+        say(f"flaxres: {error}")
 
 
 def silence() -> None:

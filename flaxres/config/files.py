@@ -81,9 +81,31 @@ def variant(file: str, base: str, changes: dict[str, Any]) -> Config:
 
 
 def resolved(config: Config) -> Config:
-    """Returns the config as it is saved and compared: with the machine's dtype written out."""
-    dtype: Any = config.model.compute_dtype
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+    """Returns the config as it is saved and compared.
+
+    The machine's dtype and the use of EXIF are written out. Paths are absolute, so that a run can
+    go on in another working folder, and have no `~`.
+    """
+    model, data, optim = config.model, config.data, config.optim
+    dtype: Any = model.compute_dtype
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(model, dtype=dtype, weights=_absolute(model.weights)),
+        data=dataclasses.replace(
+            data,
+            source=_absolute(data.source),
+            data_dir=_absolute(data.data_dir),
+            exif=data.uses_exif,
+        ),
+        optim=dataclasses.replace(optim, distill_weights=_absolute(optim.distill_weights)),
+    )
+
+
+def _absolute(path: str | None) -> str | None:
+    """Returns an absolute path without `~`; leaves addresses such as gs://bucket as they are."""
+    if not path or "://" in path:
+        return path
+    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 (keeps links)
 
 
 def to_json(config: Config) -> str:
@@ -96,6 +118,16 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+def from_sections(sections: dict[str, Any]) -> Config:
+    """Returns the config of JSON objects, one for each section; any exception if they are none."""
+    types = typing.get_type_hints(Config)
+    built = {
+        name: types[name](**{key: _tuples(value) for key, value in fields.items()})
+        for name, fields in sections.items()
+    }
+    return Config(**built)
+
+
 def from_json(path: pathlib.Path) -> Config:
     """Reads the config.json of a run.
 
@@ -103,13 +135,7 @@ def from_json(path: pathlib.Path) -> Config:
       InputError: the file does not exist, or is not a config of this version of flaxres.
     """
     try:
-        sections = json.loads(path.read_text())
-        types = typing.get_type_hints(Config)
-        built = {
-            name: types[name](**{key: _tuples(value) for key, value in fields.items()})
-            for name, fields in sections.items()
-        }
-        config = Config(**built)
+        config = from_sections(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise InputError(f"{str(path)!r} does not exist: give the workdir of a run") from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:

@@ -94,7 +94,7 @@ class DataConfig:
     'photographs'
     """
 
-    name: str = setting("digits")
+    name: str = setting("digits", measure=True)
     """digits, folder, cifar10, imagenet2012, or an ArrayRecord dataset
     that TFDS has prepared (`name` or `name/config:version`)."""
     source: str | None = setting(None, resume=True, local=True)
@@ -103,7 +103,7 @@ class DataConfig:
     data_dir: str | None = setting(None, resume=True, local=True)
     """Folder of prepared datasets; None is TFDS's own ($TFDS_DATA_DIR or
     ~/tensorflow_datasets)."""
-    train_split: str = setting("train")
+    train_split: str = setting("train", measure=True)
     """Split for training, in TFDS's syntax: `train[:90%]` works."""
     validation: float = setting(0.0, rules.BELOW_ONE)
     """Share of each class of a folder's split `train` that becomes its

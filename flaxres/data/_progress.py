@@ -3,6 +3,8 @@
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from flaxres.printing import STDERR
+
 
 def progress_bar() -> Progress:
     """Returns a progress bar on stderr that shows names as they are, without markup."""
@@ -12,4 +14,4 @@ def progress_bar() -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True, highlight=False, markup=False))
+    return Progress(*columns, console=Console(file=STDERR, highlight=False, markup=False))

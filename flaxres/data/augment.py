@@ -58,7 +58,10 @@ def random_flip(keys: Array, images: Images) -> Images:
       >>> sorted(random_flip(keys, images).ravel().tolist())
       [0, 1]
     """
-    return flip_where(jax.vmap(jax.random.bernoulli)(_keys_for(keys, FLIP)), images)
+    # The default probability has the default float type, and so other bits with jax_enable_x64.
+    half = jnp.asarray(0.5, jnp.float32)
+    flips = jax.vmap(lambda key: jax.random.bernoulli(key, half))(_keys_for(keys, FLIP))
+    return flip_where(flips, images)
 
 
 def flip_where(mask: Bool[Array, " n"], images: Images) -> Images:
@@ -137,7 +140,9 @@ def color_jitter(
     if not strength[3]:
         return blended(images, jnp.ones_like(order, bool))
     # Hue, the most expensive of the four, is rotated once, between the changes before and after it.
-    before = jnp.arange(3) < jax.vmap(lambda key: jax.random.randint(key, (1,), 0, 4))(apart[:, 2])
+    before = jnp.arange(3) < jax.vmap(lambda key: jax.random.randint(key, (1,), 0, 4, jnp.int32))(
+        apart[:, 2]
+    )
     return blended(turn_hue(blended(images, before), drawn[:, 3]), ~before)
 
 

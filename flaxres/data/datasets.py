@@ -5,13 +5,13 @@ datasets, and `flaxres.data.prepare` only prepares them.
 """
 
 import contextlib
-import sys
 from collections.abc import Sequence
 
 from flaxres.data.choices import BadImages
 from flaxres.data.prepare import prepare
 from flaxres.data.source import Source
 from flaxres.data.sources import NotPreparedError, open_splits, require_prepared
+from flaxres.printing import say
 
 
 def open_or_prepare(
@@ -82,4 +82,4 @@ def _prepare(
     bases = [split.partition("[")[0] for split in splits]
     _, tally = prepare(name, source, data_dir, bases, bad_images, validation)
     for line in tally.lines():
-        print(line, file=sys.stderr)
+        say(line)

@@ -11,7 +11,6 @@ import itertools
 import multiprocessing
 import os
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +28,7 @@ from flaxres.data.choices import BadImages
 from flaxres.data.jobs import ROWS_PER_JOB, Job, Loaded, fill
 from flaxres.data.rows import Rows
 from flaxres.data.source import Source
+from flaxres.printing import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Speed:
 
 def note(line: str) -> None:
     """Prints a line on stderr."""
-    print(line, file=sys.stderr)
+    say(line)
 
 
 @dataclasses.dataclass

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 
 from flaxres.data.preprocess import Preprocess
@@ -53,6 +54,7 @@ def model_card(
         "accuracy": accuracy,
         "folded batch norms": f"{folded}",
         "devices": ", ".join(platforms),
+        "made with": f"jax {jax.__version__}; an older jax may not load it",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     serve = onnx = ""

@@ -33,6 +33,7 @@ from flaxres.ops.kept import jax_operations_only
 from flaxres.training.evaluation import Evaluator
 from flaxres.training.run import prepare_run
 from flaxres.training.state import State
+from flaxres.training.workdir import CONFIG, folder_of
 from flaxres.weights.transfer import save_weights
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -104,10 +105,10 @@ def export(
     with writing_to(folder):
         (folder / PROGRAM).write_bytes(content)
         names = json.dumps(predictor.classes, ensure_ascii=False, indent=0)
-        (folder / CLASSES).write_text(names + "\n")
-        (folder / README).write_text(card)
+        (folder / CLASSES).write_text(names + "\n", encoding="utf-8")
+        (folder / README).write_text(card, encoding="utf-8")
         if form.pixels:
-            (folder / SERVER).write_text(server_script(predictor.preprocess))
+            (folder / SERVER).write_text(server_script(predictor.preprocess), encoding="utf-8")
         if form.onnx:
             write_onnx(predictor, variables, form, folder / ONNX)
     save_weights(folder / WEIGHTS, predictor.variables, predictor.model)
@@ -187,11 +188,12 @@ def accuracies(workdir: str, predictor: Predictor, form: Form) -> dict[str, floa
     Returns:
       `top1_trained` and `top1_exported` in [0, 1], and the number of `examples`.
     """
-    config = from_json(pathlib.Path(workdir) / "config.json")
+    config = from_json(folder_of(workdir) / CONFIG)
     # The program has no mirror images, no shifts and no scanned blocks.
     data = dataclasses.replace(config.data, eval_flip=False, eval_shift=0)
     model = dataclasses.replace(config.model, scan_blocks=False)
-    evaluator = Evaluator(prepare_run(dataclasses.replace(config, data=data, model=model)))
+    replaced = dataclasses.replace(config, data=data, model=model)
+    evaluator = Evaluator(prepare_run(replaced, training=False))
     predictor = unrolled(predictor)
     reports = []
     for variables in (predictor.variables, in_floats(prepared(predictor, form)[0])):

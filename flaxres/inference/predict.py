@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from flaxres import figures
-from flaxres.config.files import from_json
 from flaxres.data.builders import CIFAR10_CLASSES
 from flaxres.data.preprocess import ImageLike, Preprocess
 from flaxres.errors import InputError
@@ -111,15 +110,9 @@ def from_workdir(workdir: str) -> Predictor:
       InputError: the folder has no run.
     """
     # Loads Orbax, which tags and files of weights don't need.
-    from flaxres.training.resume import restore_run
+    from flaxres.inference.runs import load_run
 
-    folder = pathlib.Path(workdir)
-    run, state = restore_run(from_json(folder / "config.json"), folder)
-    data = run.config.data
-    preprocess = Preprocess(
-        data.eval_size, data.eval_resize, data.interpolation, data.mean, data.std, data.uses_exif
-    )
-    return Predictor(run.model, jax.device_get(state.eval_variables), preprocess, run.train.classes)
+    return Predictor(*load_run(workdir))
 
 
 def class_names(path: str | None, count: int, small: bool) -> tuple[str, ...]:
@@ -140,7 +133,7 @@ def class_names(path: str | None, count: int, small: bool) -> tuple[str, ...]:
     """
     if path is not None:
         try:
-            lines = pathlib.Path(path).read_text().splitlines()
+            lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"--classes {path!r} can't be read ({error}): give a text file with one name a line"

@@ -182,7 +182,7 @@ def _trained(stack: Stack, settings: Settings, images: np.ndarray, labels: np.nd
     ) -> Any:
         key = jax.random.fold_in(jax.random.key(settings.seed + 1), number)
         rows_key, drop_key = jax.random.split(key)
-        chosen = jax.random.randint(rows_key, (BATCH,), 0, len(images))
+        chosen = jax.random.randint(rows_key, (BATCH,), 0, len(images), jnp.int32)
         # A plain block has no branch to scale.
         kept = jax.random.bernoulli(drop_key, 1 - rates)
         shares = kept / (1 - rates) if stack.kind != "plain" else jnp.ones(BLOCKS)

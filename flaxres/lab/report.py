@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from flaxres import figures
 from flaxres.errors import InputError, writing_to
+from flaxres.printing import say
 from flaxres.training.workdir import replace_file
 
 # Okabe & Ito's palette, which colour-blind readers tell apart; lines and markers differ as well.
@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 
 def note(line: str) -> None:
     """Prints a line of progress to stderr."""
-    print(line, file=sys.stderr, flush=True)
+    say(line)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _values(claim: Claim) -> str:
 
 
 def _write_table(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)

@@ -3,12 +3,13 @@
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
 from flaxres.errors import InputError, WriteError
 from flaxres.training import hosts
@@ -18,6 +19,7 @@ from flaxres.training.verification import (
     newest_sound,
     problem,
     set_aside,
+    steps,
     write_digests,
     write_seal,
 )
@@ -25,6 +27,14 @@ from flaxres.training.verification import (
 
 def _top1(metrics: Any) -> float:
     return float(metrics["top1"])
+
+
+class _Steps(type(ocp.path.step.standard_name_format())):  # type: ignore[misc]
+    """Orbax's names of steps, without other files and folders that it would take for one."""
+
+    def find_all(self, base_path: Any) -> Iterator[Any]:
+        ours = set(steps(pathlib.Path(base_path)))
+        return (found for found in super().find_all(base_path) if found.path.name in map(str, ours))
 
 
 class Checkpoints:
@@ -60,6 +70,7 @@ class Checkpoints:
             enable_async_checkpointing=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self.digest),
             create=writing,
+            step_name_format=_Steps(),
         )
         handlers = {
             "state": ocp.StandardCheckpointHandler(),
@@ -142,8 +153,7 @@ class Checkpoints:
 
         Orbax calls this from its thread when all files are written, before it moves them.
         """
-        parts = self.folder.glob(f"{self.saving}.orbax-checkpoint-tmp*")
-        write_digests(max(parts, key=lambda path: path.stat().st_mtime_ns), self.saving)
+        write_digests(self.folder / f"{self.saving}{TMP_DIR_SUFFIX}", self.saving)
 
     def seal(self, step: int) -> None:
         """Waits until the save of `step` is over, and seals it; runs in a thread."""

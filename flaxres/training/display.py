@@ -1,10 +1,11 @@
 """The progress of a run on the terminal."""
 
-import sys
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from flaxres.printing import STDERR
 
 
 class Display:
@@ -21,7 +22,7 @@ class Display:
 
     def __init__(self, total: int, done: int, enabled: bool, live: bool) -> None:
         self.console = Console(
-            stderr=True, quiet=not enabled, highlight=False, markup=False, soft_wrap=True
+            file=STDERR, quiet=not enabled, highlight=False, markup=False, soft_wrap=True
         )
         self.total, self.first, self.start = total, done, 0.0
         columns = (
@@ -29,7 +30,7 @@ class Display:
             MofNCompleteColumn(),
             TextColumn("{task.fields[text]}", markup=False),
         )
-        disable = not (enabled and live and sys.stderr.isatty())
+        disable = not (enabled and live and STDERR.isatty())
         self.bar = Progress(*columns, console=self.console, disable=disable)
         self.task = self.bar.add_task("train", total=total, completed=done, text="compiling")
 

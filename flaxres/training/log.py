@@ -51,7 +51,7 @@ class Log:
         self.display, self.loader, self.before = display, loader, before
         self.writer = None
         if hosts.leader():
-            self.writer = Writer(folder, first, train.tensorboard, train.wandb)
+            self.writer = Writer(folder, first, train.tensorboard, train.wandb, display.say)
         self.pending: collections.deque[tuple[int, int, Any]] = collections.deque()
         self.dispatched = 0
         self.unchecked: collections.deque[tuple[int, int, int, Any]] = collections.deque()

@@ -3,13 +3,13 @@
 import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import pathlib
 import threading
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from flaxres.config.check import check
@@ -17,10 +17,11 @@ from flaxres.config.files import resolved, to_json
 from flaxres.config.schema import Config
 from flaxres.data.loader import Loader
 from flaxres.errors import InputError
-from flaxres.training import curves, hosts, metrics
+from flaxres.training import hosts
 from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.display import Display
 from flaxres.training.evaluation import Evaluator, Report
+from flaxres.training.lock import Lock, lock_workdir
 from flaxres.training.log import Log
 from flaxres.training.non_finite import NonFiniteError
 from flaxres.training.profiler import Profile
@@ -31,22 +32,36 @@ from flaxres.training.provenance import (
     shared_facts,
     to_json as provenance_json,
 )
-from flaxres.training.resume import prepare_workdir, restore_run, start_or_resume
+from flaxres.training.resume import (
+    prepare_workdir,
+    require_same_config,
+    restore_run,
+    start_or_resume,
+)
 from flaxres.training.run import Run, feed, prepare_run
 from flaxres.training.signals import Preempted, stop_signals
 from flaxres.training.state import State
 from flaxres.training.stepper import Stepper
+from flaxres.training.summary import finish, headline
 from flaxres.training.watchdog import Watchdog
-from flaxres.training.workdir import CHECKPOINTS, CONFIG, PROFILE, SUMMARY, replace_file
+from flaxres.training.workdir import (
+    CHECKPOINTS,
+    CLASSES,
+    CONFIG,
+    PROFILE,
+    SUMMARY,
+    folder_of,
+    replace_file,
+)
 from flaxres.weights.transfer import load_weights
 
 
 def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
     """Trains a config in a workdir, and resumes from the newest checkpoint there.
 
-    Writes config.json, metrics.jsonl, summary.json, curves.png, TensorBoard events and
-    checkpoints/. A run that was killed and started again ends with a state that is bit-identical to
-    that of an uninterrupted run.
+    Writes config.json, classes.json, metrics.jsonl, summary.json, curves.png, TensorBoard events
+    and checkpoints/. A run that was killed and started again ends with a state that is
+    bit-identical to that of an uninterrupted run.
 
     Args:
       config: the settings of the run.
@@ -61,6 +76,8 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
       NonFiniteError: a loss or gradient is not finite; the state before that step is saved.
       WriteError: a checkpoint or a log can't be written.
 
+    The workdir is locked: a second run there is refused by an InputError that names the first.
+
     Examples:
       >>> import tempfile
       >>> from flaxres import DataConfig, ModelConfig, TrainConfig
@@ -73,33 +90,17 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
       ...     int(fit(Config(model=model, data=data, train=train), f"{folder}/run").step)
       2
     """
-    folder = pathlib.Path(workdir)
+    folder = folder_of(workdir)
     check(config)
     config = resolved(config)
     run = hosts.together(lambda: prepare_workdir(config, folder))
     origin = provenance(run)
     hosts.require_same(shared_facts(config, origin))
-    _write_config(config, folder)
-    notes: list[str] = []
-    keep = config.train.keep_checkpoints, config.train.keep_best
-    with (
-        stop_signals() as stop,
-        Checkpoints(folder / CHECKPOINTS, *keep, writing=True, say=notes.append) as checkpoints,
-    ):
-        state, progress = start_or_resume(run, checkpoints, origin, notes.append)
-        first = int(state.step)
-        with Display(run.steps, first, hosts.leader(), config.train.progress) as display:
-            for line in [*notes, _headline(run, first)]:
-                display.say(line)
-            if first < run.steps:
-                return _train(run, folder, state, checkpoints, origin, progress, display, stop)
-            display.say(
-                f"step {first:,} was the last one: this run is finished; to train longer, give "
-                "more epochs and another workdir"
-            )
-            if not hosts.gather((folder / SUMMARY).exists())[0]:
-                _finish(run, folder, Evaluator(run, display.say)(state), progress, display)
-            return state
+    with lock_workdir(folder) as lock:
+        # Another run may have finished here since the first look.
+        hosts.together(lambda: require_same_config(config, folder))
+        _write_config(run, folder)
+        return _start(run, folder, origin, lock)
 
 
 def evaluate(
@@ -125,15 +126,42 @@ def evaluate(
       flaxres.errors.InputError: evaluate needs a workdir or weights: give one of them
     """
     check(config)
+    config = resolved(config)
     if (workdir is None) == (weights is None):
         raise InputError("evaluate needs a workdir or weights: give one of them")
     if weights is not None:
         run = hosts.together(lambda: prepare_run(config))
-        variables = run.placed(load_weights(weights, run.model))
+        variables = run.placed(load_weights(os.path.expanduser(weights), run.model))  # noqa: PTH111
         step = jnp.zeros((), jnp.int32)
         return Evaluator(run)(State(step, variables["params"], variables["batch_stats"], ()))
-    run, state = restore_run(config, pathlib.Path(workdir or ""))
+    run, state = restore_run(config, folder_of(workdir or ""), training=False)
     return Evaluator(run)(state)
+
+
+def _start(run: Run, folder: pathlib.Path, origin: Provenance, lock: Lock | None) -> State:
+    """Trains from the newest checkpoint, in a workdir that this run has locked."""
+    config, notes = run.config, list[str]()
+    keep = config.train.keep_checkpoints, config.train.keep_best
+    with (
+        stop_signals() as stop,
+        Checkpoints(folder / CHECKPOINTS, *keep, writing=True, say=notes.append) as checkpoints,
+    ):
+        state, progress = start_or_resume(run, checkpoints, origin, notes.append)
+        first = int(state.step)
+        with Display(run.steps, first, hosts.leader(), config.train.progress) as display:
+            for line in [*notes, headline(run, first)]:
+                display.say(line)
+            if first < run.steps:
+                return _train(
+                    run, folder, state, checkpoints, origin, progress, display, stop, lock
+                )
+            display.say(
+                f"step {first:,} was the last one: this run is finished; to train longer, give "
+                "more epochs and another workdir"
+            )
+            if not hosts.gather((folder / SUMMARY).exists())[0]:
+                finish(run, folder, Evaluator(run, display.say)(state), progress, display)
+            return state
 
 
 def _train(
@@ -145,6 +173,7 @@ def _train(
     progress: Progress,
     display: Display,
     stop: threading.Event,
+    lock: Lock | None,
 ) -> State:
     """Trains from `state` to the last step, and writes everything that a run leaves."""
     train, first = run.config.train, int(state.step)
@@ -156,13 +185,23 @@ def _train(
     ):
         watchdog.at("compiling")
         loop = _Loop(
-            run, folder, checkpoints, origin, progress, display, log, watchdog, profile, loader
+            run,
+            folder,
+            checkpoints,
+            origin,
+            progress,
+            display,
+            log,
+            watchdog,
+            profile,
+            loader,
+            lock,
         )
         state, report = loop.train(state, batches, stop)
         progress = loop.progress_now()
         watchdog.at("reading the last checkpoint back")
         checkpoints.read_back(state)
-    _finish(run, folder, report, progress, display)
+    finish(run, folder, report, progress, display)
     return state
 
 
@@ -191,11 +230,12 @@ class _Loop:
         watchdog: Watchdog,
         profile: Profile,
         loader: Loader | None,
+        lock: Lock | None,
     ) -> None:
         self.run, self.folder, self.checkpoints = run, folder, checkpoints
         self.origin, self.before, self.left_out = origin, progress, progress.left_out
         self.display, self.log, self.watchdog, self.profile = display, log, watchdog, profile
-        self.loader = loader
+        self.loader, self.lock = loader, lock
         self.evaluator = Evaluator(run, display.say)
         self.stepper = Stepper(run)
         self.votes = hosts.Votes(run.mesh)
@@ -291,6 +331,8 @@ class _Loop:
 
     def save(self, state: State, step: int) -> None:
         """Starts to save the state."""
+        if self.lock is not None:
+            self.lock.require()
         with self.log.paused(state):
             is_current = self.report is not None and self.report.step == step
             accuracy = self.report.top1 if self.report is not None and is_current else None
@@ -316,54 +358,14 @@ class _Loop:
         )
 
 
-def _write_config(config: Config, folder: pathlib.Path) -> None:
-    """Writes config.json in the first process, and checks that all processes see it."""
+def _write_config(run: Run, folder: pathlib.Path) -> None:
+    """Writes config.json and classes.json in the first process, and checks that all see them."""
     if hosts.leader():
-        replace_file(folder / CONFIG, to_json(config))
+        replace_file(folder / CLASSES, json.dumps(run.train.classes, indent=0) + "\n")
+        replace_file(folder / CONFIG, to_json(run.config))
     hosts.wait_for_all("workdir is written to")
     if not all(hosts.gather((folder / CONFIG).exists())):
         raise InputError(
             f"workdir {str(folder)!r} is not the same folder for all processes: it must be on a "
             "file system that all of them see"
         )
-
-
-def _headline(run: Run, first: int) -> str:
-    """Returns the line that a run starts with."""
-    model, device = run.config.model, jax.devices()[0]
-    resumed = f", resuming at {first:,}" if first else ""
-    return (
-        f"{model.name}, {len(run.train.classes)} classes, {model.compute_dtype}, on "
-        f"{run.mesh.size} x {device.device_kind}; {run.train.name}: {len(run.train):,} images, "
-        f"{run.evaluation.name}: {len(run.evaluation):,}; "
-        f"{run.steps:,} steps of {run.config.train.batch_size}{resumed}"
-    )
-
-
-def _finish(
-    run: Run, folder: pathlib.Path, report: Report, progress: Progress, display: Display
-) -> None:
-    """Writes curves.png and, last, summary.json, whose presence says that the run is complete."""
-    if hosts.leader():
-        accuracy = f"top-1 {100 * report.top1:.2f}% of {report.examples:,} evaluation examples"
-        title = f"{run.config.model.name} on {run.train.name}: {accuracy}"
-        curves.draw_curves(folder, title)
-        metrics.write_summary(folder, _summary(run, report, progress))
-    hosts.wait_for_all("run is finished")
-    display.say(
-        f"finished: top-1 {100 * report.top1:.2f}% of {report.examples:,} examples; everything is "
-        f"in {folder}"
-    )
-
-
-def _summary(run: Run, report: Report, progress: Progress) -> dict[str, Any]:
-    """Returns the content of summary.json, with counts of lost images and steps if any are."""
-    seconds, stalled = progress.seconds
-    lost = {"images_skipped": len(progress.skipped), "steps_left_out": progress.left_out}
-    return {
-        **{key: value for key, value in dataclasses.asdict(report).items() if value is not None},
-        "seconds": seconds,
-        "images_per_second": run.steps * run.config.train.batch_size / seconds,
-        "input_stall_percent": 100 * stalled / seconds,
-        **{name: count for name, count in lost.items() if count},
-    }

@@ -1,83 +1,97 @@
-"""Metrics of a run for programs: JSON lines, TensorBoard events, Weights & Biases, a summary."""
+"""Metrics of a run for programs: JSON lines, other writers, a summary."""
 
-import hashlib
-import importlib
 import json
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
+from flaxres.printing import say
+from flaxres.training.sinks import Sink, TensorBoard, WandB
 from flaxres.training.workdir import METRICS, SUMMARY, replace_file, write_errors
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the lines of `metrics.jsonl`, without a last line that a kill cut short."""
-    rows = []
+    """Returns the rows of `metrics.jsonl`; leaves out lines that are none."""
+    return _rows(workdir)[0]
+
+
+def _rows(workdir: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
+    """Returns the rows of `metrics.jsonl`, and the number of lines that are none.
+
+    A last line that a kill cut short does not count.
+    """
     path = workdir / METRICS
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    read = [_row(line) for line in text.split("\n")]
+    rows = [row for row in read if row is not None]
+    # What follows the last line break is '' or cut short.
+    return rows, read[:-1].count(None)
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """Returns the row that a line holds, None if it holds none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 class Writer:
     """Writes the metrics of a run that starts or resumes at `step`.
 
-    Drops lines of later steps, which a killed run left.
+    Drops lines of later steps, which a killed run left. Metrics.jsonl must be written. TensorBoard
+    and Weights & Biases are dropped with a line where they fail.
 
     Args:
       workdir: the workdir.
       step: the number of finished steps.
       tensorboard: also writes TensorBoard events.
       wandb: also logs to this project of Weights & Biases.
+      say: gets a line about what is dropped.
     """
 
     def __init__(
-        self, workdir: pathlib.Path, step: int, tensorboard: bool, wandb: str | None = None
+        self,
+        workdir: pathlib.Path,
+        step: int,
+        tensorboard: bool,
+        wandb: str | None = None,
+        say: Callable[[str], None] = say,
     ) -> None:
         self.workdir = workdir
-        kept = [row for row in read_metrics(workdir) if row["step"] <= step]
+        rows, bad = _rows(workdir)
+        if bad:
+            say(f"left out {bad} lines of {workdir / METRICS} that are no metrics of a run")
+        kept = [row for row in rows if row["step"] <= step]
         replace_file(workdir / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
-        self.file = (workdir / METRICS).open("a", buffering=1)
-        self.events = None
+        self.file = (workdir / METRICS).open("a", buffering=1, encoding="utf-8")
+        self.sinks = []
         if tensorboard:
-            import tensorboardX
-
-            self.events = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1)
-        self.wandb = None
+            self.sinks.append(Sink(lambda: TensorBoard(workdir, step), "TensorBoard", say))
         if wandb:
-            # A resumed run keeps its id, so that its curves stay one.
-            run_id = hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:16]
-            self.wandb = importlib.import_module("wandb").init(
-                project=wandb, id=run_id, name=workdir.name, dir=str(workdir), resume="allow"
-            )
+            self.sinks.append(Sink(lambda: WandB(workdir, wandb), "Weights & Biases", say))
 
     def write(self, step: int, epoch: float, values: dict[str, float]) -> None:
         """Writes the metrics of a step."""
         row = {"step": step, "epoch": round(epoch, 4), **values}
         with write_errors(self.workdir / METRICS):
             self.file.write(json.dumps(finite(row)) + "\n")
-        if self.events:
-            for name, value in values.items():
-                self.events.add_scalar(name, value, step)
-        if self.wandb:
-            self.wandb.log(values, step=step)
+        for sink in self.sinks:
+            sink.do(lambda log: log.write(step, values))
 
     def flush(self) -> None:
         """Writes out pending events: called before a save, so that TensorBoard reaches as far."""
-        if self.events:
-            self.events.flush()
+        for sink in self.sinks:
+            sink.do(lambda log: log.flush())
 
     def close(self) -> None:
         """Closes all files."""
         with write_errors(self.workdir / METRICS):
             self.file.close()
-        if self.events:
-            self.events.close()
-        if self.wandb:
-            self.wandb.finish()
+        for sink in self.sinks:
+            sink.do(lambda log: log.close())
 
 
 def finite(row: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import json
 import pathlib
 import platform
 import sys
@@ -15,6 +16,8 @@ import jax
 from flaxres._version import __version__
 from flaxres.config.schema import Config
 from flaxres.config.settings import SETTINGS, flat
+from flaxres.data.digests import file_digest
+from flaxres.errors import InputError
 from flaxres.ops import native
 from flaxres.training.run import Run
 
@@ -22,6 +25,15 @@ PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "array-record"),
     *("numpy", "pillow", "simplejpeg", "opencv-python-headless"),
 )
+
+
+# Settings of JAX that change the bits of a run.
+JAX_SETTINGS = (
+    *("jax_enable_x64", "jax_default_prng_impl", "jax_default_matmul_precision"),
+    "jax_threefry_partitionable",
+)
+# Libraries whose versions may change the bits of a run.
+ARITHMETIC = ("jax", "jaxlib", "flax", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +52,9 @@ class Provenance:
       data: digest of the training split, compared on a resume.
       evaluation: name, size and digest of the evaluation split.
       classes: digest of the classes' names, compared on a resume.
+      teacher: digest of the teacher's weights, compared on a resume; '' without a teacher.
+      config: the sections of the config, compared on a resume; None in older checkpoints.
+      jax_settings: JAX's settings that change bits, compared on a resume; None in older ones.
     """
 
     flaxres: str
@@ -53,6 +68,9 @@ class Provenance:
     data: str
     evaluation: str
     classes: str
+    teacher: str = ""
+    config: dict[str, Any] | None = None
+    jax_settings: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +113,8 @@ def shared_facts(config: Config, provenance: Provenance) -> dict[str, Any]:
     settings = {
         name: repr(value) for name, value in flat(config).items() if not SETTINGS[name].facts.local
     }
-    names = ("flaxres", "code", "python", "data", "evaluation", "classes")
+    names = ("flaxres", "code", "python", "data", "evaluation", "classes", "teacher")
+    settings |= provenance.jax_settings or {}
     return settings | provenance.packages | {name: getattr(provenance, name) for name in names}
 
 
@@ -119,6 +138,18 @@ def convolutions(run: Run) -> str:
     return (may_be_native and native.compiled_by) or "XLA"
 
 
+def _teacher_digest(path: str | None) -> str:
+    if path is None:
+        return ""
+    try:
+        return file_digest(pathlib.Path(path))
+    except OSError as error:
+        raise InputError(
+            f"optim.distill_weights={path!r} can't be read ({error.strerror}): give a file of "
+            "weights"
+        ) from error
+
+
 def provenance(run: Run) -> Provenance:
     """Returns the provenance of a run on this machine."""
     versions = {}
@@ -139,4 +170,7 @@ def provenance(run: Run) -> Provenance:
         data=run.train.digest,
         evaluation=f"{run.evaluation.name} {len(run.evaluation)} {run.evaluation.digest}",
         classes=run.train.class_digest,
+        teacher=_teacher_digest(run.config.optim.distill_weights),
+        config=json.loads(json.dumps(dataclasses.asdict(run.config))),
+        jax_settings={name: getattr(jax.config, name) for name in JAX_SETTINGS},
     )

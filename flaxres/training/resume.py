@@ -1,12 +1,13 @@
 """Checks of a workdir before training starts, and the state that training starts from."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 
 from flaxres.config.check import check_devices
-from flaxres.config.files import from_json, resolved
+from flaxres.config.files import from_json, from_sections, resolved
 from flaxres.config.schema import Config
 from flaxres.config.settings import differences
 from flaxres.data.loader import note
@@ -14,9 +15,16 @@ from flaxres.data.source import Source
 from flaxres.errors import InputError
 from flaxres.training import hosts
 from flaxres.training.checkpoints import Checkpoints
-from flaxres.training.provenance import Progress, Provenance, from_json as read_provenance
+from flaxres.training.provenance import (
+    ARITHMETIC,
+    JAX_SETTINGS,
+    Progress,
+    Provenance,
+    from_json as read_provenance,
+)
 from flaxres.training.run import Run, prepare_run
 from flaxres.training.state import State
+from flaxres.training.verification import steps
 from flaxres.training.workdir import CHECKPOINTS, CONFIG, require_writable
 
 
@@ -46,10 +54,9 @@ def require_same_config(config: Config, folder: pathlib.Path, measuring: bool = 
     Raises:
       InputError: settings differ; the message names them.
     """
-    has_checkpoints = any((folder / CHECKPOINTS).glob("[0-9]*"))
-    if not has_checkpoints or not (folder / CONFIG).exists():
+    if not steps(folder / CHECKPOINTS) or not (folder / CONFIG).exists():
         return
-    if changed := differences(from_json(folder / CONFIG), config, measuring):
+    if changed := differences(resolved(from_json(folder / CONFIG)), config, measuring):
         raise InputError(
             f"workdir {str(folder)!r} has a run with another config ({'; '.join(changed)}): use "
             "another --workdir, or that config"
@@ -79,12 +86,69 @@ def start_or_resume(
             f"dataset {run.train.name} has digest {run.train.digest[:12]}, the run's checkpoint "
             f"was trained on {saved.data[:12]}: give the same images, or another workdir"
         )
+    require_same_facts(run.config, saved, provenance)
+    if changed := _changed(saved.packages, provenance.packages, ARITHMETIC):
+        say(
+            f"the run goes on with other versions ({'; '.join(changed)}): its bits may differ from "
+            "those of an uninterrupted run"
+        )
     if saved.convolutions != provenance.convolutions:
         say(
             f"the run computed its convolutions by {saved.convolutions} and now does by "
             f"{provenance.convolutions}: its bits differ from those of an uninterrupted run"
         )
     return checkpoints.restore(run.abstract_state()), progress
+
+
+def require_same_facts(config: Config, saved: Provenance, ours: Provenance) -> None:
+    """Checks the config, the teacher and JAX's settings; older checkpoints do not name them.
+
+    Raises:
+      InputError: one differs; the message names it.
+    """
+    require_saved_config(config, saved)
+    if saved.teacher and saved.teacher != ours.teacher:
+        raise InputError(
+            f"optim.distill_weights has digest {ours.teacher[:12]}, the run's checkpoint was "
+            f"trained with a teacher of {saved.teacher[:12]}: give the same weights, or another "
+            "workdir"
+        )
+    if changed := _changed(saved.jax_settings or {}, ours.jax_settings or {}, JAX_SETTINGS):
+        raise InputError(
+            f"JAX's settings are not those of the run's checkpoint ({'; '.join(changed)}): set "
+            "them as before, e.g. by a variable of the name in capitals, or give another workdir"
+        )
+
+
+def require_saved_config(config: Config, saved: Provenance, measuring: bool = False) -> None:
+    """Checks the config against that of a checkpoint, which holds without a config.json, too.
+
+    Raises:
+      InputError: settings differ; the message names them.
+    """
+    if saved.config is None:
+        return
+    try:
+        before = resolved(from_sections(saved.config))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"the checkpoint's config is not one of this version of flaxres ({error}): use the "
+            "version that trained it"
+        ) from error
+    if changed := differences(before, resolved(config), measuring):
+        raise InputError(
+            f"the checkpoint was trained with another config ({'; '.join(changed)}): use another "
+            "--workdir, or that config"
+        )
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Returns the named values that differ, as 'name: before -> now'."""
+    return [
+        f"{name}: {before[name]} -> {now.get(name)}"
+        for name in names
+        if name in before and before[name] != now.get(name)
+    ]
 
 
 def require_same_classes(source: Source, saved: Provenance) -> None:
@@ -102,7 +166,10 @@ def require_same_classes(source: Source, saved: Provenance) -> None:
 
 
 def restore_run(
-    config: Config, folder: pathlib.Path, say: Callable[[str], None] = note
+    config: Config,
+    folder: pathlib.Path,
+    say: Callable[[str], None] = note,
+    training: bool = True,
 ) -> tuple[Run, State]:
     """Returns the run of a workdir and its newest checkpoint that verifies.
 
@@ -110,6 +177,7 @@ def restore_run(
       config: the settings of the run; those that only measure may differ.
       folder: the workdir.
       say: gets a line about each checkpoint that does not verify.
+      training: opens the training split, too; else the evaluation split takes its place.
 
     Raises:
       InputError: there is no checkpoint, or the config or the classes are not the run's.
@@ -120,7 +188,9 @@ def restore_run(
         raise InputError(
             f"workdir {str(folder)!r} has no checkpoints: train first, or give another --workdir"
         )
-    run = hosts.together(lambda: prepare_run(config))
+    run = hosts.together(lambda: prepare_run(config, training))
     with Checkpoints(folder / CHECKPOINTS, say=say) as checkpoints:
-        require_same_classes(run.train, read_provenance(checkpoints.provenance())[0])
+        saved, _ = read_provenance(checkpoints.provenance())
+        require_saved_config(config, saved, measuring=True)
+        require_same_classes(run.train, saved)
         return run, checkpoints.restore(run.abstract_state())

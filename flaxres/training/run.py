@@ -180,30 +180,29 @@ class Run:
         return end if (end := round(number * period)) > step else round((number + 1) * period)
 
 
-def prepare_run(config: Config) -> Run:
+def prepare_run(config: Config, training: bool = True) -> Run:
     """Opens the data of a config and checks it, before anything is compiled.
+
+    Args:
+      config: the config.
+      training: opens the training split, too; else the evaluation split takes its place.
 
     Raises:
       InputError: the config could not train on this machine or with this data.
     """
     check(config)
     check_devices(config, jax.device_count())
-    model, data, train = config.model, config.data, config.train
-    dtypes = (model.compute_dtype, model.param_dtype)
-    if "float64" in dtypes and not jax.config.read("jax_enable_x64"):
-        raise InputError(
-            "float64 in model.dtype or model.param_dtype: set JAX_ENABLE_X64=1 in the environment, "
-            "or use float32"
-        )
-    splits = (data.train_split, data.eval_split)
-    training, evaluation = open_or_prepare(
+    data, train = config.data, config.train
+    require_x64(config)
+    splits = (data.train_split if training else data.eval_split, data.eval_split)
+    source, evaluation = open_or_prepare(
         data.name, splits, data.source, data.data_dir, data.bad_images, data.validation
     )
-    for source in (training, evaluation):
-        require_labels(source)
-    if training.classes != evaluation.classes:
+    for opened in (source, evaluation):
+        require_labels(opened)
+    if source.classes != evaluation.classes:
         raise InputError(
-            f"{training.name} and {evaluation.name} have different classes: they must be splits of "
+            f"{source.name} and {evaluation.name} have different classes: they must be splits of "
             "one dataset"
         )
     if train.wandb and importlib.util.find_spec("wandb") is None:
@@ -211,11 +210,12 @@ def prepare_run(config: Config) -> Run:
             f"train.wandb={train.wandb!r} needs the package wandb: pip install wandb, or leave it "
             "out"
         )
-    run = Run(config, training, evaluation)
+    run = Run(config, source, evaluation)
     if data.resident:
-        require_resident(training, data.image_size)
+        if training:
+            require_resident(source, data.image_size)
         require_resident(evaluation, data.eval_size)
-    if (samples := run.steps * train.batch_size) >= 2**32:
+    if training and (samples := run.steps * train.batch_size) >= 2**32:
         raise InputError(
             f"{samples:,} samples in all: positions have 32 bits; lower train.epochs or train.steps"
         )
@@ -225,6 +225,20 @@ def prepare_run(config: Config) -> Run:
 def evaluation_transform(data: DataConfig) -> decode.CentreCrop:
     """Returns the crop of the images of an evaluation."""
     return decode.CentreCrop(data.eval_size, data.eval_resize, data.interpolation, data.uses_exif)
+
+
+def require_x64(config: Config) -> None:
+    """Checks that JAX computes in float64 if the config does.
+
+    Raises:
+      InputError: it does not.
+    """
+    dtypes = (config.model.compute_dtype, config.model.param_dtype)
+    if "float64" in dtypes and not jax.config.read("jax_enable_x64"):
+        raise InputError(
+            "float64 in model.dtype or model.param_dtype: set JAX_ENABLE_X64=1 in the environment, "
+            "or use float32"
+        )
 
 
 def training_transform(run: Run, step: int) -> decode.Transform:

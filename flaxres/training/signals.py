@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Preempted(SystemExit):
-    """SIGTERM or SIGINT arrived and the state is saved: exit code 75.
+    """SIGTERM, SIGINT or SIGHUP arrived and the state is saved: exit code 75.
 
     The same command, started again, resumes the run.
 
@@ -23,7 +23,7 @@ class Preempted(SystemExit):
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """Yields an event that SIGTERM and SIGINT set.
+    """Yields an event that SIGTERM and SIGINT set, and SIGHUP, unless `nohup` ignores it.
 
     A second signal has the effect that it would have without us. Only the main thread can listen
     to signals; in others the event is never set.
@@ -33,6 +33,8 @@ def stop_signals() -> Iterator[threading.Event]:
         yield stop
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    if (hangup := signal.getsignal(signal.SIGHUP)) is not signal.SIG_IGN:  # a terminal that closes
+        before[signal.SIGHUP] = hangup
 
     def handle(number: int, frame: Any) -> None:
         stop.set()

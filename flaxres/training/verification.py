@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import re
 from typing import Any
 
 from flaxres.data.digests import file_digest
@@ -18,6 +19,7 @@ DIGESTS, SEAL, PART = "flaxres_digests.json", "flaxres_seal.json", "flaxres_seal
 # written last.
 LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
 REFUSED = "refused"
+_STEP = re.compile("0|[1-9][0-9]{0,18}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +107,13 @@ def read_provenance(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def steps(folder: pathlib.Path) -> list[int]:
-    """Returns the numbers of the steps in a folder of checkpoints, the newest first, unverified."""
-    folders = [path for path in folder.glob("*") if path.name.isdigit() and path.is_dir()]
-    return sorted((int(path.name) for path in folders), reverse=True)
+    """Returns the numbers of the steps in a folder of checkpoints, the newest first, unverified.
+
+    A step is a folder with a name that we write: "10", but not "010", nor a digit of another
+    script.
+    """
+    names = [path.name for path in folder.glob("*") if _STEP.fullmatch(path.name) and path.is_dir()]
+    return sorted(map(int, names), reverse=True)
 
 
 def survey(folder: pathlib.Path) -> list[SavedStep]:

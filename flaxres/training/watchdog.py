@@ -11,6 +11,8 @@ from typing import TextIO
 
 import jax
 
+from flaxres.printing import say
+
 EXIT_STUCK = 70
 
 
@@ -73,15 +75,22 @@ class Watchdog:
     def end(self, what: str, seconds: float) -> None:
         """Writes the stacks and ends the process."""
         try:
+            self._write_stacks()
+        finally:
+            self._say(what, seconds)
+            os._exit(EXIT_STUCK)
+
+    def _write_stacks(self) -> None:
+        try:
             with self.stacks.open("w") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError:
-            faulthandler.dump_traceback(sys.stderr, all_threads=True)
-        print(
+            if sys.stderr is not None:
+                faulthandler.dump_traceback(sys.stderr, all_threads=True)
+
+    def _say(self, what: str, seconds: float) -> None:
+        say(
             f"flaxres: {what} has not moved for {seconds:.0f} seconds "
             f"(train.watchdog_seconds={self.limit:g}); stacks are in {self.stacks}. "
-            "What was saved is intact: start the same command again to resume",
-            file=sys.stderr,
-            flush=True,
+            "What was saved is intact: start the same command again to resume"
         )
-        os._exit(EXIT_STUCK)

@@ -9,6 +9,7 @@ from flaxres.errors import InputError, WriteError
 
 CONFIG, CHECKPOINTS, PROFILE = "config.json", "checkpoints", "profile"
 METRICS, SUMMARY, CURVES = "metrics.jsonl", "summary.json", "curves.png"
+LOCK, CLASSES = "lock.json", "classes.json"
 
 
 def replace_file(path: pathlib.Path, text: str) -> None:
@@ -19,7 +20,7 @@ def replace_file(path: pathlib.Path, text: str) -> None:
     """
     part = path.with_name(path.name + ".part")
     with write_errors(path):
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
         part.replace(path)
 
 
@@ -33,6 +34,11 @@ def write_errors(path: pathlib.Path) -> Iterator[None]:
             f"{path} can't be written ({error.strerror or str(error)}); what was saved is intact: "
             "make room and start the same command again"
         ) from error
+
+
+def folder_of(workdir: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the path of a workdir, with `~` replaced."""
+    return pathlib.Path(os.path.expanduser(workdir))  # noqa: PTH111 (never raises)
 
 
 def require_writable(workdir: pathlib.Path) -> None:

@@ -57,6 +57,7 @@ def test_a_run_leaves_what_it_should_and_is_not_run_twice(
         for path in tmp_path.iterdir()
     }
     assert names == {
+        "classes.json",
         "config.json",
         "metrics.jsonl",
         "summary.json",

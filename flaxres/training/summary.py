@@ -1,0 +1,54 @@
+"""The first and the last line of a run, and the files that it ends with."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from flaxres.training import curves, hosts, metrics
+from flaxres.training.display import Display
+from flaxres.training.evaluation import Report
+from flaxres.training.provenance import Progress
+from flaxres.training.run import Run
+
+
+def headline(run: Run, first: int) -> str:
+    """Returns the line that a run starts with."""
+    model, device = run.config.model, jax.devices()[0]
+    resumed = f", resuming at {first:,}" if first else ""
+    return (
+        f"{model.name}, {len(run.train.classes)} classes, {model.compute_dtype}, on "
+        f"{run.mesh.size} x {device.device_kind}; {run.train.name}: {len(run.train):,} images, "
+        f"{run.evaluation.name}: {len(run.evaluation):,}; "
+        f"{run.steps:,} steps of {run.config.train.batch_size}{resumed}"
+    )
+
+
+def finish(
+    run: Run, folder: pathlib.Path, report: Report, progress: Progress, display: Display
+) -> None:
+    """Writes curves.png and, last, summary.json, whose presence says that the run is complete."""
+    if hosts.leader():
+        accuracy = f"top-1 {100 * report.top1:.2f}% of {report.examples:,} evaluation examples"
+        title = f"{run.config.model.name} on {run.train.name}: {accuracy}"
+        curves.draw_curves(folder, title)
+        metrics.write_summary(folder, _summary(run, report, progress))
+    hosts.wait_for_all("run is finished")
+    display.say(
+        f"finished: top-1 {100 * report.top1:.2f}% of {report.examples:,} examples; everything is "
+        f"in {folder}"
+    )
+
+
+def _summary(run: Run, report: Report, progress: Progress) -> dict[str, Any]:
+    """Returns the content of summary.json, with counts of lost images and steps if any are."""
+    seconds, stalled = progress.seconds
+    lost = {"images_skipped": len(progress.skipped), "steps_left_out": progress.left_out}
+    return {
+        **{key: value for key, value in dataclasses.asdict(report).items() if value is not None},
+        "seconds": seconds,
+        "images_per_second": run.steps * run.config.train.batch_size / seconds,
+        "input_stall_percent": 100 * stalled / seconds,
+        **{name: count for name, count in lost.items() if count},
+    }

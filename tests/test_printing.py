@@ -1,0 +1,154 @@
+"""Printing never ends a run, and the exit code tells what was lost."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from flaxres.training import sinks
+from flaxres.training.display import Display
+from flaxres.training.metrics import Writer, read_metrics
+from flaxres.training.signals import stop_signals
+
+ROOT = pathlib.Path(__file__).parents[1]
+FLAXRES = [sys.executable, "-m", "flaxres.cli"]
+LIBRARY = """
+import sys, json
+from flaxres.training.display import Display
+from flaxres.data.loader import note
+import os
+if "NONE" in os.environ: sys.stderr = None
+with Display(3, 0, True, False) as display:
+    for step in range(5):
+        display.say(f"step {step} \\u2713 \\udcff")
+        note("a line")
+print("done", file=sys.__stdout__, flush=True)
+"""
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command line of bash; its exit code is that of the last command that failed."""
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=ROOT,
+        env=os.environ | {"PY": sys.executable, "CODE": LIBRARY} | environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    done = shell("$PY -m flaxres.cli configs | head -1")
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+def test_lost_output_is_an_error_of_one_line() -> None:
+    done = shell("$PY -m flaxres.cli configs >/dev/full")
+    assert done.returncode == 74
+    assert done.stderr.count("\n") == 1
+    assert "the output can't be written (No space left on device)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("redirection", "environment"),
+    [
+        ("2>/dev/full", {}),
+        ("2>&-", {}),
+        ("2> >(exit 0)", {}),
+        ("", {"NONE": "1"}),
+        ("2>&1", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+        ("2>&1", {"PYTHONIOENCODING": "ascii:strict"}),
+    ],
+)
+def test_the_lines_of_a_run_never_end_it(redirection: str, environment: dict[str, str]) -> None:
+    done = shell(f'sleep 0.1; $PY -c "$CODE" {redirection}', **environment)
+    assert done.stdout.endswith("done\n"), done.stderr
+
+
+def test_commands_print_in_ascii_what_the_terminal_lacks() -> None:
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = shell("$PY -m flaxres.cli checkpoints $'/nothing/\\xff\\xc3\\xa9'", **ascii_only)
+    assert done.returncode == 2
+    assert "has no checkpoints" in done.stderr
+
+
+def test_a_closed_stderr_is_not_given_to_the_next_file() -> None:
+    code = "from flaxres.printing import safe_streams\n"
+    code += "with safe_streams(): print(open('/dev/null').fileno())"
+    assert int(shell('$PY -c "$CODE" 2>&-', CODE=code).stdout) > 2
+
+
+@pytest.mark.parametrize("operation", ["write", "flush"])
+def test_tensorboard_that_fails_is_said_once(
+    operation: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboardX.record_writer import RecordWriter
+
+    lines: list[str] = []
+    writer = Writer(tmp_path, 0, tensorboard=True, say=lines.append)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RecordWriter, operation, full)
+    monkeypatch.setattr("threading.excepthook", lambda _: None)
+    for step in range(1, 301):
+        writer.write(step, 0.0, {"loss": 1.0})
+        if step % 100 == 0:
+            writer.flush()
+    writer.close()
+    assert len(lines) == 1
+    assert "TensorBoard gets no more metrics" in lines[0]
+    assert len(read_metrics(tmp_path)) == 300
+
+
+@pytest.mark.parametrize("failing", ["init", "log", "finish"])
+def test_wandb_that_fails_is_said_once(
+    failing: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fake:
+        def __getattr__(self, name: str) -> object:
+            def called(*_: object, **__: object) -> "Fake":
+                if name == failing:
+                    raise RuntimeError("no network")
+                return self
+
+            return called
+
+    monkeypatch.setattr(sinks.importlib, "import_module", lambda _: Fake())
+    lines: list[str] = []
+    writer = Writer(tmp_path, 0, False, "project", lines.append)
+    for step in range(3):
+        writer.write(step, 0.0, {"loss": 1.0})
+    writer.close()
+    expected = "Weights & Biases gets no more metrics (no network); metrics.jsonl gets all of them"
+    assert lines == [expected]
+    assert len(read_metrics(tmp_path)) == 3
+
+
+def test_lines_that_are_no_metrics_are_left_out_and_counted(tmp_path: pathlib.Path) -> None:
+    content = b'{"step": 1}\n\n[3]\n{"loss": 1}\n\xff\xfe\n{"step": 2}\n{"step": 9}\n{"st'
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 9]
+    lines: list[str] = []
+    Writer(tmp_path, 5, False, say=lines.append).close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    assert len(lines) == 1
+    assert "left out 4 lines of" in lines[0]
+
+
+def test_a_terminal_that_closes_stops_a_run_as_a_signal_does() -> None:
+    with stop_signals() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.is_set()
+
+
+def test_a_display_outlives_its_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with Display(3, 0, True, True) as display:
+        display.say("nobody reads this")
