@@ -1,5 +1,6 @@
 """Weight files: safetensors, and PyTorch's pickles with `weights_only`. No code in them is run."""
 
+import argparse
 import json
 import pathlib
 import struct
@@ -25,7 +26,8 @@ def read(path: pathlib.Path, ema: bool = True) -> tuple[Arrays, dict[str, str]]:
     """Reads a file of weights.
 
     Args:
-      path: a .safetensors, .pth, .pt, .th, .tar or .bin file; all but the first need PyTorch.
+      path: a .safetensors, .pth, .pt, .th, .tar, .bin or .ckpt file; all but the first need
+        PyTorch.
       ema: read the averaged weights of a training checkpoint that has them.
 
     Returns:
@@ -47,7 +49,7 @@ def read(path: pathlib.Path, ema: bool = True) -> tuple[Arrays, dict[str, str]]:
         )
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    if path.suffix in (".pth", ".pt", ".th", ".tar", ".bin"):
+    if path.suffix in (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt"):
         return _read_pickle(path, ema), {}
     raise InputError(
         f"weights {str(path)!r} end in {path.suffix!r}: the rule is .safetensors, .pth, .pt or .th"
@@ -84,7 +86,9 @@ def _read_pickle(path: pathlib.Path, ema: bool) -> Arrays:
             ".safetensors elsewhere"
         ) from error
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        # Trainers store their options; a Namespace holds values and runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises many types; each is a refusal
         reason = str(error).split("Please file an issue")[0].split("\n")[0]
         raise InputError(
@@ -98,6 +102,12 @@ def _read_pickle(path: pathlib.Path, ema: bool) -> Arrays:
     tensors = {
         str(name): value.detach() for name, value in entries if isinstance(value, torch.Tensor)
     }
+    for name, value in tensors.items():
+        if value.is_quantized or value.is_meta or value.layout != torch.strided:
+            raise InputError(
+                f"weights {str(path)!r}: {name} is a quantised, sparse or empty (meta) tensor: "
+                "save it as a dense tensor of floats"
+            )
     if not tensors:
         raise InputError(
             f"weights {str(path)!r} hold no dictionary of tensors: save a model's state_dict()"
@@ -129,7 +139,9 @@ def write(
         for key, value in metadata.items()
     }
     try:
-        safetensors.numpy.save_file(dict(arrays), part, strings)
+        # safetensors would write the memory under a view: findings/safetensors_numpy_views.sh.
+        contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        safetensors.numpy.save_file(contiguous, part, strings)
         part.replace(path)
     except OSError as error:
         raise InputError(

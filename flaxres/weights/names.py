@@ -6,7 +6,7 @@ nothing here uses it.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ LEAVES = {
 }
 AXES = {4: (3, 2, 0, 1), 3: (2, 1, 0), 2: (1, 0)}  # ours -> PyTorch's, of a kernel
 TRACKED = "num_batches_tracked"
+AVERAGED = "n_averaged"
+WRAPPED = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.")
 # DenseNet files from before 2018 say `norm.1` where newer ones say `norm1`.
 OLD_DENSENET = re.compile(r"(denselayer\d+)\.(norm|relu|conv)\.(\d)\.")
 
@@ -101,18 +103,26 @@ def from_torch(
 def cleaned(weights: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a state dictionary by its bare names.
 
-    Wrappers' prefixes and step counters are dropped, and DenseNet's names from before 2018 are
-    replaced by the newer ones.
+    The prefixes of wrappers (`DataParallel`, `torch.compile`, Lightning modules and the like, in
+    any order), step counters and the counter of `torch.optim.swa_utils.AveragedModel` are dropped,
+    and DenseNet's names from before 2018 are replaced by the newer ones.
 
     Examples:
-      >>> list(cleaned({"module.bn1.bias": 0, "module.bn1.num_batches_tracked": 0}))
+      >>> list(cleaned({"_orig_mod.module.bn1.bias": 0, "n_averaged": 5}))
       ['bn1.bias']
     """
-    for prefix in ("module.", "_orig_mod.", "model."):
-        if weights and all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    weights = {name: value for name, value in weights.items() if name != AVERAGED}
+    while prefix := _common_prefix(weights):
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return {
         OLD_DENSENET.sub(r"\1.\2\3.", name): value
         for name, value in weights.items()
         if not name.endswith(TRACKED)
     }
+
+
+def _common_prefix(names: Iterable[str]) -> str:
+    """Returns the wrapper's prefix that all names have, '' if there is none."""
+    names = list(names)
+    common = (prefix for prefix in WRAPPED if all(name.startswith(prefix) for name in names))
+    return next(common, "") if names else ""

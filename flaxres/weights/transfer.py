@@ -27,6 +27,7 @@ from flaxres.weights.names import (
 )
 
 SHOWN = 3
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 HEADS = ("fc", "linear", "classifier", "head")
 
 
@@ -78,6 +79,7 @@ def variables_from_torch(
 
     Raises:
       WeightsError: leaves are missing, unexpected or of another shape.
+      InputError: a leaf is an integer, or a float of 8 bits, which has a scale elsewhere.
 
     Examples:
       >>> import flaxres
@@ -97,6 +99,11 @@ def variables_from_torch(
         if array is None:
             missing.append(f"{name} ({ours})")
             continue
+        if array.dtype.name not in FLOATS:
+            raise InputError(
+                f"{source}: {name} is {array.dtype.name}: the rule is {', '.join(FLOATS)}; "
+                "dequantise it and save it again"
+            )
         flat[path] = array = _fitted_array(path, array, leaf, adapt)
         if array is not None and array.shape != leaf.shape:
             misshapen.append(

@@ -1,0 +1,106 @@
+"""Files of weights as other programs write them."""
+
+import argparse
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import flaxres
+from flaxres.errors import InputError
+from flaxres.weights.transfer import torch_from_variables, variables_from_torch
+
+MODEL = flaxres.ResNet9(depths=(1,), widths=(4,), stem_width=4)
+
+
+@pytest.fixture(scope="module")
+def variables() -> Any:
+    """Returns variables of MODEL as NumPy arrays."""
+    images = jnp.zeros((1, 8, 8, 3))
+    return jax.tree.map(np.asarray, jax.jit(MODEL.init)(jax.random.key(0), images))
+
+
+def equal(a: Any, b: Any) -> bool:
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.mark.parametrize("order", ["every second", "transposed", "reversed", "broadcast"])
+def test_views_are_saved_with_their_values(
+    order: str, variables: Any, tmp_path: pathlib.Path
+) -> None:
+    views = {
+        "every second": lambda array: np.stack([array, array + 1], -1)[..., 0],
+        "transposed": lambda array: np.asfortranarray(array),
+        "reversed": lambda array: array[::-1].copy()[::-1],
+        "broadcast": lambda array: np.broadcast_to(array.ravel()[0], array.shape),
+    }
+    changed = jax.tree.map(views[order], variables)
+    flaxres.save_weights(tmp_path / "w.safetensors", changed, MODEL)
+    assert equal(flaxres.load_weights(tmp_path / "w.safetensors", MODEL), changed)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, ml_dtypes.float8_e4m3fn])
+def test_arrays_that_need_a_scale_are_refused(dtype: Any, variables: Any) -> None:
+    state = torch_from_variables(variables)
+    state["conv1.weight"] = state["conv1.weight"].astype(dtype)
+    name = np.dtype(dtype).name
+    with pytest.raises(InputError, match=rf"conv1.weight is {name}: the rule is float16, .*again"):
+        variables_from_torch(state, MODEL)
+
+
+def test_a_file_with_floats_of_8_bits_is_refused(variables: Any, tmp_path: pathlib.Path) -> None:
+    state = torch_from_variables(variables)
+    state["conv1.weight"] = state["conv1.weight"].astype(ml_dtypes.float8_e4m3fn)
+    safetensors.numpy.save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=r"(conv1.weight is float8|can't be read)"):
+        flaxres.load_weights(tmp_path / "w.safetensors", MODEL)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "_orig_mod.module.",
+        "module._orig_mod.",
+        "model._orig_mod.module.",
+        "net.",
+        "model.backbone.",
+    ],
+)
+def test_prefixes_are_dropped_in_any_order(prefix: str, variables: Any) -> None:
+    state: dict[str, Any] = {
+        prefix + name: array for name, array in torch_from_variables(variables).items()
+    }
+    state["n_averaged"] = np.asarray(7)
+    assert equal(variables_from_torch(state, MODEL), variables)
+
+
+def test_a_lightning_checkpoint_with_options(variables: Any, tmp_path: pathlib.Path) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    state = {
+        "model." + name: torch.from_numpy(np.array(array))
+        for name, array in torch_from_variables(variables).items()
+    }
+    content = {"state_dict": state, "epoch": 3, "args": argparse.Namespace(lr=0.1, name="a")}
+    torch.save(content, tmp_path / "last.ckpt")
+    assert equal(flaxres.load_weights(tmp_path / "last.ckpt", MODEL), variables)
+
+
+@pytest.mark.parametrize("kind", ["meta", "sparse"])
+def test_tensors_without_dense_values_are_refused(
+    kind: str, variables: Any, tmp_path: pathlib.Path
+) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    state = {
+        name: torch.from_numpy(np.array(array))
+        for name, array in torch_from_variables(variables).items()
+    }
+    weight = state["fc.weight"]
+    state["fc.weight"] = weight.to("meta") if kind == "meta" else weight.to_sparse()
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"fc.weight is a quantised, sparse or empty \(meta\)"):
+        flaxres.load_weights(tmp_path / "w.pth", MODEL)
