@@ -32,6 +32,14 @@ class LoadedRun(NamedTuple):
       variables: its variables, as the run evaluates them: the average where it keeps one.
       preprocess: the preprocessing of the run's evaluation.
       classes: names of the classes in label order.
+
+    Examples:
+      >>> import flaxres, numpy as np
+      >>> model = flaxres.ResNet9(depths=(1,), widths=(4,), stem_width=4, num_classes=2)
+      >>> variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 3)))
+      >>> run = LoadedRun(model, variables, Preprocess(8, 8), ("cat", "dog"))
+      >>> run.classes[int(run.model.apply(run.variables, np.zeros((1, 8, 8, 3))).argmax())]
+      'cat'
     """
 
     model: Network
