@@ -50,6 +50,7 @@ COMPUTE = [
         "ops/*.py",
         "cache.py",
         "errors.py",
+        "printing.py",
         "data/augment.py",
         "data/autoaugment.py",
         "data/choices.py",

@@ -99,11 +99,7 @@ def variables_from_torch(
         if array is None:
             missing.append(f"{name} ({ours})")
             continue
-        if array.dtype.name not in FLOATS:
-            raise InputError(
-                f"{source}: {name} is {array.dtype.name}: the rule is {', '.join(FLOATS)}; "
-                "dequantise it and save it again"
-            )
+        _require_float(array, f"{source}: {name}")
         flat[path] = array = _fitted_array(path, array, leaf, adapt)
         if array is not None and array.shape != leaf.shape:
             misshapen.append(
@@ -120,6 +116,14 @@ def variables_from_torch(
         }
     variables: dict[str, Any] = jax.tree.map(jnp.asarray, nested(flat))
     return stack_blocks(variables) if model.scan_blocks else variables
+
+
+def _require_float(array: Shaped[np.ndarray, "..."], name: str) -> None:
+    if array.dtype.name not in FLOATS:
+        raise InputError(
+            f"{name} is {array.dtype.name}: the rule is {', '.join(FLOATS)}; dequantise it and "
+            "save it again"
+        )
 
 
 def _take(weights: dict[str, Any], path: Path) -> Shaped[np.ndarray, "..."] | None:
