@@ -68,13 +68,20 @@ def _read_safetensors(path: pathlib.Path) -> tuple[Arrays, dict[str, str]]:
         )
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return arrays, file.metadata() or {}
+            names = list(file.keys())
+            dtypes = {name: file.get_slice(name).get_dtype() for name in names}
+            small = [name for name in names if dtypes[name].startswith("F8")]
+            if not small:
+                return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"weights {str(path)!r} can't be read ({reason}): download or convert them again"
         ) from error
+    raise InputError(
+        f"weights {str(path)!r}: {small[0]} is {dtypes[small[0]]}, floats of 8 bits, which have a "
+        "scale elsewhere: dequantise them and save them again"
+    )
 
 
 def _read_pickle(path: pathlib.Path, ema: bool) -> Arrays:

@@ -26,7 +26,7 @@ def variables() -> Any:
 
 
 def equal(a: Any, b: Any) -> bool:
-    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
 @pytest.mark.parametrize("order", ["every second", "transposed", "reversed", "broadcast"])
@@ -57,7 +57,7 @@ def test_a_file_with_floats_of_8_bits_is_refused(variables: Any, tmp_path: pathl
     state = torch_from_variables(variables)
     state["conv1.weight"] = state["conv1.weight"].astype(ml_dtypes.float8_e4m3fn)
     safetensors.numpy.save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(InputError, match=r"(conv1.weight is float8|can't be read)"):
+    with pytest.raises(InputError, match=r"conv1.weight is F8_E4M3, floats of 8 bits"):
         flaxres.load_weights(tmp_path / "w.safetensors", MODEL)
 
 
