@@ -271,6 +271,27 @@ class EfficientChannelAttention(nn.Module):
         return x * nn.sigmoid(y[:, None, None, :, 0])
 
 
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al. 2014) whose draws do not depend on JAX's default float type.
+
+    `flax.linen.Dropout` draws other numbers where `jax_enable_x64` is set. Without it, the two
+    agree to the bit.
+
+    Attributes:
+      rate: probability of a zero; the rest is divided by `1 - rate`.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."], train: bool) -> Float[Array, "..."]:
+        if not train or not self.rate:
+            return x
+        keep = 1 - self.rate
+        kept = jax.random.bernoulli(self.make_rng("dropout"), jnp.float32(keep), x.shape)
+        return jnp.where(kept, x / keep, jnp.zeros((), x.dtype))
+
+
 def norm_relu(norm: nn.Module, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w c"]:
     """Computes `relu(norm(x))`, with `BatchNorm` as one operation.
 

@@ -11,7 +11,7 @@ from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Shaped
 
 from flaxres.errors import InputError, unknown
-from flaxres.models.layers import BatchNorm, Conv, GroupNorm, head_init
+from flaxres.models.layers import BatchNorm, Conv, Dropout, GroupNorm, head_init
 
 
 class Network(nn.Module):
@@ -89,7 +89,7 @@ class Network(nn.Module):
         """Classifies pooled features: `(N, C)` -> logits `(N, num_classes)`."""
         if not self.num_classes:
             return x
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout)(x, train)
         return nn.Dense(
             self.num_classes,
             dtype=x.dtype,

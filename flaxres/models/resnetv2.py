@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from flaxres.models.blocks import EXPANSION, PreActivationBlock, Stage
-from flaxres.models.layers import head_init, norm_relu
+from flaxres.models.layers import Dropout, head_init, norm_relu
 from flaxres.models.network import Network
 from flaxres.ops.pool import max_pool
 
@@ -153,7 +153,7 @@ class ResNetV2(Network):
         """Classifies by a 1x1 convolution named `head.fc`, as timm does in this network."""
         if not self.num_classes:
             return x
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout)(x, train)
         fc = functools.partial(
             self.conv(),
             self.num_classes,

@@ -13,7 +13,14 @@ from jax.sharding import PartitionSpec
 
 import flaxres
 from flaxres.errors import InputError
-from flaxres.models.layers import BatchNorm, Conv, GroupNorm, norm_relu_pool, zero_pad_shortcut
+from flaxres.models.layers import (
+    BatchNorm,
+    Conv,
+    Dropout,
+    GroupNorm,
+    norm_relu_pool,
+    zero_pad_shortcut,
+)
 from flaxres.ops.norm import normalised, normalised_and_rectified
 from flaxres.ops.pool import max_pool
 from flaxres.training.mesh import data_mesh, split
@@ -308,3 +315,22 @@ def test_zero_pad_shortcut_subsamples_and_centres_the_channels() -> None:
     np.testing.assert_array_equal(y[..., 2:4], x[:, ::2, ::2])
     assert not y[..., :2].any()
     assert not y[..., 4:].any()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.2, 0.37, 0.5])
+def test_dropout_is_flaxs_and_the_same_with_x64(rate: float) -> None:
+    class Ours(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return Dropout(rate)(x, True)
+
+    class Flaxs(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return nn.Dropout(rate, deterministic=False)(x)
+
+    x, rngs = images(64, 1, 1, 32), {"dropout": jax.random.key(3)}
+    got = Ours().apply({}, x, rngs=rngs)
+    np.testing.assert_array_equal(got, Flaxs().apply({}, x, rngs=rngs))
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(Ours().apply({}, x, rngs=rngs), got)
