@@ -19,12 +19,12 @@ from flaxres.errors import InputError
 from flaxres.ops import kept
 from flaxres.ops.convolution import convolution
 from flaxres.ops.norm import (
+    NORMALISED,
+    NORMALISED_AND_RECTIFIED,
     Form,
     Pool,
     max_pooled_first,
     mean_and_variance,
-    normalised,
-    normalised_and_rectified,
 )
 
 # He et al. 2015, "Delving deep into rectifiers", eq. 14: the backward form, which ResNets use.
@@ -149,7 +149,7 @@ class BatchNorm(nn.Module):
         self,
         x: Float[Array, "n h w c"],
         use_running_average: bool,
-        form: Form = normalised,
+        form: Form = NORMALISED,
     ) -> Float[Array, "n h2 w2 c"]:
         wide = jnp.promote_types(jnp.float32, self.param_dtype)
         shape = (x.shape[-1],)
@@ -158,18 +158,23 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", self.scale_init, shape, self.param_dtype).astype(wide)
         bias_init = nn.initializers.zeros_init()
         bias = self.param("bias", bias_init, shape, self.param_dtype).astype(wide)
+        sign = jnp.where(scale < 0, -1, 1)
+
+        def turned(value: jax.Array) -> jax.Array:
+            return value * sign.astype(value.dtype) if form.rising else value
 
         def normalise(x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-            return form(self.dtype, x, mean, scale * lax.rsqrt(var + self.epsilon), bias)
+            return form.apply(self.dtype, x, mean, scale * lax.rsqrt(var + self.epsilon), bias)
 
+        x, scale = turned(x), turned(scale)
         if use_running_average or self.frozen:
-            return normalise(x, running_mean.value, running_var.value)
+            return normalise(x, turned(running_mean.value), running_var.value)
         images, group = x.shape[0], self.images_per_group(x.shape[0])
         grouped = (images // group, group, *x.shape[1:])
         mean, var = mean_and_variance(x.reshape(grouped), wide, self.axis_name)
         if not self.is_initializing():
             first, second = mean.mean(0), (var + jnp.square(mean)).mean(0)
-            total = first, jnp.maximum(second - jnp.square(first), 0)
+            total = turned(first), jnp.maximum(second - jnp.square(first), 0)
             for running, batch in zip((running_mean, running_var), total, strict=True):
                 running.value = self.momentum * running.value + (1 - self.momentum) * batch
         each_group = (slice(None), None, None, None)
@@ -301,7 +306,7 @@ def norm_relu(norm: nn.Module, x: Float[Array, "n h w c"], train: bool) -> Float
       train: normalise by the statistics of the batch.
     """
     if isinstance(norm, BatchNorm):
-        return kept.keep(norm(x, not train, normalised_and_rectified))
+        return kept.keep(norm(x, not train, NORMALISED_AND_RECTIFIED))
     return relu(norm(x, not train))
 
 

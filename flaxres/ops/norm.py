@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,18 @@ from jaxtyping import Array, Float
 from flaxres.ops import kept
 
 Pool = Callable[[jax.Array], jax.Array]
-# Called with the dtype of the result, activations, mean, multiplier and bias: see `normalised`.
-Form = Callable[[Dtype, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+class Form(NamedTuple):
+    """The operation by which a norm applies its statistics, alone or with what follows the norm.
+
+    Attributes:
+      apply: called as `normalised`.
+      rising: negate channels of negative scale first, so that the norm rises with its input.
+    """
+
+    apply: Callable[[Dtype, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+    rising: bool = False
 
 
 def mean_and_variance(
@@ -74,22 +85,22 @@ def normalised_and_rectified_jvp(
 def max_pooled_first(pool: Pool) -> Form:
     """Returns a form that computes `pool(relu(normalised(...)))` and pools first.
 
-    A norm is monotone in each channel, so pooling before it gives the same result and leaves it
-    fewer pixels. Channels of negative scale are negated on both sides of the pooling, which would
-    else find their minimum. Only the statistics need all pixels.
+    A norm that rises with its input and a ReLU are monotone, so pooling before them gives the same
+    result and leaves them fewer pixels. Only the statistics need all pixels.
 
     Args:
       pool: max pooling of `(N, H, W, C)` that pads by -inf or not at all.
     """
 
-    def form(
+    def apply(
         dtype: Dtype, x: jax.Array, mean: jax.Array, multiplier: jax.Array, bias: jax.Array
     ) -> jax.Array:
-        sign = jnp.where(multiplier < 0, -1, 1)
-        rising = x * sign.astype(x.dtype)
-        pooled = pool(rising.reshape(-1, *x.shape[-3:]))
+        pooled = pool(x.reshape(-1, *x.shape[-3:]))
         pooled = pooled.reshape(*x.shape[:-3], *pooled.shape[1:])
-        sign = sign.astype(multiplier.dtype)
-        return normalised_and_rectified(dtype, pooled, mean * sign, multiplier * sign, bias)
+        return normalised_and_rectified(dtype, pooled, mean, multiplier, bias)
 
-    return form
+    return Form(apply, rising=True)
+
+
+NORMALISED = Form(normalised)
+NORMALISED_AND_RECTIFIED = Form(normalised_and_rectified)

@@ -21,7 +21,7 @@ from flaxres.models.layers import (
     norm_relu_pool,
     zero_pad_shortcut,
 )
-from flaxres.ops.norm import normalised, normalised_and_rectified
+from flaxres.ops.norm import NORMALISED, NORMALISED_AND_RECTIFIED
 from flaxres.ops.pool import max_pool
 from flaxres.training.mesh import data_mesh, split
 
@@ -276,7 +276,7 @@ def test_a_rectified_norm_is_a_norm_and_a_relu(group: int | None, dtype: jnp.dty
 
     def outcome(params: Any, x: jax.Array, stats: Any, joint: bool, rest: bool) -> Any:
         variables = {"params": params, "batch_stats": stats}
-        form = normalised_and_rectified if joint else normalised
+        form = NORMALISED_AND_RECTIFIED if joint else NORMALISED
         y, new = layer.apply(variables, x, rest, form, mutable=["batch_stats"])
         return y if joint else nn.relu(y), new
 

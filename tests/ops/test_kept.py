@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from flaxres.models.layers import BatchNorm, relu
 from flaxres.ops.kept import by_input, by_result
-from flaxres.ops.norm import normalised_and_rectified
+from flaxres.ops.norm import NORMALISED_AND_RECTIFIED
 from flaxres.training.mesh import data_mesh
 
 
@@ -79,7 +79,7 @@ def test_the_gradient_of_relu_reads_the_result_on_gpus(
             variables,
             x,
             use_running_average=False,
-            form=normalised_and_rectified,
+            form=NORMALISED_AND_RECTIFIED,
             mutable=["batch_stats"],
         )
         return y.sum()
