@@ -1,5 +1,6 @@
 """Checks of a config: each setting by its own declaration, then combinations of settings."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -22,6 +23,13 @@ def check(config: Config) -> None:
       Traceback (most recent call last):
       flaxres.errors.InputError: optim.momentum=1.0: the rule is in [0, 1)
     """
+    for field in dataclasses.fields(config):
+        given, section = getattr(config, field.name), field.default_factory
+        if isinstance(section, type) and not isinstance(given, section):
+            raise InputError(
+                f"{field.name}={given!r}: the rule is a {section.__name__}, as in "
+                f"Config({field.name}={section.__name__}(...))"
+            )
     for name, value in flat(config).items():
         _check_setting(name, value)
     batch = config.train.batch_size

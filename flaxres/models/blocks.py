@@ -22,6 +22,7 @@ from flaxres.models.layers import (
     shrink_average,
     zero_pad_shortcut,
 )
+from flaxres.models.stochastic import drop_path
 
 EXPANSION = {"basic": 1, "bottleneck": 4}
 SCANNED = "scanned"
@@ -68,20 +69,6 @@ def branch(
         Row(inner, 3, strides[1], cardinality, first),
         Row(4 * width, 1),
     ]
-
-
-def drop_path(
-    module: nn.Module, x: Float[Array, "n h w c"], rate: Any, train: bool
-) -> Float[Array, "n h2 w2 k"]:
-    """Drops the whole branch of an image with probability `rate` (Huang et al. 2016, eq. 5).
-
-    Branches that are not dropped are divided by `1 - rate`. Nothing is dropped outside training.
-    """
-    if not train:
-        return x
-    keep = 1 - jnp.asarray(rate, jnp.float32)
-    kept = jax.random.bernoulli(module.make_rng("dropout"), keep, (x.shape[0], 1, 1, 1))
-    return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
 
 
 class Projection(nn.Module):

@@ -124,7 +124,8 @@ class BatchNorm(nn.Module):
     `flaxres.ops.norm` that applies the statistics, alone or together with what follows the norm.
 
     Raises:
-      InputError: `group` does not divide N, or comes together with `axis_name`.
+      InputError: `group` does not divide N, or comes together with `axis_name`; or statistics are
+        to be updated and `batch_stats` is not mutable.
 
     Examples:
       >>> norm = BatchNorm(group=2)
@@ -173,6 +174,11 @@ class BatchNorm(nn.Module):
         grouped = (images // group, group, *x.shape[1:])
         mean, var = mean_and_variance(x.reshape(grouped), wide, self.axis_name)
         if not self.is_initializing():
+            if not self.is_mutable_collection("batch_stats"):
+                raise InputError(
+                    "train=True updates the batch statistics: call model.apply(..., "
+                    'train=True, mutable=["batch_stats"]), which returns them too'
+                )
             first, second = mean.mean(0), (var + jnp.square(mean)).mean(0)
             total = turned(first), jnp.maximum(second - jnp.square(first), 0)
             for running, batch in zip((running_mean, running_var), total, strict=True):
@@ -274,27 +280,6 @@ class EfficientChannelAttention(nn.Module):
         )
         y = conv(x.mean((1, 2))[..., None])
         return x * nn.sigmoid(y[:, None, None, :, 0])
-
-
-class Dropout(nn.Module):
-    """Dropout (Srivastava et al. 2014) whose draws do not depend on JAX's default float type.
-
-    `flax.linen.Dropout` draws other numbers where `jax_enable_x64` is set. Without it, the two
-    agree to the bit.
-
-    Attributes:
-      rate: probability of a zero; the rest is divided by `1 - rate`.
-    """
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "..."], train: bool) -> Float[Array, "..."]:
-        if not train or not self.rate:
-            return x
-        keep = 1 - self.rate
-        kept = jax.random.bernoulli(self.make_rng("dropout"), jnp.float32(keep), x.shape)
-        return jnp.where(kept, x / keep, jnp.zeros((), x.dtype))
 
 
 def norm_relu(norm: nn.Module, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w c"]:

@@ -11,7 +11,8 @@ from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Shaped
 
 from flaxres.errors import InputError, unknown
-from flaxres.models.layers import BatchNorm, Conv, Dropout, GroupNorm, head_init
+from flaxres.models.layers import BatchNorm, Conv, GroupNorm, head_init
+from flaxres.models.stochastic import Dropout
 
 
 class Network(nn.Module):
@@ -105,6 +106,10 @@ class Network(nn.Module):
         Raises:
           InputError: one of them does not fit.
         """
+        if self.num_classes < 0:
+            raise InputError(
+                f"num_classes (={self.num_classes}): the rule is >= 0; 0 returns pooled features"
+            )
         for attribute, (value, allowed) in choices.items():
             if value not in allowed:
                 raise unknown(attribute, value, map(str, allowed))

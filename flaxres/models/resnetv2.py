@@ -12,8 +12,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from flaxres.models.blocks import EXPANSION, PreActivationBlock, Stage
-from flaxres.models.layers import Dropout, head_init, norm_relu
+from flaxres.models.layers import head_init, norm_relu
 from flaxres.models.network import Network
+from flaxres.models.stochastic import Dropout
 from flaxres.ops.pool import max_pool
 
 CHOICES = {

@@ -16,11 +16,11 @@ from flaxres.errors import InputError
 from flaxres.models.layers import (
     BatchNorm,
     Conv,
-    Dropout,
     GroupNorm,
     norm_relu_pool,
     zero_pad_shortcut,
 )
+from flaxres.models.stochastic import Dropout
 from flaxres.ops.norm import NORMALISED, NORMALISED_AND_RECTIFIED
 from flaxres.ops.pool import max_pool
 from flaxres.training.mesh import data_mesh, split
@@ -334,3 +334,15 @@ def test_dropout_is_flaxs_and_the_same_with_x64(rate: float) -> None:
     np.testing.assert_array_equal(got, Flaxs().apply({}, x, rngs=rngs))
     with jax.enable_x64(True):
         np.testing.assert_array_equal(Ours().apply({}, x, rngs=rngs), got)
+
+
+def test_what_training_needs_is_named() -> None:
+    model = flaxres.ResNet(depths=(1,), widths=(4,), block="basic", stem="small", dropout=0.5)
+    x = images(2, 8, 8, 3)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    with pytest.raises(InputError, match=r'train=True, mutable=\["batch_stats"\]'):
+        model.apply(variables, x, train=True)
+    with pytest.raises(InputError, match=r'train=True, rngs=\{"dropout": key\}'):
+        model.apply(variables, x, train=True, mutable=["batch_stats"])
+    with pytest.raises(InputError, match=r"num_classes \(=-1\): the rule is >= 0"):
+        model.clone(num_classes=-1).init(jax.random.key(0), x)

@@ -5,9 +5,11 @@ import dataclasses
 import inspect
 import itertools
 import pathlib
+from typing import Any
 
 import pytest
 
+import flaxres
 from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from flaxres.config import recipes, schema
 from flaxres.config.check import check, check_devices
@@ -153,3 +155,15 @@ def test_a_damaged_config_file_is_refused(text: str, tmp_path: pathlib.Path) -> 
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError):
         from_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "kind"),
+    [("model", "resnet18", "ModelConfig"), ("train", {"epochs": 1}, "TrainConfig")],
+)
+def test_a_section_of_another_type_is_refused(section: str, value: Any, kind: str) -> None:
+    config = Config(**{section: value})
+    for function in (check, lambda config: flaxres.fit(config, "never-made")):
+        with pytest.raises(InputError, match=rf"^{section}=.*: the rule is a {kind}, as in Config"):
+            function(config)
+    assert not pathlib.Path("never-made").exists()
