@@ -145,11 +145,12 @@ def together(function: Callable[[], Result]) -> Result:
     """
     if jax.process_count() == 1:
         return function()
-    result, refusal = None, ""
+    results: list[Result] = []
+    refusal = ""
     if not leader():
         wait_for_all("first process is ready")
     try:
-        result = function()
+        results.append(function())
     except InputError as error:
         refusal = str(error)
     if leader():
@@ -158,8 +159,7 @@ def together(function: Callable[[], Result]) -> Result:
     for number, text in enumerate(refusals):
         if text:
             raise InputError(text if all(refusals) else f"process {number}: {text}")
-    assert result is not None
-    return result
+    return results[0]
 
 
 def require_same(facts: Mapping[str, Any]) -> None:

@@ -124,14 +124,7 @@ def lock_workdir(folder: pathlib.Path) -> Iterator[Lock | None]:
       InputError: another run holds the lock; the message names it.
       WriteError: the file can't be written.
     """
-    lock: Lock | None = None
-
-    def claim() -> bool:
-        nonlocal lock
-        lock = acquire(folder / LOCK) if hosts.leader() else None
-        return True
-
-    hosts.together(claim)
+    lock = hosts.together(lambda: acquire(folder / LOCK) if hosts.leader() else None)
     try:
         yield lock
     finally:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
 import pytest
 
 from flaxres import Config, InputError, OptimConfig
@@ -63,6 +64,19 @@ def test_fault_23_what_differs_between_processes_is_named(monkeypatch: pytest.Mo
     rate = "optim.learning_rate: '0.1' in process 0, '0.2' in process 1"
     with pytest.raises(InputError, match=f"{rate}; jax: '1' in process 0, '2' in process 1"):
         hosts.require_same(ours)
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_processes_take_turns_and_a_result_may_be_none(
+    leads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts, "leader", lambda: leads)
+    monkeypatch.setattr(hosts, "wait_for_all", lambda what: events.append("wait"))
+    monkeypatch.setattr(hosts, "gather", lambda value: [value, ""])
+    assert hosts.together(lambda: events.append("call")) is None
+    assert events == (["call", "wait"] if leads else ["wait", "call"])
 
 
 def test_one_process_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
