@@ -194,12 +194,13 @@ def prepare_run(config: Config, training: bool = True) -> Run:
     check_devices(config, jax.device_count())
     data, train = config.data, config.train
     require_x64(config)
-    splits = (data.train_split if training else data.eval_split, data.eval_split)
-    source, evaluation = open_or_prepare(
+    splits = [data.train_split, data.eval_split] if training else [data.eval_split]
+    sources = open_or_prepare(
         data.name, splits, data.source, data.data_dir, data.bad_images, data.validation
     )
-    for opened in (source, evaluation):
+    for opened in sources:
         require_labels(opened)
+    source, evaluation = sources[0], sources[-1]
     if source.classes != evaluation.classes:
         raise InputError(
             f"{source.name} and {evaluation.name} have different classes: they must be splits of "
