@@ -35,7 +35,7 @@ ROOMS = {
     "config": "errors models data config",
     "weights": "errors models data weights",
     "training": "_version errors printing figures ops models data config weights training",
-    "inference": "errors figures ops models data config weights training inference",
+    "inference": "errors figures printing ops models data config weights training inference",
     "diagnostics": "errors figures models data config inference training diagnostics",
     "lab": "errors printing figures models data config weights training inference lab",
 }

@@ -18,13 +18,13 @@ FLAXRES = [sys.executable, "-m", "flaxres.cli"]
 LIBRARY = """
 import sys, json
 from flaxres.training.display import Display
-from flaxres.data.loader import note
+from flaxres.printing import say
 import os
 if "NONE" in os.environ: sys.stderr = None
 with Display(3, 0, True, False) as display:
     for step in range(5):
         display.say(f"step {step} \\u2713 \\udcff")
-        note("a line")
+        say("a line")
 print("done", file=sys.__stdout__, flush=True)
 """
 

@@ -54,11 +54,6 @@ class Speed:
     worker_seconds: float = 300.0
 
 
-def note(line: str) -> None:
-    """Prints a line on stderr."""
-    say(line)
-
-
 @dataclasses.dataclass
 class _Pending:
     """A batch in decoding."""
@@ -121,7 +116,7 @@ class Loader:
         sharding: Sharding,
         speed: Speed,
         bad_images: BadImages = "error",
-        say: Callable[[str], None] = note,
+        say: Callable[[str], None] = say,
     ) -> None:
         self.source, self.rows, self.sharding, self.speed = source, rows, sharding, speed
         self.bad_images, self.say = bad_images, say

@@ -11,14 +11,14 @@ import jax
 from flaxres.config.files import from_json, resolved
 from flaxres.config.schema import Config
 from flaxres.data.digests import words_digest
-from flaxres.data.loader import note
 from flaxres.data.preprocess import Preprocess
 from flaxres.data.source import Source
 from flaxres.errors import InputError
 from flaxres.models.network import Network
+from flaxres.printing import say
 from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.provenance import from_json as read_provenance
-from flaxres.training.resume import restore_run
+from flaxres.training.resume import require_checkpoints, restore_run
 from flaxres.training.run import Run, require_x64
 from flaxres.training.state import State
 from flaxres.training.workdir import CHECKPOINTS, CLASSES, CONFIG, folder_of
@@ -95,11 +95,8 @@ def _restore_alone(config: Config, folder: pathlib.Path) -> tuple[Run, State]:
     """Returns a run without data on one device, and its state."""
     require_x64(config)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, devices=1))
-    if not (folder / CHECKPOINTS).is_dir():
-        raise InputError(
-            f"workdir {str(folder)!r} has no checkpoints: train first, or give another --workdir"
-        )
-    with Checkpoints(folder / CHECKPOINTS, say=note) as checkpoints:
+    require_checkpoints(folder)
+    with Checkpoints(folder / CHECKPOINTS, say=say) as checkpoints:
         saved, _ = read_provenance(checkpoints.provenance())
         classes = _classes(folder / CLASSES, saved.classes)
         # The structure of the state does not depend on the number of images.

@@ -25,11 +25,6 @@ STYLES: Mapping[str, dict[str, Any]] = {
 Say = Callable[[str], None]
 
 
-def note(line: str) -> None:
-    """Prints a line of progress to stderr."""
-    say(line)
-
-
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Settings of all experiments; each uses those that concern it.
@@ -113,7 +108,7 @@ class Experiment:
 
 
 def conduct(
-    name: str, experiment: Experiment, settings: Settings, say: Say = note
+    name: str, experiment: Experiment, settings: Settings, say: Say = say
 ) -> dict[str, Any]:
     """Runs an experiment and writes `NAME.png`, `NAME.csv` and `NAME.json` into `settings.out`.
 

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flaxres.data.loader import Loader, note
+from flaxres.data.loader import Loader
 from flaxres.data.rows import evaluation_rows
 from flaxres.errors import InputError
+from flaxres.printing import say
 from flaxres.training.mesh import split
 from flaxres.training.run import Run, evaluation_transform
 from flaxres.training.state import State
@@ -49,7 +50,7 @@ class Evaluator:
       say: gets a line about each image that is skipped.
     """
 
-    def __init__(self, run: Run, say: Callable[[str], None] = note) -> None:
+    def __init__(self, run: Run, say: Callable[[str], None] = say) -> None:
         self.run, self.say = run, say
         self.kept: list[Any] | None = None
         variables = run.abstract_state().eval_variables

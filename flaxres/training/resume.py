@@ -10,9 +10,9 @@ from flaxres.config.check import check_devices
 from flaxres.config.files import from_json, from_sections, resolved
 from flaxres.config.schema import Config
 from flaxres.config.settings import differences
-from flaxres.data.loader import note
 from flaxres.data.source import Source
 from flaxres.errors import InputError
+from flaxres.printing import say
 from flaxres.training import hosts
 from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.provenance import (
@@ -165,10 +165,22 @@ def require_same_classes(source: Source, saved: Provenance) -> None:
         )
 
 
+def require_checkpoints(folder: pathlib.Path) -> None:
+    """Checks that a workdir has checkpoints.
+
+    Raises:
+      InputError: it has none.
+    """
+    if not (folder / CHECKPOINTS).is_dir():
+        raise InputError(
+            f"workdir {str(folder)!r} has no checkpoints: train first, or give another --workdir"
+        )
+
+
 def restore_run(
     config: Config,
     folder: pathlib.Path,
-    say: Callable[[str], None] = note,
+    say: Callable[[str], None] = say,
     training: bool = True,
 ) -> tuple[Run, State]:
     """Returns the run of a workdir and its newest checkpoint that verifies.
@@ -184,10 +196,7 @@ def restore_run(
     """
     config = resolved(config)
     require_same_config(config, folder, measuring=True)
-    if not (folder / CHECKPOINTS).is_dir():
-        raise InputError(
-            f"workdir {str(folder)!r} has no checkpoints: train first, or give another --workdir"
-        )
+    require_checkpoints(folder)
     run = hosts.together(lambda: prepare_run(config, training))
     with Checkpoints(folder / CHECKPOINTS, say=say) as checkpoints:
         saved, _ = read_provenance(checkpoints.provenance())
