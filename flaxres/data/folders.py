@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from PIL import Image
 
 from flaxres.data.contents import Contents, Example, Examples, mixed, stratified
+from flaxres.data.images import is_image
 from flaxres.errors import InputError
 
 # The split that `data.validation` takes from the training split.
@@ -210,12 +211,9 @@ def _file_name(source: pathlib.Path, path: pathlib.Path) -> str:
 def _content(path: pathlib.Path) -> bytes:
     """Returns the content of a file; of one that is no image only the first bytes."""
     try:
-        if path.suffix.lower() not in Image.registered_extensions():
-            try:
-                Image.open(path).close()
-            except Exception:  # Pillow's plugins raise many types
-                with path.open("rb") as file:
-                    return file.read(HEADER_BYTES)
+        if path.suffix.lower() not in Image.registered_extensions() and not is_image(path):
+            with path.open("rb") as file:
+                return file.read(HEADER_BYTES)
         return path.read_bytes()
     except OSError as error:
         raise InputError(

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import pathlib
 
 import cv2
 import numpy as np
@@ -60,6 +61,15 @@ def open_image(data: bytes) -> Image.Image:
             "image smaller"
         )
     return image
+
+
+def is_image(path: pathlib.Path) -> bool:
+    """Returns True if the header of a file is that of an image; reads no more than the header."""
+    try:
+        Image.open(path, formats=_formats()).close()
+    except Exception:  # Pillow's plugins raise many types
+        return False
+    return True
 
 
 @functools.cache
