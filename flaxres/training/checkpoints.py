@@ -13,6 +13,7 @@ from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
 from flaxres.errors import InputError, WriteError
 from flaxres.training import hosts
+from flaxres.training.lock import Lock
 from flaxres.training.state import State
 from flaxres.training.verification import (
     DIGESTS,
@@ -46,6 +47,7 @@ class Checkpoints:
       keep_best: number of the most accurate steps to keep besides.
       writing: creates the folder, and sets steps aside that do not verify.
       say: gets a line about each step that does not verify.
+      lock: the lock of the workdir, which a save requires; None in processes that hold none.
 
     Attributes:
       step: the newest step that is saved and verifies, or None.
@@ -59,8 +61,9 @@ class Checkpoints:
         keep_best: int = 0,
         writing: bool = False,
         say: Callable[[str], None] = print,
+        lock: Lock | None = None,
     ) -> None:
-        self.folder = folder.resolve()
+        self.folder, self.lock = folder.resolve(), lock
         self.step = self._newest(writing, say)
         best = BestN(get_metric_fn=_top1, n=keep_best, keep_checkpoints_without_metrics=False)
         policies = [LatestN(keep), *([best] if keep_best else [])]
@@ -127,9 +130,12 @@ class Checkpoints:
 
         Raises:
           WriteError: a save failed.
+          InputError: another process took the lock.
         """
         if step == self.step:
             return
+        if self.lock is not None:
+            self.lock.require()
         self.wait()
         self.saving, self.saving_since = step, time.monotonic()
         content = ocp.args.Composite(

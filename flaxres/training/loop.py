@@ -144,7 +144,9 @@ def _start(run: Run, folder: pathlib.Path, origin: Provenance, lock: Lock | None
     keep = config.train.keep_checkpoints, config.train.keep_best
     with (
         stop_signals() as stop,
-        Checkpoints(folder / CHECKPOINTS, *keep, writing=True, say=notes.append) as checkpoints,
+        Checkpoints(
+            folder / CHECKPOINTS, *keep, writing=True, say=notes.append, lock=lock
+        ) as checkpoints,
     ):
         state, progress = start_or_resume(run, checkpoints, origin, notes.append)
         first = int(state.step)
@@ -152,9 +154,7 @@ def _start(run: Run, folder: pathlib.Path, origin: Provenance, lock: Lock | None
             for line in [*notes, headline(run, first)]:
                 display.say(line)
             if first < run.steps:
-                return _train(
-                    run, folder, state, checkpoints, origin, progress, display, stop, lock
-                )
+                return _train(run, folder, state, checkpoints, origin, progress, display, stop)
             display.say(
                 f"step {first:,} was the last one: this run is finished; to train longer, give "
                 "more epochs and another workdir"
@@ -173,7 +173,6 @@ def _train(
     progress: Progress,
     display: Display,
     stop: threading.Event,
-    lock: Lock | None,
 ) -> State:
     """Trains from `state` to the last step, and writes everything that a run leaves."""
     train, first = run.config.train, int(state.step)
@@ -185,17 +184,7 @@ def _train(
     ):
         watchdog.at("compiling")
         loop = _Loop(
-            run,
-            folder,
-            checkpoints,
-            origin,
-            progress,
-            display,
-            log,
-            watchdog,
-            profile,
-            loader,
-            lock,
+            run, folder, checkpoints, origin, progress, display, log, watchdog, profile, loader
         )
         state, report = loop.train(state, batches, stop)
         progress = loop.progress_now()
@@ -230,12 +219,11 @@ class _Loop:
         watchdog: Watchdog,
         profile: Profile,
         loader: Loader | None,
-        lock: Lock | None,
     ) -> None:
         self.run, self.folder, self.checkpoints = run, folder, checkpoints
         self.origin, self.before, self.left_out = origin, progress, progress.left_out
         self.display, self.log, self.watchdog, self.profile = display, log, watchdog, profile
-        self.loader, self.lock = loader, lock
+        self.loader = loader
         self.evaluator = Evaluator(run, display.say)
         self.stepper = Stepper(run)
         self.votes = hosts.Votes(run.mesh)
@@ -331,8 +319,6 @@ class _Loop:
 
     def save(self, state: State, step: int) -> None:
         """Starts to save the state."""
-        if self.lock is not None:
-            self.lock.require()
         with self.log.paused(state):
             is_current = self.report is not None and self.report.step == step
             accuracy = self.report.top1 if self.report is not None and is_current else None

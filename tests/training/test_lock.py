@@ -12,14 +12,17 @@ import threading
 import time
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 import pytest
 
 from flaxres.cli import main
 from flaxres.data.datasets import ensure_prepared
 from flaxres.errors import InputError
 from flaxres.training import hosts, lock
+from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.lock import Holder, acquire, lock_workdir
-from flaxres.training.workdir import LOCK
+from flaxres.training.state import State
+from flaxres.training.workdir import CHECKPOINTS, LOCK
 
 ROOT = pathlib.Path(__file__).parents[2]
 HOLD = "import sys, time, pathlib; from flaxres.training.lock import acquire; "
@@ -121,7 +124,9 @@ def test_a_lock_cut_short_is_taken_over(
 ) -> None:
     monkeypatch.setattr(lock, "STALE_SECONDS", 0.3)
     path.write_text('{"host": ')
-    acquire(path).release()
+    held = acquire(path)
+    assert lock._read(path) == held.holder
+    held.release()
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -164,6 +169,20 @@ def test_a_deleted_lock_is_written_again_and_a_lost_one_ends_the_run(
     other = written(path, host="node7", token="other")
     with pytest.raises(InputError, match="was taken over by process .* on node7"):
         held.require()
+    held.release()
+    assert lock._read(path) == other
+
+
+def test_a_save_requires_the_lock(path: pathlib.Path) -> None:
+    held = acquire(path)
+    other = written(path, host="node7", token="other")
+    folder = path.parent / CHECKPOINTS
+    with (
+        Checkpoints(folder, writing=True, lock=held) as checkpoints,
+        pytest.raises(InputError, match="was taken over by process .* on node7"),
+    ):
+        checkpoints.save(State(jnp.zeros((), jnp.int32), {}, {}, ()), 1, {})
+    assert not list(folder.glob("1*"))
     held.release()
     assert lock._read(path) == other
 
