@@ -6,7 +6,7 @@ trained elsewhere would not fit. How each operation is computed on a platform is
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,10 @@ from flaxres.ops.norm import (
     NORMALISED_AND_RECTIFIED,
     Form,
     Pool,
+    at_least_float32,
+    by_channel,
     max_pooled_first,
-    mean_and_variance,
+    shifted_moments,
 )
 
 # He et al. 2015, "Delving deep into rectifiers", eq. 14: the backward form, which ResNets use.
@@ -81,7 +83,7 @@ class Conv(nn.Module):
         shape = (size, size, channels // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         if self.standardise is not None:
-            mean, var = kernel.mean((0, 1, 2)), kernel.var((0, 1, 2))
+            mean, var = (f((0, 1, 2), keepdims=True) for f in (kernel.mean, kernel.var))
             kernel = (kernel - mean) * lax.rsqrt(var + self.standardise)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if size % 2 and self.stride <= 2 and self.dilation == self.groups == 1:
@@ -99,7 +101,7 @@ class Conv(nn.Module):
             )
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-            y = y + bias.astype(self.dtype)
+            y = y + by_channel(bias.astype(self.dtype), y)
         return y
 
 
@@ -152,7 +154,7 @@ class BatchNorm(nn.Module):
         use_running_average: bool,
         form: Form = NORMALISED,
     ) -> Float[Array, "n h2 w2 c"]:
-        wide = jnp.promote_types(jnp.float32, self.param_dtype)
+        wide = at_least_float32(self.param_dtype)
         shape = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, wide)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, wide)
@@ -162,27 +164,32 @@ class BatchNorm(nn.Module):
         sign = jnp.where(scale < 0, -1, 1)
 
         def turned(value: jax.Array) -> jax.Array:
-            return value * sign.astype(value.dtype) if form.rising else value
+            return value * by_channel(sign.astype(value.dtype), value) if form.rising else value
 
         def normalise(x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-            return form.apply(self.dtype, x, mean, scale * lax.rsqrt(var + self.epsilon), bias)
+            multiplier = by_channel(scale, var) * lax.rsqrt(var + self.epsilon)
+            rows = (by_channel(values, x) for values in (mean, multiplier, bias))
+            return form.apply(self.dtype, x, *rows)
 
         x, scale = turned(x), turned(scale)
+        # Both are close to the batch's mean after a few steps: see `shifted_moments`.
+        shift = turned(running_mean.value)
         if use_running_average or self.frozen:
-            return normalise(x, turned(running_mean.value), running_var.value)
+            return normalise(x, shift, running_var.value)
         images, group = x.shape[0], self.images_per_group(x.shape[0])
         grouped = (images // group, group, *x.shape[1:])
-        mean, var = mean_and_variance(x.reshape(grouped), wide, self.axis_name)
+        offset, var = shifted_moments(x.reshape(grouped), shift, self.axis_name)
         if not self.is_initializing():
             if not self.is_mutable_collection("batch_stats"):
                 raise InputError(
                     "train=True updates the batch statistics: call model.apply(..., "
                     'train=True, mutable=["batch_stats"]), which returns them too'
                 )
-            first, second = mean.mean(0), (var + jnp.square(mean)).mean(0)
-            total = turned(first), jnp.maximum(second - jnp.square(first), 0)
+            first, second = offset.mean(0), (var + jnp.square(offset)).mean(0)
+            total = turned(shift + first), jnp.maximum(second - jnp.square(first), 0)
             for running, batch in zip((running_mean, running_var), total, strict=True):
                 running.value = self.momentum * running.value + (1 - self.momentum) * batch
+        mean = by_channel(shift, offset) + offset
         each_group = (slice(None), None, None, None)
         y = normalise(x.reshape(grouped), mean[each_group], var[each_group])
         return y.reshape(images, *y.shape[2:])
@@ -227,7 +234,7 @@ class GroupNorm(nn.Module):
             raise InputError(
                 f"channels (={channels}) must be divisible by the {self.groups} groups of the norm"
             )
-        wide = jnp.promote_types(jnp.float32, self.param_dtype)
+        wide = at_least_float32(self.param_dtype)
         scale = self.param("scale", self.scale_init, (channels,), self.param_dtype).astype(wide)
         bias_init = nn.initializers.zeros_init()
         bias = self.param("bias", bias_init, (channels,), self.param_dtype).astype(wide)
@@ -235,7 +242,7 @@ class GroupNorm(nn.Module):
         mean = grouped.mean((1, 2, 4), keepdims=True)
         var = grouped.var((1, 2, 4), keepdims=True)
         normal = ((grouped - mean) * lax.rsqrt(var + self.epsilon)).reshape(x.shape)
-        return (normal * scale + bias).astype(self.dtype)
+        return (normal * by_channel(scale, x) + by_channel(bias, x)).astype(self.dtype)
 
 
 class SqueezeExcite(nn.Module):
@@ -315,10 +322,21 @@ def norm_relu_pool(
     return None, kept.keep(norm(x, not train, max_pooled_first(pool)))
 
 
+def mean_of_windows(
+    x: Float[Array, "n h w c"], size: int, stride: int, edges: Sequence[tuple[int, int]]
+) -> Float[Array, "n h2 w2 c"]:
+    """Computes the mean over `size`x`size` windows, with zeros at the edges.
+
+    It is `nn.avg_pool`, which divides by an integer: `jax_numpy_dtype_promotion='strict'` refuses
+    that.
+    """
+    total: jax.Array = nn.pool(x, 0.0, lax.add, (size, size), (stride, stride), edges)
+    return total / float(size * size)
+
+
 def average_pool(x: Float[Array, "n h w c"], size: int, stride: int) -> Float[Array, "n h2 w2 k"]:
     """Computes the mean over the `size`x`size` windows that lie inside the image."""
-    mean: jax.Array = nn.avg_pool(x, (size, size), (stride, stride))
-    return mean
+    return mean_of_windows(x, size, stride, ((0, 0), (0, 0)))
 
 
 def shrink_average(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n h2 w2 k"]:
@@ -327,12 +345,10 @@ def shrink_average(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n h
     At stride 2 a window at an odd edge averages the pixels inside the image. At stride 1 the edge
     is padded by zeros, which count.
     """
-    mean: jax.Array
     if stride == 1:
-        mean = nn.avg_pool(x, (2, 2), (1, 1), ((0, 1), (0, 1)))
-        return mean
+        return mean_of_windows(x, 2, 1, ((0, 1), (0, 1)))
     edge = [(0, extent % 2) for extent in x.shape[1:3]]
-    mean = nn.avg_pool(x, (2, 2), (stride, stride), edge, count_include_pad=False)
+    mean: jax.Array = nn.avg_pool(x, (2, 2), (stride, stride), edge, count_include_pad=False)
     return mean
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Shaped
 from flaxres.errors import InputError, unknown
 from flaxres.models.layers import BatchNorm, Conv, GroupNorm, head_init
 from flaxres.models.stochastic import Dropout
+from flaxres.ops.norm import at_least_float32
 
 
 class Network(nn.Module):
@@ -80,7 +81,7 @@ class Network(nn.Module):
 
     def pooled(self, x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
         """Pools globally by averaging, in float32 or wider."""
-        return x.mean((1, 2), dtype=jnp.promote_types(jnp.float32, self.dtype))
+        return x.astype(at_least_float32(self.dtype)).mean((1, 2))
 
     @property
     def head_bias_init(self) -> Initializer:

@@ -16,6 +16,7 @@ from jax import lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
 from flaxres.ops import native
@@ -330,15 +331,20 @@ def product_image_transpose(
 def product_kernel_transpose(
     cotangent: jax.Array, x: jax.Array, kernel: ad.UndefinedPrimal
 ) -> jax.Array:
-    return kernel_of_product(cotangent, x)
+    # With explicit axes the program says how the result is sharded: as the kernel.
+    explicit = AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
+    return kernel_of_product(cotangent, x, kernel.aval.sharding.spec if explicit else None)
 
 
-def kernel_of_product(cotangent: jax.Array, x: jax.Array) -> jax.Array:
+def kernel_of_product(
+    cotangent: jax.Array, x: jax.Array, sharding: PartitionSpec | None = None
+) -> jax.Array:
     """Computes the gradient of a product's kernel, `(C, K)`."""
     x, cotangent = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
+    contract = functools.partial(lax.dot_general, out_sharding=sharding)
     if x.shape[1] < 128:
-        return lax.dot_general(x, cotangent, (((0,), (0,)), ((), ())))
-    return lax.dot_general(lax.optimization_barrier(x.T), cotangent, (((1,), (0,)), ((), ())))
+        return contract(x, cotangent, (((0,), (0,)), ((), ())))
+    return contract(lax.optimization_barrier(x.T), cotangent, (((1,), (0,)), ((), ())))
 
 
 def define(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array, Float
@@ -27,24 +28,46 @@ class Form(NamedTuple):
     rising: bool = False
 
 
-def mean_and_variance(
-    grouped: Float[Array, "groups images h w c"], wide: Dtype, axis_name: str | None
+def at_least_float32(dtype: Dtype) -> Dtype:
+    """Returns the dtype of statistics of values in `dtype`: float32, or a wider one.
+
+    `jnp.promote_types` would refuse bfloat16 under `jax_numpy_dtype_promotion='strict'`.
+    """
+    return np.promote_types(np.float32, jnp.dtype(dtype))
+
+
+def by_channel(values: Float[Array, "... c"], x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+    """Gives `values` leading axes of length 1, up to the number of axes of `x`.
+
+    NumPy's broadcasting would add them too, but not under `jax_numpy_rank_promotion='raise'`.
+    """
+    return values.reshape((1,) * (x.ndim - values.ndim) + values.shape)
+
+
+def shifted_moments(
+    grouped: Float[Array, "groups images h w c"],
+    shift: Float[Array, " c"],
+    axis_name: str | None,
 ) -> tuple[Float[Array, "groups c"], Float[Array, "groups c"]]:
-    """Computes each group's mean and biased variance in one pass over the activation.
+    """Computes each group's mean, less a shift, and its biased variance in one pass.
+
+    The variance is `E[(x - s)^2] - E[x - s]^2`, whatever the shift s is. The closer s is to the
+    mean, the fewer digits are lost to rounding (Chan, Golub & LeVeque 1983, "Algorithms for
+    computing the sample variance: analysis and recommendations").
 
     Args:
       grouped: activations `(groups, images, H, W, C)`.
-      wide: dtype of the statistics.
-      axis_name: mapped axis over which to average them, or None.
+      shift: an estimate of the mean, in the dtype of the statistics.
+      axis_name: mapped axis over which to average the statistics, or None.
 
     Returns:
-      Mean and variance, each `(groups, C)`. The variance is `E[x^2] - E[x]^2`, at least zero.
+      `E[x - s]` and the variance, at least zero; each `(groups, C)`.
     """
-    values = grouped.astype(wide)
-    mean, square = values.mean((1, 2, 3)), jnp.square(values).mean((1, 2, 3))
+    values = grouped.astype(shift.dtype) - by_channel(shift, grouped)
+    offset, square = values.mean((1, 2, 3)), jnp.square(values).mean((1, 2, 3))
     if axis_name is not None:
-        mean, square = lax.pmean((mean, square), axis_name)
-    return mean, jnp.maximum(square - jnp.square(mean), 0)
+        offset, square = lax.pmean((offset, square), axis_name)
+    return offset, jnp.maximum(square - jnp.square(offset), 0)
 
 
 def normalised(

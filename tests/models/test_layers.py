@@ -104,6 +104,27 @@ def test_batch_norm_statistics_are_float32_in_bfloat16() -> None:
     )
 
 
+@pytest.mark.parametrize("group", [None, 2])
+@pytest.mark.parametrize("negative", [False, True])
+def test_the_variance_survives_a_large_mean(group: int | None, negative: bool) -> None:
+    """Runs a few steps on values of mean 300 and deviation 1.
+
+    `E[x^2] - E[x]^2` in float32 is wrong by a tenth there.
+    """
+    layer = BatchNorm(group, momentum=0.5)
+    x = images(8, 16, 16, 4) + (-300 if negative else 300)
+    variables = layer.init(jax.random.key(0), x, use_running_average=False)
+    step = jax.jit(lambda v: layer.apply(v, x, use_running_average=False, mutable=["batch_stats"]))
+    for _ in range(25):
+        y, new = step(variables)
+        variables = variables | new
+    rows = np.asarray(x, np.float64).reshape(8 // (group or 8), -1, 4)
+    expected = (rows - rows.mean(1, keepdims=True)) / np.sqrt(rows.var(1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(y.reshape(expected.shape), expected, atol=2e-4)
+    variance = rows.reshape(-1, 4).var(0)
+    np.testing.assert_allclose(new["batch_stats"]["var"], variance, rtol=2e-5)
+
+
 def test_batch_norm_refuses_a_group_that_does_not_divide_or_comes_with_an_axis() -> None:
     variables = BatchNorm(3).init(jax.random.key(0), images(8, 2, 2, 4), use_running_average=False)
     with pytest.raises(InputError, match=r"bn_group \(=3\) must divide the 8 images"):

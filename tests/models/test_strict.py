@@ -1,0 +1,75 @@
+"""Networks under JAX's strict settings and on a mesh of explicit axes."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import flaxres
+from flaxres.models.network import Network
+from tests.models.test_sides import BASIC, BOTTLENECK, NETWORKS
+
+MORE: dict[str, Network] = {
+    "stochastic": BASIC(stochastic_depth=0.2, dropout=0.1),
+    "scanned": BASIC(scan_blocks=True),
+    "bfloat16": BOTTLENECK(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16),
+    "grouped": BASIC(bn_group=2),
+    **{
+        name: flaxres.create_model(name, num_classes=4, depths=(1, 1, 1, 1))
+        for name in ("seresnet50", "ecaresnet50d", "resnext50_32x4d", "resnetv2_50x1_bit")
+    },
+}
+
+
+def loss(model: Network, params: Any, rest: Any, x: jax.Array) -> jax.Array:
+    """Returns the mean logit in training."""
+    rngs = {"dropout": jax.random.key(1)}
+    variables = {"params": params, **rest}
+    logits, _ = model.apply(variables, x, train=True, mutable=["batch_stats"], rngs=rngs)
+    return logits.astype(jnp.float32).mean()
+
+
+def trace_gradient(model: Network, sharding: NamedSharding | None = None) -> Any:
+    """Traces the gradient of a training step, and returns its shapes."""
+    side = next(side for side in (64, 63, 33) if model.extents(side) is not None)
+    images = functools.partial(jax.ShapeDtypeStruct, (8, side, side, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images())
+    rest = {name: value for name, value in variables.items() if name != "params"}
+    gradient = jax.grad(functools.partial(loss, model))
+    return jax.eval_shape(gradient, variables["params"], rest, images(sharding=sharding))
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, *MORE])
+def test_strict_settings(name: str) -> None:
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        trace_gradient((NETWORKS | MORE)[name])
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, *MORE])
+def test_explicit_mesh(name: str) -> None:
+    """Traces the gradient on `jax.make_mesh`'s default, a mesh of explicit axes."""
+    mesh = jax.make_mesh((4,), ("data",))
+    assert mesh.axis_types == (AxisType.Explicit,)
+    with jax.set_mesh(mesh):
+        trace_gradient((NETWORKS | MORE)[name], NamedSharding(mesh, PartitionSpec("data")))
+
+
+def test_explicit_mesh_gives_the_gradient_of_one_device() -> None:
+    model = NETWORKS["dense"]  # of 1x1 convolutions, whose gradient names its sharding
+    x = jax.random.normal(jax.random.key(2), (8, 33, 33, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    rest = {"batch_stats": variables["batch_stats"]}
+    # A new function each time: JAX keeps one trace of a function.
+    alone = jax.jit(jax.grad(functools.partial(loss, model)))(variables["params"], rest, x)
+    mesh = jax.make_mesh((4,), ("data",))
+    with jax.set_mesh(mesh):
+        split = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+        whole = jax.device_put((variables["params"], rest), NamedSharding(mesh, PartitionSpec()))
+        joined = jax.jit(jax.grad(functools.partial(loss, model)))(*whole, split)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(alone))
+    for ours, theirs in zip(jax.tree.leaves(joined), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * largest)
