@@ -96,6 +96,7 @@ def test_photographs_train_and_every_one_is_counted(
     assert flaxres.evaluate(half, tmp_path / "run").examples == 5
 
 
+@pytest.mark.slow
 def test_fault_01_kill_9_and_the_same_command_end_in_the_same_bits() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tools.kill", "--kills", "1", "--json"],

@@ -31,9 +31,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("dtype", "devices"), [("float32", 1), ("float32", 8), ("bfloat16", 1), ("bfloat16", 8)]
-)
+@pytest.mark.parametrize(("dtype", "devices"), [("float32", 8), ("bfloat16", 1)])
 def test_the_imagenet_config_trains_and_counts_all_250(
     dtype: str, devices: int, source: pathlib.Path, data_dir: str, tmp_path: pathlib.Path
 ) -> None:

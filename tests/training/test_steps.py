@@ -126,12 +126,6 @@ def same_result(precision: str, steps: int, groups: str, devices: str) -> dict[s
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_one_step_in_float32_is_the_same_on_eight_devices() -> None:
-    figures = same_result("float32", 1, "8", "1,8")
-    assert figures["ledger_differences"] == 0
-    assert figures["largest_relative_difference"] < 1e-5
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "steps", "bound"), [("float32", 1, 1e-5), ("float64", 20, 1e-8)]
