@@ -1,5 +1,6 @@
 """Shared functions of the figures that flaxres draws."""
 
+import pathlib
 from typing import Any
 
 from flaxres.errors import InputError
@@ -29,7 +30,7 @@ def save(figure: Any, target: str, option: str) -> None:
     import matplotlib.pyplot as plt
 
     try:
-        figure.savefig(target, dpi=110)
+        figure.savefig(pathlib.Path(target).expanduser(), dpi=110)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{option} {target!r} can't be written ({error}): give a .png file"

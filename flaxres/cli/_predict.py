@@ -1,12 +1,16 @@
 """`flaxres predict`, `flaxres export` and `flaxres convert`."""
 
 import argparse
+import contextlib
+import csv
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
+import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from flaxres.cli._options import Parser, show
 from flaxres.cli._process import silence
@@ -14,6 +18,7 @@ from flaxres.errors import InputError
 from flaxres.printing import say
 
 if typing.TYPE_CHECKING:
+    from flaxres.data.preprocess import Preprocess
     from flaxres.inference.predict import Predictor
 
 
@@ -21,19 +26,21 @@ def add_origin(parser: argparse.ArgumentParser) -> None:
     """Adds the options that choose a network with its weights."""
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument("--workdir", help="a run of train.py: its newest checkpoint")
-    origin.add_argument("--weights", help="a file of weights; needs --model")
+    origin.add_argument(
+        "--weights", help="a file of weights; needs --model unless flaxres wrote it"
+    )
     origin.add_argument("--tag", help="a tag on the hub, e.g. resnet50.a1_in1k")
     parser.add_argument("--model", help="the network that --weights are of")
     parser.add_argument(
-        "--size", type=int, help="with --weights: pixels of a side (224; 32 for the CIFAR networks)"
+        "--size",
+        type=int,
+        help="with --weights: pixels of a side (the file's; else 224, or 32 for CIFAR networks)",
     )
     parser.add_argument("--classes", help="with --weights: a text file with one class name a line")
 
 
 def predictor_of(chosen: argparse.Namespace) -> "Predictor":
     """Returns the network that the options of `add_origin` choose."""
-    if chosen.weights and not chosen.model:
-        raise InputError("--weights needs --model, e.g. --model resnet50")
     silence()
     from flaxres.inference.predict import from_tag, from_weights, from_workdir
 
@@ -44,21 +51,76 @@ def predictor_of(chosen: argparse.Namespace) -> "Predictor":
     return from_weights(chosen.weights, chosen.model, chosen.size, chosen.classes)
 
 
+# Images of a plot, and the columns of a table that is not for a terminal.
+DRAWN, WHOLE = 32, 10_000
+Best = list[tuple[str, float]]
+"""Classes with their probabilities, the likeliest first."""
+
+
+def predictions(
+    predictor: "Predictor", paths: Sequence[str], top: int
+) -> Iterator[tuple[str, Best | None]]:
+    """Yields the classes of files and of the images in folders.
+
+    An image in a folder that can't be read is reported, and yields None; a file that was named
+    raises.
+
+    Args:
+      predictor: the network.
+      paths: files and folders.
+      top: the number of classes.
+    """
+    from flaxres.data._progress import progress_bar
+    from flaxres.inference.predict import BATCH, image_files
+
+    named, files = set(paths), list(image_files(paths))
+    with progress_bar() if len(files) > BATCH else contextlib.nullcontext() as progress:
+        bar = None if progress is None else progress.add_task("images", total=len(files))
+        for first in range(0, len(files), BATCH):
+            batch = files[first : first + BATCH]
+            try:
+                yield from zip(batch, predictor(batch, top), strict=True)
+            except InputError:
+                for file in batch:
+                    yield file, _alone(predictor, file, top, file in named)
+            if progress is not None and bar is not None:
+                progress.update(bar, advance=len(batch))
+
+
+def _alone(predictor: "Predictor", file: str, top: int, named: bool) -> Best | None:
+    """Returns the classes of one file; None, with a line, if it is not `named` and unreadable."""
+    try:
+        return predictor([file], top)[0]
+    except InputError as error:
+        if named:
+            raise
+        say(f"flaxres: left out: {error}")
+        return None
+
+
 def predict(arguments: Sequence[str]) -> None:
     """Prints the likeliest classes of images."""
     parser = Parser(
         "flaxres predict",
         description="Classify images by a run, a file of weights, or a pretrained tag of timm.",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG or PNG files")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image files, and folders of them at any depth"
+    )
     add_origin(parser)
     parser.add_argument("--top", type=int, default=5, help="how many classes (5)")
-    parser.add_argument(
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
         "--json",
         action="store_true",
         help="print one JSON object: image -> [[class, probability], ...]",
     )
-    parser.add_argument("--plot", metavar="PNG", help="draw the images with their classes")
+    form.add_argument(
+        "--csv", action="store_true", help="print lines of image,rank,class,probability"
+    )
+    parser.add_argument(
+        "--plot", metavar="PNG", help=f"draw the images with their classes, up to {DRAWN}"
+    )
     chosen = parser.parse_args(arguments)
     if chosen.top < 1:
         raise InputError(f"--top={chosen.top}: the rule is > 0")
@@ -66,27 +128,48 @@ def predict(arguments: Sequence[str]) -> None:
     # People give photographs as their viewers show them.
     preprocess = dataclasses.replace(predictor.preprocess, exif=True)
     predictor = dataclasses.replace(predictor, preprocess=preprocess)
-    results = predictor(chosen.images, chosen.top)
-    if chosen.plot:
+    paths = [os.path.expanduser(path) for path in chosen.images]  # noqa: PTH111 (never raises)
+    every = list(predictions(predictor, paths, chosen.top))
+    results = {file: best for file, best in every if best is not None}
+    if chosen.plot and results:
         from flaxres.inference.predict import draw
 
-        draw(chosen.images, results, predictor, chosen.plot)
+        drawn = dict(itertools.islice(results.items(), DRAWN))
+        draw(list(drawn), list(drawn.values()), predictor, chosen.plot)
+    _print_results(results, chosen)
+    if left_out := len(every) - sum(best is not None for _, best in every):
+        raise InputError(f"{left_out} of {len(every)} images could not be read, see above")
+
+
+def _print_results(results: dict[str, Best], chosen: argparse.Namespace) -> None:
+    """Prints predictions as JSON, as CSV, or as a table."""
+    rows = (
+        (file, rank, name, probability)
+        for file, best in results.items()
+        for rank, (name, probability) in enumerate(best, 1)
+    )
     if chosen.json:
-        print(json.dumps(dict(zip(chosen.images, results, strict=True))))
+        print(json.dumps(results))
+        return
+    if chosen.csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(("image", "rank", "class", "probability"))
+        writer.writerows((*row, f"{probability:.6f}") for *row, probability in rows)
         return
     from rich.console import Console
     from rich.table import Table
 
     table = Table("image", "class", "probability")
-    for image, best in zip(chosen.images, results, strict=True):
-        for i, (name, probability) in enumerate(best):
-            table.add_row(
-                "" if i else image,
-                name,
-                f"{100 * probability:.2f}%",
-                end_section=i == len(best) - 1,
-            )
-    Console(markup=False).print(table)
+    for file, rank, name, probability in rows:
+        table.add_row(
+            "" if rank > 1 else file,
+            name,
+            f"{100 * probability:.2f}%",
+            end_section=rank == len(results[file]),
+        )
+    # A terminal's width is the reader's; a file or a program gets whole names.
+    width = None if sys.stdout.isatty() else WHOLE
+    Console(markup=False, width=width).print(table)
 
 
 def export(arguments: Sequence[str]) -> None:
@@ -116,7 +199,8 @@ def export(arguments: Sequence[str]) -> None:
     from flaxres.inference.artifacts import Form
 
     form = Form(not chosen.logits, not chosen.no_fold, chosen.int8, chosen.onnx)
-    exporting.require_ready(pathlib.Path(chosen.out), form)
+    out = pathlib.Path(chosen.out).expanduser()
+    exporting.require_ready(out, form)
     predictor = predictor_of(chosen)
     measured: dict[str, float] = {}
     sentences: list[str] = []
@@ -130,7 +214,7 @@ def export(arguments: Sequence[str]) -> None:
             f"top-1 {100 * measured['top1_exported']:.2f}% of {measured['examples']:,} evaluation "
             f"examples, {100 * measured['top1_trained']:.2f}% as trained"
         ]
-    done = exporting.export(predictor, pathlib.Path(chosen.out), form, *sentences)
+    done = exporting.export(predictor, out, form, *sentences)
     names = ", ".join(sorted(path.name for path in done.folder.iterdir()))
     size = f"{done.program_bytes / 1e6:.1f} MB, {done.folded} batch norms folded"
     made_with = f"made with jax {jax.__version__}: an older jax may not load it"
@@ -151,17 +235,27 @@ def convert(arguments: Sequence[str]) -> None:
         help=".safetensors; .pth, .pt, .th (these need torch); or the workdir of a run",
     )
     parser.add_argument("target", metavar="OUT", help=".safetensors")
-    parser.add_argument("--model", help="the network that a file's weights are of, e.g. resnet50")
+    parser.add_argument(
+        "--model",
+        help="the network that a file's weights are of, e.g. resnet50; not needed for a file that "
+        "flaxres wrote",
+    )
     chosen = parser.parse_args(arguments)
     silence()
     from flaxres.inference.predict import from_weights, from_workdir
+    from flaxres.weights.card import from_metadata
+    from flaxres.weights.files import read
     from flaxres.weights.transfer import save_weights
 
-    if os.path.isdir(chosen.source):  # noqa: PTH112 (false where it can't be read)
-        predictor = from_workdir(chosen.source)
-    elif chosen.model:
-        predictor = from_weights(chosen.source, chosen.model, None, None)
+    source = os.path.expanduser(chosen.source)  # noqa: PTH111 (never raises)
+    if os.path.isdir(source):  # noqa: PTH112 (false where it can't be read)
+        predictor = from_workdir(source)
+        preprocess: Preprocess | None
+        preprocess, names = predictor.preprocess, predictor.classes
     else:
-        raise InputError("a file of weights needs --model, e.g. --model resnet50")
-    save_weights(chosen.target, predictor.variables, predictor.model)
+        predictor = from_weights(source, chosen.model)
+        # Only what the file says: the predictor's are guesses where it says nothing.
+        card = from_metadata(read(pathlib.Path(source))[1], source)
+        preprocess, names = predictor.preprocess if card.preprocess else None, card.classes
+    save_weights(chosen.target, predictor.variables, predictor.model, preprocess, names)
     print(f"{predictor.model.num_classes} classes: wrote {chosen.target}")

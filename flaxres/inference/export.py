@@ -111,7 +111,13 @@ def export(
             (folder / SERVER).write_text(server_script(predictor.preprocess), encoding="utf-8")
         if form.onnx:
             write_onnx(predictor, variables, form, folder / ONNX)
-    save_weights(folder / WEIGHTS, predictor.variables, predictor.model)
+    save_weights(
+        folder / WEIGHTS,
+        predictor.variables,
+        predictor.model,
+        predictor.preprocess,
+        predictor.classes,
+    )
     return Exported(folder, len(content), (folder / WEIGHTS).stat().st_size, count)
 
 

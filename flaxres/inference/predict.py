@@ -1,8 +1,10 @@
 """Predictions of images' classes, from a hub tag, a file of weights, or a run."""
 
 import dataclasses
+import functools
+import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,11 +12,13 @@ import numpy as np
 
 from flaxres import figures
 from flaxres.data.builders import CIFAR10_CLASSES
+from flaxres.data.images import is_image
 from flaxres.data.preprocess import ImageLike, Preprocess
 from flaxres.errors import InputError
 from flaxres.models.network import Network
 from flaxres.models.registry import create_model, small_images
 from flaxres.training.xla import compiler_options
+from flaxres.weights.card import Card, from_metadata
 from flaxres.weights.files import read
 from flaxres.weights.hub import load_pretrained
 from flaxres.weights.transfer import classes, fitted
@@ -55,7 +59,6 @@ class Predictor:
         Raises:
           InputError: an image can't be read.
         """
-        apply = jax.jit(self.model.apply, compiler_options=compiler_options())
         several = [images] if isinstance(images, ImageLike) else images
         parts = []
         for first in range(0, len(several), BATCH):
@@ -63,7 +66,7 @@ class Predictor:
             count = len(batch)
             if first:  # all batches have one shape, for which the network is compiled once
                 batch = np.pad(batch, ((0, BATCH - count), (0, 0), (0, 0), (0, 0)))
-            parts.append(np.asarray(jax.nn.softmax(apply(self.variables, batch)))[:count])
+            parts.append(np.asarray(jax.nn.softmax(self._apply(self.variables, batch)))[:count])
         if not parts:
             return []
         probabilities = np.concatenate(parts)
@@ -73,6 +76,10 @@ class Predictor:
             for row, best in zip(probabilities, order, strict=True)
         ]
 
+    @functools.cached_property
+    def _apply(self) -> Callable[..., jax.Array]:
+        return jax.jit(self.model.apply, compiler_options=compiler_options())
+
 
 def from_tag(tag: str) -> Predictor:
     """Returns the predictor of a pretrained weight; see `flaxres.load_pretrained`."""
@@ -81,26 +88,79 @@ def from_tag(tag: str) -> Predictor:
     return Predictor(model, variables, preprocess, names)
 
 
-def from_weights(path: str, name: str, size: int | None, names: str | None) -> Predictor:
+def from_weights(
+    path: str, name: str | None = None, size: int | None = None, names: str | None = None
+) -> Predictor:
     """Returns the predictor of a file of weights.
 
     Args:
-      path: the file.
-      name: of the model.
-      size: of the images, pixels; None takes the model's.
-      names: a text file with the names of the classes; see `class_names`.
+      path: the file; `~` is the home folder.
+      name: of the model; None for a file that names its network, as `flaxres convert` writes.
+      size: of the images, pixels; None takes the file's, or else the model's.
+      names: a text file with the names of the classes; None takes the file's, or else those of
+        `class_names`.
 
     Raises:
       InputError: the model is unknown, or the file is not of this model.
     """
-    create_model(name)
-    content = read(pathlib.Path(path))
-    model = create_model(name, num_classes=classes(content[0]))
-    small = small_images(name)
-    size = size or (32 if small else 224)
-    preprocess = Preprocess(size, size if small else round(size * 256 / 224))
+    if name is not None:
+        create_model(name)  # refuses an unknown name before the file is read
+    content = read(pathlib.Path(path).expanduser())
+    card = from_metadata(content[1], path)
+    if name is not None:
+        model, small = create_model(name, num_classes=classes(content[0])), small_images(name)
+    elif card.network is not None:
+        model, small = card.network, False
+    else:
+        raise InputError(
+            f"weights {path!r} don't name their network: give --model, e.g. --model resnet50"
+        )
     variables = fitted(content, path, model, adapt=False)
-    return Predictor(model, variables, preprocess, class_names(names, model.num_classes, small))
+    labels = card.classes if names is None else ()
+    labels = labels or class_names(names, model.num_classes, small)
+    return Predictor(model, variables, _preprocess(card, size, small), labels)
+
+
+def _preprocess(card: Card, size: int | None, small: bool) -> Preprocess:
+    """Returns the preprocessing of a file of weights, for images of `size` pixels."""
+    if card.preprocess is not None:
+        stated = Preprocess(**card.preprocess)
+        if size is None:
+            return stated
+        resize = round(size * stated.resize / stated.size)
+        return dataclasses.replace(stated, size=size, resize=resize)
+    size = size or (32 if small else 224)
+    return Preprocess(size, size if small else round(size * 256 / 224))
+
+
+def image_files(paths: Sequence[str]) -> Iterator[str]:
+    """Yields files as they are, and the images in folders, at any depth, in order of their names.
+
+    A file in a folder is an image by its content, whatever its name; hidden files are left out.
+
+    Args:
+      paths: files and folders.
+
+    Raises:
+      InputError: a folder holds no image, or can't be read.
+    """
+    for path in paths:
+        if not os.path.isdir(path):  # noqa: PTH112 (false where it can't be read)
+            yield path
+            continue
+        try:
+            files = sorted(file for file in pathlib.Path(path).rglob("*") if file.is_file())
+        except OSError as error:
+            raise InputError(f"{path!r} can't be read ({error.strerror}): give images") from error
+        hidden = len(pathlib.Path(path).parts)
+        images = [
+            str(file)
+            for file in files
+            if not any(part.startswith(".") for part in file.parts[hidden:]) and is_image(file)
+        ]
+        if not images:
+            raise InputError(f"{path!r} holds no images among {len(files)} files: give another")
+        yield from images
 
 
 def from_workdir(workdir: str) -> Predictor:
@@ -133,7 +193,7 @@ def class_names(path: str | None, count: int, small: bool) -> tuple[str, ...]:
     """
     if path is not None:
         try:
-            lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+            lines = pathlib.Path(path).expanduser().read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"--classes {path!r} can't be read ({error}): give a text file with one name a line"

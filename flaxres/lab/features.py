@@ -53,7 +53,7 @@ def run(settings: Settings, say: Say) -> Result:
     # Everything that can be refused comes before the training, which takes minutes.
     given = None
     if settings.weights:
-        given = from_weights(settings.weights, str(settings.model), None, None)
+        given = from_weights(settings.weights, settings.model)
     data = recipe(settings, "residual", DEEP).data
     preprocess = Preprocess(SIDE, SIDE, data.interpolation, data.mean, data.std)
     preprocess = given.preprocess if given else preprocess

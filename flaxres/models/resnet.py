@@ -5,7 +5,7 @@ Options cover the descendants: ResNet-C, -D, -RS, ResNeXt, SE, ECA, wide and ant
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from flax import linen as nn
@@ -110,6 +110,9 @@ class ResNet(Network):
       >>> jax.eval_shape(model.apply, variables, images).shape
       (1, 10)
     """
+
+    # Attributes that change the function and none of the leaves.
+    BEYOND_LEAVES: ClassVar = ("shortcut", "v1", "anti_alias", "output_stride")
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
     block: str = "bottleneck"

@@ -5,7 +5,7 @@ He et al. 2016, "Identity mappings in deep residual networks"; Kolesnikov et al.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from flax import linen as nn
@@ -100,6 +100,9 @@ class ResNetV2(Network):
       >>> jax.eval_shape(model.init_with_output, jax.random.key(0), images)[0].shape
       (1, 10)
     """
+
+    # Attributes that change the function and none of the leaves.
+    BEYOND_LEAVES: ClassVar = ("stem", "averaged", "standardise")
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
     widths: tuple[int, ...] = (256, 512, 1024, 2048)

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from flaxres.errors import InputError
 from flaxres.models.blocks import stack_blocks, unstack_blocks
 from flaxres.models.network import Network
 from flaxres.weights import files
+from flaxres.weights.card import from_metadata, require_same_function, to_metadata
 from flaxres.weights.files import Arrays
 from flaxres.weights.names import (
     TRACKED,
@@ -217,17 +218,19 @@ def load_weights(
 
     Args:
       path: a safetensors file, or PyTorch's `.pth`, `.pt` or `.th`. The latter need torch, and are
-        read with `weights_only`.
+        read with `weights_only`. `~` is the home folder.
       model: the network that the weights are for.
       adapt: re-initialise a head with another number of classes, and sum or repeat a first
-        convolution with another number of channels as timm does.
+        convolution with another number of channels as timm does; take weights of another
+        `output_stride`.
       ema: read the averaged weights of a training checkpoint that has them.
 
     Returns:
       `{"params": ..., "batch_stats": ...}`.
 
     Raises:
-      InputError: the file can't be read.
+      InputError: the file can't be read, or says that its network computes another function of
+        the same leaves, as with another `v1`, `shortcut` or `anti_alias`.
       WeightsError: the weights don't fit the model; its attributes have every leaf.
 
     Examples:
@@ -240,7 +243,7 @@ def load_weights(
       >>> bool(jax.tree.all(jax.tree.map(jnp.array_equal, loaded, variables)))
       True
     """
-    return fitted(files.read(pathlib.Path(path), ema), path, model, adapt)
+    return fitted(files.read(pathlib.Path(path).expanduser(), ema), path, model, adapt)
 
 
 def fitted(
@@ -257,30 +260,35 @@ def fitted(
       model, adapt: as in `load_weights`.
 
     Raises:
-      InputError: the file says that its network's `v1` is another.
+      InputError: the file says that its network computes another function of the same leaves.
       WeightsError: the weights don't fit the model.
     """
     weights, metadata = content
-    stated, v1 = metadata.get("flaxres.v1"), str(getattr(model, "v1", False))
-    if stated is not None and stated != v1:
-        raise InputError(
-            f"weights {str(path)!r} are of a network with v1={stated}, the model has v1={v1}: "
-            f"create it with v1={stated}"
-        )
-    return variables_from_torch(weights, model, adapt, f"weights {str(path)!r}")
+    variables = variables_from_torch(weights, model, adapt, f"weights {str(path)!r}")
+    if (network := from_metadata(metadata, str(path)).network) is not None:
+        require_same_function(network, model, str(path), adapt)
+    return variables
 
 
 def save_weights(
-    path: str | os.PathLike[str], variables: Mapping[str, Any], model: Network
+    path: str | os.PathLike[str],
+    variables: Mapping[str, Any],
+    model: Network,
+    preprocess: Any = None,
+    classes: Sequence[str] = (),
 ) -> None:
     """Writes variables to a safetensors file in torchvision's and timm's naming.
 
-    PyTorch loads the file with `strict=True`.
+    PyTorch loads the file with `strict=True`. The file's metadata hold the network's attributes,
+    with which `load_weights` refuses a network that computes another function of the same leaves.
+    With the preprocessing and the classes, `flaxres predict --weights` needs the file alone.
 
     Args:
-      path: of the file; an existing one is replaced.
+      path: of the file; an existing one is replaced. `~` is the home folder.
       variables: `{"params": ..., "batch_stats": ...}`.
       model: the network of the variables.
+      preprocess: the network's `Preprocess`, or None.
+      classes: names of the network's classes in label order.
 
     Raises:
       InputError: the file can't be written.
@@ -294,5 +302,5 @@ def save_weights(
       >>> files.read(pathlib.Path(file))[0]["conv1.weight"].shape
       (4, 3, 3, 3)
     """
-    metadata = {"format": "pt", "flaxres.v1": str(getattr(model, "v1", False))}
-    files.write(pathlib.Path(path), torch_from_variables(variables), metadata)
+    metadata = to_metadata(model, preprocess, classes)
+    files.write(pathlib.Path(path).expanduser(), torch_from_variables(variables), metadata)

@@ -1,7 +1,9 @@
 """`load_pretrained` from a stand-in for the hub and from the cache; and `flaxres predict`."""
 
+import csv
 import hashlib
 import http.server
+import io
 import json
 import os
 import pathlib
@@ -196,7 +198,6 @@ def test_predict_tells_shows_and_draws(
     assert all(name in table for name in CLASSES)
     for wrong, message in (
         (["predict", str(tmp_path / "names.txt"), *words[3:]], "this is no JPEG or PNG image"),
-        (["predict", images[0], "--weights", weights], "--weights needs --model"),
         (["predict", images[0]], "one of the arguments --workdir --weights --tag is required"),
         ([*words, "--top", "0"], "--top=0: the rule is > 0"),
     ):
@@ -204,3 +205,37 @@ def test_predict_tells_shows_and_draws(
         err = capfd.readouterr().err
         assert message in err
         assert err.count("\n") == 1
+
+
+def test_predict_takes_folders_and_prints_csv(
+    tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A folder's images are those by content, at any depth; a damaged one is named and left out."""
+    model, weights = flaxres.ResNet20(num_classes=3), str(tmp_path / "w.safetensors")
+    flaxres.save_weights(weights, random_variables(model), model, None, CLASSES[:3])
+    root = tmp_path / "photographs"
+    (root / "deep" / "er").mkdir(parents=True)
+    (root / ".thumbnails").mkdir()
+    names = ["b.JPG", "a.jpeg", "deep/er/no suffix", "deep/c,d.png"]
+    for shade, name in enumerate([*names, ".thumbnails/x.png"]):
+        with (root / name).open("wb") as file:
+            Image.new("RGB", (50, 40), (40 * shade, 0, 90)).save(file, "PNG")
+    (root / "notes.txt").write_text("no image")
+    words = ["predict", str(root), "--weights", weights, "--top", "1", "--csv"]
+    assert main(words) == 0
+    output = capfd.readouterr().out
+    rows = list(csv.reader(io.StringIO(output)))
+    assert rows[0] == ["image", "rank", "class", "probability"]
+    assert [row[0] for row in rows[1:]] == [str(root / name) for name in sorted(names)]
+    assert all(row[2] in CLASSES and 0 < float(row[3]) <= 1 for row in rows[1:])
+    whole = (root / "a.jpeg").read_bytes()
+    (root / "a.jpeg").write_bytes(whole[: len(whole) // 2])
+    assert main(words) == 2
+    output, err = capfd.readouterr()
+    assert len(output.splitlines()) == 4
+    assert "left out" in err
+    assert "a.jpeg" in err
+    assert err.endswith("1 of 4 images could not be read, see above\n")
+    (tmp_path / "empty").mkdir()
+    assert main(["predict", str(tmp_path / "empty"), "--weights", weights]) == 2
+    assert "holds no images among 0 files" in capfd.readouterr().err

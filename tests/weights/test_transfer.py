@@ -270,7 +270,7 @@ def test_convert_refuses_in_one_line(
     for words, message in (
         (["--model", "resnet5O"], "unknown model 'resnet5O'"),
         (["--model", "resnet18"], "missing: "),
-        ([], "a file of weights needs --model"),
+        ([], "don't name their network: give --model"),
     ):
         assert main(["convert", source, out, *words]) == 2
         err = capfd.readouterr().err

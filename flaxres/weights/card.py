@@ -1,0 +1,138 @@
+"""The metadata of a file of weights: its network, preprocessing and classes."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from flaxres.errors import InputError
+from flaxres.models.densenet import DenseNet
+from flaxres.models.network import Network
+from flaxres.models.resnet import ResNet
+from flaxres.models.resnet9 import ResNet9
+from flaxres.models.resnetv2 import ResNetV2
+
+NETWORKS: dict[str, type[Network]] = {
+    network.__name__: network for network in (ResNet, ResNetV2, ResNet9, DenseNet)
+}
+NETWORK, PREPROCESS, CLASSES = "flaxres.network", "flaxres.preprocess", "flaxres.classes"
+PREPROCESSING = ("size", "resize", "interpolation", "mean", "std", "exif")
+# Attributes of every network that its function at inference depends on.
+COMMON = ("num_classes", "in_channels", "dtype", "param_dtype")
+# A dilated network may well be meant to start from weights of the usual one.
+DILATION = "output_stride"
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What a file of weights says about itself; each part may be missing.
+
+    Attributes:
+      network: the network.
+      preprocess: the attributes of its `flaxres.data.preprocess.Preprocess`.
+      classes: names of its classes in label order.
+    """
+
+    network: Network | None = None
+    preprocess: dict[str, Any] | None = None
+    classes: tuple[str, ...] = ()
+
+
+def to_metadata(
+    model: Network, preprocess: Any = None, classes: Sequence[str] = ()
+) -> dict[str, str]:
+    """Returns the metadata of a file of weights.
+
+    Args:
+      model: the network.
+      preprocess: its `Preprocess`, or None.
+      classes: names of its classes in label order.
+    """
+    own = [name for name in _fields(type(model)) if name not in _fields(Network)]
+    attributes = {name: getattr(model, name) for name in (*COMMON, *own)}
+    attributes |= {name: jnp.dtype(attributes[name]).name for name in ("dtype", "param_dtype")}
+    content = {NETWORK: {"class": _class(model).__name__, **attributes}}
+    if preprocess is not None:
+        content[PREPROCESS] = {name: getattr(preprocess, name) for name in PREPROCESSING}
+    metadata = {key: json.dumps(value) for key, value in content.items()}
+    if classes:
+        metadata[CLASSES] = json.dumps(list(classes), ensure_ascii=False)
+    return {"format": "pt", **metadata}
+
+
+def from_metadata(metadata: Mapping[str, str], path: str) -> Card:
+    """Returns what the metadata of a file say.
+
+    Args:
+      metadata: of the safetensors file.
+      path: of the file, for error messages.
+
+    Raises:
+      InputError: the metadata were changed, or written by a newer flaxres.
+
+    Examples:
+      >>> import flaxres
+      >>> card = from_metadata(to_metadata(flaxres.ResNet18(num_classes=2)), "weights")
+      >>> card.network.depths, card.network.num_classes, card.classes
+      ((2, 2, 2, 2), 2, ())
+    """
+    try:
+        return Card(
+            _network(json.loads(metadata[NETWORK])) if NETWORK in metadata else None,
+            _preprocess(json.loads(metadata[PREPROCESS])) if PREPROCESS in metadata else None,
+            tuple(map(str, json.loads(metadata.get(CLASSES, "[]")))),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"weights {path!r}: their metadata can't be read ({type(error).__name__}: {error}): "
+            "a newer flaxres wrote them, or they were changed; convert them again"
+        ) from error
+
+
+def require_same_function(theirs: Network, ours: Network, path: str, adapt: bool) -> None:
+    """Compares the attributes that change a network's function and none of its leaves.
+
+    Args:
+      theirs: the network that the file is of.
+      ours: the network that the weights are for.
+      path: of the file, for error messages.
+      adapt: accept another `output_stride`.
+
+    Raises:
+      InputError: they differ in one; the message names it with both values.
+    """
+    for name in getattr(_class(ours), "BEYOND_LEAVES", ()):
+        stated, wanted = getattr(theirs, name, None), getattr(ours, name)
+        if stated == wanted or (adapt and name == DILATION):
+            continue
+        hint = ", or read them with adapt=True" if name == DILATION else ""
+        raise InputError(
+            f"weights {path!r} are of a network with {name}={stated!r}, the model has "
+            f"{name}={wanted!r}: create it with {name}={stated!r}{hint}"
+        )
+
+
+def _class(model: Network) -> type[Network]:
+    """Returns the class of a network among those of flaxres, of which users may derive theirs."""
+    return next(one for one in type(model).__mro__ if one in NETWORKS.values())
+
+
+def _fields(network: type[Network]) -> list[str]:
+    hidden = ("parent", "name")
+    return [field.name for field in dataclasses.fields(network) if field.name not in hidden]
+
+
+def _network(attributes: dict[str, Any]) -> Network:
+    network = NETWORKS[attributes.pop("class")]
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in attributes.items()
+    }
+    return network(**values | {name: jnp.dtype(values[name]) for name in ("dtype", "param_dtype")})
+
+
+def _preprocess(attributes: dict[str, Any]) -> dict[str, Any]:
+    values = {name: attributes[name] for name in PREPROCESSING}
+    return values | {name: tuple(map(float, values[name])) for name in ("mean", "std")}
