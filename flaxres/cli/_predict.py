@@ -63,8 +63,7 @@ def predict(arguments: Sequence[str]) -> None:
     if chosen.top < 1:
         raise InputError(f"--top={chosen.top}: the rule is > 0")
     predictor = predictor_of(chosen)
-    # People give photographs as their viewers show them.
-    preprocess = dataclasses.replace(predictor.preprocess, exif=True)
+    preprocess = predictor.preprocess.for_photographs()
     predictor = dataclasses.replace(predictor, preprocess=preprocess)
     results = predictor(chosen.images, chosen.top)
     if chosen.plot:
