@@ -22,13 +22,9 @@ import flaxres
 from benchmarks.scaling import loopback
 from flaxres.cli import main
 from flaxres.data.preprocess import Preprocess
+from flaxres.inference.artifacts import ONNX, PACKAGE, SERVER, WEIGHTS
 from flaxres.inference.export import (
-    CLASSES,
     GET_ONNX,
-    ONNX,
-    PROGRAM,
-    SERVER,
-    WEIGHTS,
     Form,
     export,
     folded,
@@ -38,6 +34,7 @@ from flaxres.inference.export import (
 )
 from flaxres.inference.predict import Predictor, from_workdir
 from flaxres.ops.kept import jax_operations_only
+from flaxres.serving.model import CLASSES, PREPROCESS, PROGRAM
 
 RNG = np.random.default_rng(0)
 BATCHES = (1, 7, 64)
@@ -114,6 +111,8 @@ def test_a_process_without_flaxres_gives_the_same_probabilities(tmp_path: pathli
         WEIGHTS,
         CLASSES,
         SERVER,
+        PACKAGE,
+        PREPROCESS,
         "README.md",
     }
     given = {str(count): random_images(count) for count in BATCHES}
@@ -274,7 +273,7 @@ def test_a_run_is_exported_with_its_accuracy_and_served(
     try:
         for _ in range(300):
             try:
-                pixels = post(int(port), random_images(2, 8).tobytes())
+                pixels = post(int(port), random_images(2, 8).tobytes(), "application/x-raw-rgb")
                 break
             except ConnectionRefusedError:
                 time.sleep(0.1)
@@ -290,8 +289,8 @@ def test_a_run_is_exported_with_its_accuracy_and_served(
     trained = from_workdir(str(workdir))
     exact = dataclasses.replace(trained, variables=in_floats(prepared(trained, Form(int8=True))[0]))
     assert json.loads(whole[1])[0] == pytest.approx(dict(exact([photograph], top=5)[0]), abs=1e-5)
-    assert broken[0] == 400
-    assert "30 bytes are neither a JPEG or PNG nor 8 x 8 x 3 an image" in broken[1]
+    assert broken[0] == 415
+    assert "30 bytes of type image/png are no image" in broken[1]
 
 
 def encoded(pixels: np.ndarray) -> bytes:
@@ -300,9 +299,9 @@ def encoded(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def post(port: int, body: bytes) -> tuple[int, str]:
+def post(port: int, body: bytes, content_type: str = "image/png") -> tuple[int, str]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("POST", "/", body)
+    connection.request("POST", "/", body, {"Content-Type": content_type})
     response = connection.getresponse()
     return response.status, response.read().decode()
 

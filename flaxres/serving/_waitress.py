@@ -117,7 +117,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
     def handle_close(self) -> None:
         """Closes the connection; a client that stopped in the middle of a request is told so."""
         request, self.request = self.request, None
-        if request is not None and self.connected and not self.requests:
+        if request is not None and self.connected and not (self.lingers or self.requests):
             self._send_cut_short(request)
         if self.lingers:
             linger_apart(self.socket)

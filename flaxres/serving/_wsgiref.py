@@ -102,9 +102,10 @@ class _Handler(WSGIRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Refuses a request that is not HTTP, in the form of the application's errors."""
         reply = refused(
-            RequestError(int(code), f"{message or 'bad request'}: send a valid request")
+            RequestError(int(code), f"{message or 'bad request'}: send a valid HTTP request")
         )
         self.server.app.metrics.count(reply.status)
+        self.request_version = self.protocol_version  # HTTP/0.9 has no status line
         self.send_response(reply.status)
         for name, value in reply.fields():
             self.send_header(name, value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import os
 import pathlib
 import signal
@@ -158,15 +157,15 @@ def run(app: App, listening: socket.socket, options: Options, stop: threading.Ev
     address = sockets.address_of(listening)
     ready = f"{address} is ready: open it in a browser, or POST an image to it; Ctrl-C ends it"
     print(ready, flush=True)
-    if importlib.util.find_spec("waitress"):
+    try:
         from . import _waitress
-
-        _waitress.serve(app, listening, options.threads, stop)
-    else:
+    except ModuleNotFoundError:
         from . import _wsgiref
 
         print(ADVICE, file=sys.stderr)
         _wsgiref.serve(app, listening, stop)
+    else:
+        _waitress.serve(app, listening, options.threads, stop)
 
 
 @contextmanager
