@@ -43,9 +43,7 @@ def read_body(environ: dict[str, Any], most: int) -> bytes:
     try:
         body: bytes = environ["wsgi.input"].read(length)
     except OSError as error:
-        raise RequestError(
-            408, f"the body of {length} bytes did not come in time: send it"
-        ) from error
+        raise RequestError(408, f"the body of {length:,} bytes did not come in time") from error
     if len(body) < length:
         raise cut_short(len(body), length)
     if not body:
@@ -154,10 +152,6 @@ def _decoded(data: bytes, content_type: str, crop: Crop) -> UInt8[np.ndarray, "s
     except TooManyPixelsError as error:
         raise RequestError(413, f"the image has {error}") from error
     except UnreadableError as error:
-        raise RequestError(
-            400, f"the image is damaged ({error}): send it again, or save it"
-        ) from error
+        raise RequestError(400, f"the image is damaged ({error}): send another one") from error
     except MemoryError as error:
-        raise RequestError(
-            413, "the image does not fit into the memory: send a smaller one"
-        ) from error
+        raise RequestError(413, "the image takes too much memory: send a smaller one") from error
