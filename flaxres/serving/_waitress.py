@@ -86,7 +86,7 @@ class _ErrorTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
     """The response to a request that waitress refuses, in the form of the application's errors."""
 
     def execute(self) -> None:
-        reply = self.channel.refusal(self.request)
+        reply = self.channel.rejection(self.request)
         self.status = reply.line
         self.response_headers.extend(reply.fields())
         self.set_close_on_finish()
@@ -103,16 +103,16 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
     error_task_class = _ErrorTask
     lingers = False
 
-    def refusal(self, request: Any) -> Reply:
+    def rejection(self, request: Any) -> Reply:
         """Returns the response to a request with an error, and counts it."""
         error = request.error
         if error.code == 413:
             length = request.content_length or request.body_bytes_received
-            refusal = too_large(length, self.app.largest_body)
+            rejection = too_large(length, self.app.largest_body)
         else:
-            refusal = RequestError(error.code, f"{error.body}: send a valid HTTP/1.1 request")
-        self.app.metrics.count(refusal.status)
-        return refused(refusal)
+            rejection = RequestError(error.code, f"{error.body}: send a valid HTTP/1.1 request")
+        self.app.metrics.count(rejection.status)
+        return refused(rejection)
 
     def handle_close(self) -> None:
         """Closes the connection; a client that stopped in the middle of a request is told so."""
@@ -124,11 +124,13 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
         super().handle_close()
 
     def _send_cut_short(self, request: Any) -> None:
-        refusal = cut_short(request.body_bytes_received, request.content_length)
+        rejection = RequestError(400, "the request ended early: send all of it")
+        if request.content_length:
+            rejection = cut_short(request.body_bytes_received, request.content_length)
         if self.will_close:  # the client was silent for too long
-            refusal = RequestError(408, str(refusal))
-        self.app.metrics.count(refusal.status)
-        reply = refused(refusal)
+            rejection = RequestError(408, str(rejection))
+        self.app.metrics.count(rejection.status)
+        reply = refused(rejection)
         fields = [*reply.fields(), ("Connection", "close")]
         head = "\r\n".join([f"HTTP/1.1 {reply.line}", *(f"{k}: {v}" for k, v in fields)])
         with contextlib.suppress(OSError):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .crop import NoImageError, TooManyPixelsError, UnreadableError
+from .crop import NoImageError, TooManyPixelsError
 from .errors import RequestError
 from .model import Crop
 
@@ -151,7 +151,7 @@ def _decoded(data: bytes, content_type: str, crop: Crop) -> UInt8[np.ndarray, "s
         ) from error
     except TooManyPixelsError as error:
         raise RequestError(413, f"the image has {error}") from error
-    except UnreadableError as error:
-        raise RequestError(400, f"the image is damaged ({error}): send another one") from error
     except MemoryError as error:
         raise RequestError(413, "the image takes too much memory: send a smaller one") from error
+    except Exception as error:  # Pillow's plugins raise many types
+        raise RequestError(400, f"the image is damaged ({error}): send another one") from error

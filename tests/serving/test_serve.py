@@ -50,11 +50,11 @@ def command(folder: pathlib.Path, *words: str, absent: str = "") -> list[str]:
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    model = flaxres.ResNet20(num_classes=10, depths=(1, 1, 1))
+    model = flaxres.ResNet9(depths=(1,), widths=(8,), stem_width=8, num_classes=10)
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3)))
     # The last layer decides, or all probabilities would be alike.
     params = dict(variables["params"])
-    params["linear"] = jax.tree.map(lambda leaf: 20 * leaf, params["linear"])
+    params["fc"] = jax.tree.map(lambda leaf: 20 * leaf, params["fc"])
     names = tuple(f"class {i}" for i in range(10))
     return Predictor(model, dict(variables) | {"params": params}, Preprocess(32, 36), names)
 
