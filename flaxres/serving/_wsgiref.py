@@ -36,9 +36,9 @@ def serve(app: App, listening: socket.socket, stop: threading.Event) -> None:
     server.server_close()
     # Connections whose clients are still sending may not end for long. A request that is handled
     # still has to be sent.
-    _wait_until(lambda: not server.connections, 1)
+    _wait_until(lambda: not server.connections, 0.5)
     _wait_until(lambda: not app.active, GRACE_SECONDS)
-    _wait_until(lambda: not server.connections, 1)
+    _wait_until(lambda: not server.connections, 0.5)
 
 
 def _wait_until(condition: Callable[[], bool], seconds: float) -> None:

@@ -233,7 +233,10 @@ def test_waiting_images_run_in_one_padded_batch_and_the_queue_is_bounded() -> No
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(ask, served, GREEN)
         assert gate.entered.wait(20)
-        rest = [pool.submit(ask, served, coloured(name)) for name in names]
+        rest = [pool.submit(ask, served, coloured(name)) for name in names[:4]]
+        wait_for(served.batches, 4)
+        assert ask(served, bytes(2 * SIZE * SIZE * 3), CONTENT_TYPE=RAW)[0] == 503
+        rest.append(pool.submit(ask, served, coloured(names[4])))
         wait_for(served.batches, 5)
         status, content, headers = ask(served, GREEN)
         assert (status, headers["Retry-After"]) == (503, "1")
@@ -244,6 +247,14 @@ def test_waiting_images_run_in_one_padded_batch_and_the_queue_is_bounded() -> No
     # Five images ran in a batch of eight, for which the program is compiled.
     assert gate.sizes == [1, 8]
     assert served.batches.sizes == (1, 2, 4, 8)
+
+
+def test_requests_that_wait_for_a_thread_count() -> None:
+    served = app(queue=5)
+    served.backlog = lambda: 5
+    assert ask(served, GREEN)[0] == 503
+    served.backlog = lambda: 4
+    assert ask(served, GREEN)[0] == 200
 
 
 def test_a_request_may_fill_several_batches() -> None:

@@ -182,7 +182,8 @@ def test_a_stop_finishes_the_requests_that_wait(server: str) -> None:
                 break
             time.sleep(0.005)
         stop.set()
-        time.sleep(0.5)
+        time.sleep(1.3)
+        assert thread.is_alive()
         with pytest.raises(OSError):  # noqa: PT011  (refused or reset)
             post(address, IMAGES["red"])
         gate.open.set()
