@@ -4,8 +4,8 @@ Each folder's `serve.py` is started in turn on a free port and gets `--requests`
 by `--clients` clients at once, each request on a new connection. With `--mixed`, of ten clients one
 pauses in the middle of its image, one sends an invalid Content-Length, and one closes the
 connection in the middle of its image. `lost` counts the requests of all others, and of those that
-pause, that did not get classes within a minute. Clients and server share the machine. Exports of
-older versions have another serve.py, and can be compared.
+pause, that did not get classes within a minute; the rate counts the others. Clients and server
+share the machine. Exports of older versions have another serve.py, and can be compared.
 """
 
 import argparse
@@ -121,9 +121,11 @@ def main() -> None:
             lost, seconds = asyncio.run(
                 load(port, body, chosen.requests, chosen.clients, chosen.mixed)
             )
-        rate = chosen.requests / seconds
+        rate = (chosen.requests - lost) / seconds
         results[str(folder)] = {"lost": lost, "requests_per_second": round(rate, 1)}
-        print(f"{folder}: {lost:,} of {chosen.requests:,} requests lost, {rate:,.1f} a second")
+        print(
+            f"{folder}: {lost:,} of {chosen.requests:,} requests lost, {rate:,.1f} others a second"
+        )
     if chosen.json:
         print(json.dumps(results | {"cpus": os.cpu_count()}))
 

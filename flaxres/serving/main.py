@@ -65,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name, text in numbers.items():
         value = getattr(default, name)
         option = "--" + name.replace("_", "-")
-        parser.add_argument(option, type=int, default=value, help=f"{text} ({value})")
+        parser.add_argument(option, type=int, default=value, metavar="N", help=f"{text} ({value})")
 
 
 def options_of(chosen: argparse.Namespace) -> Options:
