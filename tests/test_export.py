@@ -1,5 +1,6 @@
 """Exported programs compute what the network does, for any batch, with jax and without flaxres."""
 
+import contextlib
 import dataclasses
 import http.client
 import io
@@ -271,7 +272,7 @@ def test_a_run_is_exported_with_its_accuracy_and_served(
     port = loopback().partition(":")[2]
     server = subprocess.Popen([sys.executable, str(tmp_path / "out" / SERVER), port])
     try:
-        for _ in range(300):
+        for _ in range(1200):  # it is compiled first
             try:
                 pixels = post(int(port), random_images(2, 8).tobytes(), "application/x-raw-rgb")
                 break
@@ -301,9 +302,10 @@ def encoded(pixels: np.ndarray) -> bytes:
 
 def post(port: int, body: bytes, content_type: str = "image/png") -> tuple[int, str]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("POST", "/", body, {"Content-Type": content_type})
-    response = connection.getresponse()
-    return response.status, response.read().decode()
+    with contextlib.closing(connection):
+        connection.request("POST", "/", body, {"Content-Type": content_type})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
 
 
 @pytest.mark.slow
