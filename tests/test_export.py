@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -292,6 +293,24 @@ def test_a_run_is_exported_with_its_accuracy_and_served(
     assert json.loads(whole[1])[0] == pytest.approx(dict(exact([photograph], top=5)[0]), abs=1e-5)
     assert broken[0] == 415
     assert "30 bytes of type image/png are no image" in broken[1]
+
+
+@pytest.mark.slow
+def test_a_run_is_served_without_an_export(workdir: pathlib.Path) -> None:
+    words = [sys.executable, "-m", "flaxres.cli", "serve", str(workdir), "0", "--max-batch", "1"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().partition(" ")[0]
+            photograph = encoded(random_images(1, 40)[0])
+            status, content = post(int(address.rpartition(":")[2]), photograph)
+            server.send_signal(signal.SIGINT)
+            assert server.wait(60) == 0
+        finally:
+            server.kill()
+    assert status == 200
+    expected = dict(from_workdir(str(workdir))([photograph], top=5)[0])
+    assert json.loads(content)[0] == pytest.approx(expected, abs=1e-5)
 
 
 def encoded(pixels: np.ndarray) -> bytes:
