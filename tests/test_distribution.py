@@ -71,6 +71,8 @@ def test_the_wheel_alone_trains_predicts_and_exports(
         flaxres_of_the_wheel("export", "--workdir", "run", "--out", "exported", "--json")
     )
     assert report["examples"] == 500
+    served = empty / "exported" / "serving"
+    assert {"page.html", "main.py", "crop.py"} <= {path.name for path in served.iterdir()}
     assert {path.name for path in empty.iterdir()} == {"run", "digit.png", "exported"}
 
 

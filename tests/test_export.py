@@ -1,10 +1,12 @@
 """Exported programs compute what the network does, for any batch, with jax and without flaxres."""
 
+import contextlib
 import dataclasses
 import http.client
 import io
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -22,13 +24,9 @@ import flaxres
 from benchmarks.scaling import loopback
 from flaxres.cli import main
 from flaxres.data.preprocess import Preprocess
+from flaxres.inference.artifacts import ONNX, PACKAGE, SERVER, WEIGHTS
 from flaxres.inference.export import (
-    CLASSES,
     GET_ONNX,
-    ONNX,
-    PROGRAM,
-    SERVER,
-    WEIGHTS,
     Form,
     export,
     folded,
@@ -38,6 +36,7 @@ from flaxres.inference.export import (
 )
 from flaxres.inference.predict import Predictor, from_workdir
 from flaxres.ops.kept import jax_operations_only
+from flaxres.serving.model import CLASSES, PREPROCESS, PROGRAM
 
 RNG = np.random.default_rng(0)
 BATCHES = (1, 7, 64)
@@ -114,6 +113,8 @@ def test_a_process_without_flaxres_gives_the_same_probabilities(tmp_path: pathli
         WEIGHTS,
         CLASSES,
         SERVER,
+        PACKAGE,
+        PREPROCESS,
         "README.md",
     }
     given = {str(count): random_images(count) for count in BATCHES}
@@ -272,9 +273,9 @@ def test_a_run_is_exported_with_its_accuracy_and_served(
     port = loopback().partition(":")[2]
     server = subprocess.Popen([sys.executable, str(tmp_path / "out" / SERVER), port])
     try:
-        for _ in range(300):
+        for _ in range(1200):  # it is compiled first
             try:
-                pixels = post(int(port), random_images(2, 8).tobytes())
+                pixels = post(int(port), random_images(2, 8).tobytes(), "application/x-raw-rgb")
                 break
             except ConnectionRefusedError:
                 time.sleep(0.1)
@@ -290,8 +291,26 @@ def test_a_run_is_exported_with_its_accuracy_and_served(
     trained = from_workdir(str(workdir))
     exact = dataclasses.replace(trained, variables=in_floats(prepared(trained, Form(int8=True))[0]))
     assert json.loads(whole[1])[0] == pytest.approx(dict(exact([photograph], top=5)[0]), abs=1e-5)
-    assert broken[0] == 400
-    assert "30 bytes are neither a JPEG or PNG nor 8 x 8 x 3 an image" in broken[1]
+    assert broken[0] == 415
+    assert "30 bytes of type image/png are no image" in broken[1]
+
+
+@pytest.mark.slow
+def test_a_run_is_served_without_an_export(workdir: pathlib.Path) -> None:
+    words = [sys.executable, "-m", "flaxres.cli", "serve", str(workdir), "0", "--max-batch", "1"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().partition(" ")[0]
+            photograph = encoded(random_images(1, 40)[0])
+            status, content = post(int(address.rpartition(":")[2]), photograph)
+            server.send_signal(signal.SIGINT)
+            assert server.wait(60) == 0
+        finally:
+            server.kill()
+    assert status == 200
+    expected = dict(from_workdir(str(workdir))([photograph], top=5)[0])
+    assert json.loads(content)[0] == pytest.approx(expected, abs=1e-5)
 
 
 def encoded(pixels: np.ndarray) -> bytes:
@@ -300,11 +319,12 @@ def encoded(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def post(port: int, body: bytes) -> tuple[int, str]:
+def post(port: int, body: bytes, content_type: str = "image/png") -> tuple[int, str]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("POST", "/", body)
-    response = connection.getresponse()
-    return response.status, response.read().decode()
+    with contextlib.closing(connection):
+        connection.request("POST", "/", body, {"Content-Type": content_type})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
 
 
 @pytest.mark.slow

@@ -18,10 +18,10 @@ from flaxres.config.schema import Config
 from flaxres.config.settings import flat
 from flaxres.data.datasets import open_or_prepare
 from flaxres.data.decode import CentreCrop
-from flaxres.data.images import UnreadableError
 from flaxres.data.source import Source
 from flaxres.errors import InputError
 from flaxres.inference.predict import class_names
+from flaxres.serving.crop import UnreadableError
 from flaxres.weights.names import leaves
 from flaxres.weights.transfer import torch_from_variables, variables_from_torch
 

@@ -10,6 +10,7 @@ from flaxres.cli._lab import lab
 from flaxres.cli._lists import configs, models
 from flaxres.cli._predict import convert, export, predict
 from flaxres.cli._process import EXIT_REFUSED, refusing
+from flaxres.cli._serve import serve
 from flaxres.cli._train import checkpoints, evaluate, train
 from flaxres.errors import unknown
 
@@ -25,6 +26,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "lab": lab,
     "models": models,
     "predict": predict,
+    "serve": serve,
 }
 
 USAGE = """usage: flaxres COMMAND ...
@@ -40,6 +42,7 @@ USAGE = """usage: flaxres COMMAND ...
   lab          experiments on skip connections            flaxres lab all --out DIR
   models       list the models                            flaxres models 'resnet*'
   predict      classify images                            flaxres predict IMAGE... --workdir DIR
+  serve        classify images by HTTP                    flaxres serve DIR
 
 flaxres COMMAND --help shows the options of a command."""
 

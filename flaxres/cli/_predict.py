@@ -125,8 +125,7 @@ def predict(arguments: Sequence[str]) -> None:
     if chosen.top < 1:
         raise InputError(f"--top={chosen.top}: the rule is > 0")
     predictor = predictor_of(chosen)
-    # People give photographs as their viewers show them.
-    preprocess = dataclasses.replace(predictor.preprocess, exif=True)
+    preprocess = predictor.preprocess.for_photographs()
     predictor = dataclasses.replace(predictor, preprocess=preprocess)
     paths = [os.path.expanduser(path) for path in chosen.images]  # noqa: PTH111 (never raises)
     every = list(predictions(predictor, paths, chosen.top))

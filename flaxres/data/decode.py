@@ -16,14 +16,10 @@ from PIL import Image
 
 from flaxres.data._jpeg import decode_above
 from flaxres.data.choices import CropInterpolation, Interpolation
-from flaxres.data.images import MAX_PIXELS, open_image, to_rgb
 from flaxres.data.order import uniforms
 from flaxres.data.orientation import UPRIGHT, Box, orientation, stored_box, upright
+from flaxres.serving.crop import FILTERS, MAX_PIXELS, centre_crop, open_image, to_rgb
 
-FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-# Resized images of a larger aspect ratio are computed within the crop alone: a PNG of 1 x 65,500
-# pixels and a few hundred bytes would otherwise take 12 GB.
-LONGEST_RATIO = 8
 # Attempts to draw a crop that lies inside the image.
 TRIES = 10
 
@@ -53,7 +49,7 @@ class Transform(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class CentreCrop:
-    """The transform of evaluation, without randomness; see `centre_crop`.
+    """The transform of evaluation, without randomness; see `flaxres.serving.crop.centre_crop`.
 
     Attributes:
       size: height and width of the crops in pixels.
@@ -105,82 +101,6 @@ class RandomResizedCrop:
         return random_resized_crop(
             data, self.size, numbers, self.scale, self.ratio, self.interpolation, self.exif
         )
-
-
-def centre_crop(
-    data: bytes, size: int, resize: int, interpolation: Interpolation, exif: bool = False
-) -> UInt8[np.ndarray, "size size 3"]:
-    """Resizes the short side of an image and takes the central square, exactly as torchvision.
-
-    Args:
-      data: an encoded image.
-      size: height and width of the square in pixels.
-      resize: short side of the image before the crop.
-      interpolation: Pillow's filter.
-      exif: turn a photograph upright by its EXIF orientation first.
-
-    Returns:
-      The crop; pixels outside the image are 0.
-
-    Raises:
-      UnreadableError: the image can't be decoded.
-
-    Examples:
-      >>> import io
-      >>> buffer = io.BytesIO()
-      >>> Image.new("RGB", (400, 300), (10, 20, 30)).save(buffer, "PNG")
-      >>> crop = centre_crop(buffer.getvalue(), 224, 256, "bilinear")
-      >>> crop.shape, crop[0, 0].tolist()
-      ((224, 224, 3), [10, 20, 30])
-    """
-    image = to_rgb(open_image(data), exif)
-    width, height = image.size
-    if min(width, height) != resize:
-        if width <= height:
-            target = (resize, int(resize * height / width))
-        else:
-            target = (int(resize * width / height), resize)
-        if max(target) > LONGEST_RATIO * resize:
-            return _resized_within_crop(image, target, size, interpolation)
-        image = image.resize(target, FILTERS[interpolation])
-    left, top = round((image.width - size) / 2.0), round((image.height - size) / 2.0)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
-
-
-def _resized_within_crop(
-    image: Image.Image, target: tuple[int, int], size: int, interpolation: Interpolation
-) -> UInt8[np.ndarray, "size size 3"]:
-    """Returns the central crop of an image resized to `target`, without the rest of it.
-
-    Pillow's filters reach over the border of a box, so the pixels are those of the whole resized
-    image, to within the rounding of their positions. Between its two passes Pillow rounds to 8
-    bits; the order of the passes is that of Pillow 13 for the whole image.
-    """
-    starts = [round((side - size) / 2.0) for side in target]
-    lows = [max(start, 0) for start in starts]
-    counts = [
-        min(start + size, side) - low for start, side, low in zip(starts, target, lows, strict=True)
-    ]
-    edges, box = [], []  # whole pixels within reach of a filter, and the part of them to resize
-    for low, count, old, new in zip(lows, counts, image.size, target, strict=True):
-        scale = old / new
-        reach = math.ceil(2 * max(scale, 1.0)) + 2  # bicubic filters reach two pixels
-        first = max(math.floor(low * scale) - reach, 0)
-        last = min(math.ceil((low + count) * scale) + reach, old)
-        edges.append((first, last))
-        box.append((low * scale - first, min((low + count) * scale, old) - first))
-    (x0, x1), (y0, y1) = edges
-    (left, right), (top, bottom) = box
-    part, method = image.crop((x0, y0, x1, y1)), FILTERS[interpolation]
-    across, down = (new / old for new, old in zip(target, image.size, strict=True))
-    if down < across < 1:
-        part = part.resize((part.width, counts[1]), method, (0, top, part.width, bottom))
-        part = part.resize((counts[0], counts[1]), method, (left, 0, right, counts[1]))
-    else:
-        part = part.resize((counts[0], part.height), method, (left, 0, right, part.height))
-        part = part.resize((counts[0], counts[1]), method, (0, top, counts[0], bottom))
-    x, y = (start - low for start, low in zip(starts, lows, strict=True))
-    return np.asarray(part.crop((x, y, x + size, y + size)))
 
 
 def crop_box(

@@ -11,9 +11,10 @@ from rich.progress import Progress
 
 from flaxres.data import digests
 from flaxres.data._progress import progress_bar
-from flaxres.data.images import UnreadableError, repair
+from flaxres.data.images import repair
 from flaxres.data.source import Source
 from flaxres.errors import InputError
+from flaxres.serving.crop import UnreadableError
 
 FILE = "flaxres_digests.json"
 RECORDS_AT_ONCE = 1024

@@ -7,10 +7,10 @@ from jaxtyping import Float, Int64, UInt8
 
 from flaxres.data.choices import BadImages
 from flaxres.data.decode import Transform
-from flaxres.data.images import UnreadableError
 from flaxres.data.labels import require_label
 from flaxres.data.source import Source
 from flaxres.errors import InputError
+from flaxres.serving.crop import UnreadableError
 
 ROWS_PER_JOB = 8
 # So many images in a row that can't be decoded are no coincidence.

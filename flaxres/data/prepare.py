@@ -30,9 +30,10 @@ from flaxres.data.builders import BUILDERS
 from flaxres.data.choices import BadImages
 from flaxres.data.contents import Contents, Example
 from flaxres.data.folders import folder
-from flaxres.data.images import NoImageError, UnreadableError, repair, shrink_image
+from flaxres.data.images import repair, shrink_image
 from flaxres.data.source import Source
 from flaxres.errors import InputError, unknown
+from flaxres.serving.crop import NoImageError, UnreadableError
 
 STAGING = ".flaxres-incomplete"
 EXAMPLES_AT_ONCE = 256

@@ -1,7 +1,6 @@
 """The preprocessing that belongs to pretrained weights."""
 
 import dataclasses
-import io
 import pathlib
 from collections.abc import Iterable
 
@@ -11,9 +10,8 @@ from PIL import Image
 
 from flaxres.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from flaxres.data.choices import Interpolation
-from flaxres.data.decode import centre_crop
-from flaxres.data.images import UnreadableError
 from flaxres.errors import InputError
+from flaxres.serving.crop import UnreadableError, centre_crop
 
 ImageLike = str | pathlib.Path | bytes | Image.Image
 """A path, an encoded image, or a PIL image."""
@@ -75,25 +73,24 @@ class Preprocess:
         Raises:
           InputError: the image can't be read; the message names it.
         """
-        name = f"image {str(image)!r}" if isinstance(image, str | pathlib.Path) else "the image"
+        name = "the image"
+        if isinstance(image, str | pathlib.Path):
+            name = f"image {str(image)!r}"
+            try:
+                image = pathlib.Path(image).read_bytes()
+            except OSError as error:
+                raise InputError(
+                    f"{name} can't be read ({error.strerror}): give a JPEG or PNG file"
+                ) from error
         try:
-            data = _encoded(image)
-        except OSError as error:
-            raise InputError(
-                f"{name} can't be read ({error.strerror}): give a JPEG or PNG file"
-            ) from error
-        try:
-            return centre_crop(data, self.size, self.resize, self.interpolation, self.exif)
+            return centre_crop(image, self.size, self.resize, self.interpolation, self.exif)
         except UnreadableError as error:
             raise InputError(f"{name}: {error}; give a JPEG or PNG file") from error
 
+    def for_photographs(self) -> "Preprocess":
+        """Returns this preprocessing with `exif=True`.
 
-def _encoded(image: ImageLike) -> bytes:
-    """Returns an image as an encoded file."""
-    if isinstance(image, str | pathlib.Path):
-        return pathlib.Path(image).read_bytes()
-    if isinstance(image, Image.Image):
-        buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, "PNG", exif=image.getexif())
-        return buffer.getvalue()
-    return image
+        People give photographs as their viewers show them. `flaxres predict` and the server of an
+        export therefore turn them upright, whatever the network was evaluated with.
+        """
+        return dataclasses.replace(self, exif=True)

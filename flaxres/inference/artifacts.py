@@ -1,17 +1,33 @@
-"""Names and texts of an export: the model card and the server."""
+"""Names and files of an export: the model card and the server."""
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
+from flaxres import serving
 from flaxres.data.preprocess import Preprocess
 from flaxres.inference.predict import Predictor
 from flaxres.models.count import multiply_accumulates, parameters
+from flaxres.serving.model import CLASSES, PREPROCESS, PROGRAM, Crop
 
-PROGRAM, WEIGHTS, ONNX = "model.jax_export", "weights.safetensors", "model.onnx"
-README, CLASSES, SERVER = "README.md", "classes.json", "serve.py"
+WEIGHTS, ONNX, README = "weights.safetensors", "model.onnx", "README.md"
+SERVER, PACKAGE = "serve.py", "serving"
+
+_SERVE = '''"""Serves the network beside this file: `python serve.py 8000`.
+
+It needs jax, flatbuffers and Pillow, and waitress if it is installed. `--help` lists the options.
+"""
+
+import sys
+
+from serving.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())
+'''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +74,15 @@ def model_card(
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     serve = onnx = ""
-    if form.pixels:
-        serve = (
-            f"\n`python {SERVER} 8000` serves it on this machine; "
-            "`curl --data-binary @photo.jpg 127.0.0.1:8000` asks it.\n"
-        )
+    if has_server(predictor, form):
+        serve = f"""
+`python {SERVER} 8000` serves it on this machine, with a page for browsers. The server also needs
+Pillow, and waitress for many clients. `{PREPROCESS}` says how `{PACKAGE}/` crops photographs.
+
+```sh
+curl --data-binary @photo.jpg 127.0.0.1:8000
+```
+"""
     if form.onnx:
         onnx = f"\n`{ONNX}` is the same program in ONNX.\n"
     return f"""# {name} of {len(predictor.classes)} classes
@@ -103,46 +123,24 @@ def _facts(predictor: Predictor, form: Form) -> dict[str, str]:
     }
 
 
-def server_script(preprocess: Preprocess) -> str:
-    """Returns the text of serve.py, a server in Python's own http.server."""
-    return f'''"""Serves the model beside this file: `python serve.py 8000`.
+def has_server(predictor: Predictor, form: Form) -> bool:
+    """Returns True if the program takes photographs: colours, as pixels."""
+    return form.pixels and predictor.model.in_channels == 3
 
-`curl --data-binary @photo.jpg 127.0.0.1:8000` asks it. It needs jax and flatbuffers, and Pillow for
-photographs, which it resizes as the network's evaluation does. Raw RGB pixels,
-{preprocess.size} x {preprocess.size} x 3 bytes an image, need no Pillow.
-"""
 
-import http.server, io, json, pathlib, sys
-import jax, numpy as np
+def write_server(folder: pathlib.Path, preprocess: Preprocess) -> None:
+    """Writes the server: serve.py, the package `flaxres.serving` that it starts, and its settings.
 
-HERE, SIZE, SHORT = pathlib.Path(__file__).parent, {preprocess.size}, {preprocess.resize}
-model = jax.jit(jax.export.deserialize((HERE / "{PROGRAM}").read_bytes()).call)
-names = json.loads((HERE / "{CLASSES}").read_text())
-
-def pixels(body):
-    if body and len(body) % (SIZE * SIZE * 3) == 0:
-        return np.frombuffer(body, np.uint8).reshape(-1, SIZE, SIZE, 3)
-    from PIL import Image
-    image = Image.open(io.BytesIO(body)).convert("RGB")
-    width, height = (int(SHORT * side / min(image.size)) for side in image.size)
-    left, top = round((width - SIZE) / 2), round((height - SIZE) / 2)
-    image = image.resize((width, height), Image.Resampling.{preprocess.interpolation.upper()})
-    return np.asarray(image.crop((left, top, left + SIZE, top + SIZE)))[None]
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-        try:
-            images = pixels(body)
-        except Exception as error:  # of many types, depending on the bytes
-            size = f"{{SIZE}} x {{SIZE}} x 3 an image"
-            message = f"{{len(body)}} bytes are neither a JPEG or PNG nor {{size}}"
-            return self.send_error(400, message, str(error))
-        rows = np.asarray(model(images))
-        best = [{{names[i]: float(row[i]) for i in np.argsort(-row)[:5]}} for row in rows]
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(best).encode() + b"\\n")
-
-http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
-'''
+    Args:
+      folder: the folder of the export.
+      preprocess: of the network. Photographs are turned upright, as `flaxres predict` does.
+    """
+    given = preprocess.for_photographs()
+    crop = Crop(given.size, given.resize, given.interpolation, given.exif)
+    (folder / PREPROCESS).write_text(crop.to_json(), encoding="utf-8")
+    (folder / SERVER).write_text(_SERVE, encoding="utf-8")
+    package = folder / PACKAGE
+    package.mkdir(exist_ok=True)
+    for path in pathlib.Path(serving.__file__).parent.iterdir():
+        if path.suffix in (".py", ".html"):
+            (package / path.name).write_bytes(path.read_bytes())

@@ -15,21 +15,20 @@ from flaxres.config.files import from_json
 from flaxres.data.augment import normalise
 from flaxres.errors import InputError, writing_to
 from flaxres.inference.artifacts import (
-    CLASSES,
     ONNX,
-    PROGRAM,
     README,
-    SERVER,
     WEIGHTS,
     Form,
+    has_server,
     model_card,
-    server_script,
+    write_server,
 )
 from flaxres.inference.fold import folded
 from flaxres.inference.predict import Predictor
 from flaxres.inference.quantise import in_8_bits, in_floats
 from flaxres.models.blocks import unstack_blocks
 from flaxres.ops.kept import jax_operations_only
+from flaxres.serving.model import CLASSES, PROGRAM
 from flaxres.training.evaluation import Evaluator
 from flaxres.training.run import prepare_run
 from flaxres.training.state import State
@@ -107,8 +106,8 @@ def export(
         names = json.dumps(predictor.classes, ensure_ascii=False, indent=0)
         (folder / CLASSES).write_text(names + "\n", encoding="utf-8")
         (folder / README).write_text(card, encoding="utf-8")
-        if form.pixels:
-            (folder / SERVER).write_text(server_script(predictor.preprocess), encoding="utf-8")
+        if has_server(predictor, form):
+            write_server(folder, predictor.preprocess)
         if form.onnx:
             write_onnx(predictor, variables, form, folder / ONNX)
     save_weights(

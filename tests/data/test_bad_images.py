@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flaxres.data.decode import centre_crop
 from flaxres.data.loader import Loader, Speed
 from flaxres.data.order import sample_ids
 from flaxres.data.resident import resident
 from flaxres.data.rows import Rows
 from flaxres.data.source import Source
 from flaxres.errors import InputError
+from flaxres.serving.crop import centre_crop
 from flaxres.training.mesh import data_mesh, replicated, split
 from tests.data.loading import AS_THEY_ARE, Damaged, evaluation, load, training
 

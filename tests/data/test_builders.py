@@ -13,10 +13,10 @@ from PIL import Image
 from flaxres.data import builders, digests, prepare as preparing
 from flaxres.data._naming import config_name, version
 from flaxres.data.datasets import open_or_prepare
-from flaxres.data.decode import centre_crop
 from flaxres.data.prepare import prepare
 from flaxres.data.sources import describe, open_source
 from flaxres.errors import InputError
+from flaxres.serving.crop import centre_crop
 
 
 def test_digits_are_all_there(data_dir: str) -> None:

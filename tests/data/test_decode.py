@@ -10,7 +10,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from flaxres.data.decode import TRIES, centre_crop, crop_box, random_resized_crop, resize
+from flaxres.data.decode import TRIES, crop_box, random_resized_crop, resize
+from flaxres.serving.crop import centre_crop
 from tests.data.samples import encoded, numbers_of, photograph
 
 

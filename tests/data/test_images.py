@@ -11,8 +11,9 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from flaxres.data.decode import TRIES, centre_crop, random_resized_crop
-from flaxres.data.images import UnreadableError, repair, shrink_image
+from flaxres.data.decode import TRIES, random_resized_crop
+from flaxres.data.images import repair, shrink_image
+from flaxres.serving.crop import UnreadableError, centre_crop
 from tests.data.samples import encoded, numbers_of, photograph
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flaxres.data.decode import CentreCrop, centre_crop
+from flaxres.data.decode import CentreCrop
 from flaxres.data.loader import Loader, Speed, local_rows
 from flaxres.data.order import sample_ids
 from flaxres.data.rows import training_rows
 from flaxres.data.source import Source
+from flaxres.serving.crop import centre_crop
 from flaxres.training.mesh import data_mesh, split
 from tests.data.loading import Damaged, evaluation, load, training
 

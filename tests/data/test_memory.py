@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from flaxres.data.choices import Interpolation
-from flaxres.data.decode import FILTERS, centre_crop
-from flaxres.data.images import open_image, shrink_image, to_rgb
+from flaxres.data.images import shrink_image
 from flaxres.data.preprocess import Preprocess
 from flaxres.inference import predict
 from flaxres.inference.predict import Predictor
+from flaxres.serving.crop import FILTERS, centre_crop, open_image, to_rgb
 from tests.data.samples import encoded
 
 
@@ -70,7 +70,7 @@ def test_ordinary_images_are_resized_as_a_whole_to_the_bit(width: int, height: i
 CROP = """
 import io, resource, sys
 from PIL import Image
-from flaxres.data.decode import centre_crop
+from flaxres.serving.crop import centre_crop
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for size in ((1, 6_000), (6_000, 1), (1, 65_500), (2, 65_500)):

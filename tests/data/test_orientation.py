@@ -11,6 +11,7 @@ from flaxres.config.schema import DataConfig
 from flaxres.data import images, orientation
 from flaxres.data.decode import CentreCrop, RandomResizedCrop, crop_box
 from flaxres.data.preprocess import Preprocess
+from flaxres.serving.crop import open_image, to_rgb
 
 
 def photograph(turned: int, form: str = "JPEG", size: tuple[int, int] = (88, 56)) -> bytes:
@@ -93,12 +94,10 @@ def test_repaired_and_shrunk_images_keep_their_orientation(turned: int) -> None:
 def test_a_tiff_is_turned_once(tmp_path: pathlib.Path) -> None:
     """Pillow turns TIFF files itself when it decodes them."""
     data = photograph(6, "TIFF")
-    once = np.asarray(images.to_rgb(images.open_image(data), exif=True))
+    once = np.asarray(to_rgb(open_image(data), exif=True))
     assert once.shape == (88, 56, 3)
     _, repaired = images.repair(data)
-    np.testing.assert_array_equal(
-        np.asarray(images.to_rgb(images.open_image(repaired), exif=True)), once
-    )
+    np.testing.assert_array_equal(np.asarray(to_rgb(open_image(repaired), exif=True)), once)
 
 
 def test_the_setting_is_on_for_folders_alone() -> None:
