@@ -13,21 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import ShapedArray
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
-from jax.sharding import AxisType, PartitionSpec
+from jax.interpreters import ad, mlir
 from jaxtyping import Array, Float
 
 from flaxres.ops import native
+from flaxres.ops.bilinear import Form, define
 from flaxres.ops.kept import by_platform, jax_only, keep_gradient, varying_alike
+from flaxres.ops.product import kernel_of_product, plain_product, product
 
 Extent = tuple[int, int]
-Form = Callable[..., jax.Array]
 
 convolution_p = Primitive("flaxres_convolution")
 kernel_gradient_p = Primitive("flaxres_kernel_gradient")
-product_p = Primitive("flaxres_product")
 # With fewer output channels most lanes of a vector would be empty.
 NATIVE_CHANNELS = 12
 
@@ -304,103 +302,19 @@ def pointwise_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array
     return keep_gradient(product(x[:, ::stride, ::stride], kernel[0, 0]))
 
 
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Computes a 1x1 convolution, `(N, H, W, C)`, `(C, K)` -> `(N, H, W, K)`, as a product.
-
-    The gradient of the kernel transposes `x`. JAX's own rule transposes the cotangent and the
-    result, and XLA's CPU compiler does so literally: a training step of ResNet-50 then takes 1.07
-    times as long (two cores, batch 16). With fewer than 128 channels the compiler may choose what
-    to transpose.
-    """
-    result: jax.Array = (
-        plain_product(x, kernel) if jax_only.get() else product_p.bind(*varying_alike(x, kernel))
-    )
-    return result
-
-
-def plain_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.dot_general(x, kernel, (((3,), (0,)), ((), ())))
-
-
-def product_image_transpose(
-    cotangent: jax.Array, x: ad.UndefinedPrimal, kernel: jax.Array
-) -> jax.Array:
-    return lax.dot_general(cotangent, kernel, (((3,), (1,)), ((), ())))
-
-
-def product_kernel_transpose(
-    cotangent: jax.Array, x: jax.Array, kernel: ad.UndefinedPrimal
-) -> jax.Array:
-    # With explicit axes the program says how the result is sharded: as the kernel.
-    explicit = AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
-    return kernel_of_product(cotangent, x, kernel.aval.sharding.spec if explicit else None)
-
-
-def kernel_of_product(
-    cotangent: jax.Array, x: jax.Array, sharding: PartitionSpec | None = None
-) -> jax.Array:
-    """Computes the gradient of a product's kernel, `(C, K)`."""
-    x, cotangent = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
-    contract = functools.partial(lax.dot_general, out_sharding=sharding)
-    if x.shape[1] < 128:
-        return contract(x, cotangent, (((0,), (0,)), ((), ())))
-    return contract(lax.optimization_barrier(x.T), cotangent, (((1,), (0,)), ((), ())))
-
-
-def define(
-    primitive: Primitive,
-    usual: Form,
-    left: Any,
-    right: Any,
-    cpu: Form | None = None,
-    call: Callable[..., Any] | None = None,
-) -> None:
-    """Registers the rules of a bilinear primitive.
-
-    Args:
-      primitive: the primitive to define.
-      usual: its form on platforms other than CPUs.
-      left: transpose rule for the first operand.
-      right: transpose rule for the second operand.
-      cpu: its form on CPUs; `usual` if None.
-      call: the native call that replaces `cpu` where the program can make one; not under
-        `jax.vmap`.
-    """
-
-    def shape(*operands: ShapedArray, **settings: Any) -> ShapedArray:
-        result = jax.eval_shape(functools.partial(usual, **settings), *operands)
-        aval: ShapedArray = jax.typeof(result)
-        return aval
-
-    def batched(
-        operands: Sequence[jax.Array], axes: Sequence[int | None], **settings: Any
-    ) -> tuple[jax.Array, int]:
-        form = functools.partial(usual, **settings)
-        if cpu is not None:
-            on_cpu = functools.partial(cpu, **settings)
-            form = functools.partial(by_platform, cpu=on_cpu, default=form)
-        return jax.vmap(form, in_axes=tuple(axes))(*operands), 0
-
-    @functools.cache
-    def program(**settings: Any) -> Form:
-        return jax.jit(functools.partial(primitive.bind, **settings))
-
-    primitive.def_impl(lambda *operands, **settings: program(**settings)(*operands))
-    primitive.def_abstract_eval(shape)
-    ad.defbilinear(primitive, left, right)
-    batching.primitive_batchers[primitive] = batched
-    mlir.register_lowering(primitive, mlir.lower_fun(usual, multiple_results=False))
-    if cpu is not None and call is not None:
-        mlir.register_lowering(primitive, native_or(cpu, call), platform="cpu")
-
-
-define(convolution_p, dilated, image_transpose, kernel_transpose, on_cpu, native_convolution)
+define(
+    convolution_p,
+    dilated,
+    image_transpose,
+    kernel_transpose,
+    on_cpu,
+    native_or(on_cpu, native_convolution),
+)
 define(
     kernel_gradient_p,
     usual_kernel_gradient,
     gradient_of_image,
     gradient_of_cotangent,
     kernel_gradient_on_cpu,
-    native_kernel_gradient,
+    native_or(kernel_gradient_on_cpu, native_kernel_gradient),
 )
-define(product_p, plain_product, product_image_transpose, product_kernel_transpose)

@@ -27,7 +27,7 @@ DILATION = "output_stride"
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What a file of weights says about itself; each part may be missing.
+    """The content of a file's metadata; each part may be missing.
 
     Attributes:
       network: the network.

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxres.ops.convolution import convolution, direct, pointwise_product, product
+from flaxres.ops.convolution import convolution, direct, pointwise_product
+from flaxres.ops.product import product
 
 SHAPES = [
     (2, 8, 8, 32, 32),

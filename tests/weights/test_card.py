@@ -1,4 +1,4 @@
-"""What files of weights say about their network, preprocessing and classes."""
+"""Metadata of files of weights: their network, preprocessing and classes."""
 
 import dataclasses
 import json

@@ -1,0 +1,60 @@
+"""Definition of primitives that are linear in each of two operands."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from flaxres.ops.kept import by_platform
+
+Form = Callable[..., jax.Array]
+
+
+def define(
+    primitive: Primitive,
+    usual: Form,
+    left: Any,
+    right: Any,
+    cpu: Form | None = None,
+    on_cpu: Callable[..., Any] | None = None,
+) -> None:
+    """Registers the rules of a bilinear primitive.
+
+    Args:
+      primitive: the primitive to define.
+      usual: its form on platforms other than CPUs.
+      left: transpose rule for the first operand.
+      right: transpose rule for the second operand.
+      cpu: its form on CPUs; `usual` if None.
+      on_cpu: its lowering rule on CPUs; not under `jax.vmap`. The one of `usual` if None.
+    """
+
+    def shape(*operands: ShapedArray, **settings: Any) -> ShapedArray:
+        result = jax.eval_shape(functools.partial(usual, **settings), *operands)
+        aval: ShapedArray = jax.typeof(result)
+        return aval
+
+    def batched(
+        operands: Sequence[jax.Array], axes: Sequence[int | None], **settings: Any
+    ) -> tuple[jax.Array, int]:
+        form = functools.partial(usual, **settings)
+        if cpu is not None:
+            form_on_cpu = functools.partial(cpu, **settings)
+            form = functools.partial(by_platform, cpu=form_on_cpu, default=form)
+        return jax.vmap(form, in_axes=tuple(axes))(*operands), 0
+
+    @functools.cache
+    def program(**settings: Any) -> Form:
+        return jax.jit(functools.partial(primitive.bind, **settings))
+
+    primitive.def_impl(lambda *operands, **settings: program(**settings)(*operands))
+    primitive.def_abstract_eval(shape)
+    ad.defbilinear(primitive, left, right)
+    batching.primitive_batchers[primitive] = batched
+    mlir.register_lowering(primitive, mlir.lower_fun(usual, multiple_results=False))
+    if on_cpu is not None:
+        mlir.register_lowering(primitive, on_cpu, platform="cpu")
