@@ -182,8 +182,7 @@ def test_the_flaxres_command(
         "3",
         "--train.tensorboard",
         "False",
-        "--model.depths",
-        *"111",
+        *("--train.devices", "1", "--model.depths", *"111"),
     )
     report = json.loads(run("evaluate", "--workdir", workdir))
     assert report == {

@@ -246,14 +246,16 @@ def test_a_run_becomes_a_file_of_weights(
 ) -> None:
     digits = str(pathlib.Path(__file__).parents[2] / "configs" / "digits.py")
     out = str(tmp_path / "w.safetensors")
+    small = ["--train.devices", "1", "--model.depths", "1", "1", "1"]
     words = ["--data.data-dir", data_dir, "--train.steps", "2", "--train.tensorboard", "False"]
+    words += small
     assert main(["train", "--config", digits, "--workdir", str(tmp_path / "run"), *words]) == 0
     assert main(["convert", str(tmp_path / "run"), out]) == 0, capfd.readouterr().err
     capfd.readouterr()
     reports = []
     for origin in (
         ["--workdir", str(tmp_path / "run")],
-        ["--config", digits, "--weights", out, "--data.data-dir", data_dir],
+        ["--config", digits, "--weights", out, "--data.data-dir", data_dir, *small],
     ):
         assert main(["evaluate", *origin]) == 0
         report = json.loads(capfd.readouterr().out)
