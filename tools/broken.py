@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import io
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from flaxres.cli import main
 from flaxres.cli._options import flag
 from flaxres.config.kinds import fits, options
 from flaxres.config.settings import SETTINGS
+from flaxres.data.datasets import open_or_prepare
 from tools.drawn import TRIES, Values, of_kind, pick
 
 PROCESSES = 10
@@ -30,7 +32,6 @@ WRONG = (
 POLICIES = (
     "ta",
     "ta-wide",
-    "rand",
     "rand-",
     "rand-x3",
     "rand-m11",
@@ -260,11 +261,12 @@ def draw(seed: int, number: int) -> Mistake:
     return MISTAKES[number // 2 % len(MISTAKES)](rng, number % 2 == 0)
 
 
-def command_line(given: Mistake, folder: pathlib.Path, data_dir: str) -> list[str]:
+def command_line(given: Mistake, folder: pathlib.Path) -> list[str]:
     """Writes the config file of a mistake; returns the words of `flaxres`."""
     file = folder / "config.py"
     file.write_text(given.source, encoding="utf-8")
-    kept = ["--config", str(file), "--workdir", str(folder / "run"), "--data.data-dir", data_dir]
+    kept = ["--config", str(file), "--workdir", str(folder / "run")]
+    kept += ["--data.data-dir", str(folder / "data")]
     return ["train", *kept, *given.words]
 
 
@@ -303,28 +305,48 @@ def problem(given: Mistake, result: tuple[Any, str, str]) -> str:
     return ""
 
 
+def refused(
+    given: Mistake,
+    folder: pathlib.Path,
+    run: Callable[[Sequence[str]], tuple[Any, str, str]] = in_process,
+) -> tuple[str, str]:
+    """Gives a mistake to the command line.
+
+    Args:
+      given: the mistake.
+      folder: holds the config file, the workdir and, in `data`, the prepared digits.
+      run: calls `flaxres` with words.
+
+    Returns:
+      The problem, '' where there is none, and the message.
+    """
+    result = run(command_line(given, folder))
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    return problem(given, result), result[2].strip()
+
+
 def invalid(chosen: argparse.Namespace) -> dict[str, Any]:
     """Gives many mistakes to the command line; returns how many were refused as they should be."""
-    failures, in_own = 0, 0
-    longest = ""
+    failures, in_own, longest = 0, 0, ""
     with tempfile.TemporaryDirectory() as text:
         folder = pathlib.Path(text)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            open_or_prepare("digits", ["test"], data_dir=str(folder / "data"))
         for number in range(chosen.first, chosen.first + chosen.count):
             given = draw(chosen.seed, number)
-            arguments = command_line(given, folder, str(folder / "data"))
-            results = [in_process(arguments)]
+            runs = [in_process]
             if number % max(chosen.count // PROCESSES, 1) == 0:
+                runs.append(in_subprocess)
                 in_own += 1
-                results.append(in_subprocess(arguments))
-            longest = max(longest, results[0][2], key=len)
-            if chosen.verbose:
-                print(f"{number}: {given.what}: {results[0][2].strip()}")
-            for result in results:
-                if fault := problem(given, result):
+            for run in runs:
+                fault, message = refused(given, folder, run)
+                longest = max(longest, message, key=len)
+                if chosen.verbose:
+                    print(f"{number}: {given.what}: {message}")
+                if fault:
                     failures += 1
-                    print(
-                        f"mistake {number} of seed {chosen.seed}: {given.what}: {fault}", flush=True
-                    )
+                    where = f"mistake {number} of seed {chosen.seed}, {given.what}"
+                    print(f"{where}: {fault}", flush=True)
     return {
         "mistakes": chosen.count,
         "failures": failures,

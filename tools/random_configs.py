@@ -28,9 +28,12 @@ from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling takes most of the time.
-FLAGS = "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
-os.environ["XLA_FLAGS"] = (
-    f"--xla_force_host_platform_device_count=8 {FLAGS} {os.environ.get('XLA_FLAGS', '')}"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1",
+        "--xla_llvm_disable_expensive_passes=true",
+        os.environ.get("XLA_FLAGS", ""),
+    ]
 )
 
 import jax
