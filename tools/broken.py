@@ -161,8 +161,10 @@ def of_another_type(rng: np.random.Generator, by_option: bool) -> Mistake:
     while True:
         name, value = pick(rng, list(SETTINGS)), pick(rng, WRONG)
         kind = SETTINGS[name].kind
-        # On the command line any text is text, and 1.0 is written as 1 is.
-        texts = kind in (str, str | None) or (value in ("", ()) or isinstance(value, bool))
+        # On the command line any text is text, a single number is a list of one, and the type of
+        # True is not told from that of its word.
+        texts = kind in (str, str | None) or value in ("", ()) or isinstance(value, bool)
+        texts = texts or (not isinstance(value, str) and "tuple" in f"{kind} {type(value)}")
         if not fits(value, kind) and not (by_option and texts):
             return mistake(f"{name}={value!r}", {name: value}, by_option, field(name))
 
