@@ -65,6 +65,7 @@ def test_the_number_of_devices_changes_nothing(devices: int) -> None:
     np.testing.assert_array_equal(jax.jit(augmented)(IMAGES[5:7], positions[5:7]), expected[5:7])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
