@@ -79,8 +79,26 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> InputError:
       unknown model 'resnet51': did you mean resnet50 or resnet18?
     """
     choices = sorted(set(choices))
-    near = difflib.get_close_matches(str(name), choices, n=3, cutoff=0.6)
-    alike = [difflib.SequenceMatcher(None, choice, str(name)).ratio() for choice in near]
-    near = [choice for choice, ratio in zip(near, alike, strict=True) if ratio > alike[0] - 0.15]
+    near = nearest(name, choices)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices)}"
     return InputError(f"unknown {kind} {str(name)!r}: {hint}")
+
+
+def nearest(name: object, choices: Iterable[str]) -> list[str]:
+    """Returns at most three of the choices that are spelt like a name, the nearest first.
+
+    Upper case does not count.
+
+    Examples:
+      >>> nearest("Float32", ["bfloat16", "float32", "float64"])
+      ['float32']
+    """
+    text = str(name).lower()
+    lower = {choice.lower(): choice for choice in choices}
+    if text in lower:
+        return [lower[text]]
+    near = difflib.get_close_matches(text, lower, n=3, cutoff=0.6)
+    alike = [difflib.SequenceMatcher(None, choice, text).ratio() for choice in near]
+    return [
+        lower[choice] for choice, ratio in zip(near, alike, strict=True) if ratio > alike[0] - 0.15
+    ]

@@ -7,13 +7,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import jax
 import pytest
 from jax.experimental import topologies
 
 import flaxres
 from flaxres.cli import main
+from flaxres.cli._options import flag
 from flaxres.cli._process import refusing
+from flaxres.cli._spelling import ELSEWHERE
 from flaxres.cli._train import train
+from flaxres.config.settings import SETTINGS
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = str(ROOT / "configs" / "digits.py")
@@ -59,6 +63,28 @@ def refusal(capfd: pytest.CaptureFixture[str], *words: str) -> str:
         ),
         ("--config configs/digit.py", "unknown config file 'configs/digit.py'"),
         ("digits", "'digits' is no option"),
+        (
+            "--lr 0.1",
+            "unknown option '--lr': did you mean --optim.learning-rate? --help lists all options",
+        ),
+        ("--train.batch 8", "did you mean --train.batch-size? --help"),
+        ("--train.learning-rate 1", "did you mean --optim.learning-rate? --help"),
+        (
+            "--train.ema True",
+            "did you mean --train.ema-decay or --train.ema-every or --train.ema-start-epochs?",
+        ),
+        ("--nothing-like-it 1", "unknown option '--nothing-like-it': --help lists all options"),
+        ("--optim.name SGD", "unknown value of --optim.name 'SGD': did you mean sgd?"),
+        ("--model.name ResNet20", "unknown model.name 'ResNet20': did you mean resnet20?"),
+        ("--model.dtype Float32", "did you mean float32?"),
+        ("--model.dtype none", "did you mean --model.dtype=None?"),
+        ("--augment.flip true", "the rule is True or False; did you mean --augment.flip=True?"),
+        (
+            "--optim.learning-rate 0,1",
+            "the rule is a finite float; did you mean --optim.learning-rate=0.1?",
+        ),
+        ("--train.batch-size 1e3", "did you mean --train.batch-size=1000?"),
+        ("--augment.erase-area (0.1,0.3)", "did you mean --augment.erase-area 0.1 0.3?"),
         ("--data.name folder", "needs data.source"),
         ("--data.name folder --data.source /nothing", "'/nothing' is not a folder"),
         ("--data.name nosuch", "unknown dataset 'nosuch'"),
@@ -105,6 +131,19 @@ def test_folders_that_break_the_rules_are_one_line(
     )
 
 
+def test_train_py_prints_its_versions() -> None:
+    words = [sys.executable, str(ROOT / "train.py"), "--version"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"flaxres {flaxres.__version__} (jax {jax.__version__})\n"
+
+
+def test_no_option_is_suggested_that_does_not_exist() -> None:
+    names = {flag(name) for name in SETTINGS} | {"--workdir"}
+    assert set(ELSEWHERE.values()) <= names
+    assert not {f"--{word}" for word in ELSEWHERE} & names
+
+
 def test_config_files_that_are_none_are_one_line(
     tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +151,11 @@ def test_config_files_that_are_none_are_one_line(
         ("x = 1", "binds no `config = flaxres.Config(...)`"),
         ("1/0", "ZeroDivisionError: division by zero"),
         ("(", "SyntaxError"),
+        (
+            "import flaxres\nconfig = flaxres.OptimConfig(lerning_rate=1)",
+            "OptimConfig has no setting 'lerning_rate': did you mean learning_rate?",
+        ),
+        ("import flaxres\nconfig = flaxres.Config(modle=1)", "did you mean model?"),
     ):
         (tmp_path / "config.py").write_text(text)
         assert message in refusal(capfd, "--config", str(tmp_path / "config.py"))
@@ -124,7 +168,9 @@ def test_a_config_of_another_kind_and_an_early_interrupt(
     program = """
 import signal
 import flaxres
+from flaxres.cli._options import flag
 from flaxres.cli._process import refusing
+from flaxres.cli._spelling import ELSEWHERE
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells have background jobs ignore
 refusing(lambda: signal.raise_signal(signal.SIGINT))
 """
@@ -194,7 +240,8 @@ def test_the_flaxres_command(
     )
     run("train", "--workdir", workdir)  # goes on with the config that is there
     assert "flaxres COMMAND" in run("--help")
-    assert run("--version").strip() == f"flaxres {flaxres.__version__}"
+    versions = f"flaxres {flaxres.__version__} (jax {jax.__version__})"
+    assert run("--version").strip() == run("train", "--version").strip() == versions
     assert "imagenet/resnet50\n" in run("configs", "imagenet/*")
     assert "python train.py --config configs/cifar10/resnet20.py" in run(
         "configs", "cifar10/resnet20"

@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from flaxres._version import __version__
 from flaxres.cli._bench import bench
 from flaxres.cli._data import data
 from flaxres.cli._lab import lab
 from flaxres.cli._lists import configs, models
+from flaxres.cli._options import version_line
 from flaxres.cli._predict import convert, export, predict
 from flaxres.cli._process import EXIT_REFUSED, refusing
 from flaxres.cli._serve import serve
@@ -44,7 +44,7 @@ USAGE = """usage: flaxres COMMAND ...
   predict      classify images                            flaxres predict IMAGE... --workdir DIR
   serve        classify images by HTTP                    flaxres serve DIR
 
-flaxres COMMAND --help shows the options of a command."""
+flaxres COMMAND --help shows the options of a command; flaxres --version the versions."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not words or words[0] in ("-h", "--help"):
             print(USAGE)
         elif words[0] == "--version":
-            print(f"flaxres {__version__}")
+            print(version_line())
         elif words[0] in COMMANDS:
             COMMANDS[words[0]](words[1:])
         else:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import importlib.metadata
 import io
 import json
 import os
@@ -11,6 +12,8 @@ import typing
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+from flaxres._version import __version__
+from flaxres.cli._spelling import respelt, unknown_option
 from flaxres.config.files import from_json, load_config
 from flaxres.config.kinds import described, options
 from flaxres.config.schema import Config
@@ -87,6 +90,11 @@ def parse_run(
     return parsed.config, folder
 
 
+def version_line() -> str:
+    """Returns the versions of flaxres and JAX, for `--version`; does not import JAX."""
+    return f"flaxres {__version__} (jax {importlib.metadata.version('jax')})"
+
+
 def asks_for_help(arguments: Sequence[str]) -> bool:
     """Returns True if the words ask for `--help`."""
     return bool({"-h", "--help"} & set(arguments))
@@ -140,26 +148,45 @@ def try_each(arguments: Sequence[str], names: dict[str, Any], start: Config) -> 
       names: option -> type.
       start: the config that the options change.
     """
-    import tyro
-
     for words in groups(arguments):
         name, _, value = words[0].partition("=")
         if (kind := names.get(name.replace("_", "-"))) is None:
-            raise unknown("option", name, [*names, "--config", "--workdir"])
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):
-                tyro.cli(
-                    Config,
-                    args=words,
-                    default=start,
-                    console_outputs=False,
-                    config=(tyro.conf.FlagConversionOff,),
-                )
-        except SystemExit as error:
-            given = " ".join([value, *words[1:]] if value else words[1:])
-            if choices := options(kind):
-                raise unknown(f"value of {name}", given, map(str, choices)) from error
-            raise InputError(f"{name}={given!r}: the rule is {described(kind)}") from error
+            raise unknown_option(name, [*names, "--config", "--workdir"])
+        if not _parses(words, start):
+            raise _unparsed(
+                name, " ".join([value, *words[1:]] if value else words[1:]), kind, start
+            )
+
+
+def _parses(words: Sequence[str], start: Config) -> bool:
+    """Returns whether an option with its values can be parsed."""
+    import tyro
+
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            tyro.cli(
+                Config,
+                args=words,
+                default=start,
+                console_outputs=False,
+                config=(tyro.conf.FlagConversionOff,),
+            )
+    except SystemExit:
+        return False
+    return True
+
+
+def _unparsed(name: str, given: str, kind: Any, start: Config) -> InputError:
+    """Returns the error for the value of an option that can't be parsed."""
+    meant = respelt(given, lambda text: _parses([name, *text.split()], start))
+    if meant is not None:
+        meaning = f"{name}={meant}" if meant.count(" ") == 0 else f"{name} {meant}"
+        return InputError(
+            f"{name}={given!r}: the rule is {described(kind)}; did you mean {meaning}?"
+        )
+    if choices := options(kind):
+        return unknown(f"value of {name}", given, map(str, choices))
+    return InputError(f"{name}={given!r}: the rule is {described(kind)}")
 
 
 def show(as_json: bool, facts: dict[str, Any], lines: list[str]) -> None:

@@ -5,13 +5,16 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from flaxres.cli._options import Parser, parse_run, show, value_of
+from flaxres.cli._options import Parser, parse_run, show, value_of, version_line
 from flaxres.cli._process import joined, silence
 from flaxres.errors import InputError
 
 
 def train(arguments: Sequence[str], program: str = "flaxres train") -> None:
     """Trains a config, by default the digits; see `flaxres.fit`."""
+    if "--version" in arguments:
+        print(version_line())
+        return
     arguments = joined(arguments)
     config, workdir = parse_run(
         arguments,

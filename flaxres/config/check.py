@@ -23,15 +23,9 @@ def check(config: Config) -> None:
       Traceback (most recent call last):
       flaxres.errors.InputError: optim.momentum=1.0: the rule is in [0, 1)
     """
-    for field in dataclasses.fields(config):
-        given, section = getattr(config, field.name), field.default_factory
-        if isinstance(section, type) and not isinstance(given, section):
-            raise InputError(
-                f"{field.name}={given!r}: the rule is a {section.__name__}, as in "
-                f"Config({field.name}={section.__name__}(...))"
-            )
+    check_types(config)
     for name, value in flat(config).items():
-        _check_setting(name, value)
+        _check_rule(name, value)
     batch = config.train.batch_size
     _check_batch(config.model, config.data, batch, config.train.accumulate)
     _check_model(config.model)
@@ -40,13 +34,31 @@ def check(config: Config) -> None:
     _check_optim(config.optim)
 
 
-def _check_setting(name: str, value: Any) -> None:
-    kind, facts = SETTINGS[name].kind, SETTINGS[name].facts
-    if not fits(value, kind):
+def check_types(config: Config) -> None:
+    """Checks that each section and each setting is of its declared type.
+
+    Raises:
+      InputError: names the setting, its value and the type.
+    """
+    for field in dataclasses.fields(config):
+        given, section = getattr(config, field.name), field.default_factory
+        if isinstance(section, type) and not isinstance(given, section):
+            raise InputError(
+                f"{field.name}={given!r}: the rule is a {section.__name__}, as in "
+                f"Config({field.name}={section.__name__}(...))"
+            )
+    for name, value in flat(config).items():
+        kind = SETTINGS[name].kind
+        if fits(value, kind):
+            continue
         if choices := options(kind):
             raise unknown(name, value, map(str, choices))
         given = type(value).__name__
         raise InputError(f"{name}={value!r} is of type {given}: the rule is {described(kind)}")
+
+
+def _check_rule(name: str, value: Any) -> None:
+    facts = SETTINGS[name].facts
     if facts.rule and not facts.rule.holds(value):
         raise InputError(f"{name}={value!r}: the rule is {facts.rule.text}")
     if value is None:

@@ -5,14 +5,15 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import typing
 from typing import Any
 
 from flaxres.config import recipes
-from flaxres.config.check import check
+from flaxres.config.check import check, check_types
 from flaxres.config.schema import Config
 from flaxres.config.settings import flat
-from flaxres.errors import InputError, unknown
+from flaxres.errors import InputError, nearest, unknown
 
 
 def load_config(name: str) -> Config:
@@ -22,7 +23,8 @@ def load_config(name: str) -> Config:
       name: path of a Python file that binds `config`, or the name of a shipped recipe.
 
     Raises:
-      InputError: there is no such file or recipe, or it binds no config.
+      InputError: there is no such file or recipe, it binds no config, or a setting is of another
+        type than its declaration.
 
     Examples:
       >>> load_config("cifar10/resnet20").model.name
@@ -46,12 +48,28 @@ def load_config(name: str) -> Config:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = _unknown_setting(error) or f"{type(error).__name__}: {error}"
+        reason = " ".join(reason.split())
         raise InputError(f"config file {name!r} can't be read: {reason}") from error
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
         raise InputError(f"config file {name!r} binds no `config = flaxres.Config(...)`")
+    # The parser of options would print a warning about a value of another type.
+    check_types(config)
     return config
+
+
+def _unknown_setting(error: Exception) -> str:
+    """Returns the reason of an error about a setting that a section does not have, else ''."""
+    match = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    classes = (Config, *typing.get_type_hints(Config).values())
+    sections = {section.__name__: section for section in classes}
+    if match is None or (section := sections.get(match[1])) is None:
+        return ""
+    names = [field.name for field in dataclasses.fields(section)]
+    near = nearest(match[2], names)
+    hint = f": did you mean {' or '.join(near)}?" if near else ""
+    return f"{match[1]} has no setting {match[2]!r}{hint}"
 
 
 def variant(file: str, base: str, changes: dict[str, Any]) -> Config:

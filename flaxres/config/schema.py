@@ -147,7 +147,7 @@ class DataConfig:
     bad_images: BadImages = setting("skip")
     """Treatment of an image that can't be decoded: 'skip' names and counts
     it and takes the next one; 'error' stops."""
-    mean: tuple[float, float, float] = setting(IMAGENET_MEAN)
+    mean: tuple[float, float, float] = setting(IMAGENET_MEAN, rules.SHARES)
     """Mean of each channel, for pixels in [0, 1]."""
     std: tuple[float, float, float] = setting(IMAGENET_STD, rules.ALL_POSITIVE)
     """Standard deviation of each channel, for pixels in [0, 1]."""

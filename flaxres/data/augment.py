@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Num, UInt8, UInt32
 
 from flaxres.data import autoaugment, operations
 from flaxres.data.choices import Fill
-from flaxres.data.operations import uniforms
+from flaxres.data.operations import rounded, uniforms
 
 # Mean and standard deviation of the channels in [0, 1], over ImageNet's training images.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -120,7 +120,7 @@ def color_jitter(
     if not any(strength):
         return images
     apart = jax.vmap(lambda key: jax.random.split(key, 3))(_keys_for(keys, JITTER))
-    drawn = jnp.asarray(strength, jnp.float32) * (2 * uniforms(apart[:, 0], 4) - 1)
+    drawn = rounded(jnp.asarray(strength, jnp.float32) * (2 * uniforms(apart[:, 0], 4) - 1))
     factors = jnp.maximum(1 + drawn[:, :3], 0)
     order = jax.vmap(lambda key: jax.random.permutation(key, 3))(apart[:, 1])
 
@@ -163,15 +163,16 @@ def turn_hue(images: UInt8[Array, "n h w 3"], share: Float[Array, " n"]) -> UInt
         blue - green,
         jnp.where(wide[..., 1] == top, 2 + red - blue, 4 + green - red),
     )
-    level = jnp.floor((sector / 6 + 1) % 1 * 255)
+    level = jnp.floor((rounded(sector / 6) + 1) % 1 * 255)
     greys = top == bottom
     level = (jnp.where(greys, 0, level) + jnp.trunc(255 * share)[:, None, None]) % 256
     saturation = jnp.where(greys, 0, jnp.floor(span / jnp.maximum(top, 1) * 255)) / 255
-    sixths = level * (6 / 255)
+    sixths = rounded(level * (6 / 255))
     whole = jnp.floor(sixths)
     part = sixths - whole
     low, falling, rising = (
-        jnp.round(top * (1 - saturation * x)) for x in (jnp.ones_like(part), part, 1 - part)
+        jnp.round(top * (1 - rounded(saturation * x)))
+        for x in (jnp.ones_like(part), part, 1 - part)
     )
     tops = (
         (top, falling, low, low, rising, top),
@@ -240,8 +241,8 @@ def random_erasing(
     height, width = images.shape[1:3]
     apart = jax.vmap(lambda key: jax.random.split(key, 3))(_keys_for(keys, ERASE))
     sizes, aspects, tops, lefts = jnp.moveaxis(uniforms(apart[:, 0], 4, ERASE_TRIES), 1, 0)
-    target = height * width * (area[0] + (area[1] - area[0]) * sizes)
-    aspect = jnp.exp(math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * aspects)
+    target = height * width * (area[0] + rounded((area[1] - area[0]) * sizes))
+    aspect = jnp.exp(math.log(ratio[0]) + rounded(math.log(ratio[1] / ratio[0]) * aspects))
     h = jnp.round(jnp.sqrt(target * aspect)).astype(jnp.int32)
     w = jnp.round(jnp.sqrt(target / aspect)).astype(jnp.int32)
     fits = (h < height) & (w < width)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flaxres.data.operations import OPERATIONS, Levels, Operations, numbered, uniforms
+from flaxres.data.operations import OPERATIONS, Levels, Operations, numbered, rounded, uniforms
 from flaxres.errors import InputError
 
 RAND_OPERATIONS = OPERATIONS[1:]
@@ -57,9 +57,10 @@ class RandAugment:
         share, height, width = magnitude / TOP, *size
         signed, none = sign * share, jnp.zeros_like(share)
         bits, threshold = jnp.floor(4 * share), jnp.floor(256 * share)
-        factor = 1.8 * share + 0.1
+        factor = rounded(1.8 * share) + 0.1
         if self.increasing:
-            bits, threshold, factor = 4 - bits, 256 - threshold, jnp.maximum(1 + 0.9 * signed, 0.1)
+            bits, threshold = 4 - bits, 256 - threshold
+            factor = jnp.maximum(1 + rounded(0.9 * signed), 0.1)
         by_name = {
             "rotate": 30 * signed,
             "posterize": bits,
@@ -94,7 +95,7 @@ class RandAugment:
             magnitude = self.magnitude * uniforms(apart[:, 3])
         else:
             noise = jax.vmap(lambda key: jax.random.normal(key, (), jnp.float32))(apart[:, 3])
-            magnitude = self.magnitude + self.deviation * noise
+            magnitude = self.magnitude + rounded(self.deviation * noise)
         levels = self.levels(jnp.clip(magnitude, 0, TOP), sign, size)
         level = jnp.take_along_axis(levels, choice[:, None], 1)[:, 0]
         return jnp.where(applied, numbered(RAND_OPERATIONS)[choice], 0), level
@@ -120,13 +121,14 @@ class TrivialAugmentWide:
         del size
         apart = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
         choice = _integers(apart[:, 0], len(TRIVIAL_OPERATIONS))
-        share = _integers(apart[:, 1], TRIVIAL_BINS) / jnp.float32(TRIVIAL_BINS - 1)
+        share = rounded(_integers(apart[:, 1], TRIVIAL_BINS) / jnp.float32(TRIVIAL_BINS - 1))
         signed, none = jnp.where(uniforms(apart[:, 2]) < 0.5, -share, share), jnp.zeros_like(share)
+        factor = 1 + rounded(0.99 * signed)
         by_name = {
             "rotate": 135 * signed,
             "posterize": 8 - jnp.round(6 * share),
             "solarize": 255 * (1 - share),
-            **dict.fromkeys(("color", "contrast", "brightness", "sharpness"), 1 + 0.99 * signed),
+            **dict.fromkeys(("color", "contrast", "brightness", "sharpness"), factor),
             **dict.fromkeys(("shear_x", "shear_y"), 0.99 * signed),
             **dict.fromkeys(("translate_x", "translate_y"), jnp.trunc(32 * signed)),
         }

@@ -19,6 +19,8 @@ OPERATIONS = (
 )
 NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
 
+LIMIT = 1e30
+
 Images = UInt8[Array, "n h w 3"]
 Operations = Int[Array, " n"]
 Levels = Float[Array, " n"]
@@ -28,6 +30,23 @@ Colour = tuple[int, int, int]
 def uniforms(keys: Array, *shape: int) -> Float[Array, "n ..."]:
     """Draws float32 numbers in [0, 1) of a shape for each of (n,) keys."""
     return jax.vmap(lambda key: jax.random.uniform(key, shape, jnp.float32))(keys)
+
+
+def rounded(product: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns a product or quotient that is rounded before anything is added to it.
+
+    A compiler may round a product and a sum once, as one instruction (FMA). XLA does so where it
+    fuses the two, which depends on the rest of the program. After truncation to 8 bits, another
+    rounding may be another pixel: color jitter and `ta_wide` gave 9% of images of 8x8 pixels
+    another one inside `jit` than outside. On CPUs neither `lax.reduce_precision` nor
+    `lax.optimization_barrier` keeps the two operations apart. Limits do, although no value
+    reaches them.
+
+    Examples:
+      >>> rounded(jnp.float32(0.1) * 3)
+      Array(0.3, dtype=float32)
+    """
+    return jnp.clip(product, -LIMIT, LIMIT)
 
 
 def numbered(names: Sequence[str]) -> Int[Array, " names"]:
@@ -88,7 +107,7 @@ def blend(images: Images, others: Images, factor: Float[Array, " n"]) -> Images:
     """
     factor = factor.reshape(-1, *[1] * (images.ndim - 1))
     first, second = images.astype(jnp.float32), others.astype(jnp.float32)
-    return truncated(second + factor * (first - second))
+    return truncated(second + rounded(factor * (first - second)))
 
 
 def contrast_mean(images: Images) -> Float[Array, " n"]:
@@ -116,7 +135,7 @@ def _tables(images: Images, operation: Operations, level: Levels) -> UInt8[Array
     )
     # The small addends, here and in `_warp`: a whole number in Pillow's doubles may be slightly
     # less in our floats and would be truncated to the number below.
-    stretched = (value - low) * (255 / jnp.maximum(high - low, 1)) + 1e-4
+    stretched = rounded((value - low) * (255 / jnp.maximum(high - low, 1))) + 1e-4
     mean = contrast_mean(images)[:, None, None]
     step = 2.0 ** (8 - jnp.clip(level, 0, 8))
     by_name = {
@@ -126,7 +145,7 @@ def _tables(images: Images, operation: Operations, level: Levels) -> UInt8[Array
         "posterize": jnp.floor(value / step) * step,
         "solarize": jnp.where(value < level, value, 255 - value),
         "solarize_add": jnp.where(value < 128, jnp.minimum(value + level, 255), value),
-        "contrast": mean + level * (value - mean),
+        "contrast": mean + rounded(level * (value - mean)),
         "brightness": level * value,
     }
     chosen = operation[:, None, None]
@@ -170,14 +189,15 @@ def _matrices(operation: Operations, level: Levels, height: int, width: int) -> 
     angle = jnp.deg2rad(_level_of(operation, "rotate", level, 0.0))
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     x, y = width / 2, height / 2
+    cos_x, sin_x, cos_y, sin_y = (rounded(a * b) for b in (x, y) for a in (cos, sin))
     # Pillow rotates counterclockwise on a screen whose y points down.
     rows = [
         cos,
         _level_of(operation, "shear_x", level, 0.0) - sin,
-        x - cos * x + sin * y + _level_of(operation, "translate_x", level, 0.0),
+        x - cos_x + sin_y + _level_of(operation, "translate_x", level, 0.0),
         _level_of(operation, "shear_y", level, 0.0) + sin,
         cos,
-        y - sin * x - cos * y + _level_of(operation, "translate_y", level, 0.0),
+        y - sin_x - cos_y + _level_of(operation, "translate_y", level, 0.0),
     ]
     return jnp.stack(rows, -1)
 
@@ -190,7 +210,8 @@ def _warp(images: Images, matrices: Float[Array, "n 6"], fill: Colour) -> Images
 
     def one(image: Array, matrix: Array) -> Array:
         a, b, c, d, e, f = matrix
-        from_x, from_y = a * x + b * y + c, d * x + e * y + f
+        from_x = rounded(a * x) + rounded(b * y) + c
+        from_y = rounded(d * x) + rounded(e * y) + f
         inside = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
         left, above = jnp.floor(from_x - 0.5), jnp.floor(from_y - 0.5)
         across, down = (from_x - 0.5 - left)[..., None], (from_y - 0.5 - above)[..., None]
@@ -201,9 +222,12 @@ def _warp(images: Images, matrices: Float[Array, "n 6"], fill: Colour) -> Images
             column = jnp.clip(column, 0, width - 1).astype(jnp.int32)
             return pixels[row * width + column].astype(jnp.float32)
 
-        upper = at(above, left) * (1 - across) + at(above, left + 1) * across
-        lower = at(above + 1, left) * (1 - across) + at(above + 1, left + 1) * across
-        value = truncated(upper * (1 - down) + lower * down + 1e-3)
+        def between(first: Array, second: Array, share: Array) -> Array:
+            return rounded(first * (1 - share)) + rounded(second * share)
+
+        upper = between(at(above, left), at(above, left + 1), across)
+        lower = between(at(above + 1, left), at(above + 1, left + 1), across)
+        value = truncated(between(upper, lower, down) + 1e-3)
         return jnp.where(inside[..., None], value, jnp.asarray(fill, jnp.uint8))
 
     return jax.vmap(one)(images, matrices)

@@ -39,9 +39,23 @@ def learning_rate(config: OptimConfig, steps: int, steps_per_epoch: float) -> op
         warmup = round(config.warmup_epochs * steps_per_epoch)
     after = _decay(config, warmup, max(steps - warmup, 1), steps_per_epoch)
     if not warmup:
-        return after
+        return _wide(after)
     before = optax.linear_schedule(peak * config.warmup_scale, peak, warmup)
-    return optax.join_schedules([before, after], [warmup])
+    return _wide(optax.join_schedules([before, after], [warmup]))
+
+
+def _wide(schedule: optax.Schedule) -> optax.Schedule:
+    """Lets a schedule compute in float64 where JAX has it.
+
+    From an int32 step it computes in float32. XLA computes the rate anew for each parameter, with
+    one rounding for a product and a sum, or two: on another number of devices the updates of some
+    parameters were then 7e-8 apart.
+    """
+
+    def rate(step: Any) -> Any:
+        return schedule(jnp.asarray(step, float) if jax.config.read("jax_enable_x64") else step)
+
+    return rate
 
 
 def _decay(config: OptimConfig, warmup: int, left: int, steps_per_epoch: float) -> optax.Schedule:

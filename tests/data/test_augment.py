@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flaxres import AugmentConfig, DataConfig
 from flaxres.data.augment import (
     color_jitter,
     cutout,
@@ -17,6 +18,7 @@ from flaxres.data.augment import (
     sample_keys,
     turn_hue,
 )
+from flaxres.training.augmentation import augmented
 from flaxres.training.mesh import data_mesh, split
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (64, 8, 8, 3), np.uint8)
@@ -61,6 +63,29 @@ def test_the_number_of_devices_changes_nothing(devices: int) -> None:
     )
     # A sample keeps its augmentation in whatever batch it comes.
     np.testing.assert_array_equal(jax.jit(augmented)(IMAGES[5:7], positions[5:7]), expected[5:7])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        AugmentConfig(color_jitter=(0.4, 0.4, 0.4, 0.1), auto="ta_wide"),
+        AugmentConfig(auto="rand-m9-n2-mstd0.5-p0.9-inc1", erase=0.9),
+    ],
+)
+def test_the_compiler_changes_nothing(settings: AugmentConfig) -> None:
+    """Op by op, each result is rounded by itself; a compiled program must agree to the bit.
+
+    Otherwise images depend on what the compiler fuses, and so on the number of devices.
+    """
+
+    def images(batch: dict[str, jax.Array]) -> jax.Array:
+        data = DataConfig(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
+        return augmented(batch, data, settings, 2**31 - 1, 1000, jnp.float32).round()
+
+    pixels = np.random.default_rng(1).integers(0, 256, (512, 8, 8, 3), np.uint8)
+    batch = {"image": jnp.asarray(pixels), "position": jnp.arange(512, dtype=jnp.uint32)}
+    np.testing.assert_array_equal(jax.jit(images)(batch), images(batch))
 
 
 def test_normalise_is_the_formula() -> None:

@@ -5,11 +5,12 @@ import pathlib
 import tarfile
 from collections.abc import Callable
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from flaxres.data.operations import NUMBER, OPERATIONS, apply
+from flaxres.data.operations import NUMBER, OPERATIONS, apply, blend
 
 FILL = (124, 116, 104)
 SIZE = (90, 70)  # width, height
@@ -139,3 +140,12 @@ def test_a_real_photograph_is_changed_as_pillow_changes_it(shared: pathlib.Path)
         assert (np.abs(ours.astype(int) - np.asarray(by_pillow(photograph))) <= 1).mean() >= 0.99, (
             name
         )
+
+
+def test_a_product_is_rounded_before_a_sum() -> None:
+    """A compiler that rounds both at once gives 0, 64 and 0."""
+    images = np.asarray([34, 164, 100], np.uint8).reshape(3, 1, 1, 1)
+    others = np.asarray([134, 14, 225], np.uint8).reshape(3, 1, 1, 1)
+    steps = np.asarray([10, -20, 24], np.float32) / np.float32(30)
+    factor = np.float32(1) + np.float32(0.99) * steps
+    assert np.asarray(jax.jit(blend)(images, others, factor)).ravel().tolist() == [1, 65, 1]

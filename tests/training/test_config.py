@@ -97,6 +97,10 @@ def test_recipes_go_by_name_in_any_folder(
             "train.eval_every_epochs=inf is of type float: the rule is a finite float",
         ),
         (Config(optim=OptimConfig(momentum=1.0)), r"optim.momentum=1.0: the rule is in \[0, 1\)"),
+        (
+            Config(data=DataConfig(mean=(123.7, 116.3, 103.5))),
+            r"data.mean=\(123.7, 116.3, 103.5\): the rule is each in \[0, 1\]",
+        ),
         (Config(optim=OptimConfig(schedule="step")), "give the epochs of the steps"),
         (Config(optim=OptimConfig(milestones=(3.0, 2.0))), "the rule is > 0, ascending, each once"),
         (Config(train=TrainConfig(batch_size=0)), "train.batch_size=0: the rule is > 0"),

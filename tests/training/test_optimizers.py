@@ -340,3 +340,13 @@ def test_twenty_steps_are_timms_muon(
             peer.step()
     for ours, weight in zip(tensors(params), weights, strict=True):
         np.testing.assert_allclose(ours, weight.detach().numpy(), rtol=1e-4, atol=2e-5)
+
+
+def test_the_rate_is_as_exact_as_the_step() -> None:
+    """A rate in float32 made updates in float64 depend on the number of devices."""
+    settings = OptimConfig(learning_rate=0.1, warmup_steps=3)
+    with jax.enable_x64(True):
+        rate = jax.jit(learning_rate(settings, 10, 5.0))(jnp.int32(1))
+        assert rate.dtype == jnp.float64
+        assert float(rate) == pytest.approx(0.1 / 3, rel=1e-15)
+    assert jax.jit(learning_rate(settings, 10, 5.0))(jnp.int32(1)).dtype == jnp.float32
