@@ -15,13 +15,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from flaxres.models.layers import (
-    anti_alias_pool,
-    norm_relu,
-    relu,
-    shrink_average,
-    zero_pad_shortcut,
-)
+from flaxres.models.layers import norm_relu, relu, zero_pad_shortcut
+from flaxres.models.pooling import anti_alias_pool, shrink_average
 from flaxres.models.stochastic import drop_path
 
 EXPANSION = {"basic": 1, "bottleneck": 4}

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from flaxres.models.layers import average_pool, norm_relu, norm_relu_pool
+from flaxres.models.layers import norm_relu, norm_relu_pool
 from flaxres.models.network import Network
+from flaxres.models.pooling import average_pool
 from flaxres.ops.pool import max_pool
 
 kaiming_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")

@@ -6,7 +6,7 @@ trained elsewhere would not fit. How each operation is computed on a platform is
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -320,61 +320,6 @@ def norm_relu_pool(
         y = norm_relu(norm, x, train)
         return y, pool(y)
     return None, kept.keep(norm(x, not train, max_pooled_first(pool)))
-
-
-def mean_of_windows(
-    x: Float[Array, "n h w c"], size: int, stride: int, edges: Sequence[tuple[int, int]]
-) -> Float[Array, "n h2 w2 c"]:
-    """Computes the mean over `size`x`size` windows, with zeros at the edges.
-
-    It is `nn.avg_pool`, which divides by an integer: `jax_numpy_dtype_promotion='strict'` refuses
-    that.
-    """
-    total: jax.Array = nn.pool(x, 0.0, lax.add, (size, size), (stride, stride), edges)
-    return total / float(size * size)
-
-
-def average_pool(x: Float[Array, "n h w c"], size: int, stride: int) -> Float[Array, "n h2 w2 k"]:
-    """Computes the mean over the `size`x`size` windows that lie inside the image."""
-    return mean_of_windows(x, size, stride, ((0, 0), (0, 0)))
-
-
-def shrink_average(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n h2 w2 k"]:
-    """Computes the mean over 2x2 windows, with timm's rules for the edges.
-
-    At stride 2 a window at an odd edge averages the pixels inside the image. At stride 1 the edge
-    is padded by zeros, which count.
-    """
-    if stride == 1:
-        return mean_of_windows(x, 2, 1, ((0, 1), (0, 1)))
-    edge = [(0, extent % 2) for extent in x.shape[1:3]]
-    mean: jax.Array = nn.avg_pool(x, (2, 2), (stride, stride), edge, count_include_pad=False)
-    return mean
-
-
-def anti_alias_pool(
-    x: Float[Array, "n h w c"], kind: str, stride: int
-) -> Float[Array, "n h2 w2 c"]:
-    """Pools in place of a stride.
-
-    Args:
-      x: activations `(N, H, W, C)`.
-      kind: 'average', the mean over windows of `stride` x `stride`, or 'blur', which convolves with
-        a 3x3 binomial kernel, edges reflected, and takes every `stride`-th pixel (Zhang 2019,
-        section 3.2).
-      stride: 1 or 2. At 1 an average changes nothing; a blur still blurs.
-    """
-    if kind == "average":
-        return average_pool(x, stride, stride)
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
-    for axis in (1, 2):
-        count = (padded.shape[axis] - 3) // stride * stride + 1
-        slices = (
-            lax.slice_in_dim(padded, first, first + count, stride, axis) for first in range(3)
-        )
-        left, middle, right = slices
-        padded = 0.25 * left + 0.5 * middle + 0.25 * right
-    return padded
 
 
 def zero_pad_shortcut(

@@ -15,11 +15,11 @@ from flaxres.models.blocks import EXPANSION, ResidualBlock, Stage
 from flaxres.models.layers import (
     EfficientChannelAttention,
     SqueezeExcite,
-    anti_alias_pool,
     norm_relu,
     norm_relu_pool,
 )
 from flaxres.models.network import Network
+from flaxres.models.pooling import anti_alias_pool
 from flaxres.ops.pool import max_pool
 
 STEMS = ("standard", "small", "deep", "deep_tiered")

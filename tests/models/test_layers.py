@@ -13,13 +13,8 @@ from jax.sharding import PartitionSpec
 
 import flaxres
 from flaxres.errors import InputError
-from flaxres.models.layers import (
-    BatchNorm,
-    Conv,
-    GroupNorm,
-    norm_relu_pool,
-    zero_pad_shortcut,
-)
+from flaxres.models.layers import BatchNorm, Conv, GroupNorm, norm_relu_pool, zero_pad_shortcut
+from flaxres.models.pooling import shrink_average
 from flaxres.models.stochastic import Dropout
 from flaxres.ops.norm import NORMALISED, NORMALISED_AND_RECTIFIED
 from flaxres.ops.pool import max_pool
@@ -336,6 +331,20 @@ def test_zero_pad_shortcut_subsamples_and_centres_the_channels() -> None:
     np.testing.assert_array_equal(y[..., 2:4], x[:, ::2, ::2])
     assert not y[..., :2].any()
     assert not y[..., 4:].any()
+
+
+@pytest.mark.parametrize("height", [1, 2, 3, 5])
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_the_average_of_a_shortcut_is_that_of_the_pixels_inside(height: int, width: int) -> None:
+    """Compares with NumPy; XLA's windows over the edge gave other values for some batches."""
+    for count, channels in ((1, 8), (8, 256), (16, 256)):
+        x = np.asarray(images(count, height, width, channels))
+        expected = [
+            [x[:, i : i + 2, j : j + 2].mean((1, 2)) for j in range(0, width, 2)]
+            for i in range(0, height, 2)
+        ]
+        ours = jax.jit(functools.partial(shrink_average, stride=2))(x)
+        np.testing.assert_allclose(ours, np.array(expected).transpose(2, 0, 1, 3), atol=1e-6)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.37, 0.5])
