@@ -1,9 +1,9 @@
 """Shared functions of the figures that flaxres draws."""
 
-import pathlib
 from typing import Any
 
 from flaxres.errors import InputError
+from flaxres.paths import expanded
 
 
 def pyplot() -> Any:
@@ -30,7 +30,7 @@ def save(figure: Any, target: str, option: str) -> None:
     import matplotlib.pyplot as plt
 
     try:
-        figure.savefig(pathlib.Path(target).expanduser(), dpi=110)
+        figure.savefig(expanded(target), dpi=110)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{option} {target!r} can't be written ({error}): give a .png file"

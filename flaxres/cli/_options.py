@@ -19,6 +19,7 @@ from flaxres.config.kinds import described, options
 from flaxres.config.schema import Config
 from flaxres.config.settings import SETTINGS
 from flaxres.errors import InputError, unknown
+from flaxres.paths import expanded
 
 
 def flag(field: str) -> str:
@@ -53,7 +54,7 @@ def parse_run(
 
     chosen, rest = value_of(arguments, "--config")
     where, rest = value_of(rest, "--workdir")
-    where = where and os.path.expanduser(where)  # noqa: PTH111 (never raises)
+    where = where and str(expanded(where))
     saved = pathlib.Path(where or "") / "config.json"
     has_run = os.path.exists(saved)  # noqa: PTH110 (Path.exists raises for a closed folder)
     if chosen is None and (default is None or (where and has_run)):

@@ -14,6 +14,7 @@ from flaxres.config.check import check, check_types
 from flaxres.config.schema import Config
 from flaxres.config.settings import flat
 from flaxres.errors import InputError, nearest, unknown
+from flaxres.paths import expanded
 
 
 def load_config(name: str) -> Config:
@@ -123,7 +124,7 @@ def _absolute(path: str | None) -> str | None:
     """Returns an absolute path without `~`; leaves addresses such as gs://bucket as they are."""
     if not path or "://" in path:
         return path
-    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 (keeps links)
+    return os.path.abspath(expanded(path))  # noqa: PTH100 (keeps links)
 
 
 def to_json(config: Config) -> str:

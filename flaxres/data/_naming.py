@@ -2,11 +2,11 @@
 
 import hashlib
 import os
-import pathlib
 from collections.abc import Iterable
 
 from flaxres.data.folders import folder_split, visible
 from flaxres.errors import unknown
+from flaxres.paths import expanded
 
 # The version of the datasets that flaxres writes.
 VERSION = "1.1.0"
@@ -44,7 +44,7 @@ def config_name(name: str, source: str | None, validation: float = 0.0) -> str |
     """
     if name != "folder" or source is None:
         return None
-    root = pathlib.Path(source).expanduser().resolve()
+    root = expanded(source).resolve()
     digest = hashlib.sha256(
         f"{version(name)}\n{root}\n{validation!r}".encode(errors="surrogateescape")
     )

@@ -11,6 +11,7 @@ from PIL import Image
 from flaxres.data.contents import Contents, Example, Examples, mixed, stratified
 from flaxres.data.images import is_image
 from flaxres.errors import InputError
+from flaxres.paths import expanded
 
 # The split that `data.validation` takes from the training split.
 VALIDATION = "val"
@@ -82,7 +83,7 @@ def require_folder(source: str | pathlib.Path | None) -> pathlib.Path:
         raise InputError(
             "data.name='folder' needs data.source: the folder that holds <split>/<class>/*.jpg"
         )
-    if not (path := pathlib.Path(source).expanduser()).is_dir():
+    if not (path := expanded(source)).is_dir():
         raise InputError(
             f"data.source={str(source)!r} is not a folder: give the one that holds "
             "<split>/<class>/*.jpg"
@@ -96,10 +97,7 @@ def visible(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def folder_split(split: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """Returns the files of each class that has any, images or not.
-
-    Links to folders, and folders within folders, are followed, each folder once. Hidden files and
-    folders are left out.
+    """Returns the files of each class that has any, images or not; see `files_below`.
 
     Args:
       split: the folder of a split.
@@ -113,22 +111,30 @@ def _not_empty(files: Files) -> dict[str, list[pathlib.Path]]:
 
 def _scan(split: pathlib.Path) -> tuple[dict[str, list[pathlib.Path]], int]:
     """Returns the files of all classes, and the number of hidden files and folders."""
-    files: dict[str, list[pathlib.Path]] = {}
+    below = {label.name: files_below(label) for label in visible(split)}
+    files = {label: paths for label, (paths, _) in below.items()}
+    return files, sum(hidden for _, hidden in below.values())
+
+
+def files_below(folder: pathlib.Path) -> tuple[list[pathlib.Path], int]:
+    """Returns the files of a folder at any depth, sorted, and the number of hidden entries.
+
+    Links to folders, and folders within folders, are followed, each folder once. Hidden files and
+    folders are left out.
+    """
+    files: list[pathlib.Path] = []
     hidden = 0
-    for label in visible(split):
-        paths = files[label.name] = []
-        known: set[str] = set()  # against links that lead in a circle
-        for place, folders, names in os.walk(label, followlinks=True):
-            if (real := os.path.realpath(place)) in known:
-                folders.clear()
-                continue
-            known.add(real)
-            hidden += sum(name.startswith(".") for name in (*folders, *names))
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            inside = (pathlib.Path(place, name) for name in names if not name.startswith("."))
-            paths += (path for path in inside if path.is_file())
-        paths.sort()
-    return files, hidden
+    known: set[str] = set()  # against links that lead in a circle
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in known:
+            folders.clear()
+            continue
+        known.add(real)
+        hidden += sum(name.startswith(".") for name in (*folders, *names))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = (pathlib.Path(place, name) for name in names if not name.startswith("."))
+        files += (path for path in inside if path.is_file())
+    return sorted(files), hidden
 
 
 def _notes(split: pathlib.Path, files: Files, hidden: int) -> list[str]:

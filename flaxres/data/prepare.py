@@ -33,6 +33,7 @@ from flaxres.data.folders import folder
 from flaxres.data.images import repair, shrink_image
 from flaxres.data.source import Source
 from flaxres.errors import InputError, unknown
+from flaxres.paths import expanded
 from flaxres.serving.crop import NoImageError, UnreadableError
 
 STAGING = ".flaxres-incomplete"
@@ -118,7 +119,7 @@ def prepare(
     """
     if name not in BUILDERS:
         raise unknown("dataset to prepare", name, BUILDERS)
-    path = pathlib.Path(source).expanduser() if source else None
+    path = expanded(source) if source else None
     if validation and name != "folder":
         raise InputError(
             f"data.validation={validation:g} with data.name={name!r}: it divides folders only; set "
@@ -269,7 +270,7 @@ def _write(plan: _Plan, data_dir: str | None) -> tuple[pathlib.Path, Tally]:
 
     tally = Tally(notes=plan.contents.notes)
     tfds.disable_progress_bar()
-    root = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    root = expanded(data_dir or tfds.core.constants.DATA_DIR)
     relative = pathlib.Path(plan.name, *([plan.config] if plan.config else []), version(plan.name))
     place = root / relative
     with _lock(place.parent):

@@ -15,6 +15,7 @@ from flaxres.data.builders import BUILDERS
 from flaxres.data.folders import require_folder
 from flaxres.data.source import Source
 from flaxres.errors import InputError, unknown
+from flaxres.paths import expanded
 
 
 class NotPreparedError(InputError):
@@ -194,7 +195,7 @@ def _prepared(data_dir: str | None) -> list[str]:
     """Returns the names of the datasets in `data_dir`."""
     import tensorflow_datasets as tfds
 
-    root = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    root = expanded(data_dir or tfds.core.constants.DATA_DIR)
     files = root.glob("*/**/dataset_info.json")
     return sorted({"/".join(path.relative_to(root).parts[:-2]) for path in files})
 

@@ -15,13 +15,14 @@ from flaxres.data.preprocess import Preprocess
 from flaxres.data.source import Source
 from flaxres.errors import InputError
 from flaxres.models.network import Network
+from flaxres.paths import expanded
 from flaxres.printing import say
 from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.provenance import from_json as read_provenance
 from flaxres.training.resume import require_checkpoints, restore_run
 from flaxres.training.run import Run, require_x64
 from flaxres.training.state import State
-from flaxres.training.workdir import CHECKPOINTS, CLASSES, CONFIG, folder_of
+from flaxres.training.workdir import CHECKPOINTS, CLASSES, CONFIG
 
 
 class LoadedRun(NamedTuple):
@@ -77,7 +78,7 @@ def load_run(workdir: str | os.PathLike[str]) -> LoadedRun:
       ((1, 10), ('0', '1'))
       >>> folder.cleanup()
     """
-    folder = folder_of(workdir)
+    folder = expanded(workdir)
     config = resolved(from_json(folder / CONFIG))
     if (folder / CLASSES).exists():
         run, state = _restore_alone(config, folder)

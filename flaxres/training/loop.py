@@ -17,6 +17,7 @@ from flaxres.config.files import resolved, to_json
 from flaxres.config.schema import Config
 from flaxres.data.loader import Loader
 from flaxres.errors import InputError
+from flaxres.paths import expanded
 from flaxres.training import hosts
 from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.display import Display
@@ -50,7 +51,6 @@ from flaxres.training.workdir import (
     CONFIG,
     PROFILE,
     SUMMARY,
-    folder_of,
     replace_file,
 )
 from flaxres.weights.transfer import load_weights
@@ -90,7 +90,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
       ...     int(fit(Config(model=model, data=data, train=train), f"{folder}/run").step)
       2
     """
-    folder = folder_of(workdir)
+    folder = expanded(workdir)
     check(config)
     config = resolved(config)
     run = hosts.together(lambda: prepare_workdir(config, folder))
@@ -131,10 +131,10 @@ def evaluate(
         raise InputError("evaluate needs a workdir or weights: give one of them")
     if weights is not None:
         run = hosts.together(lambda: prepare_run(config))
-        variables = run.placed(load_weights(os.path.expanduser(weights), run.model))  # noqa: PTH111
+        variables = run.placed(load_weights(weights, run.model))
         step = jnp.zeros((), jnp.int32)
         return Evaluator(run)(State(step, variables["params"], variables["batch_stats"], ()))
-    run, state = restore_run(config, folder_of(workdir or ""), training=False)
+    run, state = restore_run(config, expanded(workdir or ""), training=False)
     return Evaluator(run)(state)
 
 

@@ -36,11 +36,6 @@ def write_errors(path: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-def folder_of(workdir: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns the path of a workdir, with `~` replaced."""
-    return pathlib.Path(os.path.expanduser(workdir))  # noqa: PTH111 (never raises)
-
-
 def require_writable(workdir: pathlib.Path) -> None:
     """Checks that files can be written into `workdir`.
 

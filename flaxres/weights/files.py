@@ -13,6 +13,7 @@ import safetensors.numpy
 from jaxtyping import Shaped
 
 from flaxres.errors import InputError
+from flaxres.paths import expanded
 
 LARGEST_HEADER = 100 << 20
 EMA = ("state_dict_ema", "model_ema", "ema_state_dict")
@@ -27,7 +28,7 @@ def read(path: pathlib.Path, ema: bool = True) -> tuple[Arrays, dict[str, str]]:
 
     Args:
       path: a .safetensors, .pth, .pt, .th, .tar, .bin or .ckpt file; all but the first need
-        PyTorch.
+        PyTorch. `~` is the home folder.
       ema: read the averaged weights of a training checkpoint that has them.
 
     Returns:
@@ -43,6 +44,7 @@ def read(path: pathlib.Path, ema: bool = True) -> tuple[Arrays, dict[str, str]]:
       >>> read(path)
       ({'fc.bias': array([0., 0., 0.], dtype=float32)}, {'format': 'pt'})
     """
+    path = expanded(path)
     if not path.is_file():
         raise InputError(
             f"weights {str(path)!r} do not exist: give a .safetensors, .pth, .pt or .th file"
@@ -133,13 +135,14 @@ def write(
     """Writes a safetensors file, whole or not at all.
 
     Args:
-      path: of the file; an existing one is replaced.
+      path: of the file; an existing one is replaced. `~` is the home folder.
       arrays: arrays by their names.
       metadata: values by their names; what is not a string is written as JSON.
 
     Raises:
       InputError: the file can't be written.
     """
+    path = expanded(path)
     part = path.with_name(path.name + ".part")
     strings = {
         key: value if isinstance(value, str) else json.dumps(value)
