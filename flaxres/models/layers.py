@@ -172,7 +172,7 @@ class BatchNorm(nn.Module):
             return form.apply(self.dtype, x, *rows)
 
         x, scale = turned(x), turned(scale)
-        # Both are close to the batch's mean after a few steps: see `shifted_moments`.
+        # After a few steps this is close to the batch's mean: see `shifted_moments`.
         shift = turned(running_mean.value)
         if use_running_average or self.frozen:
             return normalise(x, shift, running_var.value)
