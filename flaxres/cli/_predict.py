@@ -1,13 +1,11 @@
 """`flaxres predict`, `flaxres export` and `flaxres convert`."""
 
 import argparse
-import contextlib
 import csv
 import dataclasses
 import itertools
 import json
 import os
-import pathlib
 import sys
 import typing
 from collections.abc import Iterator, Sequence
@@ -15,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from flaxres.cli._options import Parser, show
 from flaxres.cli._process import silence
 from flaxres.errors import InputError
+from flaxres.paths import expanded
 from flaxres.printing import say
 
 if typing.TYPE_CHECKING:
     from flaxres.data.preprocess import Preprocess
-    from flaxres.inference.predict import Predictor
+    from flaxres.inference.predict import Best, Predictor
 
 
 def add_origin(parser: argparse.ArgumentParser) -> None:
@@ -53,13 +52,11 @@ def predictor_of(chosen: argparse.Namespace) -> "Predictor":
 
 # Images of a plot, and the columns of a table that is not for a terminal.
 DRAWN, WHOLE = 32, 10_000
-Best = list[tuple[str, float]]
-"""Classes with their probabilities, the likeliest first."""
 
 
 def predictions(
     predictor: "Predictor", paths: Sequence[str], top: int
-) -> Iterator[tuple[str, Best | None]]:
+) -> Iterator[tuple[str, "Best | None"]]:
     """Yields the classes of files and of the images in folders.
 
     An image in a folder that can't be read is reported, and yields None; a file that was named
@@ -74,28 +71,18 @@ def predictions(
     from flaxres.inference.predict import BATCH, image_files
 
     named, files = set(paths), list(image_files(paths))
-    with progress_bar() if len(files) > BATCH else contextlib.nullcontext() as progress:
-        bar = None if progress is None else progress.add_task("images", total=len(files))
-        for first in range(0, len(files), BATCH):
-            batch = files[first : first + BATCH]
-            try:
-                yield from zip(batch, predictor(batch, top), strict=True)
-            except InputError:
-                for file in batch:
-                    yield file, _alone(predictor, file, top, file in named)
-            if progress is not None and bar is not None:
-                progress.update(bar, advance=len(batch))
 
-
-def _alone(predictor: "Predictor", file: str, top: int, named: bool) -> Best | None:
-    """Returns the classes of one file; None, with a line, if it is not `named` and unreadable."""
-    try:
-        return predictor([file], top)[0]
-    except InputError as error:
-        if named:
-            raise
+    def left_out(file: str, error: InputError) -> None:
+        if file in named:
+            raise error
         say(f"flaxres: left out: {error}")
-        return None
+
+    results = zip(files, predictor.stream(files, top, left_out), strict=True)
+    if len(files) <= BATCH:
+        yield from results
+        return
+    with progress_bar() as progress:
+        yield from progress.track(results, len(files), description="images")
 
 
 def predict(arguments: Sequence[str]) -> None:
@@ -127,7 +114,7 @@ def predict(arguments: Sequence[str]) -> None:
     predictor = predictor_of(chosen)
     preprocess = predictor.preprocess.for_photographs()
     predictor = dataclasses.replace(predictor, preprocess=preprocess)
-    paths = [os.path.expanduser(path) for path in chosen.images]  # noqa: PTH111 (never raises)
+    paths = [str(expanded(path)) for path in chosen.images]
     every = list(predictions(predictor, paths, chosen.top))
     results = {file: best for file, best in every if best is not None}
     if chosen.plot and results:
@@ -140,7 +127,7 @@ def predict(arguments: Sequence[str]) -> None:
         raise InputError(f"{left_out} of {len(every)} images could not be read, see above")
 
 
-def _print_results(results: dict[str, Best], chosen: argparse.Namespace) -> None:
+def _print_results(results: "dict[str, Best]", chosen: argparse.Namespace) -> None:
     """Prints predictions as JSON, as CSV, or as a table."""
     rows = (
         (file, rank, name, probability)
@@ -198,7 +185,7 @@ def export(arguments: Sequence[str]) -> None:
     from flaxres.inference.artifacts import Form
 
     form = Form(not chosen.logits, not chosen.no_fold, chosen.int8, chosen.onnx)
-    out = pathlib.Path(chosen.out).expanduser()
+    out = expanded(chosen.out)
     exporting.require_ready(out, form)
     predictor = predictor_of(chosen)
     measured: dict[str, float] = {}
@@ -241,20 +228,16 @@ def convert(arguments: Sequence[str]) -> None:
     )
     chosen = parser.parse_args(arguments)
     silence()
-    from flaxres.inference.predict import from_weights, from_workdir
-    from flaxres.weights.card import from_metadata
-    from flaxres.weights.files import read
+    from flaxres.inference.predict import read_network, stated_preprocess
+    from flaxres.inference.runs import load_run
     from flaxres.weights.transfer import save_weights
 
-    source = os.path.expanduser(chosen.source)  # noqa: PTH111 (never raises)
-    if os.path.isdir(source):  # noqa: PTH112 (false where it can't be read)
-        predictor = from_workdir(source)
-        preprocess: Preprocess | None
-        preprocess, names = predictor.preprocess, predictor.classes
+    preprocess: Preprocess | None
+    if os.path.isdir(expanded(chosen.source)):  # noqa: PTH112 (false where it can't be read)
+        model, variables, preprocess, names = load_run(chosen.source)
     else:
-        predictor = from_weights(source, chosen.model)
-        # Only what the file says: the predictor's are guesses where it says nothing.
-        card = from_metadata(read(pathlib.Path(source))[1], source)
-        preprocess, names = predictor.preprocess if card.preprocess else None, card.classes
-    save_weights(chosen.target, predictor.variables, predictor.model, preprocess, names)
-    print(f"{predictor.model.num_classes} classes: wrote {chosen.target}")
+        # Only what the file says; where it says nothing, the new one does not either.
+        model, variables, card = read_network(chosen.source, chosen.model)
+        preprocess, names = stated_preprocess(card), card.classes
+    save_weights(chosen.target, variables, model, preprocess, names)
+    print(f"{model.num_classes} classes: wrote {chosen.target}")

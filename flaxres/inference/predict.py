@@ -12,11 +12,13 @@ import numpy as np
 
 from flaxres import figures
 from flaxres.data.builders import CIFAR10_CLASSES
+from flaxres.data.folders import files_below
 from flaxres.data.images import is_image
 from flaxres.data.preprocess import ImageLike, Preprocess
 from flaxres.errors import InputError
 from flaxres.models.network import Network
 from flaxres.models.registry import create_model, small_images
+from flaxres.paths import expanded
 from flaxres.training.xla import compiler_options
 from flaxres.weights.card import Card, from_metadata
 from flaxres.weights.files import read
@@ -25,6 +27,9 @@ from flaxres.weights.transfer import classes, fitted
 
 # Images of a batch. More images are predicted in several batches, in the same memory.
 BATCH = 32
+
+Best = list[tuple[str, float]]
+"""Classes with their probabilities, the likeliest first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Predictor:
     preprocess: Preprocess
     classes: tuple[str, ...]
 
-    def __call__(self, images: Sequence[Any], top: int = 5) -> list[list[tuple[str, float]]]:
+    def __call__(self, images: Sequence[Any], top: int = 5) -> list[Best]:
         """Returns the `top` classes of each image with their probabilities, the likeliest first.
 
         Memory does not grow with the number of images.
@@ -60,21 +65,54 @@ class Predictor:
           InputError: an image can't be read.
         """
         several = [images] if isinstance(images, ImageLike) else images
-        parts = []
-        for first in range(0, len(several), BATCH):
-            batch = self.preprocess(several[first : first + BATCH])
-            count = len(batch)
-            if first:  # all batches have one shape, for which the network is compiled once
-                batch = np.pad(batch, ((0, BATCH - count), (0, 0), (0, 0), (0, 0)))
-            parts.append(np.asarray(jax.nn.softmax(self._apply(self.variables, batch)))[:count])
-        if not parts:
-            return []
-        probabilities = np.concatenate(parts)
-        order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
-        return [
-            [(self.classes[i], float(row[i])) for i in best]
-            for row, best in zip(probabilities, order, strict=True)
-        ]
+        return [best for best in self.stream(several, top) if best is not None]
+
+    def stream(
+        self,
+        images: Sequence[Any],
+        top: int = 5,
+        unreadable: Callable[[Any, InputError], None] | None = None,
+    ) -> Iterator[Best | None]:
+        """Yields the classes of each image, batch by batch.
+
+        Args:
+          images: paths, encoded bytes or PIL images.
+          top: the number of classes.
+          unreadable: called with an image that can't be read and the error, which it may raise;
+            the image yields None. Without it, the error is raised.
+        """
+        for first in range(0, len(images), BATCH):
+            part = images[first : first + BATCH]
+            inputs = self._inputs(part, unreadable)
+            readable = [array for array in inputs if array is not None]
+            rows = iter(self._probabilities(readable, len(images) > BATCH) if readable else ())
+            for array in inputs:
+                yield None if array is None else self._best(next(rows), top)
+
+    def _inputs(
+        self, images: Sequence[Any], unreadable: Callable[[Any, InputError], None] | None
+    ) -> list[np.ndarray | None]:
+        """Returns the network's input of each image, None for one that can't be read."""
+        try:
+            return list(self.preprocess(images))
+        except InputError as error:
+            if unreadable is None:
+                raise
+            if len(images) == 1:
+                unreadable(images[0], error)
+                return [None]
+        return [array for image in images for array in self._inputs([image], unreadable)]
+
+    def _probabilities(self, inputs: Sequence[np.ndarray], whole: bool) -> np.ndarray:
+        """Runs a batch; `whole` pads it to `BATCH`, so that all batches share one program."""
+        batch = np.stack(inputs)
+        if whole:
+            batch = np.pad(batch, ((0, BATCH - len(batch)), (0, 0), (0, 0), (0, 0)))
+        return np.asarray(jax.nn.softmax(self._apply(self.variables, batch)))[: len(inputs)]
+
+    def _best(self, row: np.ndarray, top: int) -> Best:
+        order = np.argsort(-row, kind="stable")[:top]
+        return [(self.classes[i], float(row[i])) for i in order]
 
     @functools.cached_property
     def _apply(self) -> Callable[..., jax.Array]:
@@ -103,28 +141,45 @@ def from_weights(
     Raises:
       InputError: the model is unknown, or the file is not of this model.
     """
-    if name is not None:
-        create_model(name)  # refuses an unknown name before the file is read
-    content = read(pathlib.Path(path).expanduser())
-    card = from_metadata(content[1], path)
-    if name is not None:
-        model, small = create_model(name, num_classes=classes(content[0])), small_images(name)
-    elif card.network is not None:
-        model, small = card.network, False
-    else:
-        raise InputError(
-            f"weights {path!r} don't name their network: give --model, e.g. --model resnet50"
-        )
-    variables = fitted(content, path, model, adapt=False)
+    model, variables, card = read_network(path, name)
+    small = name is not None and small_images(name)
     labels = card.classes if names is None else ()
     labels = labels or class_names(names, model.num_classes, small)
     return Predictor(model, variables, _preprocess(card, size, small), labels)
 
 
+def read_network(path: str, name: str | None = None) -> tuple[Network, Any, Card]:
+    """Returns the network of a file of weights, its variables, and what the file says of it.
+
+    Args:
+      path, name: as for `from_weights`.
+
+    Raises:
+      InputError: the model is unknown, or the file is not of this model.
+    """
+    if name is not None:
+        create_model(name)  # refuses an unknown name before the file is read
+    weights, metadata = read(pathlib.Path(path))
+    card = from_metadata(metadata, path)
+    if name is not None:
+        model = create_model(name, num_classes=classes(weights))
+    elif card.network is not None:
+        model = card.network
+    else:
+        raise InputError(
+            f"weights {path!r} don't name their network: give --model, e.g. --model resnet50"
+        )
+    return model, fitted(weights, card, path, model, adapt=False), card
+
+
+def stated_preprocess(card: Card) -> Preprocess | None:
+    """Returns the preprocessing that a file of weights states."""
+    return None if card.preprocess is None else Preprocess(**card.preprocess)
+
+
 def _preprocess(card: Card, size: int | None, small: bool) -> Preprocess:
     """Returns the preprocessing of a file of weights, for images of `size` pixels."""
-    if card.preprocess is not None:
-        stated = Preprocess(**card.preprocess)
+    if (stated := stated_preprocess(card)) is not None:
         if size is None:
             return stated
         resize = round(size * stated.resize / stated.size)
@@ -136,28 +191,20 @@ def _preprocess(card: Card, size: int | None, small: bool) -> Preprocess:
 def image_files(paths: Sequence[str]) -> Iterator[str]:
     """Yields files as they are, and the images in folders, at any depth, in order of their names.
 
-    A file in a folder is an image by its content, whatever its name; hidden files are left out.
+    A file in a folder is an image by its content, whatever its name; see `files_below`.
 
     Args:
       paths: files and folders.
 
     Raises:
-      InputError: a folder holds no image, or can't be read.
+      InputError: a folder holds no image.
     """
     for path in paths:
         if not os.path.isdir(path):  # noqa: PTH112 (false where it can't be read)
             yield path
             continue
-        try:
-            files = sorted(file for file in pathlib.Path(path).rglob("*") if file.is_file())
-        except OSError as error:
-            raise InputError(f"{path!r} can't be read ({error.strerror}): give images") from error
-        hidden = len(pathlib.Path(path).parts)
-        images = [
-            str(file)
-            for file in files
-            if not any(part.startswith(".") for part in file.parts[hidden:]) and is_image(file)
-        ]
+        files, _ = files_below(pathlib.Path(path))
+        images = [str(file) for file in files if is_image(file)]
         if not images:
             raise InputError(f"{path!r} holds no images among {len(files)} files: give another")
         yield from images
@@ -193,7 +240,7 @@ def class_names(path: str | None, count: int, small: bool) -> tuple[str, ...]:
     """
     if path is not None:
         try:
-            lines = pathlib.Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+            lines = expanded(path).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"--classes {path!r} can't be read ({error}): give a text file with one name a line"

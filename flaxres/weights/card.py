@@ -18,6 +18,7 @@ NETWORKS: dict[str, type[Network]] = {
     network.__name__: network for network in (ResNet, ResNetV2, ResNet9, DenseNet)
 }
 NETWORK, PREPROCESS, CLASSES = "flaxres.network", "flaxres.preprocess", "flaxres.classes"
+V1 = "flaxres.v1"  # in files of older versions
 PREPROCESSING = ("size", "resize", "interpolation", "mean", "std", "exif")
 # Attributes of every network that its function at inference depends on.
 COMMON = ("num_classes", "in_channels", "dtype", "param_dtype")
@@ -31,11 +32,13 @@ class Card:
 
     Attributes:
       network: the network.
+      stated: the attributes of the network that change its function and none of its leaves.
       preprocess: the attributes of its `flaxres.data.preprocess.Preprocess`.
       classes: names of its classes in label order.
     """
 
     network: Network | None = None
+    stated: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     preprocess: dict[str, Any] | None = None
     classes: tuple[str, ...] = ()
 
@@ -46,14 +49,16 @@ def to_metadata(
     """Returns the metadata of a file of weights.
 
     Args:
-      model: the network.
+      model: the network; one of no class of flaxres leaves nothing about itself.
       preprocess: its `Preprocess`, or None.
       classes: names of its classes in label order.
     """
-    own = [name for name in _fields(type(model)) if name not in _fields(Network)]
-    attributes = {name: getattr(model, name) for name in (*COMMON, *own)}
-    attributes |= {name: jnp.dtype(attributes[name]).name for name in ("dtype", "param_dtype")}
-    content = {NETWORK: {"class": _class(model).__name__, **attributes}}
+    content: dict[str, Any] = {}
+    if (network := _class(model)) is not None:
+        own = [name for name in _fields(network) if name not in _fields(Network)]
+        attributes = {name: getattr(model, name) for name in (*COMMON, *own)}
+        attributes |= {name: jnp.dtype(attributes[name]).name for name in ("dtype", "param_dtype")}
+        content[NETWORK] = {"class": network.__name__, **attributes}
     if preprocess is not None:
         content[PREPROCESS] = {name: getattr(preprocess, name) for name in PREPROCESSING}
     metadata = {key: json.dumps(value) for key, value in content.items()}
@@ -79,8 +84,10 @@ def from_metadata(metadata: Mapping[str, str], path: str) -> Card:
       ((2, 2, 2, 2), 2, ())
     """
     try:
+        network = _network(json.loads(metadata[NETWORK])) if NETWORK in metadata else None
         return Card(
-            _network(json.loads(metadata[NETWORK])) if NETWORK in metadata else None,
+            network,
+            _stated(network, metadata),
             _preprocess(json.loads(metadata[PREPROCESS])) if PREPROCESS in metadata else None,
             tuple(map(str, json.loads(metadata.get(CLASSES, "[]")))),
         )
@@ -91,20 +98,20 @@ def from_metadata(metadata: Mapping[str, str], path: str) -> Card:
         ) from error
 
 
-def require_same_function(theirs: Network, ours: Network, path: str, adapt: bool) -> None:
+def require_same_function(card: Card, model: Network, path: str, adapt: bool) -> None:
     """Compares the attributes that change a network's function and none of its leaves.
 
     Args:
-      theirs: the network that the file is of.
-      ours: the network that the weights are for.
+      card: of the file.
+      model: the network that the weights are for.
       path: of the file, for error messages.
       adapt: accept another `output_stride`.
 
     Raises:
       InputError: they differ in one; the message names it with both values.
     """
-    for name in getattr(_class(ours), "BEYOND_LEAVES", ()):
-        stated, wanted = getattr(theirs, name, None), getattr(ours, name)
+    for name, stated in card.stated.items():
+        wanted = getattr(model, name, stated)
         if stated == wanted or (adapt and name == DILATION):
             continue
         hint = ", or read them with adapt=True" if name == DILATION else ""
@@ -114,9 +121,16 @@ def require_same_function(theirs: Network, ours: Network, path: str, adapt: bool
         )
 
 
-def _class(model: Network) -> type[Network]:
-    """Returns the class of a network among those of flaxres, of which users may derive theirs."""
-    return next(one for one in type(model).__mro__ if one in NETWORKS.values())
+def _class(model: Network) -> type[Network] | None:
+    """Returns the class of flaxres that a network is of or derives from, None without one."""
+    return next((one for one in type(model).__mro__ if one in NETWORKS.values()), None)
+
+
+def _stated(network: Network | None, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the attributes that no leaf shows; older files state `v1` alone."""
+    if network is None:
+        return {"v1": metadata[V1] == "True"} if V1 in metadata else {}
+    return {name: getattr(network, name) for name in getattr(network, "BEYOND_LEAVES", ())}
 
 
 def _fields(network: type[Network]) -> list[str]:

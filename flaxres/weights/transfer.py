@@ -14,7 +14,7 @@ from flaxres.errors import InputError
 from flaxres.models.blocks import stack_blocks, unstack_blocks
 from flaxres.models.network import Network
 from flaxres.weights import files
-from flaxres.weights.card import from_metadata, require_same_function, to_metadata
+from flaxres.weights.card import Card, from_metadata, require_same_function, to_metadata
 from flaxres.weights.files import Arrays
 from flaxres.weights.names import (
     TRACKED,
@@ -243,11 +243,13 @@ def load_weights(
       >>> bool(jax.tree.all(jax.tree.map(jnp.array_equal, loaded, variables)))
       True
     """
-    return fitted(files.read(pathlib.Path(path).expanduser(), ema), path, model, adapt)
+    weights, metadata = files.read(pathlib.Path(path), ema)
+    return fitted(weights, from_metadata(metadata, str(path)), path, model, adapt)
 
 
 def fitted(
-    content: tuple[Mapping[str, Shaped[np.ndarray, "..."]], Mapping[str, str]],
+    weights: Mapping[str, Shaped[np.ndarray, "..."]],
+    card: Card,
     path: str | os.PathLike[str],
     model: Network,
     adapt: bool,
@@ -255,7 +257,8 @@ def fitted(
     """Returns what `load_weights` does, for a file that has been read.
 
     Args:
-      content: what `files.read` returned.
+      weights: the arrays of the file.
+      card: its metadata.
       path: of the file, for error messages.
       model, adapt: as in `load_weights`.
 
@@ -263,10 +266,8 @@ def fitted(
       InputError: the file says that its network computes another function of the same leaves.
       WeightsError: the weights don't fit the model.
     """
-    weights, metadata = content
     variables = variables_from_torch(weights, model, adapt, f"weights {str(path)!r}")
-    if (network := from_metadata(metadata, str(path)).network) is not None:
-        require_same_function(network, model, str(path), adapt)
+    require_same_function(card, model, str(path), adapt)
     return variables
 
 
@@ -303,4 +304,4 @@ def save_weights(
       (4, 3, 3, 3)
     """
     metadata = to_metadata(model, preprocess, classes)
-    files.write(pathlib.Path(path).expanduser(), torch_from_variables(variables), metadata)
+    files.write(pathlib.Path(path), torch_from_variables(variables), metadata)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import linen as nn
 from PIL import Image
 
 import flaxres
@@ -127,6 +128,37 @@ def test_a_network_comes_back_from_its_metadata(model: Network) -> None:
     assert card.network == model.clone(parent=None)
     assert Preprocess(**card.preprocess or {}) == preprocess
     assert card.classes == ("ä", "b c")
+
+
+def test_files_of_older_versions_state_v1_alone(tmp_path: pathlib.Path) -> None:
+    model, path = flaxres.ResNet(**TINY, v1=True, anti_alias="blur"), tmp_path / "w.safetensors"
+    flaxres.save_weights(path, random_variables(model), model)
+    arrays = safetensors.numpy.load_file(path)
+    safetensors.numpy.save_file(arrays, path, {"format": "pt", "flaxres.v1": "True"})
+    flaxres.load_weights(path, model)
+    flaxres.load_weights(path, model.clone(anti_alias=None))
+    with pytest.raises(InputError, match="of a network with v1=True, the model has v1=False"):
+        flaxres.load_weights(path, model.clone(v1=False))
+
+
+def test_networks_of_other_classes_are_saved(tmp_path: pathlib.Path) -> None:
+    class Mine(flaxres.ResNet):
+        loss: Any = len  # nothing that JSON could hold
+
+    class Other(Network):
+        @nn.compact
+        def __call__(self, images: Any, train: bool = False) -> Any:
+            return nn.Dense(2, name="fc")(images.mean((1, 2)))
+
+    for model, states in ((Mine(**TINY), True), (Other(), False)):
+        path = tmp_path / "w.safetensors"
+        variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+        flaxres.save_weights(path, variables, model)
+        with safetensors.safe_open(path, framework="numpy") as file:
+            card = from_metadata(file.metadata(), "weights")
+        assert (card.network is not None) == states
+        loaded = flaxres.load_weights(path, model)
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), loaded, variables))
 
 
 def test_metadata_that_were_changed_are_refused(tmp_path: pathlib.Path) -> None:

@@ -23,6 +23,8 @@ import flaxres
 from flaxres.cli import main
 from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError
+from flaxres.inference import predict
+from flaxres.inference.predict import Predictor
 from flaxres.weights.hub import preprocessing
 from flaxres.weights.transfer import template
 
@@ -239,3 +241,29 @@ def test_predict_takes_folders_and_prints_csv(
     (tmp_path / "empty").mkdir()
     assert main(["predict", str(tmp_path / "empty"), "--weights", weights]) == 2
     assert "holds no images among 0 files" in capfd.readouterr().err
+
+
+def test_batches_share_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last batch is padded, as is one with an image that can't be read."""
+    model, shapes = flaxres.ResNet20(num_classes=3, depths=(1, 1, 1)), []
+    predictor = Predictor(model, random_variables(model), Preprocess(32, 32), tuple(CLASSES))
+    images = [Image.new("RGB", (40, 40), (7 * shade, 0, 90)) for shade in range(6)]
+    alone = predictor(images)
+    probabilities = Predictor._probabilities
+
+    def noted(self: Predictor, inputs: list[np.ndarray], whole: bool) -> np.ndarray:
+        shapes.append((len(inputs), whole))
+        return probabilities(self, inputs, whole)
+
+    monkeypatch.setattr(predict, "BATCH", 4)
+    monkeypatch.setattr(Predictor, "_probabilities", noted)
+    unreadable: list[bytes] = []
+    given = [*images[:2], b"no image", *images[2:]]
+    results = list(predictor.stream(given, 5, lambda image, error: unreadable.append(image)))
+    assert shapes == [(3, True), (3, True)]
+    assert unreadable == [b"no image"]
+    assert results[2] is None
+    for best, expected in zip([*results[:2], *results[3:]], alone, strict=True):
+        assert dict(best or []) == pytest.approx(dict(expected), abs=1e-6)
+    with pytest.raises(InputError, match="this is no JPEG or PNG image"):
+        predictor(given)
