@@ -126,8 +126,11 @@ def to_rgb(image: Image.Image, exif: bool = False) -> Image.Image:
       exif: turn it upright by its EXIF orientation.
 
     Raises:
-      UnreadableError: the image has too many pixels, or is cut short or damaged.
+      UnreadableError: the image has too many pixels, floating-point pixels, or is cut short or
+        damaged.
     """
+    if image.mode == "F":  # whose range no file format states
+        raise UnreadableError("floating-point pixels: store the image with 8 or 16 bits a channel")
     if image.width * image.height > MAX_PIXELS:
         raise TooManyPixelsError(
             f"{image.width} x {image.height} pixels: the limit is {MAX_PIXELS:,} in all; make the "

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from flaxres.data.preprocess import Preprocess
+from flaxres.errors import InputError
 from flaxres.serving.app import App
 from flaxres.serving.batches import Batches
 
@@ -89,6 +90,8 @@ def test_16_bits_of_grey_are_scaled(served: App) -> None:
     (row,) = ask(served, png(Image.new("I;16", (9, 9), 20_000)))[1]
     assert row["red"] == pytest.approx(20_000 / 65_535, abs=1 / 255)
     assert Preprocess(4, 4).crop(Image.new("I;16", (9, 9), 20_000))[0, 0, 0] == 78
+    with pytest.raises(InputError, match="floating-point pixels: store the image with 8"):
+        Preprocess(4, 4).crop(Image.new("F", (9, 9), 0.5))
 
 
 def test_a_long_image_is_cropped_before_it_is_resized(served: App) -> None:
