@@ -164,7 +164,9 @@ def test_config_files_that_are_none_are_one_line(
 def test_a_config_of_another_kind_and_an_early_interrupt(
     capfd: pytest.CaptureFixture[str], tmp_path: pathlib.Path
 ) -> None:
-    assert "is no .py file" in refusal(capfd, "--config", str(ROOT / "README.md"))
+    assert "is neither a .py nor a .json file" in refusal(
+        capfd, "--config", str(ROOT / "README.md")
+    )
     program = """
 import signal
 import flaxres

@@ -57,7 +57,9 @@ def _prepare_options(command: argparse.ArgumentParser) -> None:
 def _info_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--sheet", metavar="PNG", help="draw a contact sheet of augmented samples")
     command.add_argument(
-        "--config", metavar="FILE", help="with --sheet: the config whose augmentation is drawn"
+        "--config",
+        metavar="FILE",
+        help="with --sheet: the config whose augmentation is drawn, or the config.json of a run",
     )
 
 

@@ -18,10 +18,11 @@ from flaxres.paths import expanded
 
 
 def load_config(name: str) -> Config:
-    """Loads a recipe.
+    """Loads a recipe, or the config of a run.
 
     Args:
-      name: path of a Python file that binds `config`, or the name of a shipped recipe.
+      name: path of a Python file that binds `config`, path of the config.json in a run's workdir,
+        or the name of a shipped recipe.
 
     Raises:
       InputError: there is no such file or recipe, it binds no config, or a setting is of another
@@ -37,10 +38,12 @@ def load_config(name: str) -> Config:
     if file is None:
         here = [str(path) for path in pathlib.Path("configs").rglob("*.py")]
         raise unknown("config file", name, [*here, *recipes.names()])
+    if file.suffix == ".json":
+        return from_json(file)
     if file.suffix != ".py":
         raise InputError(
-            f"config file {name!r} is no .py file: give one that binds "
-            "`config = flaxres.Config(...)`"
+            f"config file {name!r} is neither a .py nor a .json file: give one that binds "
+            "`config = flaxres.Config(...)`, or the config.json of a run"
         )
     spec = importlib.util.spec_from_file_location(f"flaxres_config_{file.stem}", file)
     assert spec is not None

@@ -14,7 +14,7 @@ from flaxres.data.order import sample_ids
 from flaxres.data.rows import Rows
 from flaxres.training.augmentation import inputs
 from flaxres.training.mesh import data_mesh, split
-from flaxres.training.run import Run, training_transform
+from flaxres.training.run import Run, evaluation_transform, training_transform
 
 SAMPLES, DRAWS = 8, 7
 
@@ -39,8 +39,7 @@ def draw_sheet(config: Config, target: str) -> None:
     )
     run = Run(config, source, source)
     ids = sample_ids(np.arange(SAMPLES, dtype=np.uint32), len(source), seed).astype(np.int64)
-    crop = decode.CentreCrop(data.eval_size, data.eval_resize, data.interpolation)
-    plain = _load(run, ids, crop)
+    plain = _load(run, ids, evaluation_transform(data))
     # Another draw is the same record at another position. Neighbours, which are mixed, are
     # different images.
     drawn = _load(run, np.tile(ids, DRAWS), training_transform(run, 0))

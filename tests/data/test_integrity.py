@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from flaxres.cli import main
+from flaxres.config.files import load_config, to_json
 from flaxres.data import integrity
 from flaxres.data._naming import version
 from flaxres.data.datasets import open_or_prepare
@@ -191,8 +192,19 @@ def test_the_data_commands(
         == 60
     )
     sheet = tmp_path / "sheet.png"
-    run("data", "info", "folder", "--sheet", str(sheet), *place_options)
-    assert np.asarray(Image.open(sheet)).std() > 10
+    small = "DataConfig(image_size=24, eval_size=24, eval_resize=28)"
+    (recipe := tmp_path / "recipe.py").write_text(
+        f"from flaxres import *\nconfig = Config(data={small})\n"
+    )
+    (recorded := tmp_path / "config.json").write_text(to_json(load_config(str(recipe))))
+    sheets = []
+    for config in (recipe, recorded):
+        run(
+            "data", "info", "folder", "--sheet", str(sheet), "--config", str(config), *place_options
+        )
+        sheets.append(np.asarray(Image.open(sheet)))
+    np.testing.assert_array_equal(*sheets)
+    assert sheets[0].std() > 10
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     assert main(["data", "verify", "folder", *place_options]) == 2
     assert file.name in capfd.readouterr().err

@@ -1,5 +1,6 @@
 """Photographs whose EXIF data say how the camera was held."""
 
+import dataclasses
 import io
 import pathlib
 
@@ -7,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from flaxres.config.schema import DataConfig
+from flaxres.config.schema import Config, DataConfig, ModelConfig
 from flaxres.data import images, orientation
 from flaxres.data.decode import CentreCrop, RandomResizedCrop, crop_box
 from flaxres.data.preprocess import Preprocess
+from flaxres.diagnostics import sheet
 from flaxres.serving.crop import open_image, to_rgb
 
 
@@ -105,3 +107,24 @@ def test_the_setting_is_on_for_folders_alone() -> None:
     assert not DataConfig("imagenet2012").uses_exif
     assert DataConfig("imagenet2012", exif=True).uses_exif
     assert not DataConfig("folder", exif=False).uses_exif
+
+
+def test_a_contact_sheet_shows_the_crops_of_the_evaluation(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, list[np.ndarray]] = {}
+    monkeypatch.setattr(
+        sheet, "_layout", lambda images, names, target: drawn.update({target: images})
+    )
+    for name, change in (("turned", lambda data: data), ("upright", stored_upright)):
+        for label in ("a", "b"):
+            folder = tmp_path / name / "train" / label
+            folder.mkdir(parents=True)
+            for turned in range(1, 9):
+                (folder / f"{turned}.png").write_bytes(change(photograph(turned, "PNG")))
+        data = DataConfig("folder", str(tmp_path / name), str(tmp_path / "data"), image_size=24)
+        data = dataclasses.replace(data, eval_size=24, eval_resize=32)
+        sheet.draw_sheet(Config(model=ModelConfig("resnet20"), data=data), name)
+    np.testing.assert_array_equal(
+        drawn["turned"][: sheet.SAMPLES], drawn["upright"][: sheet.SAMPLES]
+    )
