@@ -5,8 +5,8 @@ import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of the time of the suite is XLA's, which compiles with LLVM's level 1 in two thirds of it, and
-# without emitters of fusions in half. Flags of the environment come last and thus count.
+# Most of the time of the suite is XLA's, which compiles with LLVM's level 1 in two thirds of it,
+# and without emitters of fusions in half. Flags of the environment come last and thus count.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1",
@@ -17,10 +17,10 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ.setdefault("JAX_ENABLE_X64", "0")
 # Many tests compile the same programs, and each operation outside of a program is one too. Each is
 # compiled once, by the first worker or process; the workers inherit the folder.
-COMPILED = "FLAXRES_TESTS_COMPILED"
-MADE = not os.environ.get(COMPILED)
-os.environ[COMPILED] = os.environ.get(COMPILED) or tempfile.mkdtemp(prefix="flaxres-tests-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ[COMPILED]
+os.environ["FLAXRES_TESTS_COMPILED"] = os.environ.get("FLAXRES_TESTS_COMPILED") or tempfile.mkdtemp(
+    prefix="flaxres-tests-"
+)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["FLAXRES_TESTS_COMPILED"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
@@ -37,9 +37,10 @@ SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Deletes the compiled programs, once all workers are done; workers made none."""
-    if MADE:
-        shutil.rmtree(os.environ[COMPILED], ignore_errors=True)
+    """Deletes the compiled programs once all workers are done, unless their folder was given."""
+    folder = pathlib.Path(os.environ["FLAXRES_TESTS_COMPILED"])
+    if folder.name.startswith("flaxres-tests-") and not hasattr(config, "workerinput"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
