@@ -91,7 +91,8 @@ class Network(nn.Module):
         """Classifies pooled features: `(N, C)` -> logits `(N, num_classes)`."""
         if not self.num_classes:
             return x
-        x = Dropout(self.dropout)(x, train)
+        if self.dropout:
+            x = Dropout(self.dropout)(x, train)
         return nn.Dense(
             self.num_classes,
             dtype=x.dtype,

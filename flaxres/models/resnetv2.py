@@ -157,7 +157,8 @@ class ResNetV2(Network):
         """Classifies by a 1x1 convolution named `head.fc`, as timm does in this network."""
         if not self.num_classes:
             return x
-        x = Dropout(self.dropout)(x, train)
+        if self.dropout:
+            x = Dropout(self.dropout)(x, train)
         fc = functools.partial(
             self.conv(),
             self.num_classes,

@@ -1,8 +1,8 @@
 """Normalisation by given statistics, alone or with a ReLU, and the statistics of a batch."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,22 @@ from flaxres.ops import kept
 Pool = Callable[[jax.Array], jax.Array]
 
 
-class Form(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Form:
     """The operation by which a norm applies its statistics, alone or with what follows the norm.
 
     Attributes:
+      name: the operation in words; Flax's tables of a network show it.
       apply: called as `normalised`.
       rising: negate channels of negative scale first, so that the norm rises with its input.
     """
 
+    name: str
     apply: Callable[[Dtype, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
     rising: bool = False
+
+    def __repr__(self) -> str:
+        return self.name
 
 
 def at_least_float32(dtype: Dtype) -> Dtype:
@@ -122,8 +128,8 @@ def max_pooled_first(pool: Pool) -> Form:
         pooled = pooled.reshape(*x.shape[:-3], *pooled.shape[1:])
         return normalised_and_rectified(dtype, pooled, mean, multiplier, bias)
 
-    return Form(apply, rising=True)
+    return Form("norm, ReLU, max pooling", apply, rising=True)
 
 
-NORMALISED = Form(normalised)
-NORMALISED_AND_RECTIFIED = Form(normalised_and_rectified)
+NORMALISED = Form("norm", normalised)
+NORMALISED_AND_RECTIFIED = Form("norm, ReLU", normalised_and_rectified)

@@ -1,5 +1,7 @@
 """The networks: sizes from the papers, shapes, dtypes, the identity at birth, and refusals."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -181,3 +183,12 @@ def test_unknown_names_are_refused_with_the_near_ones() -> None:
 def test_wrong_images_are_refused(images: np.ndarray, message: str) -> None:
     with pytest.raises(InputError, match=message):
         flaxres.ResNet18().init(jax.random.key(0), images)
+
+
+def test_the_table_of_a_network_names_its_operations() -> None:
+    model = flaxres.ResNet(depths=(1,), widths=(8,), stem_width=8, num_classes=3)
+    table = model.tabulate(
+        jax.random.key(0), jnp.zeros((1, 32, 32, 3)), console_kwargs={"width": 150}
+    )
+    assert "norm, ReLU, max pooling" in table
+    assert not re.search(r"object at|0x|lambda|Dropout", table)
