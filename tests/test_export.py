@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import errno
 import http.client
+import importlib.util
 import io
 import json
 import pathlib
@@ -192,9 +194,34 @@ def test_what_can_not_be_written_or_converted_is_told(
     (tmp_path / "file").write_text("")
     with pytest.raises(flaxres.InputError, match=r"--out .*file.* can't be written"):
         export(predictor("resnet20"), tmp_path / "file")
+    find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(flaxres.InputError, match=GET_ONNX[:20]):
+    with pytest.raises(flaxres.InputError, match=f"needs jax2onnx, onnx, .*{GET_ONNX[:20]}"):
         export(predictor("resnet20"), tmp_path, Form(onnx=True))
+    monkeypatch.setattr("importlib.util.find_spec", find)
+
+
+def test_an_export_that_fails_leaves_the_earlier_one(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def content() -> dict[pathlib.Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    network = predictor("resnet20", depths=(1, 1, 1))
+    export(network, tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"of an earlier export")
+    before = content()
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("flaxres.inference.export.save_weights", full)
+        with pytest.raises(flaxres.InputError, match="can't be written .No space left"):
+            export(network, tmp_path)
+    assert content() == before
+    export(network, tmp_path, Form(pixels=False))
+    assert not {"model.onnx", "serve.py"} & {path.name for path in tmp_path.iterdir()}
 
 
 def test_converters_see_jaxs_own_operations() -> None:
@@ -345,7 +372,7 @@ def test_a_new_environment_with_jax_alone_gives_the_same(tmp_path: pathlib.Path)
 def test_onnx_agrees(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("jax2onnx", reason=f"jax2onnx is not installed: {GET_ONNX}")
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    for name in ("resnet20", "resnet18"):
+    for name in ("resnet20", "resnet18", "resnet18d", "resnetblur50", "densenet121"):
         network = predictor(name, 64)
         export(network, tmp_path / name, Form(onnx=True))
         session = onnxruntime.InferenceSession(tmp_path / name / ONNX)

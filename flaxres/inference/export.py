@@ -1,10 +1,12 @@
 """Exports a network: a program that needs jax alone, weights, a model card and a server."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import pathlib
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ from flaxres.errors import InputError, writing_to
 from flaxres.inference.artifacts import (
     ONNX,
     README,
+    SERVER,
     WEIGHTS,
     Form,
     has_server,
@@ -29,7 +32,7 @@ from flaxres.inference.quantise import in_8_bits, in_floats
 from flaxres.models.blocks import unstack_blocks
 from flaxres.ops.kept import jax_operations_only
 from flaxres.paths import expanded
-from flaxres.serving.model import CLASSES, PROGRAM
+from flaxres.serving.model import CLASSES, PREPROCESS, PROGRAM
 from flaxres.training.evaluation import Evaluator
 from flaxres.training.run import prepare_run
 from flaxres.training.state import State
@@ -42,6 +45,7 @@ GET_ONNX = (
     "pip install onnx onnxruntime && "
     "pip install --no-deps jax2onnx onnx-ir jaxtyping wadler-lindig equinox"
 )
+FOR_ONNX = ("jax2onnx", "onnx", "onnx_ir", "equinox")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +83,8 @@ def export(
       accuracy: a sentence for the model card.
 
     Raises:
-      InputError: the folder can't be written, or jax2onnx is not installed.
+      InputError: the folder can't be written, a package that ONNX needs is not installed, or
+        jax2onnx can't convert the network.
 
     Examples:
       >>> import flaxres, jax, numpy as np, tempfile
@@ -102,34 +107,54 @@ def export(
     function = jax.jit(program(predictor, variables, form))
     content = bytes(jax.export.export(function, platforms=PLATFORMS)(images).serialize())
     card = model_card(predictor, form, count, accuracy, len(content), PLATFORMS)
-    with writing_to(folder):
-        (folder / PROGRAM).write_bytes(content)
-        names = json.dumps(predictor.classes, ensure_ascii=False, indent=0)
-        (folder / CLASSES).write_text(names + "\n", encoding="utf-8")
-        (folder / README).write_text(card, encoding="utf-8")
-        if has_server(predictor, form):
-            write_server(folder, predictor.preprocess)
+    with _completed(folder) as part:
         if form.onnx:
-            write_onnx(predictor, variables, form, folder / ONNX)
-    save_weights(
-        folder / WEIGHTS,
-        predictor.variables,
-        predictor.model,
-        predictor.preprocess,
-        predictor.classes,
-    )
+            write_onnx(predictor, variables, form, part / ONNX)
+        (part / PROGRAM).write_bytes(content)
+        names = json.dumps(predictor.classes, ensure_ascii=False, indent=0)
+        (part / CLASSES).write_text(names + "\n", encoding="utf-8")
+        (part / README).write_text(card, encoding="utf-8")
+        if has_server(predictor, form):
+            write_server(part, predictor.preprocess)
+        save_weights(
+            part / WEIGHTS,
+            predictor.variables,
+            predictor.model,
+            predictor.preprocess,
+            predictor.classes,
+        )
     return Exported(folder, len(content), (folder / WEIGHTS).stat().st_size, count)
+
+
+@contextlib.contextmanager
+def _completed(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields an empty folder, and moves its files to `folder` at the end.
+
+    An export that fails leaves an earlier one as it was. Files of an earlier export that this one
+    does not have are removed, for they describe another network.
+    """
+    with writing_to(folder), tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as name:
+        part = pathlib.Path(name)
+        yield part
+        files = [path.relative_to(part) for path in part.rglob("*") if path.is_file()]
+        for file in files:
+            (folder / file).parent.mkdir(exist_ok=True)
+            (part / file).replace(folder / file)
+        for stale in {ONNX, SERVER, PREPROCESS}.difference(map(str, files)):
+            (folder / stale).unlink(missing_ok=True)
 
 
 def require_ready(folder: pathlib.Path, form: Form) -> None:
     """Creates the folder, before anything is computed.
 
     Raises:
-      InputError: the folder can't be written, or jax2onnx is not installed.
+      InputError: the folder can't be written, or a package that ONNX needs is not installed.
     """
-    if form.onnx and importlib.util.find_spec("jax2onnx") is None:
+    missing = [name for name in FOR_ONNX if importlib.util.find_spec(name) is None]
+    if form.onnx and missing:
         raise InputError(
-            f"--onnx needs jax2onnx, best in an environment that only exports: {GET_ONNX}"
+            f"--onnx needs {', '.join(missing)}, best in an environment that only exports: "
+            f"{GET_ONNX}"
         )
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,12 +199,24 @@ def write_onnx(predictor: Predictor, variables: Any, form: Form, path: pathlib.P
 
     The network is traced with JAX's own operations; those that suit one compiler mean nothing
     there.
+
+    Raises:
+      InputError: jax2onnx can't convert it.
     """
     jax2onnx: Any = importlib.import_module("jax2onnx")
     images = _abstract_images(predictor, form, "batch")
     function = program(predictor, variables, form)
-    with jax_operations_only():
-        jax2onnx.to_onnx(function, [images], return_mode="file", output_path=str(path))
+    try:
+        with jax_operations_only():
+            jax2onnx.to_onnx(function, [images], return_mode="file", output_path=str(path))
+    except OSError:
+        raise
+    except Exception as error:  # its many converters raise many types
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise InputError(
+            f"jax2onnx can't convert this {type(predictor.model).__name__} ({reason}): export "
+            "without --onnx, or with another version of jax2onnx"
+        ) from error
 
 
 def _abstract_images(predictor: Predictor, form: Form, batch: Any) -> jax.ShapeDtypeStruct:
