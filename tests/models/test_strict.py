@@ -1,6 +1,8 @@
 """Networks under JAX's strict settings and on a mesh of explicit axes."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -43,18 +45,25 @@ def trace_gradient(model: Network, sharding: NamedSharding | None = None) -> Any
     return jax.eval_shape(gradient, variables["params"], rest, images(sharding=sharding))
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, *MORE])
-def test_strict_settings(name: str) -> None:
+@contextlib.contextmanager
+def strict() -> Iterator[None]:
+    """Raises where shapes of several ranks or arrays of several dtypes meet."""
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.mark.parametrize("name", ["standard", "dense", "scanned", "bfloat16"])
+def test_strict_settings(name: str) -> None:
+    with strict():
         trace_gradient((NETWORKS | MORE)[name])
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, *MORE])
-def test_explicit_mesh(name: str) -> None:
+def test_strict_settings_on_an_explicit_mesh(name: str) -> None:
     """Traces the gradient on `jax.make_mesh`'s default, a mesh of explicit axes."""
     mesh = jax.make_mesh((4,), ("data",))
     assert mesh.axis_types == (AxisType.Explicit,)
-    with jax.set_mesh(mesh):
+    with strict(), jax.set_mesh(mesh):
         trace_gradient((NETWORKS | MORE)[name], NamedSharding(mesh, PartitionSpec("data")))
 
 

@@ -116,9 +116,8 @@ def test_fault_01_kill_9_and_the_same_command_end_in_the_same_bits() -> None:
 def test_fault_02_a_signal_saves_once_and_exits_with_75(
     number: signal.Signals, data_dir: str, tmp_path: pathlib.Path
 ) -> None:
-    words = kill.arguments(
-        tmp_path, pathlib.Path(data_dir), "--train.checkpoint-every-epochs", "100"
-    )
+    less = ("--train.checkpoint-every-epochs", "100", "--model.depths", *"111")
+    words = kill.arguments(tmp_path, pathlib.Path(data_dir), *less)
     started = kill.start(words)
     kill.wait_for_step(tmp_path, 5, started)
     started[0].send_signal(number)

@@ -272,13 +272,13 @@ def test_pictures_grow_with_the_epochs_and_each_size_compiles_once(
             eval_resize=16,
             progressive_sizes=((1.0, 12), (2.0, 8)),
         ),
-        augment=AugmentConfig(auto="ta_wide", mixup=0.2, cutmix=1.0),
+        augment=AugmentConfig(mixup=0.2, cutmix=1.0),
         train=TrainConfig(
             batch_size=16,
             eval_batch_size=8,
             epochs=3,
             log_every_steps=1,
-            devices=2,
+            devices=1,
             tensorboard=False,
         ),
     )
