@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -15,10 +14,13 @@ def mean_of_windows(
 ) -> Float[Array, "n h2 w2 c"]:
     """Computes the mean over `size`x`size` windows, with zeros at the edges.
 
-    It is `nn.avg_pool`, which divides by an integer: `jax_numpy_dtype_promotion='strict'` refuses
-    that.
+    `nn.avg_pool` divides by an integer, which `jax_numpy_dtype_promotion='strict'` refuses, and
+    jax2onnx converts neither it nor `nn.pool` with such edges.
     """
-    total: jax.Array = nn.pool(x, 0.0, lax.add, (size, size), (stride, stride), edges)
+    windows, strides = (1, size, size, 1), (1, stride, stride, 1)
+    total: jax.Array = lax.reduce_window(
+        x, 0.0, lax.add, windows, strides, ((0, 0), *edges, (0, 0))
+    )
     return total / float(size * size)
 
 
