@@ -94,7 +94,8 @@ def expected(network: Predictor, images: np.ndarray) -> np.ndarray:
     preprocess = network.preprocess
     mean, std = (np.array(values, np.float32) for values in (preprocess.mean, preprocess.std))
     normal = (images.astype(np.float32) / 255 - mean) / std
-    return np.asarray(jax.nn.softmax(network.model.apply(network.variables, jnp.asarray(normal))))
+    logits: Any = jax.jit(network.model.apply)(network.variables, normal)
+    return np.asarray(jax.nn.softmax(logits))
 
 
 def probabilities(
@@ -372,11 +373,11 @@ def test_a_new_environment_with_jax_alone_gives_the_same(tmp_path: pathlib.Path)
 def test_onnx_agrees(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("jax2onnx", reason=f"jax2onnx is not installed: {GET_ONNX}")
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    for name in ("resnet20", "resnet18", "resnet18d", "resnetblur50", "densenet121"):
+    for name in ("resnet20", "resnet18d"):
         network = predictor(name, 64)
         export(network, tmp_path / name, Form(onnx=True))
         session = onnxruntime.InferenceSession(tmp_path / name / ONNX)
-        for count in BATCHES:
+        for count in BATCHES[:2]:
             images = random_images(count, 64)
             (measured,) = session.run(None, {session.get_inputs()[0].name: images})
             np.testing.assert_allclose(measured, expected(network, images), atol=1e-5)

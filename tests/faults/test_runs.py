@@ -34,6 +34,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 ENDLESS = ("--train.steps", "100000")
 
 
+def arguments(workdir: pathlib.Path, data: pathlib.Path, *more: str) -> list[str]:
+    """Returns the options of a run of 40 steps, of a network that compiles in little time."""
+    return kill.arguments(workdir, data, "--model.depths", *"111", *more)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return tmp_path_factory.mktemp("data")
@@ -45,7 +50,7 @@ def expected(
 ) -> tuple[str, list[dict[str, Any]]]:
     """D and the log of a run that nothing happens to."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    processes.finish(kill.start(kill.arguments(workdir, data)))
+    processes.finish(kill.start(arguments(workdir, data)))
     return kill.digest(workdir), kill.log(workdir)
 
 
@@ -57,7 +62,7 @@ def expected(
 def test_fault_02_sigterm_in_each_phase(
     point: str, count: int, data: pathlib.Path, tmp_path: pathlib.Path, expected: Any
 ) -> None:
-    words = kill.arguments(tmp_path / "run", data)
+    words = arguments(tmp_path / "run", data)
     (said,) = processes.finish(kill.start(words, hits=(("TERM", point, count),)), 75)
     assert said.count("is saved: start the same command again") == 1
     processes.finish(kill.start(words))
@@ -68,7 +73,7 @@ def test_fault_02_sigterm_in_each_phase(
 def test_fault_03_a_second_sigterm_during_the_save(
     data: pathlib.Path, tmp_path: pathlib.Path, expected: Any
 ) -> None:
-    words = kill.arguments(tmp_path / "run", data)
+    words = arguments(tmp_path / "run", data)
     # The save at step 10 is the first, the one that the signal asks for the second.
     started = kill.start(words, hits=(("TERM", "step", 15), ("TERM", "saving", 2)))
     kill.ended(started)
@@ -83,7 +88,7 @@ def test_fault_03_a_second_sigterm_during_the_save(
 def test_fault_04_a_full_disk(
     most: int | None, named: str, data: pathlib.Path, tmp_path: pathlib.Path, expected: Any
 ) -> None:
-    words = kill.arguments(tmp_path / "run", data)
+    words = arguments(tmp_path / "run", data)
     started = kill.start(words)
     kill.wait_for_step(tmp_path / "run", 12, started)
     while (
@@ -195,7 +200,7 @@ def test_fault_13_a_part_of_the_state_that_is_not_saved_is_noticed() -> None:
 def test_fault_16_workers_come_and_go(
     data: pathlib.Path, tmp_path: pathlib.Path, expected: Any
 ) -> None:
-    words = kill.arguments(tmp_path / "run", data)
+    words = arguments(tmp_path / "run", data)
     processes.finish(kill.start([*words, "--data.workers", "2"], hits=(("TERM", "step", 15),)), 75)
     processes.finish(kill.start([*words, "--data.workers", "0"], hits=(("TERM", "step", 10),)), 75)
     processes.finish(kill.start([*words, "--data.workers", "2"]))
@@ -207,7 +212,7 @@ def test_fault_16_workers_come_and_go(
 def test_fault_21_a_process_that_stands_still_ends_all(
     victim: int, data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    words = kill.arguments(tmp_path / "run", data, *ENDLESS)
+    words = arguments(tmp_path / "run", data, *ENDLESS)
     started = kill.start(words, 2, hits=(("STOP", "step", 12),), victim=victim)
     kill.wait_for_step(tmp_path / "run", 5, started)
     begun = time.monotonic()
@@ -252,7 +257,7 @@ def test_fault_22_stragglers_are_named_and_no_others() -> None:
 def test_fault_22_a_process_ten_times_slower_is_named_and_goes_on(
     data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    started = kill.start(kill.arguments(tmp_path / "run", data, "--train.steps", "20"), 2)
+    started = kill.start(arguments(tmp_path / "run", data, "--train.steps", "20"), 2)
     kill.wait_for_step(tmp_path / "run", 2, started)
     over = threading.Event()
 
@@ -286,7 +291,7 @@ def test_fault_30_a_damaged_or_forbidden_compile_cache(
     def run(name: str) -> tuple[str, list[dict[str, Any]]]:
         # flaxres chooses its own folder where JAX has none.
         environment = {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": ""}
-        processes.finish(kill.start(kill.arguments(tmp_path / name, data), **environment))
+        processes.finish(kill.start(arguments(tmp_path / name, data), **environment))
         return kill.digest(tmp_path / name), kill.log(tmp_path / name)
 
     assert run("first") == expected

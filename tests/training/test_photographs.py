@@ -57,7 +57,8 @@ def test_the_imagenet_config_trains_and_counts_all_250(
         "configs/imagenet/resnet50.py",
         *(str(word) for pair in options.items() for word in pair),
     ]
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    count = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}"}
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"on {devices} x cpu" in done.stderr

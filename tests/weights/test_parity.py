@@ -19,11 +19,12 @@ except ModuleNotFoundError:
 
 from benchmarks.parity import compare
 
-PLAIN = ["resnet10t", "resnet26t", "resnet18d", "resnet50", "resnet50c", "resnet50s"]
-CHANGED = ["resnet50_gn", "resnext50_32x4d", "wide_resnet50_2", "resnetblur50", "resnetaa50d"]
+# One of each kind of block, stem and norm; `python -m benchmarks.parity` compares all names.
+PLAIN = ["resnet10t", "resnet18d", "resnet50", "resnet50s"]
+CHANGED = ["resnet50_gn", "resnext50_32x4d", "resnetblur50", "resnetaa50d"]
 ATTENTIVE = ["seresnet18", "ecaresnet50d", "resnetrs50"]
 PREACTIVATED = ["resnetv2_50", "resnetv2_50d", "resnetv2_50x1_bit"]
-ZOO = [*PLAIN, *CHANGED, *ATTENTIVE, *PREACTIVATED, "densenet121", "densenet161"]
+ZOO = [*PLAIN, *CHANGED, *ATTENTIVE, *PREACTIVATED, "densenet121"]
 
 
 @pytest.mark.slow
@@ -36,19 +37,19 @@ def test_logits_features_and_round_trip_agree_with_timm(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stride", [8, 16])
-@pytest.mark.parametrize("name", ["resnet50", "resnet18d", "resnetblur50", "resnetaa50d"])
+@pytest.mark.parametrize(
+    ("name", "stride"),
+    [("resnet50", 8), ("resnet18d", 16), ("resnetblur50", 16), ("resnetaa50d", 8)],
+)
 def test_dilated_networks_agree_with_timm(name: str, stride: int) -> None:
     assert max(compare(name, output_stride=stride)[:2]) <= 1e-4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["resnet20", "resnet18", "resnet50", "resnet50d", "seresnet50", "densenet121"]
-)
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "resnet50d", "seresnet50", "densenet121"])
 def test_training_agrees_with_pytorch_in_float64(name: str) -> None:
     words = [sys.executable, "-m", "tools.training_parity", name, "--json"]
-    environment = os.environ | {"JAX_ENABLE_X64": "1", "XLA_FLAGS": ""}
+    environment = os.environ | {"JAX_ENABLE_X64": "1"}
     done = subprocess.run(
         words,
         env=environment,
