@@ -1,6 +1,6 @@
 """Sends SIGKILL to training runs at random times, and resumes them.
 
-    python -m tools.kill --kills 5 [--points] [--processes 2] --json
+    python -m tools.kill --kills 5 [--points] [--outputs] [--processes 2] --json
 
 The final digest is the SHA-256 over every leaf of the final state (parameters, batch statistics,
 optimizer state, step). The program prints:
@@ -17,13 +17,16 @@ With several processes one of them is killed, in turn.
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 import random
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -39,6 +42,7 @@ from tools import processes
 from tools.killed import LEADING, MOST, POINTS, RESUMING
 
 TIMES = ("images_per_second", "input_stall_percent")
+OUTPUTS = ("kept", "tee", "tee dies", "closed")
 Started = list[subprocess.Popen[str]]
 Hit = tuple[str, str, int]  # signal, point, and the number of the call that it comes at
 
@@ -69,6 +73,30 @@ def start(
     program = ["-m", "tools.killed", *columns, *words]
     environment["FLAXRES_VICTIM"] = str(victim)
     return processes.start(program, count, 1, False, **environment)
+
+
+def lead_output(process: subprocess.Popen[str], output: str, seconds: float) -> None:
+    """Leads the output of a process elsewhere than to this one.
+
+    Args:
+      process: the process.
+      output: "tee", as in a shell's `| tee FILE`; "tee dies", whose tee is killed, as Ctrl-C does;
+        "closed", a pipe whose other end is closed; or "kept".
+      seconds: time until tee dies, or the pipe is closed.
+    """
+    if output == "kept":
+        return
+    pipe, process.stdout = process.stdout, None  # so that communicate() does not read it
+    assert pipe is not None
+    end = pipe.close
+    if output != "closed":
+        tee = subprocess.Popen(["tee", os.devnull], stdin=pipe, stdout=subprocess.DEVNULL)
+        pipe.close()
+        end = tee.kill
+    if output != "tee":
+        timer = threading.Timer(seconds, end)
+        timer.daemon = True
+        timer.start()
 
 
 def ended(started: Started, seconds: float = 600) -> list[str]:
@@ -106,7 +134,13 @@ def log(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def interrupted(
-    words: list[str], rng: random.Random, whole: float, points: list[str], count: int, victim: int
+    words: list[str],
+    rng: random.Random,
+    whole: float,
+    points: list[str],
+    count: int,
+    victim: int,
+    outputs: Sequence[str] = (),
 ) -> tuple[bool, float]:
     """Runs once and kills: at the next point, in the middle of an epoch, or at a random time.
 
@@ -117,6 +151,7 @@ def interrupted(
       points: the points that are left; one is removed. "mid-epoch" is the middle of an epoch.
       count: number of processes.
       victim: number of the process to kill.
+      outputs: one is drawn for each process, see `lead_output`; () keeps all.
 
     Returns:
       True if the kill came before the end of the run, and the seconds that the other processes
@@ -134,6 +169,8 @@ def interrupted(
     if point in POINTS:
         hits = (("KILL", point, rng.randint(1, MOST.get(point, 1))),)
     started = start(words, count, hits, victim)
+    for process in started if outputs else ():
+        lead_output(process, rng.choice(outputs), rng.uniform(0, whole))
     if point == "mid-epoch":
         wait_for_step(workdir, 15, started)
     elif not hits:
@@ -146,7 +183,9 @@ def interrupted(
     seconds = time.monotonic() - killed
     code = started[victim].returncode
     if code not in (0, -signal.SIGKILL):
-        raise RuntimeError(f"exit code {code} on the way to {point}: {texts[victim][-2000:]}")
+        raise RuntimeError(
+            f"exit code {code} on the way to {point}: {(texts[victim] or '')[-2000:]}"
+        )
     if code and any(process.returncode == 0 for process in started):
         raise RuntimeError(
             f"a process was killed at {point}, and another says that the run is finished: "
@@ -191,6 +230,7 @@ def session(chosen: Any, base: pathlib.Path) -> Tally:
     """Trains once without kills, then kills and resumes runs until there are enough kills."""
     rng, tally, count = random.Random(chosen.seed), Tally(), chosen.processes
     points = points_of(chosen, rng)
+    outputs = OUTPUTS if chosen.outputs else ()
     data_dir = base / "data"
     prepare("digits", None, str(data_dir))
     begin = time.perf_counter()
@@ -204,7 +244,7 @@ def session(chosen: Any, base: pathlib.Path) -> Tally:
         try:
             for _ in range(min(chosen.kills_per_run, chosen.kills - tally.kills)):
                 victim = tally.kills % count
-                came, seconds = interrupted(words, rng, whole, points, count, victim)
+                came, seconds = interrupted(words, rng, whole, points, count, victim, outputs)
                 if not came:
                     break  # the run ended first
                 tally.kills += 1
@@ -238,6 +278,11 @@ def main() -> None:
         "--points",
         action="store_true",
         help="kill at the points of tools/killed.py too, in turn with random times",
+    )
+    parser.add_argument(
+        "--outputs",
+        action="store_true",
+        help="lead outputs into tee, into a tee that is killed, or close them at random times",
     )
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

@@ -99,7 +99,7 @@ def test_photographs_train_and_every_one_is_counted(
 @pytest.mark.slow
 def test_fault_01_kill_9_and_the_same_command_end_in_the_same_bits() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tools.kill", "--kills", "1", "--json"],
+        [sys.executable, "-m", "tools.kill", "--kills", "1", "--outputs", "--json"],
         cwd=ROOT,
         capture_output=True,
         text=True,
