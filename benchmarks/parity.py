@@ -41,6 +41,8 @@ def reference(name: str, **attributes: Any) -> Any:
             if isinstance(module, torch.nn.BatchNorm2d | torch.nn.GroupNorm):
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(0, 0.1)
+            if hasattr(module, "v"):  # EvoNorm
+                module.v.uniform_(0.5, 1.5)
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
@@ -55,7 +57,7 @@ def feature_names(name: str, network: Any) -> dict[str, str]:
     """Returns the names of timm's modules by our names of the feature maps."""
     if name.startswith("densenet"):
         stages = {f"stage{i}": f"features.denseblock{i}" for i in range(1, 5)}
-        return {"stem": "features.norm0"} | stages
+        return {"stem": network.feature_info[0]["module"]} | stages
     if name.startswith("resnetv2"):
         stem = "stem.conv3" if hasattr(network.stem, "conv3") else "stem.conv"
         return {"stem": stem} | {f"stage{i}": f"stages.{i - 1}" for i in range(1, 5)}

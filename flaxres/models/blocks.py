@@ -41,6 +41,7 @@ def branch(
     cardinality: int,
     base_width: int,
     dilation: tuple[int, int],
+    reduction: int = 1,
 ) -> list[Row]:
     """Returns the convolutions of a residual branch.
 
@@ -53,14 +54,16 @@ def branch(
       cardinality: groups of the 3x3 (Xie et al. 2017, table 1).
       base_width: width of a group where the block's width is 64 (Xie et al. 2017, table 1).
       dilation: dilation of the strided 3x3, and of a basic block's second 3x3.
+      reduction: divides the width of the first convolution (SENet-154, Hu et al. 2018, section
+        6.1).
     """
     first, rest = dilation
     if kind == "basic":
-        return [Row(width, 3, stride, dilation=first), Row(width, 3, dilation=rest)]
+        return [Row(width // reduction, 3, stride, dilation=first), Row(width, 3, dilation=rest)]
     inner = width * base_width // 64 * cardinality
     strides = (stride, 1) if v1 else (1, stride)
     return [
-        Row(inner, 1, strides[0]),
+        Row(inner // reduction, 1, strides[0]),
         Row(inner, 3, strides[1], cardinality, first),
         Row(4 * width, 1),
     ]
@@ -70,7 +73,8 @@ class Projection(nn.Module):
     """A shortcut with parameters; layers are named by index, as in PyTorch's `downsample`.
 
     Option B of He et al. 2016, section 3.3: a 1x1 convolution and a norm. With `averaged`, that of
-    ResNet-D (He et al. 2019, section 4.2), which averages pixels instead of skipping them.
+    ResNet-D (He et al. 2019, section 4.2), which averages pixels instead of skipping them. `kernel`
+    has the size and the dilation of a larger convolution, which never averages.
     """
 
     features: int
@@ -79,6 +83,7 @@ class Projection(nn.Module):
     averaged: bool
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
+    kernel: tuple[int, int] = (1, 1)
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
@@ -87,7 +92,10 @@ class Projection(nn.Module):
             first, stride = 1, 1
             if self.stride != 1 or self.dilation != 1:
                 x = shrink_average(x, self.stride)
-        x = self.conv(self.features, kernel_size=1, stride=stride, name=str(first))(x)
+        size, dilation = self.kernel
+        x = self.conv(
+            self.features, kernel_size=size, stride=stride, dilation=dilation, name=str(first)
+        )(x)
         y: jax.Array = self.norm(name=str(first + 1))(x, use_running_average=not train)
         return y
 
@@ -99,14 +107,16 @@ class ResidualBlock(nn.Module):
     shortcut (Goyal et al. 2017, section 5.1).
 
     Attributes:
-      kind, width, stride, v1, cardinality, base_width, dilation: see `branch`.
+      kind, width, stride, v1, cardinality, base_width, dilation, reduction: see `branch`.
       shortcut: 'projection', 'average' or 'zero_pad' where the shape changes; elsewhere the
         shortcut is the identity. 'none' leaves out all shortcuts: `relu(F(x))`, the plain
         network of section 3.3.
+      shortcut_size: kernel size of a 'projection' that strides or dilates.
       attention: module at the end of the branch, named `se` as in timm.
       anti_alias: 'blur' or 'average' pooling in place of the stride of the 3x3. A 3x3 at which a
         dilation begins is blurred too.
       conv, norm: layers with their dtypes bound.
+      pruned: output channels of each convolution where they are fewer than those of `branch`.
       stochastic: use `drop_rate`, an argument of the call.
 
     Call: `(N, H, W, C)` -> `(N, H / stride, W / stride, expansion * width)`.
@@ -122,8 +132,11 @@ class ResidualBlock(nn.Module):
     cardinality: int = 1
     base_width: int = 64
     dilation: tuple[int, int] = (1, 1)
+    reduction: int = 1
+    shortcut_size: int = 1
     attention: Callable[..., nn.Module] | None = None
     anti_alias: str | None = None
+    pruned: tuple[int, ...] = ()
     stochastic: bool = False
 
     @nn.compact
@@ -138,7 +151,10 @@ class ResidualBlock(nn.Module):
             self.cardinality,
             self.base_width,
             self.dilation,
+            self.reduction,
         )
+        widths = self.pruned or [row.features for row in rows]
+        rows = [row._replace(features=n) for row, n in zip(rows, widths, strict=True)]
         # As in timm: in place of a stride, and where a dilation in place of a stride begins.
         anti_aliased = (self.stride, self.dilation[0]) != (1, self.dilation[1])
         strided = 1 if self.kind == "basic" or self.v1 else 2
@@ -160,22 +176,27 @@ class ResidualBlock(nn.Module):
             y = drop_path(self, y, drop_rate, train)
         if self.shortcut == "none":
             return relu(y)
-        return relu(y + self.shortcut_of(x, train))
+        return relu(y + self.shortcut_of(x, y.shape[-1], train))
 
-    def shortcut_of(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
-        """Returns `x` in the shape of the branch's result."""
-        features = EXPANSION[self.kind] * self.width
+    def shortcut_of(
+        self, x: Float[Array, "n h w c"], features: int, train: bool
+    ) -> Float[Array, "n h2 w2 k"]:
+        """Returns `x` in the shape of the branch's result, which has `features` channels."""
         if self.stride == 1 and x.shape[-1] == features:
             return x
         if self.shortcut == "zero_pad":
             return zero_pad_shortcut(x, features, self.stride)
+        averaged = self.shortcut == "average"
+        keeps_pixels = (self.stride, self.dilation[1]) == (1, 1)
+        plain = averaged or keeps_pixels or self.shortcut_size == 1
         return Projection(
             features,
             self.stride,
             self.dilation[1],
-            self.shortcut == "average",
+            averaged,
             self.conv,
             self.norm,
+            (1, 1) if plain else (self.shortcut_size, self.dilation[0]),
             name="downsample",
         )(x, train)
 
@@ -246,6 +267,8 @@ class Stage(nn.Module):
     Attributes:
       first: makes the first block, which may change the shape.
       rest: makes each further block, which keeps the shape.
+      pruned: for each block, the widths of its convolutions, if they differ from block to block;
+        such blocks can't be scanned.
       drop_rates: rate of stochastic depth of each block.
       scan: trace the blocks after the first only once, under `nn.scan`, so that compile time does
         not grow with depth.
@@ -257,9 +280,15 @@ class Stage(nn.Module):
     drop_rates: tuple[float, ...]
     scan: bool = False
     remat: bool = False
+    pruned: tuple[tuple[int, ...], ...] = ()
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
+        if self.pruned:
+            for i, (rate, widths) in enumerate(zip(self.drop_rates, self.pruned, strict=True)):
+                block = (self.rest if i else self.first)(pruned=widths, name=str(i))
+                x = self.call(block, x, train, rate)
+            return x
         x = self.call(self.first(name="0"), x, train, self.drop_rates[0])
         if self.scan and len(self.drop_rates) > 2:
             rates = jnp.asarray(self.drop_rates[1:], jnp.float32)

@@ -1,7 +1,8 @@
 """Densely connected networks (Huang et al. 2017, "Densely connected convolutional networks")."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,10 @@ from jaxtyping import Array, Float
 
 from flaxres.models.layers import norm_relu, norm_relu_pool
 from flaxres.models.network import Network
-from flaxres.models.pooling import average_pool
+from flaxres.models.pooling import anti_alias_pool, average_pool
 from flaxres.ops.pool import max_pool
 
+CHOICES = {"stem": ("standard", "deep"), "anti_alias": (None, "blur")}
 kaiming_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
@@ -73,15 +75,26 @@ class Features(nn.Module):
 
     depths: tuple[int, ...]
     growth: int
+    stem: str
     stem_width: int
+    anti_alias: str | None
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
     remat: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, features: bool) -> dict[str, jax.Array]:
-        x = self.conv(self.stem_width, kernel_size=7, stride=2, name="conv0")(x)
-        stem, x = norm_relu_pool(self.norm(name="norm0"), x, train, max_pool, features)
+        deep, blurs = self.stem == "deep", self.anti_alias == "blur"
+        widths = (self.growth, self.growth, self.stem_width) if deep else (self.stem_width,)
+        last = len(widths) - 1
+        for i, width in enumerate(widths):
+            stride = 1 if i else 2
+            x = self.conv(width, kernel_size=3 if deep else 7, stride=stride, name=f"conv{i}")(x)
+            if i < last:
+                x = norm_relu(self.norm(name=f"norm{i}"), x, train)
+        pool = functools.partial(max_pool, stride=1 if blurs else 2)
+        stem, x = norm_relu_pool(self.norm(name=f"norm{last}"), x, train, pool, features)
+        x = anti_alias_pool(x, "blur", 2) if blurs else x
         maps = {} if stem is None else {"stem": stem}
         for i, layers in enumerate(self.depths, 1):
             name = f"denseblock{i}"
@@ -103,7 +116,11 @@ class DenseNet(Network):
     Attributes:
       depths: layers in each block.
       growth: channels that each layer adds.
+      stem: 'standard' is a 7x7/2 convolution; 'deep' is three 3x3 convolutions of widths `growth`,
+        `growth` and `stem_width`.
       stem_width: channels before the first block.
+      anti_alias: None, or 'blur' pooling in place of the stride of the stem's max pooling
+        (Zhang 2019, section 3.2).
 
     Called as `ResNet` is. `stage1` to `stage4` are the outputs of the dense blocks.
 
@@ -115,25 +132,36 @@ class DenseNet(Network):
       (1, 10)
     """
 
+    # Attributes that change the function and none of the leaves.
+    BEYOND_LEAVES: ClassVar = ("anti_alias",)
+
     depths: tuple[int, ...] = (6, 12, 24, 16)
     growth: int = 32
+    stem: str = "standard"
     stem_width: int = 64
+    anti_alias: str | None = None
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "n h w c"], train: bool = False, features: bool = False
     ) -> Any:
-        self.check(images)
-        conv, norm = self.conv(kernel_init=kaiming_fan_in), self.norm()
-        body = Features(
-            self.depths, self.growth, self.stem_width, conv, norm, self.remat, name="features"
+        self.check(
+            images, **{name: (getattr(self, name), allowed) for name, allowed in CHOICES.items()}
         )
+        conv, norm = self.conv(kernel_init=kaiming_fan_in), self.norm()
+        stem = (self.stem, self.stem_width, self.anti_alias)
+        body = Features(self.depths, self.growth, *stem, conv, norm, self.remat, name="features")
         maps = body(images, train, features)
         maps["pooled"] = self.pooled(maps.pop("last"))
         return maps if features else self.head(maps["pooled"], train, "classifier")
 
     def extents(self, side: int) -> list[int] | None:
-        """Returns the extent of each block's map, see `Network.extents`."""
+        """Returns the extent of each block's map, see `Network.extents`.
+
+        A blur reflects the pixel beside an edge, so there must be two.
+        """
+        if self.anti_alias == "blur" and side < 3:
+            return None
         stem = -(-side // 4)
         result = [stem // 2**i for i in range(len(self.depths))]
         return result if result[-1] else None

@@ -209,6 +209,20 @@ class BatchNorm(nn.Module):
         return group
 
 
+def in_groups(x: Float[Array, "n h w c"], groups: int) -> Float[Array, "n h w groups k"]:
+    """Splits the channels into groups.
+
+    Raises:
+      InputError: `groups` does not divide the channels.
+    """
+    channels = x.shape[-1]
+    if channels % groups:
+        raise InputError(
+            f"channels (={channels}) must be divisible by the {groups} groups of the norm"
+        )
+    return x.reshape(*x.shape[:-1], groups, channels // groups)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation (Wu & He 2018) over groups of channels; needs no batch statistics.
 
@@ -229,20 +243,50 @@ class GroupNorm(nn.Module):
         self, x: Float[Array, "n h w c"], use_running_average: bool
     ) -> Float[Array, "n h w c"]:
         del use_running_average
-        channels = x.shape[-1]
-        if channels % self.groups:
-            raise InputError(
-                f"channels (={channels}) must be divisible by the {self.groups} groups of the norm"
-            )
-        wide = at_least_float32(self.param_dtype)
+        channels, wide = x.shape[-1], at_least_float32(self.param_dtype)
+        grouped = in_groups(x, self.groups).astype(wide)
         scale = self.param("scale", self.scale_init, (channels,), self.param_dtype).astype(wide)
         bias_init = nn.initializers.zeros_init()
         bias = self.param("bias", bias_init, (channels,), self.param_dtype).astype(wide)
-        grouped = x.reshape(*x.shape[:-1], self.groups, channels // self.groups).astype(wide)
         mean = grouped.mean((1, 2, 4), keepdims=True)
         var = grouped.var((1, 2, 4), keepdims=True)
         normal = ((grouped - mean) * lax.rsqrt(var + self.epsilon)).reshape(x.shape)
         return (normal * by_channel(scale, x) + by_channel(bias, x)).astype(self.dtype)
+
+
+class EvoNorm(nn.Module):
+    """EvoNorm-S0, a norm that is its own activation (Liu et al. 2020, table 2).
+
+    Computes `x * sigmoid(v * x) / std * scale + bias`. The standard deviation is that of a group
+    of channels, as in `GroupNorm`; no mean is subtracted.
+
+    Call: `(N, H, W, C)` -> the same shape in `dtype`; `use_running_average` has no effect.
+
+    Raises:
+      InputError: `groups` does not divide the channels.
+    """
+
+    groups: int = 32
+    epsilon: float = 1e-5
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], use_running_average: bool
+    ) -> Float[Array, "n h w c"]:
+        del use_running_average
+        wide = at_least_float32(self.param_dtype)
+        var = in_groups(x, self.groups).astype(wide).var((1, 2, 4), keepdims=True)
+        ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
+        scale, bias, v = (
+            by_channel(self.param(name, init, x.shape[-1:], self.param_dtype).astype(wide), x)
+            for name, init in (("scale", ones), ("bias", zeros), ("v", ones))
+        )
+        x = x.astype(wide)
+        swish = in_groups(x * nn.sigmoid(v * x), self.groups)
+        normal = (swish * lax.rsqrt(var + self.epsilon)).reshape(x.shape)
+        return (normal * scale + bias).astype(self.dtype)
 
 
 class SqueezeExcite(nn.Module):
@@ -266,15 +310,17 @@ class SqueezeExcite(nn.Module):
 class EfficientChannelAttention(nn.Module):
     """Efficient channel attention (Wang et al. 2020, section 3.2).
 
-    A 1-D convolution over the globally pooled channels gives each channel's weight.
+    A 1-D convolution over the globally pooled channels gives each channel's weight. Its size
+    follows from `channels`, by default those of the input; a pruned network has fewer.
     """
 
+    channels: int | None = None
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
-        size = int(abs(math.log2(x.shape[-1]) + 1) / 2)
+        size = int(abs(math.log2(self.channels or x.shape[-1]) + 1) / 2)
         size = max(size if size % 2 else size + 1, 3)
         conv = nn.Conv(
             1,
@@ -292,13 +338,17 @@ class EfficientChannelAttention(nn.Module):
 def norm_relu(norm: nn.Module, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w c"]:
     """Computes `relu(norm(x))`, with `BatchNorm` as one operation.
 
+    `EvoNorm` comes without the ReLU.
+
     Args:
-      norm: a `BatchNorm` or `GroupNorm`.
+      norm: a `BatchNorm`, `GroupNorm` or `EvoNorm`.
       x: activations `(N, H, W, C)`.
       train: normalise by the statistics of the batch.
     """
     if isinstance(norm, BatchNorm):
         return kept.keep(norm(x, not train, NORMALISED_AND_RECTIFIED))
+    if isinstance(norm, EvoNorm):
+        return kept.keep(norm(x, not train))
     return relu(norm(x, not train))
 
 

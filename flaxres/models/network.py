@@ -11,7 +11,7 @@ from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Shaped
 
 from flaxres.errors import InputError, unknown
-from flaxres.models.layers import BatchNorm, Conv, GroupNorm, head_init
+from flaxres.models.layers import BatchNorm, Conv, EvoNorm, GroupNorm, head_init
 from flaxres.models.stochastic import Dropout
 from flaxres.ops.norm import at_least_float32
 
@@ -62,8 +62,8 @@ class Network(nn.Module):
     def norm(self, kind: str = "batch") -> Callable[..., nn.Module]:
         """Returns the norm module of a kind with the network's dtypes and statistics bound."""
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        if kind == "group":
-            return functools.partial(GroupNorm, **dtypes)
+        if kind in ("group", "evo"):
+            return functools.partial(GroupNorm if kind == "group" else EvoNorm, **dtypes)
         return functools.partial(
             BatchNorm,
             group=self.bn_group,

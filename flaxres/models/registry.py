@@ -12,6 +12,7 @@ from typing import Any
 from flaxres.errors import InputError, unknown
 from flaxres.models.densenet import DenseNet
 from flaxres.models.network import Network
+from flaxres.models.pruned import ECA_RESNET_50D, ECA_RESNET_101D
 from flaxres.models.resnet import ResNet
 from flaxres.models.resnet9 import ResNet9
 from flaxres.models.resnetv2 import ResNetV2
@@ -24,14 +25,18 @@ partial = functools.partial
 D18 = D26 = (2, 2, 2, 2)
 D34 = D50 = (3, 4, 6, 3)
 D101, D152, D200 = (3, 4, 23, 3), (3, 8, 36, 3), (3, 24, 36, 3)
+D269 = (3, 30, 48, 8)
 BOTTLENECKS = {26: D26, 50: D50, 101: D101, 152: D152, 200: D200}
 
 basic = partial(ResNet, block="basic")
+basic_v2 = partial(ResNetV2, block="basic", widths=(64, 128, 256, 512))
 deep: dict[str, Any] = {"stem": "deep", "stem_width": 32}
 tiered: dict[str, Any] = {"stem": "deep_tiered", "stem_width": 32}
 d: dict[str, Any] = deep | {"shortcut": "average"}
 t: dict[str, Any] = tiered | {"shortcut": "average"}
 rs: dict[str, Any] = d | {"stem_convolution": True, "attention": "se", "se_ratio": 0.25}
+x4: dict[str, Any] = {"cardinality": 32, "base_width": 4}
+x8: dict[str, Any] = {"cardinality": 32, "base_width": 8}
 bit: dict[str, Any] = {"stem": "fixed", "norm_kind": "group", "standardise": 1e-8}
 
 # He et al. 2016, section 4.2: 6n + 2 layers, n blocks in each stage, option A shortcuts. The head's
@@ -64,15 +69,18 @@ MODELS: dict[str, Row] = {
     "resnet18d": partial(basic, depths=D18, **d),
     "resnet34d": partial(basic, depths=D34, **d),
     **{f"resnet{n}d": partial(ResNet, depths=depths, **d) for n, depths in BOTTLENECKS.items()},
-    "resnet50c": partial(ResNet, depths=D50, **deep),
-    "resnet50s": partial(ResNet, depths=D50, stem="deep"),
+    **{f"resnet{n}c": partial(ResNet, depths=BOTTLENECKS[n], **deep) for n in (50, 101, 152)},
+    **{f"resnet{n}s": partial(ResNet, depths=BOTTLENECKS[n], stem="deep") for n in (50, 101, 152)},
     "resnet50_gn": partial(ResNet, depths=D50, norm_kind="group"),
     # Zagoruyko & Komodakis 2016; Xie et al. 2017, table 1.
     "wide_resnet50_2": partial(ResNet, depths=D50, base_width=128),
     "wide_resnet101_2": partial(ResNet, depths=D101, base_width=128),
-    "resnext50_32x4d": partial(ResNet, depths=D50, cardinality=32, base_width=4),
-    "resnext101_32x4d": partial(ResNet, depths=D101, cardinality=32, base_width=4),
-    "resnext101_32x8d": partial(ResNet, depths=D101, cardinality=32, base_width=8),
+    "resnext50_32x4d": partial(ResNet, depths=D50, **x4),
+    "resnext50d_32x4d": partial(ResNet, depths=D50, **x4, **d),
+    **{
+        f"resnext101_32x{width}d": partial(ResNet, depths=D101, cardinality=32, base_width=width)
+        for width in (4, 8, 16, 32)
+    },
     "resnext101_64x4d": partial(ResNet, depths=D101, cardinality=64, base_width=4),
     # Hu et al. 2018; Wang et al. 2020; Bello et al. 2021.
     "seresnet18": partial(basic, depths=D18, attention="se"),
@@ -81,9 +89,35 @@ MODELS: dict[str, Row] = {
         f"seresnet{n}": partial(ResNet, depths=BOTTLENECKS[n], attention="se")
         for n in (50, 101, 152)
     },
-    "seresnext50_32x4d": partial(ResNet, depths=D50, attention="se", cardinality=32, base_width=4),
-    "seresnext101_32x4d": partial(
-        ResNet, depths=D101, attention="se", cardinality=32, base_width=4
+    "seresnet152d": partial(ResNet, depths=D152, attention="se", **d),
+    "seresnext26d_32x4d": partial(ResNet, depths=D26, attention="se", **x4, **d),
+    "seresnext26t_32x4d": partial(ResNet, depths=D26, attention="se", **x4, **t),
+    "seresnext50_32x4d": partial(ResNet, depths=D50, attention="se", **x4),
+    "seresnext101_32x4d": partial(ResNet, depths=D101, attention="se", **x4),
+    "seresnext101_32x8d": partial(ResNet, depths=D101, attention="se", **x8),
+    "seresnext101d_32x8d": partial(ResNet, depths=D101, attention="se", **x8, **d),
+    "seresnext101_64x4d": partial(
+        ResNet, depths=D101, attention="se", cardinality=64, base_width=4
+    ),
+    "senet154": partial(
+        ResNet,
+        depths=D152,
+        stem="deep",
+        attention="se",
+        cardinality=64,
+        base_width=4,
+        reduction=2,
+        shortcut_size=3,
+    ),
+    "ecaresnetlight": partial(
+        ResNet, depths=(1, 1, 11, 3), attention="eca", shortcut="average", stem_width=64
+    ),
+    "ecaresnet26t": partial(ResNet, depths=D26, attention="eca", **t),
+    "ecaresnet101d": partial(ResNet, depths=D101, attention="eca", **d),
+    "ecaresnet269d": partial(ResNet, depths=D269, attention="eca", **d),
+    "ecaresnet50d_pruned": partial(ResNet, depths=D50, attention="eca", pruned=ECA_RESNET_50D, **d),
+    "ecaresnet101d_pruned": partial(
+        ResNet, depths=D101, attention="eca", pruned=ECA_RESNET_101D, **d
     ),
     "ecaresnet50d": partial(ResNet, depths=D50, attention="eca", **d),
     "ecaresnet50t": partial(ResNet, depths=D50, attention="eca", **t),
@@ -95,7 +129,32 @@ MODELS: dict[str, Row] = {
     "resnetblur50": partial(ResNet, depths=D50, anti_alias="blur"),
     "resnetaa50": partial(ResNet, depths=D50, anti_alias="average"),
     "resnetaa50d": partial(ResNet, depths=D50, anti_alias="average", **d),
+    "resnetaa101d": partial(ResNet, depths=D101, anti_alias="average", **d),
+    "seresnextaa101d_32x8d": partial(
+        ResNet, depths=D101, attention="se", anti_alias="average", **x8, **d
+    ),
+    "seresnextaa201d_32x8d": partial(
+        ResNet,
+        depths=(3, 24, 36, 4),
+        attention="se",
+        anti_alias="average",
+        **x8,
+        **d | {"stem_width": 64},
+    ),
+    # timm's, for tests: about half a million parameters.
+    "test_resnet": partial(
+        ResNet,
+        depths=(1, 1, 1, 1),
+        block=("basic", "basic", "bottleneck", "basic"),
+        widths=(32, 48, 48, 96),
+        **d | {"stem_width": 16},
+    ),
     # He et al. 2016, "Identity mappings"; Kolesnikov et al. 2020.
+    **{f"resnetv2_{n}": partial(basic_v2, depths=depths) for n, depths in ((18, D18), (34, D34))},
+    **{
+        f"resnetv2_{n}d": partial(basic_v2, depths=depths, stem="deep", averaged=True)
+        for n, depths in ((18, D18), (34, D34))
+    },
     **{f"resnetv2_{n}": partial(ResNetV2, depths=BOTTLENECKS[n]) for n in (50, 101, 152)},
     **{
         f"resnetv2_{n}d": partial(ResNetV2, depths=BOTTLENECKS[n], stem="deep", averaged=True)
@@ -111,8 +170,16 @@ MODELS: dict[str, Row] = {
         )
         for n, factor in ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4))
     },
+    # Wu & He 2018; Liu et al. 2020.
+    **{
+        f"resnetv2_50d_{name}": partial(
+            ResNetV2, depths=D50, stem="deep", averaged=True, norm_kind=kind
+        )
+        for name, kind in (("gn", "group"), ("evos", "evo"))
+    },
     # Huang et al. 2017, table 1.
     "densenet121": partial(DenseNet, depths=(6, 12, 24, 16)),
+    "densenetblur121d": partial(DenseNet, depths=(6, 12, 24, 16), stem="deep", anti_alias="blur"),
     "densenet161": partial(DenseNet, depths=(6, 12, 36, 24), growth=48, stem_width=96),
     "densenet169": partial(DenseNet, depths=(6, 12, 32, 32)),
     "densenet201": partial(DenseNet, depths=(6, 12, 48, 32)),
@@ -123,18 +190,24 @@ MODELS: dict[str, Row] = {
 }
 
 
+def natural(name: str) -> list[int | str]:
+    """Returns the key that sorts names in natural order.
+
+    Examples:
+      >>> sorted(["resnet101", "resnet50"], key=natural)
+      ['resnet50', 'resnet101']
+    """
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
 def list_models(pattern: str = "*") -> list[str]:
     """Returns the names that match a shell pattern, in natural order (resnet50 before resnet101).
 
     Examples:
       >>> import flaxres
       >>> flaxres.list_models("resnet*c")
-      ['resnet50c']
+      ['resnet50c', 'resnet101c', 'resnet152c']
     """
-
-    def natural(name: str) -> list[int | str]:
-        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
-
     return sorted(fnmatch.filter(MODELS, pattern), key=natural)
 
 

@@ -11,6 +11,7 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from flaxres.errors import InputError, unknown
 from flaxres.models.blocks import EXPANSION, ResidualBlock, Stage
 from flaxres.models.layers import (
     EfficientChannelAttention,
@@ -24,7 +25,6 @@ from flaxres.ops.pool import max_pool
 
 STEMS = ("standard", "small", "deep", "deep_tiered")
 CHOICES = {
-    "block": tuple(EXPANSION),
     "stem": STEMS,
     "shortcut": ("projection", "average", "zero_pad", "none"),
     "attention": (None, "se", "eca"),
@@ -75,7 +75,7 @@ class ResNet(Network):
 
     Attributes:
       depths: blocks in each stage.
-      block: 'basic' or 'bottleneck'.
+      block: 'basic' or 'bottleneck', or one of them for each stage.
       widths: inner width of each stage's blocks; stages after the first halve the resolution.
       stem: 'standard' is a 7x7/2 convolution and 3x3/2 max pooling. 'small' is a 3x3 convolution
         for small images. 'deep' is three 3x3 convolutions of widths `stem_width`, `stem_width` and
@@ -84,12 +84,15 @@ class ResNet(Network):
       stem_convolution: a strided convolution in place of the max pooling (ResNet-RS).
       shortcut: 'projection' (option B), 'average' (ResNet-D), 'zero_pad' (option A, without
         parameters), or 'none' (a plain network).
+      shortcut_size: kernel size of a 'projection' that strides (SENet-154, Hu et al. 2018).
+      reduction: divides the width of each block's first convolution (SENet-154).
       v1: stride on a bottleneck's first 1x1 (He et al. 2016) and not, as v1.5, on the 3x3.
       cardinality: groups of the 3x3 (ResNeXt, Xie et al. 2017).
       base_width: width of a group where the block's width is 64 (ResNeXt, wide ResNets).
       attention: None, 'se' (of `se_ratio`) or 'eca'.
       anti_alias: None, or 'blur' or 'average' pooling in place of strides.
       norm_kind: 'batch' or 'group'.
+      pruned: output channels of every convolution of the blocks, in order, in a pruned network.
       output_stride: 32, or 16 or 8 with dilated convolutions in the last stages.
       head_name: name of the head in weight files.
 
@@ -115,12 +118,14 @@ class ResNet(Network):
     BEYOND_LEAVES: ClassVar = ("shortcut", "v1", "anti_alias", "output_stride")
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
-    block: str = "bottleneck"
+    block: str | tuple[str, ...] = "bottleneck"
     widths: tuple[int, ...] = (64, 128, 256, 512)
     stem: str = "standard"
     stem_width: int = 64
     stem_convolution: bool = False
     shortcut: str = "projection"
+    shortcut_size: int = 1
+    reduction: int = 1
     v1: bool = False
     cardinality: int = 1
     base_width: int = 64
@@ -128,6 +133,7 @@ class ResNet(Network):
     se_ratio: float = 1 / 16
     anti_alias: str | None = None
     norm_kind: str = "batch"
+    pruned: tuple[int, ...] = ()
     output_stride: int = 32
     head_name: str = "fc"
 
@@ -143,26 +149,66 @@ class ResNet(Network):
         maps = {} if stem is None else {"stem": stem}
         block = functools.partial(
             ResidualBlock,
-            kind=self.block,
             conv=conv,
             norm=norm,
             shortcut=self.shortcut,
+            shortcut_size=self.shortcut_size,
+            reduction=self.reduction,
             v1=self.v1,
             cardinality=self.cardinality,
             base_width=self.base_width,
-            attention=self.attention_module(conv),
             anti_alias=self.anti_alias,
             stochastic=self.stochastic_depth > 0,
         )
-        stages = zip(self.widths, self.drop_rates(self.depths), self.stage_strides(), strict=True)
-        for i, (width, rates, (stride, dilations)) in enumerate(stages, 1):
+        rates, strides = self.drop_rates(self.depths), self.stage_strides()
+        stages = zip(self.stage_blocks(), self.widths, rates, strides, strict=True)
+        for i, (kind, width, drops, (stride, dilations)) in enumerate(stages, 1):
+            attention = self.attention_module(conv, EXPANSION[kind] * width)
+            sized = functools.partial(block, kind=kind, width=width, attention=attention)
             dilation = dilations[1]
-            first = functools.partial(block, width=width, stride=stride, dilation=dilations)
-            rest = functools.partial(block, width=width, stride=1, dilation=(dilation, dilation))
-            x = Stage(first, rest, rates, self.scan_blocks, self.remat, name=f"layer{i}")(x, train)
+            first = functools.partial(sized, stride=stride, dilation=dilations)
+            rest = functools.partial(sized, stride=1, dilation=(dilation, dilation))
+            stage = functools.partial(Stage, first, rest, drops, self.scan_blocks, self.remat)
+            x = stage(self.pruned_blocks(i - 1), name=f"layer{i}")(x, train)
             maps[f"stage{i}"] = x
         maps["pooled"] = self.pooled(x)
         return maps if features else self.head(maps["pooled"], train, self.head_name)
+
+    def stage_blocks(self) -> tuple[str, ...]:
+        """Returns the type of each stage's blocks.
+
+        Raises:
+          InputError: a type is unknown, or there is not one for each stage.
+        """
+        blocks = (self.block,) * len(self.depths) if isinstance(self.block, str) else self.block
+        for block in blocks:
+            if block not in EXPANSION:
+                raise unknown("block", block, EXPANSION)
+        if len(blocks) != len(self.depths):
+            raise InputError(
+                f"block (={blocks}) and depths (={self.depths}) must be equally many: give one "
+                "type of block, or one of each stage"
+            )
+        return blocks
+
+    def pruned_blocks(self, stage: int) -> tuple[tuple[int, ...], ...]:
+        """Returns the widths of the convolutions of a stage's blocks, () if none is pruned.
+
+        Raises:
+          InputError: `pruned` does not have a width for every convolution.
+        """
+        if not self.pruned:
+            return ()
+        counts = [2 if kind == "basic" else 3 for kind in self.stage_blocks()]
+        per_stage = [count * depth for count, depth in zip(counts, self.depths, strict=True)]
+        if len(self.pruned) != sum(per_stage):
+            raise InputError(
+                f"pruned has {len(self.pruned)} widths, the blocks have {sum(per_stage)} "
+                "convolutions: give one width for each of them"
+            )
+        start, count = sum(per_stage[:stage]), counts[stage]
+        widths = self.pruned[start : start + per_stage[stage]]
+        return tuple(widths[i : i + count] for i in range(0, len(widths), count))
 
     def stage_strides(self) -> list[tuple[int, tuple[int, int]]]:
         """Returns each stage's stride, and the dilation of its first block's 3x3 and of the others.
@@ -232,10 +278,19 @@ class ResNet(Network):
             return x, PoolingConvolution(conv, norm, name="maxpool")(x, train)
         return x, anti_alias_pool(x, "average", 2)
 
-    def attention_module(self, conv: Callable[..., nn.Module]) -> Callable[..., nn.Module] | None:
-        """Returns the attention module with its attributes bound, or None."""
+    def attention_module(
+        self, conv: Callable[..., nn.Module], channels: int
+    ) -> Callable[..., nn.Module] | None:
+        """Returns the attention module of a stage's blocks, or None.
+
+        Args:
+          conv: convolution with its dtypes bound.
+          channels: of the blocks' results, before any pruning.
+        """
         if self.attention == "se":
             return functools.partial(SqueezeExcite, conv, self.se_ratio)
         if self.attention == "eca":
-            return functools.partial(EfficientChannelAttention, self.dtype, self.param_dtype)
+            return functools.partial(
+                EfficientChannelAttention, channels, self.dtype, self.param_dtype
+            )
         return None

@@ -20,7 +20,7 @@ from flaxres.ops.pool import max_pool
 CHOICES = {
     "block": tuple(EXPANSION),
     "stem": ("standard", "small", "deep", "fixed"),
-    "norm_kind": ("batch", "group"),
+    "norm_kind": ("batch", "group", "evo"),
 }
 
 
@@ -83,12 +83,13 @@ class ResNetV2(Network):
     Attributes:
       depths: blocks in each stage.
       widths: outer width of each stage; stages after the first halve the resolution.
-      block: 'bottleneck' or 'basic'.
+      block: 'bottleneck' or 'basic'. The first block of a stage has a projection; a basic one that
+        keeps the shape has none.
       stem: 'standard' (7x7/2, max pooling), 'small' (3x3), 'deep' (three 3x3, max pooling) or
         'fixed' (BiT's: the max pooling pads by zeros).
       stem_width: width of the stem's output.
       averaged: average pooling before the projections, as in ResNet-D.
-      norm_kind: 'batch' or 'group'.
+      norm_kind: 'batch', 'group', or 'evo' (EvoNorm-S0, in place of each norm and its ReLU).
       standardise: epsilon of weight standardisation, or None.
 
     Called as `ResNet` is. `stem` and `stage1` to `stage4` are raw sums, before any norm.
@@ -136,7 +137,8 @@ class ResNetV2(Network):
         for width, rates in zip(self.widths, self.drop_rates(self.depths), strict=True):
             rest = functools.partial(block, features=width, stride=1)
             stride = 2 if stages else 1
-            first = functools.partial(rest, stride=stride, project=True, averaged=self.averaged)
+            project = self.block != "basic" or stride != 1 or width != self.stem_width
+            first = functools.partial(rest, stride=stride, project=project, averaged=self.averaged)
             stages.append(
                 functools.partial(Stage, first, rest, rates, self.scan_blocks, self.remat)
             )

@@ -16,6 +16,7 @@ LEAVES = {
     "kernel": "weight",
     "scale": "weight",
     "bias": "bias",
+    "v": "v",
     "mean": "running_mean",
     "var": "running_var",
 }

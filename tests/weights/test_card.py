@@ -32,6 +32,9 @@ OTHERS: dict[str, dict[str, tuple[Any, ...]]] = {
         "stem": ("small", "deep"),
         "stem_convolution": (True,),
         "shortcut": ("average", "zero_pad", "none"),
+        "shortcut_size": (3,),
+        "reduction": (2,),
+        "pruned": ((5, 5, 30, 9, 9, 60),),
         "v1": (True,),
         "cardinality": (2,),
         "base_width": (32,),
@@ -46,7 +49,7 @@ OTHERS: dict[str, dict[str, tuple[Any, ...]]] = {
         "block": ("basic",),
         "stem": ("small", "deep", "fixed"),
         "averaged": (True,),
-        "norm_kind": ("group",),
+        "norm_kind": ("group", "evo"),
         "standardise": (1e-6,),
     },
 }

@@ -23,8 +23,10 @@ from benchmarks.parity import compare
 PLAIN = ["resnet10t", "resnet18d", "resnet50", "resnet50s"]
 CHANGED = ["resnet50_gn", "resnext50_32x4d", "resnetblur50", "resnetaa50d"]
 ATTENTIVE = ["seresnet18", "ecaresnet50d", "resnetrs50"]
-PREACTIVATED = ["resnetv2_50", "resnetv2_50d", "resnetv2_50x1_bit"]
-ZOO = [*PLAIN, *CHANGED, *ATTENTIVE, *PREACTIVATED, "densenet121"]
+PREACTIVATED = ["resnetv2_18d", "resnetv2_50", "resnetv2_50x1_bit", "resnetv2_50d_evos"]
+IRREGULAR = ["test_resnet"]
+DENSE = ["densenet121", "densenetblur121d"]
+ZOO = [*PLAIN, *CHANGED, *ATTENTIVE, *PREACTIVATED, *IRREGULAR, *DENSE]
 
 
 @pytest.mark.slow
