@@ -44,6 +44,11 @@ if TYPE_CHECKING:
     from flaxres.training.loop import evaluate as evaluate, fit as fit
     from flaxres.training.xla import compiler_options as compiler_options
     from flaxres.weights.hub import load_pretrained as load_pretrained
+    from flaxres.weights.tags import (
+        Pretrained as Pretrained,
+        list_pretrained as list_pretrained,
+        pretrained_info as pretrained_info,
+    )
     from flaxres.weights.transfer import load_weights as load_weights, save_weights as save_weights
 
 # Loaded on first use.
@@ -53,14 +58,17 @@ _LAZY = {
     "DataConfig": "flaxres.config.schema",
     "ModelConfig": "flaxres.config.schema",
     "OptimConfig": "flaxres.config.schema",
+    "Pretrained": "flaxres.weights.tags",
     "Report": "flaxres.training.evaluation",
     "TrainConfig": "flaxres.config.schema",
     "compiler_options": "flaxres.training.xla",
     "evaluate": "flaxres.training.loop",
     "fit": "flaxres.training.loop",
+    "list_pretrained": "flaxres.weights.tags",
     "load_pretrained": "flaxres.weights.hub",
     "load_run": "flaxres.inference.runs",
     "load_weights": "flaxres.weights.transfer",
+    "pretrained_info": "flaxres.weights.tags",
     "save_weights": "flaxres.weights.transfer",
     "variant": "flaxres.config.files",
 }
@@ -72,6 +80,7 @@ __all__ = [
     "InputError",
     "ModelConfig",
     "OptimConfig",
+    "Pretrained",
     "Report",
     "ResNet",
     "ResNet9",
@@ -94,9 +103,11 @@ __all__ = [
     "evaluate",
     "fit",
     "list_models",
+    "list_pretrained",
     "load_pretrained",
     "load_run",
     "load_weights",
+    "pretrained_info",
     "save_weights",
     "use_native_convolutions",
     "variant",

@@ -1,5 +1,6 @@
 """`flaxres models` and `flaxres configs`."""
 
+import dataclasses
 import fnmatch
 import json
 from collections.abc import Sequence
@@ -21,8 +22,16 @@ def models(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--size", type=int, help="pixels of a side (224; 32 for the CIFAR networks)"
     )
+    parser.add_argument(
+        "--tags", action="store_true", help="list the pretrained weights that timm hosts instead"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args(arguments)
+    if chosen.tags:
+        if chosen.size is not None:
+            raise InputError(f"--size={chosen.size} has no meaning with --tags: leave one out")
+        _tags(chosen.pattern, chosen.json)
+        return
     if not (names := list_models(chosen.pattern)):
         if set("*?[") & set(chosen.pattern):
             raise InputError(
@@ -44,6 +53,28 @@ def models(arguments: Sequence[str]) -> None:
             print(f"{name:<20}{count:>13,}{gmacs:>9.2f}{size:>8}", flush=True)
     if chosen.json:
         print(json.dumps(facts))
+
+
+def _tags(pattern: str, as_json: bool) -> None:
+    """Lists the pretrained weights whose tag or architecture matches a shell pattern."""
+    from flaxres.weights.tags import list_pretrained, pretrained_info
+
+    if not (names := list_pretrained(pattern)):
+        raise InputError(
+            f"no pretrained weights match {pattern!r}: flaxres models --tags lists all of them"
+        )
+    rows = {name: pretrained_info(name) for name in names}
+    lines = [
+        f"{'tag':<46}{'classes':>8}{'pixels':>8}{'top-1':>8}{'pixels':>8}{'top-1':>8}  license"
+    ]
+    for name, row in rows.items():
+        tested = ((row.input_size, row.top1), (row.test_input_size, row.test_top1))
+        figures = "".join(
+            f"{size:>8}{'-' if top1 is None else f'{top1:.2f}':>8}" for size, top1 in tested
+        )
+        lines.append(f"{name:<46}{row.num_classes:>8}{figures}  {row.license or '-'}")
+    lines += ["", "The second pair of columns is resolution='test' of flaxres.load_pretrained."]
+    show(as_json, {name: dataclasses.asdict(row) for name, row in rows.items()}, lines)
 
 
 def configs(arguments: Sequence[str]) -> None:

@@ -71,8 +71,8 @@ def variables_from_torch(
     Args:
       weights: arrays by PyTorch's names.
       model: the network that the variables are for.
-      adapt: re-initialise a head with another number of classes, and sum or repeat a first
-        convolution with another number of channels as timm does.
+      adapt: re-initialise a head with another number of classes, 0 included, and sum or repeat a
+        first convolution with another number of channels as timm does.
       source: subject of the error message.
 
     Returns:
@@ -92,13 +92,17 @@ def variables_from_torch(
       True
     """
     weights = cleaned(weights)
+    headless = adapt and not any(name.split(".")[0] in HEADS for name in weights)
     flat: dict[Path, np.ndarray | None] = {}
     missing, misshapen = [], []
     for path, leaf in leaves(template(model)):
         name, ours = torch_name(path), ".".join(path)
         array = _take(weights, path)
         if array is None:
-            missing.append(f"{name} ({ours})")
+            if headless and path[1] in HEADS:
+                flat[path] = None
+            else:
+                missing.append(f"{name} ({ours})")
             continue
         _require_float(array, f"{source}: {name}")
         flat[path] = array = _fitted_array(path, array, leaf, adapt)
@@ -107,16 +111,20 @@ def variables_from_torch(
                 f"{name} ({ours}): {array.shape} in the file, {leaf.shape} in the model"
             )
     _refuse(source, missing=missing, unexpected=sorted(weights), misshapen=misshapen)
+    variables: dict[str, Any] = jax.tree.map(jnp.asarray, nested(_initialised(flat, model)))
+    return stack_blocks(variables) if model.scan_blocks else variables
+
+
+def _initialised(flat: dict[Path, np.ndarray | None], model: Network) -> dict[Path, np.ndarray]:
+    """Returns the leaves with freshly initialised ones in place of None."""
+    initial: dict[Path, Any] = {}
     if any(array is None for array in flat.values()):
         images = jnp.zeros((1, 64, 64, model.in_channels))
         unrolled = model.clone(scan_blocks=False, parent=None)
         initial = dict(leaves(unrolled.init(jax.random.key(0), images)))
-        flat = {
-            path: np.asarray(initial[path]) if array is None else array
-            for path, array in flat.items()
-        }
-    variables: dict[str, Any] = jax.tree.map(jnp.asarray, nested(flat))
-    return stack_blocks(variables) if model.scan_blocks else variables
+    return {
+        path: np.asarray(initial[path]) if array is None else array for path, array in flat.items()
+    }
 
 
 def _require_float(array: Shaped[np.ndarray, "..."], name: str) -> None:

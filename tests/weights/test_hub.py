@@ -109,7 +109,7 @@ print(json.dumps([logits, p.size, p.resize, p.interpolation, p.mean, p.revision,
 
 
 def load(
-    endpoint: str, home: pathlib.Path, tag: str = "resnet10t.test", **attributes: Any
+    endpoint: str, home: pathlib.Path, tag: str = "timm/resnet10t.test", **attributes: Any
 ) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "HF_ENDPOINT": endpoint,
@@ -144,7 +144,7 @@ def test_a_tag_is_loaded_and_then_needs_no_network(
     adapted = load(endpoint, home, num_classes=5, in_channels=1)
     assert adapted.returncode == 0, adapted.stderr
     assert np.asarray(json.loads(adapted.stdout.splitlines()[-1])[0]).shape == (1, 5)
-    unknown = load(endpoint, home, "resnet10t.nothing")
+    unknown = load(endpoint, home, "timm/resnet10t.nothing")
     assert (
         "InputError: config.json of 'timm/resnet10t.nothing' can't be loaded from the hub"
         in unknown.stderr
