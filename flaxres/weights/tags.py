@@ -136,6 +136,8 @@ def pretrained_info(name: str) -> Pretrained:
     rows = table()
     if TORCHVISION.fullmatch(name):
         names = {row.torchvision: row for row in rows.values() if row.torchvision}
+        # DEFAULT is the newest of a class.
+        names |= {f"{n.partition('.')[0]}.DEFAULT": names[n] for n in sorted(names)}
         if name not in names:
             raise _unknown("torchvision's weights", name, list(names))
         return names[name]

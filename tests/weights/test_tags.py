@@ -36,6 +36,8 @@ def test_tags_are_listed_in_natural_order() -> None:
         ("resnet50", "resnet50.a1_in1k"),
         ("resnet50.tv_in1k", "resnet50.tv_in1k"),
         ("ResNet50_Weights.IMAGENET1K_V2", "resnet50.tv2_in1k"),
+        ("ResNet50_Weights.DEFAULT", "resnet50.tv2_in1k"),
+        ("ResNet18_Weights.DEFAULT", "resnet18.tv_in1k"),
         ("DenseNet161_Weights.IMAGENET1K_V1", "densenet161.tv_in1k"),
     ],
 )
