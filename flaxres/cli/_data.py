@@ -38,6 +38,13 @@ def data(arguments: Sequence[str]) -> None:
             metavar="SHARE",
             help="share of each class of a folder's train that becomes val (0)",
         )
+        if name != "prepare":
+            command.add_argument(
+                "--no-copy",
+                dest="copy",
+                action="store_false",
+                help="read a folder in place, without preparing it (data.copy)",
+            )
         command.add_argument("--json", action="store_true", help="print one JSON object")
         add_options(command)
     chosen = parser.parse_args(arguments)
@@ -93,16 +100,17 @@ def data_prepare(chosen: argparse.Namespace) -> None:
 
 def data_info(chosen: argparse.Namespace) -> None:
     """Describes a dataset, which is prepared first if it is one of ours."""
-    from flaxres.data.datasets import ensure_prepared
-    from flaxres.data.sources import describe
+    from flaxres.data.datasets import describe
 
     if chosen.config and not chosen.sheet:
         raise InputError("--config needs --sheet: it gives the augmentation to draw")
-    ensure_prepared(chosen.name, chosen.source, chosen.data_dir, chosen.validation)
-    facts = describe(chosen.name, chosen.source, chosen.data_dir, chosen.validation)
+    facts = describe(chosen.name, chosen.source, chosen.data_dir, chosen.validation, chosen.copy)
+    in_place = facts["version"] is None
     lines = [f"path: {facts['path']}", f"version: {facts['version']}"]
+    if in_place:
+        lines[1] = f"digest: {facts['digest'][:16]}"
     for split, known in facts["splits"].items():
-        digest = "no digest: TFDS prepared it"
+        digest = "read in place" if in_place else "no digest: TFDS prepared it"
         if known["sha256"]:
             digest = f"sha256 {known['sha256'][:16]}"
         lines.append(
@@ -147,6 +155,7 @@ def _draw_sheet(chosen: argparse.Namespace, splits: list[str]) -> None:
         source=chosen.source,
         data_dir=chosen.data_dir,
         validation=chosen.validation,
+        copy=chosen.copy,
         train_split=split if split.partition("[")[0] in splits else splits[0],
     )
     draw_sheet(dataclasses.replace(config, data=data), chosen.sheet)
@@ -154,12 +163,17 @@ def _draw_sheet(chosen: argparse.Namespace, splits: list[str]) -> None:
 
 def data_verify(chosen: argparse.Namespace) -> None:
     """Verifies a dataset."""
-    from flaxres.data.datasets import ensure_prepared
-    from flaxres.data.sources import verify
+    from flaxres.data.datasets import verify
 
-    ensure_prepared(chosen.name, chosen.source, chosen.data_dir, chosen.validation)
-    verdict = verify(chosen.name, chosen.source, chosen.data_dir, chosen.decode, chosen.validation)
-    lines = ["files: no digests, TFDS prepared this dataset"]
+    verdict, remedy = verify(
+        chosen.name,
+        chosen.source,
+        chosen.data_dir,
+        chosen.decode,
+        chosen.validation,
+        chosen.copy,
+    )
+    lines = ["files: no digests, flaxres did not write this dataset"]
     if verdict.files:
         sound = sum(state == "sound" for state in verdict.files.values())
         lines = [f"files: {sound} of {len(verdict.files)} agree with their digests"]
@@ -175,8 +189,7 @@ def data_verify(chosen: argparse.Namespace) -> None:
     show(chosen.json, report, lines + verdict.problems)
     if verdict.problems:
         raise InputError(
-            f"{len(verdict.problems)} problems, the first: {verdict.problems[0]}; delete the "
-            "dataset's folder and prepare it again"
+            f"{len(verdict.problems)} problems, the first: {verdict.problems[0]}; {remedy}"
         )
 
 
@@ -186,7 +199,12 @@ def data_shrink(chosen: argparse.Namespace) -> None:
     from flaxres.data.prepare import shrink
 
     splits = open_or_prepare(
-        chosen.name, (), chosen.source, chosen.data_dir, validation=chosen.validation
+        chosen.name,
+        (),
+        chosen.source,
+        chosen.data_dir,
+        validation=chosen.validation,
+        copy=chosen.copy,
     )
     sources = {source.name.rpartition("/")[2]: source for source in splits}
     name, place, tally = shrink(sources, chosen.short_side, chosen.quality, chosen.data_dir)

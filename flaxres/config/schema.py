@@ -103,6 +103,9 @@ class DataConfig:
     data_dir: str | None = setting(None, resume=True, local=True)
     """Folder of prepared datasets; None is TFDS's own ($TFDS_DATA_DIR or
     ~/tensorflow_datasets)."""
+    copy: bool = setting(True)
+    """Prepare a `folder` as ArrayRecord, with every image decoded once;
+    False reads its images in place."""
     train_split: str = setting("train", measure=True)
     """Split for training, in TFDS's syntax: `train[:90%]` works."""
     validation: float = setting(0.0, rules.BELOW_ONE)

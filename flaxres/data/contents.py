@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
+from flaxres.errors import InputError
+
 Example = tuple[str, bytes, str]
 """File name, encoded image and class."""
 Examples = Callable[[], Iterator[Example]]
@@ -40,7 +42,7 @@ def shuffled(items: Sequence[T], name: Callable[[T], str]) -> list[T]:
       >>> shuffled(["a", "b", "c", "d"], str) == shuffled(["d", "c", "b", "a"], str)
       True
     """
-    return sorted(items, key=lambda item: (_uniform(name(item)), name(item)))
+    return sorted(items, key=lambda item: (_uniform(text := name(item)), text))
 
 
 def mixed(classes: Mapping[str, Sequence[T]], name: Callable[[T], str]) -> list[tuple[str, T]]:
@@ -96,6 +98,29 @@ def stratified(
         second[label] = list(itertools.islice(order, count))
         first[label] = list(order)
     return first, second
+
+
+def require_images(split: str, left_out: int, images: Mapping[str, int]) -> None:
+    """Refuses a split, or a class of it, that has files but no image.
+
+    Args:
+      split: name of the split.
+      left_out: number of files that are no images.
+      images: number of images of each class with files.
+
+    Raises:
+      InputError: there is no image at all, or none in a class.
+    """
+    if not any(images.values()):
+        raise InputError(
+            f"split {split!r} holds no image that can be read: {left_out} files were refused"
+        )
+    if empty := sorted(label for label, number in images.items() if not number):
+        more = f" (and {len(empty) - 1} more classes)" if empty[1:] else ""
+        raise InputError(
+            f"class {empty[0]!r} of split {split!r} has files, but no image that can be "
+            f"read{more}: repair its images, or remove its folder"
+        )
 
 
 def _uniform(text: str) -> float:

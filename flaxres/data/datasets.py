@@ -1,16 +1,20 @@
-"""Datasets by name, prepared on first use.
+"""Datasets by name, read in place or prepared on first use.
 
-The trainer and the commands open their data here. `flaxres.data.sources` only opens prepared
-datasets, and `flaxres.data.prepare` only prepares them.
+The trainer and the commands open their data here. `flaxres.data.stores` opens the datasets that are
+read in place, `flaxres.data.sources` only opens prepared ones, and `flaxres.data.prepare` only
+prepares them.
 """
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
+from flaxres.data import integrity, sources
 from flaxres.data.choices import BadImages
 from flaxres.data.prepare import prepare
 from flaxres.data.source import Source
 from flaxres.data.sources import NotPreparedError, open_splits, require_prepared
+from flaxres.data.stores import open_store
 from flaxres.printing import say
 
 
@@ -21,6 +25,7 @@ def open_or_prepare(
     data_dir: str | None = None,
     bad_images: BadImages = "skip",
     validation: float = 0.0,
+    copy: bool = True,
 ) -> list[Source]:
     """Opens splits of a dataset, and prepares it before if flaxres can and it is not there.
 
@@ -32,6 +37,7 @@ def open_or_prepare(
       data_dir: folder of prepared datasets; None is the folder of TFDS.
       bad_images: treatment of images that can't be decoded; see `flaxres.data.prepare.prepare`.
       validation: share of each class of a folder's split `train` that becomes the split `val`.
+      copy: prepare a folder instead of reading it in place.
 
     Returns:
       A source for each split.
@@ -48,10 +54,63 @@ def open_or_prepare(
       (1297, 500, ('0', '1', '2'))
       >>> folder.cleanup()
     """
+    if store := open_store(name, source, data_dir, validation, copy):
+        return store.sources(splits)
     with contextlib.suppress(NotPreparedError):
         return open_splits(name, splits, source, data_dir, validation)
     _prepare(name, splits, source, data_dir, bad_images, validation)
     return open_splits(name, splits, source, data_dir, validation)
+
+
+def describe(
+    name: str,
+    source: str | None = None,
+    data_dir: str | None = None,
+    validation: float = 0.0,
+    copy: bool = True,
+) -> dict[str, Any]:
+    """Describes a dataset, and prepares it before like `open_or_prepare`.
+
+    Args:
+      name, source, data_dir, validation, copy: the dataset; see `open_or_prepare`.
+
+    Returns:
+      See `flaxres.data.sources.describe`, and `Store.describe` for a dataset that is read in place.
+
+    Raises:
+      InputError: the dataset can neither be opened nor prepared.
+    """
+    if store := open_store(name, source, data_dir, validation, copy):
+        return store.describe()
+    ensure_prepared(name, source, data_dir, validation)
+    return sources.describe(name, source, data_dir, validation)
+
+
+def verify(
+    name: str,
+    source: str | None = None,
+    data_dir: str | None = None,
+    decode: bool = False,
+    validation: float = 0.0,
+    copy: bool = True,
+) -> tuple[integrity.Verdict, str]:
+    """Checks all splits of a dataset, and prepares it before like `open_or_prepare`.
+
+    Args:
+      name, source, data_dir, validation, copy: the dataset; see `open_or_prepare`.
+      decode: decode every image too.
+
+    Returns:
+      The verdict, and how to repair the dataset.
+
+    Raises:
+      InputError: the dataset can neither be opened nor prepared.
+    """
+    if store := open_store(name, source, data_dir, validation, copy):
+        return integrity.verify(store.path, store.sources(), decode), store.remedy
+    ensure_prepared(name, source, data_dir, validation)
+    verdict = sources.verify(name, source, data_dir, decode, validation)
+    return verdict, "delete the dataset's folder and prepare it again"
 
 
 def ensure_prepared(

@@ -94,8 +94,7 @@ def _fill_row(
         else:
             return label
     raise InputError(
-        f"{source.name}: {BAD_LIMIT} images after record {record} can't be decoded; prepare the "
-        "dataset again"
+        f"{source.name}: {BAD_LIMIT} images after record {record} can't be decoded; {source.remedy}"
     )
 
 
@@ -109,6 +108,5 @@ def _load(
         return transform(data, numbers), label
     except UnreadableError as error:
         raise InputError(
-            f"{source.describe(record)}: {error}; prepare the dataset again, or set "
-            "data.bad_images='skip'"
+            f"{source.describe(record)}: {error}; {source.remedy}, or set data.bad_images='skip'"
         ) from error

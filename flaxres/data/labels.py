@@ -22,15 +22,16 @@ def require_label(source: Source, record: int, label: int) -> None:
         raise InputError(
             f"{source.describe(record)} has label {label}: the rule is 0 to "
             f"{len(source.classes) - 1}, the numbers of its classes; choose a labelled split, or "
-            "prepare the dataset again with correct labels"
+            f"{source.remedy} with correct labels"
         )
 
 
 def require_labels(source: Source) -> None:
     """Refuses a split with labels that are not numbers of classes, before a run starts.
 
-    All records of small splits are read, and an evenly spaced sample of large ones. The loader
-    calls `require_label` for every record that it decodes.
+    All labels are checked where they are known. Otherwise all records of small splits are read, and
+    an evenly spaced sample of large ones. The loader calls `require_label` for every record that it
+    decodes.
 
     Args:
       source: the split.
@@ -40,13 +41,16 @@ def require_labels(source: Source) -> None:
     """
     size = len(source)
     records = range(0, size, 1 if size <= ALL else size // SAMPLE)
-    labels = {record: source.read(record)[1] for record in records}
+    if source.labels is not None:
+        records, labels = range(size), dict(enumerate(source.labels.tolist()))
+    else:
+        labels = {record: source.read(record)[1] for record in records}
     wrong = [record for record in records if not 0 <= labels[record] < len(source.classes)]
     if wrong:
         first = wrong[0]
         raise InputError(
             f"{len(wrong):,} of {len(records):,} labels read of {source.name} are no numbers of "
             f"classes: the first is {labels[first]} in {source.describe(first)}; the rule is 0 to "
-            f"{len(source.classes) - 1}; choose a labelled split, or prepare the dataset again "
+            f"{len(source.classes) - 1}; choose a labelled split, or {source.remedy} "
             "with correct labels"
         )

@@ -28,7 +28,7 @@ from flaxres.data._naming import config_name, require_split, version
 from flaxres.data._progress import progress_bar
 from flaxres.data.builders import BUILDERS
 from flaxres.data.choices import BadImages
-from flaxres.data.contents import Contents, Example
+from flaxres.data.contents import Contents, Example, require_images
 from flaxres.data.folders import folder
 from flaxres.data.images import repair, shrink_image
 from flaxres.data.source import Source
@@ -224,23 +224,7 @@ class _Plan:
                 f"split {split!r} has {actual:,} images: the rule is {total:,}; the archive is "
                 "incomplete, download it again"
             )
-        self._require_images(split, counts, written)
-
-    def _require_images(
-        self, split: str, counts: Mapping[str, int], written: Mapping[str, int]
-    ) -> None:
-        """Refuses a split or a class of it without an image."""
-        left_out = sum(counts.values()) - sum(written.values())
-        if not any(written.values()):
-            raise InputError(
-                f"split {split!r} holds no image that can be read: {left_out} files were refused"
-            )
-        if empty := sorted(label for label, number in written.items() if not number):
-            more = f" (and {len(empty) - 1} more classes)" if empty[1:] else ""
-            raise InputError(
-                f"class {empty[0]!r} of split {split!r} has files, but no image that can be "
-                f"read{more}: repair its images, or remove its folder"
-            )
+        require_images(split, counts.total() - written.total(), written)
 
     def _changed(self, example: Example) -> tuple[str, bytes | None, str]:
         """Returns the format of a file and the bytes to write; without bytes the reason."""

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int64
+
 from flaxres.data import digests
 from flaxres.errors import InputError
 
@@ -12,17 +15,21 @@ from flaxres.errors import InputError
 class Source:
     """Random access to the encoded images of one split and their labels.
 
-    A source can be pickled for worker processes. `flaxres.data.sources` opens sources.
+    A source can be pickled for worker processes. `flaxres.data.sources` opens those of prepared
+    datasets, `flaxres.data.store` those of datasets that are read in place.
 
     Attributes:
       name: dataset and split, for messages.
-      dataset: full name of the dataset in TFDS, `name[/config]:version`.
+      dataset: full name of the dataset in TFDS, `name[/config]:version`, or of a store.
       classes: names of the classes in label order.
       digest: SHA-256 over the dataset's name, version and classes, the number of examples and
-        bytes of its splits, and, if flaxres wrote the dataset, all its examples.
+        bytes of its splits, and, if flaxres wrote the dataset, all its examples. For a store, see
+        `flaxres.data.store.Store`.
       records: the records of the split, each a dictionary of features.
       image_key, label_key: names of the features with the encoded image and the label.
       files: the files of the split in order, each with the number of records read from it.
+      labels: the labels of all records where they are known without reading the images, else None.
+      remedy: repairs a damaged record, for messages.
 
     Examples:
       >>> records = [{"image": b"...", "label": 1, "file_name": b"dog/1.jpg"}]
@@ -44,6 +51,8 @@ class Source:
     image_key: str
     label_key: str
     files: tuple[tuple[str, int], ...]
+    labels: Int64[np.ndarray, " n"] | None = dataclasses.field(default=None, compare=False)
+    remedy: str = "prepare the dataset again"
 
     @property
     def class_digest(self) -> str:
@@ -72,7 +81,7 @@ class Source:
             reason = " ".join(str(error).split())
             raise InputError(
                 f"{self.name} record {index} can't be read from {self.file(index)!r} ({reason}): "
-                "that file is damaged, prepare the dataset again"
+                f"that file is damaged, {self.remedy}"
             ) from error
 
     def file(self, index: int) -> str:

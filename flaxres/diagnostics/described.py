@@ -8,10 +8,9 @@ import jax.numpy as jnp
 
 from flaxres.config.check import check
 from flaxres.config.schema import Config
-from flaxres.data.datasets import open_or_prepare
 from flaxres.training.dispatch import steps_per_dispatch
 from flaxres.training.mesh import replicated, split
-from flaxres.training.run import Run
+from flaxres.training.run import Run, open_data
 
 # Training images, evaluation images, classes.
 KNOWN = {
@@ -43,9 +42,7 @@ def described_run(config: Config) -> Run:
     data: Any = config.data
     if data.name not in KNOWN or "[" in data.train_split + data.eval_split:
         splits = (data.train_split, data.eval_split)
-        opened = open_or_prepare(
-            data.name, splits, data.source, data.data_dir, data.bad_images, data.validation
-        )
+        opened = open_data(data, splits)
         return Run(config, opened[0], opened[1])
     train, evaluation, classes = KNOWN[data.name]
     names = tuple(str(number) for number in range(classes))

@@ -8,13 +8,12 @@ from flaxres import figures
 from flaxres.config.check import check
 from flaxres.config.schema import Config
 from flaxres.data import decode
-from flaxres.data.datasets import open_or_prepare
 from flaxres.data.loader import Loader
 from flaxres.data.order import sample_ids
 from flaxres.data.rows import Rows
 from flaxres.training.augmentation import inputs
 from flaxres.training.mesh import data_mesh, split
-from flaxres.training.run import Run, evaluation_transform, training_transform
+from flaxres.training.run import Run, evaluation_transform, open_data, training_transform
 
 SAMPLES, DRAWS = 8, 7
 
@@ -34,9 +33,7 @@ def draw_sheet(config: Config, target: str) -> None:
     """
     check(config)
     data, seed = config.data, config.train.seed
-    (source,) = open_or_prepare(
-        data.name, [data.train_split], data.source, data.data_dir, data.bad_images, data.validation
-    )
+    (source,) = open_data(data, [data.train_split])
     run = Run(config, source, source)
     ids = sample_ids(np.arange(SAMPLES, dtype=np.uint32), len(source), seed).astype(np.int64)
     plain = _load(run, ids, evaluation_transform(data))

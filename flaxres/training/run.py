@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import importlib.util
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -195,9 +195,7 @@ def prepare_run(config: Config, training: bool = True) -> Run:
     data, train = config.data, config.train
     require_x64(config)
     splits = [data.train_split, data.eval_split] if training else [data.eval_split]
-    sources = open_or_prepare(
-        data.name, splits, data.source, data.data_dir, data.bad_images, data.validation
-    )
+    sources = open_data(data, splits)
     for opened in sources:
         require_labels(opened)
     source, evaluation = sources[0], sources[-1]
@@ -221,6 +219,27 @@ def prepare_run(config: Config, training: bool = True) -> Run:
             f"{samples:,} samples in all: positions have 32 bits; lower train.epochs or train.steps"
         )
     return run
+
+
+def open_data(data: DataConfig, splits: Sequence[str]) -> list[Source]:
+    """Opens splits of the dataset of a config; see `flaxres.data.datasets.open_or_prepare`.
+
+    Args:
+      data: settings of the dataset.
+      splits: names of the splits.
+
+    Raises:
+      InputError: the dataset can't be opened.
+    """
+    return open_or_prepare(
+        data.name,
+        splits,
+        data.source,
+        data.data_dir,
+        data.bad_images,
+        data.validation,
+        data.copy,
+    )
 
 
 def evaluation_transform(data: DataConfig) -> decode.CentreCrop:

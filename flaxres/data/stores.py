@@ -1,0 +1,42 @@
+"""Opens the datasets that are read in place, by name."""
+
+from flaxres.data.in_place import open_folder
+from flaxres.data.store import Store
+from flaxres.errors import InputError
+
+# A folder is prepared unless `data.copy` is False; the others are always read in place.
+IN_PLACE = ("folder",)
+
+
+def open_store(
+    name: str,
+    source: str | None = None,
+    data_dir: str | None = None,
+    validation: float = 0.0,
+    copy: bool = True,
+) -> Store | None:
+    """Opens a dataset that is read in place.
+
+    Args:
+      name: name of the dataset.
+      source: the folder of its files.
+      data_dir: folder of prepared datasets, beside which indexes are kept.
+      validation: share of each class of a folder's split `train` that becomes the split `val`.
+      copy: prepare a folder instead of reading it in place.
+
+    Returns:
+      The store; None for a dataset that is prepared.
+
+    Raises:
+      InputError: the files break the rules of the store, or a setting does not apply to it.
+    """
+    if copy and name == "folder":
+        return None
+    if name not in IN_PLACE:
+        if not copy:
+            raise InputError(
+                f"data.copy=False with data.name={name!r}: only {', '.join(IN_PLACE)} can be "
+                "read in place; set data.copy=True"
+            )
+        return None
+    return open_folder(source, validation)

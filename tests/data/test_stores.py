@@ -1,0 +1,90 @@
+"""The same photographs give the same batches, whatever form they are read from."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flaxres.data.datasets import open_or_prepare
+from flaxres.data.source import Source
+from flaxres.errors import InputError
+from tests.data.stores import BATCH, loaded, on_hosts, write_folder
+
+STORES = ["folder"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Photographs:
+    """The prepared photographs, and the arguments that open each of their other forms."""
+
+    prepared: Source
+    rows: dict[int, str]
+    forms: dict[str, dict[str, Any]]
+
+    def source(self, form: str, split: str = "train") -> Source:
+        return open_or_prepare(**self.forms[form] | {"splits": [split]})[0]
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
+    place = tmp_path_factory.mktemp("stores")
+    root, common = write_folder(place / "folder"), {"data_dir": str(place / "prepared")}
+    (prepared,) = open_or_prepare("folder", ["train"], str(root), **common)
+    forms = {"folder": {"name": "folder", "source": str(root), "copy": False}}
+    forms = {name: form | common | {"splits": ["train"]} for name, form in forms.items()}
+    return Photographs(prepared, loaded(prepared), forms)
+
+
+@pytest.mark.parametrize("form", STORES)
+def test_records_labels_and_names_are_those_of_the_prepared_dataset(
+    photographs: Photographs, form: str
+) -> None:
+    source, prepared = photographs.source(form), photographs.prepared
+    assert len(source) == len(prepared) == 14
+    assert source.classes == prepared.classes
+    for i in range(len(source)):
+        data, label = source.read(i)
+        expected, expected_label = prepared.read(i)
+        assert label == expected_label == source.labels[i]
+        if expected.startswith(b"\xff\xd8"):  # the preparation writes some others again as PNG
+            assert data == expected
+
+
+@pytest.mark.parametrize("form", STORES)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_crops_of_two_epochs_are_those_of_the_prepared_dataset(
+    photographs: Photographs, form: str, workers: int
+) -> None:
+    assert loaded(photographs.source(form), workers=workers) == photographs.rows
+
+
+@pytest.mark.parametrize("form", STORES)
+def test_a_resume_at_any_batch_goes_on_with_the_same_crops(
+    photographs: Photographs, form: str
+) -> None:
+    for step in range(2 * 14 // BATCH):
+        expected = {at: row for at, row in photographs.rows.items() if at >= step * BATCH}
+        assert loaded(photographs.source(form), step) == expected
+
+
+def test_two_hosts_load_together_what_one_loads(photographs: Photographs) -> None:
+    for rows in on_hosts([photographs.forms[form] for form in STORES]):
+        assert rows == photographs.rows
+
+
+@pytest.mark.parametrize("form", STORES)
+def test_slices_are_those_of_tfds(photographs: Photographs, form: str) -> None:
+    whole = photographs.source(form)
+    parts = [photographs.source(form, f"train[{part}]") for part in (":60%", "60%:", "3:5")]
+    assert [len(part) for part in parts] == [8, 6, 2]
+    assert parts[0].read(7) == whole.read(7)
+    assert parts[1].read(0) == whole.read(8)
+    np.testing.assert_array_equal(parts[2].labels, whole.labels[3:5])
+    assert parts[2].digest == whole.digest
+    with pytest.raises(InputError, match=r"'train\[5:5\]' of .* is empty"):
+        photographs.source(form, "train[5:5]")
+    with pytest.raises(InputError, match=r"split 'train\[5:' of "):
+        photographs.source(form, "train[5:")
+    with pytest.raises(InputError, match="unknown split of .* 'trian': did you mean train"):
+        photographs.source(form, "trian")
