@@ -32,7 +32,7 @@ class WriteError(OSError):
 # Packages of the extra `train` that flax itself does not bring.
 TRAINER_PACKAGES = {
     *("array_record", "cv2", "flatbuffers", "huggingface_hub", "importlib_resources", "matplotlib"),
-    *("PIL", "simplejpeg", "tensorboardX", "tensorflow_datasets", "tyro"),
+    *("PIL", "pyarrow", "simplejpeg", "tensorboardX", "tensorflow_datasets", "tyro"),
 }
 
 

@@ -15,7 +15,7 @@ from flaxres.config import _rules as rules
 from flaxres.config._rules import optional, setting
 from flaxres.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from flaxres.data.autoaugment import policy
-from flaxres.data.choices import BadImages, CropInterpolation, Fill, Interpolation
+from flaxres.data.choices import CACHE_MIB, BadImages, CropInterpolation, Fill, Interpolation
 from flaxres.models.registry import MODELS
 
 
@@ -95,11 +95,12 @@ class DataConfig:
     """
 
     name: str = setting("digits", measure=True)
-    """digits, folder, cifar10, imagenet2012, or an ArrayRecord dataset
-    that TFDS has prepared (`name` or `name/config:version`)."""
+    """digits, folder, parquet, cifar10, imagenet2012, or an ArrayRecord
+    dataset that TFDS has prepared (`name` or `name/config:version`)."""
     source: str | None = setting(None, resume=True, local=True)
-    """Location of the raw files: the folder of <split>/<class>/*.jpg, the
-    folder of ImageNet's tars, or CIFAR-10's archive."""
+    """Location of the raw files: the folder of <split>/<class>/*.jpg, of
+    <split>-00000-of-00005.parquet or of ImageNet's tars, or CIFAR-10's
+    archive."""
     data_dir: str | None = setting(None, resume=True, local=True)
     """Folder of prepared datasets; None is TFDS's own ($TFDS_DATA_DIR or
     ~/tensorflow_datasets)."""
@@ -170,6 +171,9 @@ class DataConfig:
     buffer_mib: int = setting(512, rules.POSITIVE, resume=True, local=True)
     """Maximum MiB of images being decoded at a time on each host; one
     batch is always allowed."""
+    cache_mib: int = setting(CACHE_MIB, rules.POSITIVE, resume=True, local=True)
+    """Maximum MiB of Parquet row groups kept in memory by each decoding
+    process; one is always allowed."""
 
     @property
     def uses_exif(self) -> bool:

@@ -5,6 +5,11 @@ They are apart so that configs can name them where no decoder is installed.
 
 from typing import Literal
 
+# Datasets that can be read where they lie. A folder is prepared unless `data.copy` is False; the
+# others are always read in place.
+IN_PLACE = ("folder", "parquet")
+CACHE_MIB = 1024
+
 Interpolation = Literal["bilinear", "bicubic"]
 CropInterpolation = Literal["fast", "bilinear", "bicubic"]
 BadImages = Literal["skip", "error"]

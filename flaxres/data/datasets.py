@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flaxres.data import integrity, sources
-from flaxres.data.choices import BadImages
+from flaxres.data.choices import CACHE_MIB, BadImages
 from flaxres.data.prepare import prepare
 from flaxres.data.source import Source
 from flaxres.data.sources import NotPreparedError, open_splits, require_prepared
@@ -26,18 +26,20 @@ def open_or_prepare(
     bad_images: BadImages = "skip",
     validation: float = 0.0,
     copy: bool = True,
+    cache_mib: int = CACHE_MIB,
 ) -> list[Source]:
     """Opens splits of a dataset, and prepares it before if flaxres can and it is not there.
 
     Args:
-      name: name of the dataset: `digits`, `folder`, `cifar10`, `imagenet2012`, or any dataset that
-        TFDS has prepared in ArrayRecord.
+      name: name of the dataset: `digits`, `folder`, `parquet`, `cifar10`, `imagenet2012`, or any
+        dataset that TFDS has prepared in ArrayRecord.
       splits: names of the splits, with slices as in TFDS: `train[:90%]`. Empty opens all splits.
       source: path of the original files; see `flaxres.data.builders`.
       data_dir: folder of prepared datasets; None is the folder of TFDS.
       bad_images: treatment of images that can't be decoded; see `flaxres.data.prepare.prepare`.
       validation: share of each class of a folder's split `train` that becomes the split `val`.
       copy: prepare a folder instead of reading it in place.
+      cache_mib: maximum MiB of Parquet row groups to keep in memory.
 
     Returns:
       A source for each split.
@@ -54,7 +56,7 @@ def open_or_prepare(
       (1297, 500, ('0', '1', '2'))
       >>> folder.cleanup()
     """
-    if store := open_store(name, source, data_dir, validation, copy):
+    if store := open_store(name, source, data_dir, validation, copy, cache_mib):
         return store.sources(splits)
     with contextlib.suppress(NotPreparedError):
         return open_splits(name, splits, source, data_dir, validation)

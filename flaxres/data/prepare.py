@@ -27,7 +27,7 @@ from flaxres.data import integrity
 from flaxres.data._naming import config_name, require_split, version
 from flaxres.data._progress import progress_bar
 from flaxres.data.builders import BUILDERS
-from flaxres.data.choices import BadImages
+from flaxres.data.choices import IN_PLACE, BadImages
 from flaxres.data.contents import Contents, Example, require_images
 from flaxres.data.folders import folder
 from flaxres.data.images import repair, shrink_image
@@ -117,6 +117,11 @@ def prepare(
       >>> tally.lines()
       ['train: 1297 PNG', 'test: 500 PNG']
     """
+    if name in IN_PLACE and name not in BUILDERS:
+        raise InputError(
+            f"{name!r} is read in place and needs no preparation: train with --data.name {name} "
+            "--data.source DIR"
+        )
     if name not in BUILDERS:
         raise unknown("dataset to prepare", name, BUILDERS)
     path = expanded(source) if source else None

@@ -12,6 +12,7 @@ from typing import Any
 from flaxres.data import digests, integrity
 from flaxres.data._naming import MIXED, MIXED_VERSION, config_name, require_split, version
 from flaxres.data.builders import BUILDERS
+from flaxres.data.choices import IN_PLACE
 from flaxres.data.folders import require_folder
 from flaxres.data.source import Source
 from flaxres.errors import InputError, unknown
@@ -168,7 +169,7 @@ def _find(name: str, source: str | None, data_dir: str | None, validation: float
         with contextlib.suppress(InputError):
             return _locate(candidate, data_dir)
     if name not in BUILDERS:
-        raise unknown("dataset", name, [*BUILDERS, *_prepared(data_dir)])
+        raise unknown("dataset", name, {*BUILDERS, *IN_PLACE, *_prepared(data_dir)})
     command = ["flaxres", "data", "prepare", name]
     command += ["--source", source] if source else []
     command += ["--data-dir", data_dir] if data_dir else []

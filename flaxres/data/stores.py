@@ -1,11 +1,10 @@
 """Opens the datasets that are read in place, by name."""
 
+from flaxres.data.choices import CACHE_MIB, IN_PLACE
 from flaxres.data.in_place import open_folder
+from flaxres.data.parquet import open_parquet
 from flaxres.data.store import Store
 from flaxres.errors import InputError
-
-# A folder is prepared unless `data.copy` is False; the others are always read in place.
-IN_PLACE = ("folder",)
 
 
 def open_store(
@@ -14,6 +13,7 @@ def open_store(
     data_dir: str | None = None,
     validation: float = 0.0,
     copy: bool = True,
+    cache_mib: int = CACHE_MIB,
 ) -> Store | None:
     """Opens a dataset that is read in place.
 
@@ -23,6 +23,7 @@ def open_store(
       data_dir: folder of prepared datasets, beside which indexes are kept.
       validation: share of each class of a folder's split `train` that becomes the split `val`.
       copy: prepare a folder instead of reading it in place.
+      cache_mib: maximum MiB of Parquet row groups to keep in memory.
 
     Returns:
       The store; None for a dataset that is prepared.
@@ -39,4 +40,11 @@ def open_store(
                 "read in place; set data.copy=True"
             )
         return None
-    return open_folder(source, validation)
+    if name == "folder":
+        return open_folder(source, validation)
+    if validation:
+        raise InputError(
+            f"data.validation={validation:g} with data.name={name!r}: it divides folders only; set "
+            "data.validation=0 and use splits or slices such as 'train[:90%]'"
+        )
+    return open_parquet(source, cache_mib << 20)

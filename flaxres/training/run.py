@@ -239,6 +239,7 @@ def open_data(data: DataConfig, splits: Sequence[str]) -> list[Source]:
         data.bad_images,
         data.validation,
         data.copy,
+        data.cache_mib,
     )
 
 

@@ -9,9 +9,9 @@ import pytest
 from flaxres.data.datasets import open_or_prepare
 from flaxres.data.source import Source
 from flaxres.errors import InputError
-from tests.data.stores import BATCH, loaded, on_hosts, write_folder
+from tests.data.stores import BATCH, loaded, on_hosts, rows_in, write_folder, write_parquet
 
-STORES = ["folder"]
+STORES = ["folder", "parquet"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,14 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
     place = tmp_path_factory.mktemp("stores")
     root, common = write_folder(place / "folder"), {"data_dir": str(place / "prepared")}
     (prepared,) = open_or_prepare("folder", ["train"], str(root), **common)
-    forms = {"folder": {"name": "folder", "source": str(root), "copy": False}}
+    rows = rows_in(root, prepared)
+    for number, part in enumerate((slice(0, 5), slice(5, 5), slice(5, 14))):
+        path = place / "parquet" / "data" / f"train-{number:05d}-of-00003.parquet"
+        write_parquet(path, rows[part])
+    forms = {
+        "folder": {"name": "folder", "source": str(root), "copy": False},
+        "parquet": {"name": "parquet", "source": str(place / "parquet"), "cache_mib": 1},
+    }
     forms = {name: form | common | {"splits": ["train"]} for name, form in forms.items()}
     return Photographs(prepared, loaded(prepared), forms)
 
@@ -47,6 +54,7 @@ def test_records_labels_and_names_are_those_of_the_prepared_dataset(
         data, label = source.read(i)
         expected, expected_label = prepared.read(i)
         assert label == expected_label == source.labels[i]
+        assert source.file_name(i) == prepared.file_name(i)
         if expected.startswith(b"\xff\xd8"):  # the preparation writes some others again as PNG
             assert data == expected
 

@@ -1,0 +1,79 @@
+"""Splits of datasets of numbered files, by the names that the Hugging Face hub uses."""
+
+import pathlib
+import re
+
+from flaxres.errors import InputError
+from flaxres.paths import expanded
+
+_SPLIT = r"(?:.*-)?(?P<split>\w+(?:\.\w+)*)-(?P<number>\d+)"
+# train-00000-of-00005.parquet, also with a digest behind, and train-000000.tar
+_COUNTED = re.compile(_SPLIT + r"-of-(?P<count>\d+)(?:-[0-9a-f]+)?")
+_NUMBERED = re.compile(_SPLIT)
+# Folders that hold the files of several splits.
+_SHARED = ("", "data")
+
+
+def find_shards(
+    name: str, source: str | None, suffix: str
+) -> tuple[pathlib.Path, dict[str, list[pathlib.Path]]]:
+    """Finds the files of a dataset in a folder, in its folder `data`, or in a folder a split.
+
+    The split of `train-00000-of-00005.parquet` or `train-000000.tar` is `train`. Any other name
+    belongs to the split that its folder names, as in `train/0000.parquet`.
+
+    Args:
+      name: name of the dataset, for messages.
+      source: the folder.
+      suffix: `.parquet` or `.tar`.
+
+    Returns:
+      The folder, and the files of each split, in the order of their names.
+
+    Raises:
+      InputError: there is no such folder, it has no such files, one of them belongs to no split, or
+        a numbered file is missing.
+    """
+    rule = f"train-00000-of-00005{suffix} or train/*{suffix}"
+    if source is None:
+        raise InputError(f"data.name={name!r} needs data.source: the folder that holds {rule}")
+    root = expanded(source)
+    if not root.is_dir():
+        raise InputError(
+            f"data.source={str(source)!r} is not a folder: give the one that holds {rule}"
+        )
+    splits: dict[str, list[pathlib.Path]] = {}
+    for path in sorted([*root.glob(f"*{suffix}"), *root.glob(f"*/*{suffix}")]):
+        inside = path.relative_to(root)
+        if any(part.startswith(".") for part in inside.parts) or not path.is_file():
+            continue
+        folder = "" if len(inside.parts) == 1 else inside.parts[0]
+        numbered = _COUNTED.fullmatch(path.stem) or _NUMBERED.fullmatch(path.stem)
+        if numbered is None and folder in _SHARED:
+            raise InputError(f"{str(path)!r} belongs to no split: the rule is {rule}; rename it")
+        split = numbered["split"] if numbered and folder in _SHARED else folder
+        splits.setdefault(split, []).append(path)
+    if not splits:
+        raise InputError(f"data.source={str(source)!r} holds no {rule}: give another folder")
+    for split, paths in splits.items():
+        _require_all(split, paths)
+    return root, splits
+
+
+def _require_all(split: str, paths: list[pathlib.Path]) -> None:
+    """Refuses a split with files `-of-N` that are not N."""
+    names = [name for path in paths if (name := _COUNTED.fullmatch(path.stem))]
+    if not names:
+        return
+    count = max(int(name["count"]) for name in names)
+    missing = sorted(set(range(count)) - {int(name["number"]) for name in names})
+    if missing:
+        raise InputError(
+            f"split {split!r} in {str(paths[0].parent)!r} lacks file {missing[0]} (of "
+            f"{count}, numbered from 0; {len(missing)} are missing): download it again"
+        )
+    if len(paths) > count:
+        raise InputError(
+            f"split {split!r} has {len(paths)} files, and {paths[0].name!r} says {count}: "
+            "remove those that belong to another version"
+        )

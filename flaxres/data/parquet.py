@@ -1,0 +1,301 @@
+"""Parquet files of the Hugging Face hub, read in place: `data.name='parquet'`.
+
+An image column of `datasets` is a struct of `bytes` and `path`, a class label an integer. Which
+columns these are, and the names of the classes, is in the metadata `huggingface` of each file's
+schema. The records are in the order of the files, which is that of their names.
+
+The digest covers the names and sizes of the files and their footers, which hold the place, size and
+statistics of every column. It does not depend on the times of the files, so a second download is
+the same dataset.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import pathlib
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from flaxres.data import digests
+from flaxres.data._shards import find_shards
+from flaxres.data.store import Split, Store
+from flaxres.errors import InputError
+
+REMEDY = "download or write its files again"
+
+
+class RowGroups:
+    """The image columns of the row groups that were read last; for several threads.
+
+    Parquet reads whole row groups, of 100 images or more, and training asks for single images in
+    random order. Row groups are therefore kept, up to a number of bytes. Pickling drops them.
+
+    Args:
+      budget: maximum number of bytes to keep. The row group that was read last is kept in any case.
+
+    Attributes:
+      reads: number of row groups that were read from files.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget, self.reads = budget, 0
+        self._lock = threading.Lock()
+        # In the order of last use.
+        self._kept: dict[tuple[str, int], concurrent.futures.Future[Any]] = {}
+        self._metadata: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"budget": self.budget}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__(state["budget"])  # type: ignore[misc]
+
+    @property
+    def size(self) -> int:
+        """Number of bytes that are kept."""
+        with self._lock:
+            return sum(_size(group) for group in self._kept.values())
+
+    def get(self, path: str, group: int, column: str) -> Any:
+        """Returns a column of a row group, a `pyarrow.ChunkedArray`.
+
+        Threads that want the same row group wait for the first of them to read it.
+
+        Args:
+          path: the file.
+          group: number of the row group.
+          column: name of the column.
+        """
+        key = path, group
+        with self._lock:
+            known = self._kept.pop(key, None)
+            wanted = self._kept[key] = known or concurrent.futures.Future()
+        if known is None:
+            try:
+                wanted.set_result(self._read(path, group, column))
+            except BaseException as error:
+                with self._lock:
+                    self._kept.pop(key, None)
+                wanted.set_exception(error)
+            self._shrink(key)
+        return wanted.result()
+
+    def _read(self, path: str, group: int, column: str) -> Any:
+        """Reads a column of a row group from its file."""
+        import pyarrow.parquet as pq
+
+        # An open file is not for several threads; its metadata are, and are slow to parse.
+        with pq.ParquetFile(path, metadata=self._metadata.get(path)) as file:
+            self._metadata[path] = file.metadata
+            self.reads += 1
+            return file.read_row_group(group, [column], use_threads=False).column(0)
+
+    def _shrink(self, newest: tuple[str, int]) -> None:
+        """Drops the row groups that were not used for longest, down to the budget."""
+        with self._lock:
+            total = sum(_size(group) for group in self._kept.values())
+            for key in [*self._kept]:
+                if total <= self.budget:
+                    return
+                if key != newest and self._kept[key].done():
+                    total -= _size(self._kept.pop(key))
+
+
+def _size(group: concurrent.futures.Future[Any]) -> int:
+    """Returns the bytes of a row group; 0 while it is being read."""
+    if not group.done() or group.exception():
+        return 0
+    return int(group.result().nbytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParquetRecords(Sequence[Any]):
+    """Random access to the rows of Parquet files.
+
+    Attributes:
+      files: path of each file.
+      image: name of the column with the images.
+      labels: label of each row.
+      groups: file and number within it of each row group.
+      starts: the first row of each row group.
+      cache: row groups that are kept.
+    """
+
+    files: tuple[str, ...]
+    image: str
+    labels: Int64[np.ndarray, " n"]
+    groups: Int64[np.ndarray, "groups 2"]
+    starts: Int64[np.ndarray, " groups"]
+    cache: RowGroups
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Any) -> Any:
+        place = int(np.searchsorted(self.starts, index, "right")) - 1
+        file, group = self.groups[place].tolist()
+        column = self.cache.get(self.files[file], group, self.image)
+        value = column[int(index - self.starts[place])].as_py() or {}
+        return {
+            # An image without bytes can't be decoded, like an empty file.
+            "image": value.get("bytes") or b"",
+            "label": int(self.labels[index]),
+            "file_name": value.get("path") or "",
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Columns:
+    """The columns of a file that are used, and the names of the classes."""
+
+    image: str
+    label: str
+    classes: tuple[str, ...]
+
+
+def open_parquet(source: str | None, cache_bytes: int) -> Store:
+    """Opens a folder of Parquet files.
+
+    Args:
+      source: the folder; see `flaxres.data._shards.find_shards`.
+      cache_bytes: maximum number of bytes of row groups to keep, of all splits.
+
+    Raises:
+      InputError: the folder has no such files, a file is damaged, does not have one image and one
+        class label, or has other classes than the rest, or a split is empty.
+    """
+    root, found = find_shards("parquet", source, ".parquet")
+    first = _columns(next(iter(found.values()))[0])
+    cache, facts = RowGroups(cache_bytes), ["parquet", *first.classes]
+    splits = {}
+    for name, paths in found.items():
+        splits[name] = _split(name, paths, first, cache)
+        facts += [
+            f"{name}\0{path.name}\0{path.stat().st_size}\0{_footer_digest(path)}" for path in paths
+        ]
+    digest = digests.words_digest(facts)
+    return Store("parquet", root, first.classes, digest, splits, REMEDY)
+
+
+def _split(name: str, paths: list[pathlib.Path], columns: _Columns, cache: RowGroups) -> Split:
+    """Reads the index and the labels of the files of a split."""
+    labels, groups, counts, rows = [], [], [], []
+    for number, path in enumerate(paths):
+        if (actual := _columns(path)) != columns:
+            raise InputError(
+                f"{str(path)!r} has other columns or classes than the first file ({actual.image}, "
+                f"{actual.label}, {len(actual.classes)} classes): keep one dataset in a folder"
+            )
+        with _opened(path) as file:
+            _require_bytes(path, file.metadata, columns)
+            try:
+                column = file.read([columns.label]).column(0)
+            except (OSError, ValueError) as error:
+                raise _damaged(path, error) from error
+            metadata = file.metadata
+        labels.append(column.fill_null(-1).to_numpy().astype(np.int64))
+        rows.append(metadata.num_rows)
+        for group in range(metadata.num_row_groups):
+            if count := metadata.row_group(group).num_rows:
+                groups.append((number, group))
+                counts.append(count)
+    if not sum(rows):
+        raise InputError(f"split {name!r} in {str(paths[0].parent)!r} is empty: choose another")
+    known, ends = np.concatenate(labels), np.cumsum(counts, dtype=np.int64)
+    records = ParquetRecords(
+        tuple(map(str, paths)),
+        columns.image,
+        known,
+        np.asarray(groups, np.int64),
+        ends - np.asarray(counts, np.int64),
+        cache,
+    )
+    size = sum(path.stat().st_size for path in paths)
+    return Split(records, known, tuple(zip(records.files, rows, strict=True)), size)
+
+
+def _columns(path: pathlib.Path) -> _Columns:
+    """Returns the columns of a file by the metadata that `datasets` writes."""
+    import pyarrow as pa
+
+    with _opened(path) as file:
+        schema = file.schema_arrow
+    stored = (schema.metadata or {}).get(b"huggingface")
+    try:
+        features = json.loads(stored)["info"]["features"] if stored else {}
+        types = {name: (feature or {}).get("_type") for name, feature in features.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+    def only(wanted: str) -> str:
+        names: list[str] = [
+            name for name, kind in types.items() if kind == wanted and name in schema.names
+        ]
+        if len(names) != 1:
+            raise InputError(
+                f"{str(path)!r} has {len(names)} columns of type {wanted} ({', '.join(names)}; all "
+                f"columns: {', '.join(schema.names)}): the rule is one, as datasets.Features "
+                "declares them; cast or remove columns and write the file again"
+            )
+        return names[0]
+
+    image, label = only("Image"), only("ClassLabel")
+    struct = schema.field(image).type
+    if not pa.types.is_struct(struct) or struct.get_field_index("bytes") < 0:
+        raise InputError(
+            f"column {image!r} of {str(path)!r} is of type {struct}: the rule is a struct of bytes "
+            "and path; write the file again with a recent version of datasets"
+        )
+    if not pa.types.is_integer(schema.field(label).type):
+        raise InputError(
+            f"column {label!r} of {str(path)!r} is of type {schema.field(label).type}: the rule is "
+            "integers; write the file again"
+        )
+    return _Columns(image, label, tuple(map(str, features[label].get("names") or ())))
+
+
+def _require_bytes(path: pathlib.Path, metadata: Any, columns: _Columns) -> None:
+    """Refuses a file that holds paths of images instead of the images."""
+    for group in range(min(metadata.num_row_groups, 1)):
+        row_group = metadata.row_group(group)
+        for number in range(metadata.num_columns):
+            column = row_group.column(number)
+            if column.path_in_schema != f"{columns.image}.bytes" or not column.statistics:
+                continue
+            if 0 < row_group.num_rows == column.statistics.null_count:
+                raise InputError(
+                    f"{str(path)!r} holds paths of images without their bytes: write it again with "
+                    "push_to_hub(embed_external_files=True), or read the images as a folder"
+                )
+
+
+def _opened(path: pathlib.Path) -> Any:
+    """Opens a Parquet file."""
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _footer_digest(path: pathlib.Path) -> str:
+    """Returns the SHA-256 of the footer of a file that `_opened` opens."""
+    with path.open("rb") as file:
+        file.seek(-8, 2)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, 2)
+        return hashlib.sha256(file.read(length)).hexdigest()
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())
+    return InputError(
+        f"{str(path)!r} can't be read as Parquet ({reason}): it is cut or damaged; download or "
+        "write it again"
+    )
