@@ -24,12 +24,12 @@ def data(arguments: Sequence[str]) -> None:
         command = commands.add_parser(name, help=text.partition(";")[0], description=text)
         command.set_defaults(function=function)
         known = "digits, folder, cifar10, imagenet2012"
-        others = "" if name == "prepare" else ", parquet, or any that TFDS has prepared"
+        others = "" if name == "prepare" else ", parquet, webdataset, or any that TFDS has prepared"
         command.add_argument("name", help=known + others)
         command.add_argument(
             "--source",
-            help="folder of <split>/<class>/*.jpg, of Parquet files or of ImageNet's tars, or "
-            "CIFAR-10's archive",
+            help="folder of <split>/<class>/*.jpg, of Parquet files, of WebDataset's or ImageNet's "
+            "tars, or CIFAR-10's archive",
         )
         command.add_argument("--data-dir", help="folder of prepared datasets (TFDS's own)")
         command.add_argument(

@@ -7,7 +7,7 @@ from typing import Literal
 
 # Datasets that can be read where they lie. A folder is prepared unless `data.copy` is False; the
 # others are always read in place.
-IN_PLACE = ("folder", "parquet")
+IN_PLACE = ("folder", "parquet", "webdataset")
 CACHE_MIB = 1024
 
 Interpolation = Literal["bilinear", "bicubic"]

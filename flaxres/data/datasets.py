@@ -31,8 +31,8 @@ def open_or_prepare(
     """Opens splits of a dataset, and prepares it before if flaxres can and it is not there.
 
     Args:
-      name: name of the dataset: `digits`, `folder`, `parquet`, `cifar10`, `imagenet2012`, or any
-        dataset that TFDS has prepared in ArrayRecord.
+      name: name of the dataset: `digits`, `folder`, `parquet`, `webdataset`, `cifar10`,
+        `imagenet2012`, or any dataset that TFDS has prepared in ArrayRecord.
       splits: names of the splits, with slices as in TFDS: `train[:90%]`. Empty opens all splits.
       source: path of the original files; see `flaxres.data.builders`.
       data_dir: folder of prepared datasets; None is the folder of TFDS.

@@ -4,6 +4,7 @@ from flaxres.data.choices import CACHE_MIB, IN_PLACE
 from flaxres.data.in_place import open_folder
 from flaxres.data.parquet import open_parquet
 from flaxres.data.store import Store
+from flaxres.data.webdataset import open_webdataset
 from flaxres.errors import InputError
 
 
@@ -30,6 +31,18 @@ def open_store(
 
     Raises:
       InputError: the files break the rules of the store, or a setting does not apply to it.
+
+    Examples:
+      >>> import pathlib, tempfile
+      >>> from PIL import Image
+      >>> with tempfile.TemporaryDirectory() as root:
+      ...     for name in ("train/cat/1.png", "train/dog/1.png"):
+      ...         path = pathlib.Path(root, name)
+      ...         path.parent.mkdir(parents=True)
+      ...         Image.new("RGB", (8, 8)).save(path)
+      ...     store = open_store("folder", root, copy=False)
+      ...     [(source.name, len(source), source.classes) for source in store.sources()]
+      [('folder/train', 2, ('cat', 'dog'))]
     """
     if copy and name == "folder":
         return None
@@ -47,4 +60,6 @@ def open_store(
             f"data.validation={validation:g} with data.name={name!r}: it divides folders only; set "
             "data.validation=0 and use splits or slices such as 'train[:90%]'"
         )
+    if name == "webdataset":
+        return open_webdataset(source, data_dir)
     return open_parquet(source, cache_mib << 20)

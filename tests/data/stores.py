@@ -5,11 +5,13 @@ loads, for each dataset of a list.
 """
 
 import hashlib
+import io
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import tarfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,6 +84,21 @@ def write_parquet(
     schema = pa.schema({"image": image, "label": pa.int64()}, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns, schema), path, row_group_size=group)
+
+
+def write_tar(path: pathlib.Path, members: Sequence[tuple[str, bytes]]) -> None:
+    """Writes a tar as `webdataset.TarWriter` does.
+
+    Args:
+      path: the tar; its folder is made.
+      members: name and content of each file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mode, info.uname, info.gname = len(data), 0o444, "bigdata", "bigdata"
+            tar.addfile(info, io.BytesIO(data))
 
 
 def loaded(

@@ -9,9 +9,17 @@ import pytest
 from flaxres.data.datasets import open_or_prepare
 from flaxres.data.source import Source
 from flaxres.errors import InputError
-from tests.data.stores import BATCH, loaded, on_hosts, rows_in, write_folder, write_parquet
+from tests.data.stores import (
+    BATCH,
+    loaded,
+    on_hosts,
+    rows_in,
+    write_folder,
+    write_parquet,
+    write_tar,
+)
 
-STORES = ["folder", "parquet"]
+STORES = ["folder", "parquet", "webdataset"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +43,18 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
     for number, part in enumerate((slice(0, 5), slice(5, 5), slice(5, 14))):
         path = place / "parquet" / "data" / f"train-{number:05d}-of-00003.parquet"
         write_parquet(path, rows[part])
+    tars = place / "webdataset"
+    for number, part in enumerate((slice(0, 9), slice(9, 14))):
+        members = [
+            (f"{key}.{suffix}", content)
+            for name, data, label in rows[part]
+            for key, _, extension in [name.rpartition(".")]
+            for suffix, content in ((extension, data), ("cls", str(label).encode()))
+        ]
+        write_tar(tars / f"train-{number:06d}.tar", members)
+    (tars / "classes.txt").write_text("cat\ndog\n")
     forms = {
+        "webdataset": {"name": "webdataset", "source": str(tars)},
         "folder": {"name": "folder", "source": str(root), "copy": False},
         "parquet": {"name": "parquet", "source": str(place / "parquet"), "cache_mib": 1},
     }
