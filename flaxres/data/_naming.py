@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pathlib
 from collections.abc import Iterable
 
 from flaxres.data.folders import folder_split, visible
@@ -55,8 +56,17 @@ def config_name(name: str, source: str | None, validation: float = 0.0) -> str |
                 file = os.fsdecode(path.relative_to(root))
                 facts = f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n"
                 digest.update(os.fsencode(facts))
-    letters = "".join(c if c.isalnum() else "_" for c in root.name.lower()) or "root"
-    return f"{letters}_{digest.hexdigest()[:16]}"
+    return f"{folder_word(root)}_{digest.hexdigest()[:16]}"
+
+
+def folder_word(folder: pathlib.Path) -> str:
+    """Returns the name of a folder in lower case, with `_` for all but letters and digits.
+
+    Examples:
+      >>> folder_word(pathlib.Path("/data/My pets:2"))
+      'my_pets_2'
+    """
+    return "".join(c if c.isalnum() else "_" for c in folder.resolve().name.lower()) or "root"
 
 
 def require_split(name: str, split: str, splits: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from flaxres.data._naming import require_split
+from flaxres.data._naming import folder_word, require_split
 from flaxres.data.source import Source
 from flaxres.errors import InputError
 
@@ -106,7 +106,7 @@ class Store:
             _require_mixed(self.name, split, whole.labels)
         return Source(
             f"{self.name}/{split}",
-            f"{self.name}/{self.path.name or 'root'}",
+            f"{self.name}/{folder_word(self.path)}",
             self.classes,
             self.digest,
             whole.records if len(part) == len(whole.labels) else Part(whole.records, part),

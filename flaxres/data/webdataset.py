@@ -29,6 +29,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from flaxres.data import digests
+from flaxres.data._naming import folder_word
 from flaxres.data._shards import find_shards
 from flaxres.data.store import Split, Store
 from flaxres.errors import InputError
@@ -144,8 +145,7 @@ def _indexed(root: pathlib.Path, paths: Sequence[pathlib.Path], data_dir: str | 
     for path in paths:
         status = path.stat()
         facts.append(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}")
-    letters = "".join(c if c.isalnum() else "_" for c in root.resolve().name.lower()) or "root"
-    name = f"{letters}_{digests.words_digest(map(repr, facts))[:16]}.npz"
+    name = f"{folder_word(root)}_{digests.words_digest(map(repr, facts))[:16]}.npz"
     kept = _prepared_folder(data_dir) / "webdataset" / name
     try:
         # `np.load` leaves a damaged file open.

@@ -139,7 +139,7 @@ def test_a_class_without_an_image_is_refused(tmp_path: pathlib.Path) -> None:
 def test_the_data_commands_read_in_place(
     tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    root, data_dir = write(tmp_path / "a", {"cat": 3, "dog": 2}), tmp_path / "prepared"
+    root, data_dir = write(tmp_path / "a: b", {"cat": 3, "dog": 2}), tmp_path / "prepared"
     where = ["folder", "--source", str(root), "--data-dir", str(data_dir), "--no-copy"]
     assert main(["data", "info", *where]) == 0
     printed = capfd.readouterr().out
@@ -150,7 +150,10 @@ def test_the_data_commands_read_in_place(
     assert main(["data", "verify", *where, "--decode"]) == 0
     assert not data_dir.exists()
     assert main(["data", "shrink", *where, "--short-side", "4"]) == 0
-    assert "train on it with: --data.name folder/" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    name = printed.rpartition("--data.name ")[2].strip()
+    assert name == f"folder/a__b_{opened(root)[0].digest[:8]}_4px_q90"
+    assert main(["data", "info", name, "--data-dir", str(data_dir)]) == 0
     (root / "train" / "dog" / "0.png").write_bytes(b"text")
     assert main(["data", "verify", *where, "--decode"]) == 2
     assert "1 problems, the first: folder/train record" in capfd.readouterr().err
