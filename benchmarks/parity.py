@@ -42,6 +42,8 @@ def reference(name: str, **attributes: Any) -> Any:
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(0, 0.1)
             if hasattr(module, "v"):  # EvoNorm
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.1)
                 module.v.uniform_(0.5, 1.5)
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)

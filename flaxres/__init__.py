@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from flaxres.training.loop import evaluate as evaluate, fit as fit
     from flaxres.training.xla import compiler_options as compiler_options
     from flaxres.weights.hub import load_pretrained as load_pretrained
+    from flaxres.weights.hub_folder import save_pretrained as save_pretrained
     from flaxres.weights.tags import (
         Pretrained as Pretrained,
         list_pretrained as list_pretrained,
@@ -69,6 +70,7 @@ _LAZY = {
     "load_run": "flaxres.inference.runs",
     "load_weights": "flaxres.weights.transfer",
     "pretrained_info": "flaxres.weights.tags",
+    "save_pretrained": "flaxres.weights.hub_folder",
     "save_weights": "flaxres.weights.transfer",
     "variant": "flaxres.config.files",
 }
@@ -108,6 +110,7 @@ __all__ = [
     "load_run",
     "load_weights",
     "pretrained_info",
+    "save_pretrained",
     "save_weights",
     "use_native_convolutions",
     "variant",

@@ -1,7 +1,10 @@
 """Paths that people give."""
 
+import contextlib
 import os
 import pathlib
+import tempfile
+from collections.abc import Iterator
 
 
 def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -14,3 +17,32 @@ def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
       True
     """
     return pathlib.Path(os.path.expanduser(path))  # noqa: PTH111 (never raises)
+
+
+@contextlib.contextmanager
+def completed(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields an empty folder, and moves its files to `folder` once all are written.
+
+    After an error, `folder` is as it was before.
+
+    Args:
+      folder: the folder; it is created.
+
+    Raises:
+      OSError: it can't be written.
+
+    Examples:
+      >>> place = pathlib.Path(tempfile.mkdtemp())
+      >>> with completed(place) as part:
+      ...     _ = (part / "a.txt").write_text("a")
+      >>> [path.name for path in place.iterdir()]
+      ['a.txt']
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as name:
+        part = pathlib.Path(name)
+        yield part
+        for path in [path for path in part.rglob("*") if path.is_file()]:
+            target = folder / path.relative_to(part)
+            target.parent.mkdir(exist_ok=True)
+            path.replace(target)

@@ -220,16 +220,25 @@ def convert(arguments: Sequence[str]) -> None:
         metavar="IN",
         help=".safetensors; .pth, .pt, .th (these need torch); or the workdir of a run",
     )
-    parser.add_argument("target", metavar="OUT", help=".safetensors")
+    parser.add_argument("target", metavar="OUT", help=".safetensors, or a folder with --hub")
     parser.add_argument(
         "--model",
         help="the network that a file's weights are of, e.g. resnet50; not needed for a file that "
         "flaxres wrote",
     )
+    parser.add_argument(
+        "--hub",
+        action="store_true",
+        help="write a folder in the hub's form, for load_pretrained and timm's local-dir:",
+    )
+    parser.add_argument(
+        "--license", default="", help="of the weights, for the folder's model card: apache-2.0"
+    )
     chosen = parser.parse_args(arguments)
     silence()
     from flaxres.inference.predict import read_network, stated_preprocess
     from flaxres.inference.runs import load_run
+    from flaxres.weights.hub_folder import save_pretrained
     from flaxres.weights.transfer import save_weights
 
     preprocess: Preprocess | None
@@ -239,5 +248,13 @@ def convert(arguments: Sequence[str]) -> None:
         # Only what the file says; where it says nothing, the new one does not either.
         model, variables, card = read_network(chosen.source, chosen.model)
         preprocess, names = stated_preprocess(card), card.classes
-    save_weights(chosen.target, variables, model, preprocess, names)
+    if chosen.hub:
+        if preprocess is None:
+            raise InputError(
+                f"{chosen.source!r} does not state its preprocessing, which --hub needs: convert "
+                "the workdir of the run, or call flaxres.save_pretrained"
+            )
+        save_pretrained(chosen.target, model, variables, preprocess, names, license=chosen.license)
+    else:
+        save_weights(chosen.target, variables, model, preprocess, names)
     print(f"{model.num_classes} classes: wrote {chosen.target}")

@@ -1,12 +1,10 @@
 """Exports a network: a program that needs jax alone, weights, a model card and a server."""
 
-import contextlib
 import dataclasses
 import importlib.util
 import json
 import pathlib
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,7 +29,7 @@ from flaxres.inference.predict import Predictor
 from flaxres.inference.quantise import in_8_bits, in_floats
 from flaxres.models.blocks import unstack_blocks
 from flaxres.ops.kept import jax_operations_only
-from flaxres.paths import expanded
+from flaxres.paths import completed, expanded
 from flaxres.serving.model import CLASSES, PREPROCESS, PROGRAM
 from flaxres.training.evaluation import Evaluator
 from flaxres.training.run import prepare_run
@@ -107,7 +105,7 @@ def export(
     function = jax.jit(program(predictor, variables, form))
     content = bytes(jax.export.export(function, platforms=PLATFORMS)(images).serialize())
     card = model_card(predictor, form, count, accuracy, len(content), PLATFORMS)
-    with _completed(folder) as part:
+    with writing_to(folder), completed(folder) as part:
         if form.onnx:
             write_onnx(predictor, variables, form, part / ONNX)
         (part / PROGRAM).write_bytes(content)
@@ -116,32 +114,17 @@ def export(
         (part / README).write_text(card, encoding="utf-8")
         if has_server(predictor, form):
             write_server(part, predictor.preprocess)
-        save_weights(
-            part / WEIGHTS,
-            predictor.variables,
-            predictor.model,
-            predictor.preprocess,
-            predictor.classes,
-        )
+        _write_weights(predictor, part / WEIGHTS)
+        written = {path.name for path in part.iterdir()}
+    with writing_to(folder):  # files of an earlier export describe another network
+        for stale in {ONNX, SERVER, PREPROCESS} - written:
+            (folder / stale).unlink(missing_ok=True)
     return Exported(folder, len(content), (folder / WEIGHTS).stat().st_size, count)
 
 
-@contextlib.contextmanager
-def _completed(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields an empty folder, and moves its files to `folder` at the end.
-
-    An export that fails leaves an earlier one as it was. Files of an earlier export that this one
-    does not have are removed, for they describe another network.
-    """
-    with writing_to(folder), tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as name:
-        part = pathlib.Path(name)
-        yield part
-        files = [path.relative_to(part) for path in part.rglob("*") if path.is_file()]
-        for file in files:
-            (folder / file).parent.mkdir(exist_ok=True)
-            (part / file).replace(folder / file)
-        for stale in {ONNX, SERVER, PREPROCESS}.difference(map(str, files)):
-            (folder / stale).unlink(missing_ok=True)
+def _write_weights(predictor: Predictor, path: pathlib.Path) -> None:
+    variables, model = predictor.variables, predictor.model
+    save_weights(path, variables, model, predictor.preprocess, predictor.classes)
 
 
 def require_ready(folder: pathlib.Path, form: Form) -> None:

@@ -1,13 +1,15 @@
-"""Pretrained weights from the Hugging Face hub, by timm's tags.
+"""Pretrained weights from the Hugging Face hub, by timm's tags, and from folders in its form.
 
 The tag `resnet50.a1_in1k` stands for the repository `timm/resnet50.a1_in1k`;
-`flaxres.weights.tags` has all of them.
+`flaxres.weights.tags` has all of them. `flaxres.weights.hub_folder` writes folders.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from flaxres.data import digests
@@ -16,11 +18,17 @@ from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError, unknown
 from flaxres.models.network import Network
 from flaxres.models.registry import MODELS, create_model
+from flaxres.paths import expanded
+from flaxres.weights.card import Card, from_metadata, require_same_function
 from flaxres.weights.files import read
+from flaxres.weights.hub_folder import CONFIG, TIMM_ARGUMENTS, WEIGHTS
 from flaxres.weights.tags import pretrained_info
 from flaxres.weights.transfer import variables_from_torch
 
 RESOLUTIONS = ("input", "test")
+# timm's arguments that the weights and the function at inference don't depend on, or that
+# config.json states elsewhere too.
+TRAINING_ARGUMENTS = ("num_classes", "drop_rate", "drop_path_rate", "drop_block_rate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +38,8 @@ class PretrainedPreprocess(Preprocess):
     It also has the attributes of `Preprocess`.
 
     Attributes:
-      repository: on the hub, `owner/name`.
-      revision: commit of the repository.
+      repository: on the hub, `owner/name`; or the folder.
+      revision: commit of the repository, '' for a folder.
       sha256: digest of the weight file.
       classes: names of the classes if the hub gives them, else ().
     """
@@ -40,6 +48,17 @@ class PretrainedPreprocess(Preprocess):
     revision: str = ""
     sha256: str = ""
     classes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """The content of a config.json."""
+
+    architecture: str
+    num_classes: int
+    preprocess: Preprocess
+    classes: tuple[str, ...]
+    attributes: dict[str, Any]
 
 
 def load_pretrained(
@@ -51,14 +70,15 @@ def load_pretrained(
     resolution: str = "input",
     **attributes: Any,
 ) -> tuple[Network, dict[str, Any], PretrainedPreprocess]:
-    """Creates a network with weights from the hub.
+    """Creates a network with weights from the hub, or from a folder in the hub's form.
 
-    Files are kept in the hub's cache; once they are there, no network connection is needed.
+    Files of the hub are kept in its cache; once they are there, no network connection is needed.
 
     Args:
       tag: a timm tag such as `resnet50.a1_in1k`; an architecture such as `resnet50`, which stands
-        for timm's default tag; torchvision's name, such as `ResNet50_Weights.IMAGENET1K_V2`; or
-        `owner/name` of a hub repository in timm's form.
+        for timm's default tag; torchvision's name, such as `ResNet50_Weights.IMAGENET1K_V2`;
+        `owner/name` of a hub repository in timm's form; or a folder of `save_pretrained` or timm.
+        Where both are possible, `hf-hub:` and `local-dir:` in front decide.
       num_classes: number of classes; another than the weights' re-initialises the head, 0 drops
         it.
       revision: branch, tag or commit of the repository.
@@ -72,8 +92,8 @@ def load_pretrained(
 
     Raises:
       InputError: the tag is unknown (the message names the nearest ones), the repository is
-        neither on the hub nor in the cache, flaxres has no such architecture, or the files don't
-        fit it.
+        neither on the hub nor in the cache, the folder lacks a file, flaxres has no such
+        architecture, or the files don't fit it.
 
     Examples:
       >>> load_pretrained("resnet50.a1_in22k")
@@ -82,26 +102,57 @@ def load_pretrained(
     """
     if resolution not in RESOLUTIONS:
         raise unknown("resolution", resolution, RESOLUTIONS)
-    repository = _repository(tag)
-    name, trained_classes, preset, labels = _read_settings(
-        repository, fetch(repository, "config.json", revision, cache_dir), resolution
-    )
-    if name not in MODELS:
-        raise unknown(f"architecture of {repository}", name, MODELS)
-    weights_path = fetch(repository, "model.safetensors", revision, cache_dir)
-    num_classes = trained_classes if num_classes is None else num_classes
-    model = create_model(name, num_classes=num_classes, **attributes)
-    weights, _ = read(weights_path)
+    origin, file = _located(tag, revision, cache_dir)
+    settings = _read_settings(origin, file(CONFIG), resolution)
+    if settings.architecture not in MODELS:
+        raise unknown(f"architecture of {origin}", settings.architecture, MODELS)
+    path = file(WEIGHTS)
+    num_classes = settings.num_classes if num_classes is None else num_classes
+    attributes = settings.attributes | attributes
+    model = create_model(settings.architecture, num_classes=num_classes, **attributes)
+    weights, metadata = read(path)
+    card = from_metadata(metadata, str(path))
+    require_same_function(card, model, str(path), adapt=True)
     kept = {name: value for name, value in weights.items() if num_classes or not _in_head(name)}
-    variables = variables_from_torch(kept, model, adapt=True, source=f"weights of {repository!r}")
-    preprocess = PretrainedPreprocess(
-        **dataclasses.asdict(preset),
-        repository=repository,
-        revision=weights_path.parent.name,
-        sha256=digests.file_digest(weights_path),
-        classes=labels,
+    variables = variables_from_torch(kept, model, adapt=True, source=f"weights of {origin!r}")
+    return model, variables, _preprocess(settings, card, origin, path)
+
+
+def _preprocess(
+    settings: _Settings, card: Card, origin: str, path: pathlib.Path
+) -> PretrainedPreprocess:
+    """Returns the preprocessing of weights with their origin."""
+    preset = dataclasses.asdict(settings.preprocess)
+    preset |= {"exif": (card.preprocess or preset)["exif"]}  # timm knows no EXIF
+    return PretrainedPreprocess(
+        **preset,
+        repository=origin,
+        revision="" if path == expanded(origin) / WEIGHTS else path.parent.name,
+        sha256=digests.file_digest(path),
+        classes=settings.classes,
     )
-    return model, variables, preprocess
+
+
+def _located(
+    tag: str, revision: str | None, cache_dir: str | None
+) -> tuple[str, Callable[[str], pathlib.Path]]:
+    """Returns the folder or repository that a name stands for, and what finds its files."""
+    folder = tag.removeprefix("local-dir:")
+    if folder != tag or expanded(folder).is_dir():
+        return folder, functools.partial(_in_folder, folder)
+    repository = _repository(tag)
+    return repository, functools.partial(fetch, repository, revision=revision, cache_dir=cache_dir)
+
+
+def _in_folder(folder: str, file: str) -> pathlib.Path:
+    """Returns the path of a file in a folder."""
+    path = expanded(folder) / file
+    if not path.is_file():
+        raise InputError(
+            f"folder {folder!r} has no {file}: give one that save_pretrained or timm wrote, or "
+            "read a single file with load_weights"
+        )
+    return path
 
 
 def _in_head(name: str) -> bool:
@@ -114,22 +165,32 @@ def _repository(tag: str) -> str:
     return name if "/" in name else pretrained_info(name).repository
 
 
-def _read_settings(
-    repository: str, path: pathlib.Path, resolution: str
-) -> tuple[str, int, Preprocess, tuple[str, ...]]:
-    """Returns the architecture, number of classes, preprocessing and labels of a config.json."""
+def _read_settings(origin: str, path: pathlib.Path, resolution: str) -> _Settings:
+    """Reads the config.json of a repository or folder."""
     try:
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_text(encoding="utf-8"))
         pretrained = settings.get("pretrained_cfg", settings)
-        name, preset = settings["architecture"], preprocessing(pretrained, resolution)
-        classes = int(pretrained.get("num_classes", settings.get("num_classes", 1000)))
-        labels = tuple(settings.get("label_names") or pretrained.get("label_names") or ())
+        arguments = settings.get("model_args") or {}
+        for name, value in arguments.items():
+            known = name in (*TIMM_ARGUMENTS, *TRAINING_ARGUMENTS)
+            if not known and (name, value) != ("global_pool", "avg"):
+                raise ValueError(f"model_args has {name}={value!r}")
+        return _Settings(
+            settings["architecture"],
+            int(settings.get("num_classes", pretrained.get("num_classes", 1000))),
+            preprocessing(pretrained, resolution),
+            tuple(settings.get("label_names") or pretrained.get("label_names") or ()),
+            {
+                ours: int(arguments[name])
+                for name, ours in TIMM_ARGUMENTS.items()
+                if name in arguments
+            },
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"config.json of {repository!r} is not in timm's form "
+            f"config.json of {origin!r} is not in timm's form "
             f"({type(error).__name__}: {error}): give another tag"
         ) from error
-    return name, classes, preset, labels
 
 
 def preprocessing(settings: dict[str, Any], resolution: str = "input") -> Preprocess:

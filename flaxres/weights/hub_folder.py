@@ -1,0 +1,203 @@
+"""Folders in the form of the Hugging Face hub's repositories for timm."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flaxres.data.preprocess import Preprocess
+from flaxres.errors import InputError
+from flaxres.models.network import Network
+from flaxres.models.registry import MODELS
+from flaxres.paths import completed, expanded
+from flaxres.weights.names import leaves, torch_name
+from flaxres.weights.transfer import HEADS, save_weights, template
+
+CONFIG, WEIGHTS, README = "config.json", "model.safetensors", "README.md"
+# Attributes of networks by the names of timm's arguments.
+TIMM_ARGUMENTS = {"in_chans": "in_channels", "output_stride": "output_stride"}
+
+CARD = """\
+---
+pipeline_tag: image-classification
+library_name: timm
+tags:
+- image-classification
+- timm
+- flaxres
+{license}---
+
+# {architecture}
+
+{about}
+
+- Input: {size}x{size} pixels. The short side is resized to {resize} ({interpolation}), and the
+  centre is cropped. Mean {mean} and standard deviation {std} of the channels in [0, 1].
+- Classes: {outputs}. {classes}
+
+```python
+import flaxres
+model, variables, preprocess = flaxres.load_pretrained("PATH OR OWNER/NAME")
+logits = model.apply(variables, preprocess("photo.jpg"))
+```
+
+```python
+import timm
+model = timm.create_model("local-dir:PATH", pretrained=True)  # or "hf-hub:OWNER/NAME"
+```
+"""
+
+
+def save_pretrained(
+    folder: str | pathlib.Path,
+    model: Network,
+    variables: Mapping[str, Any],
+    preprocess: Preprocess | None = None,
+    classes: Sequence[str] = (),
+    *,
+    about: str = "An image classifier, written by flaxres.",
+    license: str = "",
+) -> None:
+    """Writes a network into a folder that `load_pretrained` and timm load.
+
+    The files are `model.safetensors`, `config.json` in timm's form, and a model card. timm loads
+    the folder by `timm.create_model("local-dir:FOLDER", pretrained=True)`, if it has the
+    architecture; it has none of the CIFAR networks. The folder can be uploaded to the hub as it is.
+
+    Args:
+      folder: the folder; it is created. Its files of these names are replaced at the end.
+      model: the network; apart from the attributes that all networks have, and `output_stride`, it
+        must be one of `flaxres.list_models()`.
+      variables: `{"params": ..., "batch_stats": ...}`.
+      preprocess: preprocessing of its images; None is `Preprocess()`.
+      classes: names of its classes in label order; () leaves them out.
+      about: paragraphs for the model card, in Markdown.
+      license: identifier of the weights' licence for the hub, e.g. `apache-2.0`.
+
+    Raises:
+      InputError: the network has no name in `list_models()`, there are not as many `classes` as
+        outputs, or the folder can't be written.
+
+    Examples:
+      >>> import flaxres, jax, tempfile
+      >>> model = flaxres.create_model("test_resnet", num_classes=2)
+      >>> variables = jax.jit(model.init)(jax.random.key(0), jax.numpy.zeros((1, 32, 32, 3)))
+      >>> folder = tempfile.mkdtemp()
+      >>> flaxres.save_pretrained(folder, model, variables, classes=("cat", "dog"))
+      >>> model, variables, preprocess = flaxres.load_pretrained(folder)
+      >>> model.num_classes, preprocess.classes
+      (2, ('cat', 'dog'))
+    """
+    preprocess = preprocess or Preprocess()
+    settings = config(model, preprocess, classes)
+    card = CARD.format(
+        architecture=settings["architecture"],
+        about=about,
+        license=f"license: {license}\n" if license else "",
+        outputs=model.num_classes,
+        classes=", ".join(classes),
+        **dataclasses.asdict(preprocess),
+    )
+    try:
+        with completed(expanded(folder)) as part:
+            save_weights(part / WEIGHTS, variables, model, preprocess, classes)
+            text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+            (part / CONFIG).write_text(text, encoding="utf-8")
+            (part / README).write_text(card, encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"folder {str(folder)!r} can't be written ({error.strerror}): give another folder"
+        ) from error
+
+
+def config(model: Network, preprocess: Preprocess, classes: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns the content of config.json, in timm's form.
+
+    Args:
+      model, preprocess, classes: see `save_pretrained`.
+
+    Raises:
+      InputError: the network has no name in `list_models()`, or there are not as many `classes`
+        as outputs.
+    """
+    if classes and len(classes) != model.num_classes:
+        raise InputError(
+            f"classes has {len(classes)} names, the model {model.num_classes} outputs: give one "
+            "name for each, or none"
+        )
+    first, head = _ends(model)
+    pretrained = {
+        "custom_load": False,
+        "input_size": [model.in_channels, preprocess.size, preprocess.size],
+        "interpolation": preprocess.interpolation,
+        "crop_pct": _crop_share(preprocess.size, preprocess.resize),
+        "crop_mode": "center",
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
+        "num_classes": model.num_classes,
+        "first_conv": first,
+        "classifier": head,
+    }
+    arguments = {
+        theirs: getattr(model, ours)
+        for theirs, ours in TIMM_ARGUMENTS.items()
+        if getattr(model, ours, None) != getattr(MODELS[architecture(model)](), ours, None)
+    }
+    return {
+        "architecture": architecture(model),
+        "num_classes": model.num_classes,
+        **({"model_args": arguments} if arguments else {}),
+        "pretrained_cfg": pretrained,
+        **({"label_names": list(classes)} if classes else {}),
+    }
+
+
+def architecture(model: Network) -> str:
+    """Returns the name of a network in `list_models()`.
+
+    Attributes that every network has may differ, as may `output_stride`.
+
+    Raises:
+      InputError: there is none; the message names what differs from the nearest one.
+
+    Examples:
+      >>> import flaxres
+      >>> architecture(flaxres.ResNet50(num_classes=7, dtype="bfloat16"))
+      'resnet50'
+    """
+    free = {field.name for field in dataclasses.fields(Network)} | {"output_stride"}
+    names = [field.name for field in dataclasses.fields(model) if field.name not in free]
+    nearest: tuple[str, list[str]] = ("", names)
+    for name, row in MODELS.items():
+        if row.func is not type(model):
+            continue
+        other = row()
+        differing = [at for at in names if getattr(other, at) != getattr(model, at)]
+        if not differing:
+            return name
+        if len(differing) < len(nearest[1]):
+            nearest = name, differing
+    name, differing = nearest
+    reason = f"; it differs from {name} in {', '.join(differing)}" if name else ""
+    raise InputError(
+        f"this {type(model).__name__} is none of flaxres.list_models(){reason}: save it with "
+        "save_weights, whose files hold every attribute"
+    )
+
+
+def _ends(model: Network) -> tuple[str, str]:
+    """Returns PyTorch's names of the first convolution and of the head, '' without a head."""
+    stems = ("conv1.", "stem.conv", "features.conv0.")
+    names = {torch_name(path): len(leaf.shape) for path, leaf in leaves(template(model))}
+    first = min(name for name, rank in names.items() if rank == 4 and name.startswith(stems))
+    heads = [name for name in names if name.split(".")[0] in HEADS and name.endswith(".weight")]
+    first, *head = (name.removesuffix(".weight") for name in (first, *heads))
+    return first, head[-1] if head else ""
+
+
+def _crop_share(size: int, resize: int) -> float:
+    """Returns the share `crop_pct` with which timm resizes to `resize`: floor(size / share)."""
+    share = size / resize
+    return share if math.floor(size / share) == resize else size / (resize + 0.5)
