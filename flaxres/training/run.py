@@ -30,7 +30,7 @@ from flaxres.training.mesh import data_mesh, place, replicated, split
 from flaxres.training.optimizers import learning_rate, optimizer
 from flaxres.training.state import State, abstract_state, create_state, random_variables
 from flaxres.training.steps import compiled_eval_step, compiled_train_step
-from flaxres.training.whitening import whitened
+from flaxres.training.whitening import require_stem, whitened
 from flaxres.weights.transfer import load_weights
 
 # None in the config keeps what the model has.
@@ -104,7 +104,7 @@ class Run:
         """Returns the state at step 0, from `model.weights` or random variables.
 
         Raises:
-          InputError: the weights don't fit, or the network has no stem to whiten.
+          InputError: the weights don't fit.
         """
         path, variables = self.config.model.weights, None
         if path:
@@ -210,6 +210,9 @@ def prepare_run(config: Config, training: bool = True) -> Run:
             "out"
         )
     run = Run(config, source, evaluation)
+    if training and config.model.stem_init == "whitening":
+        shapes = jax.eval_shape(functools.partial(random_variables, run.model, config))
+        require_stem(shapes, training_transform(run, 0).size)
     if data.resident:
         if training:
             require_resident(source, data.image_size)

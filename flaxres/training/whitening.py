@@ -36,15 +36,11 @@ def whitened(variables: Any, source: Source, data: DataConfig, side: int) -> Any
       side: of the images, pixels.
 
     Raises:
-      InputError: the stem is not one convolution, or the images are smaller than its kernel.
+      InputError: see `require_stem`; or an image can't be decoded.
     """
+    require_stem(variables, side)
     params = variables["params"]
-    kernel = params.get("conv1", {}).get("kernel")
-    if kernel is None:
-        raise InputError(
-            "model.stem_init='whitening': the stem is not one convolution; set model.stem='small' "
-            "or 'standard', or leave it out"
-        )
+    kernel = params["conv1"]["kernel"]
     size, _, channels, width = kernel.shape
     directions = principal_directions(patches(source, data, side, size)).astype(kernel.dtype)
     directions = directions[: max(width // 2, 1)]
@@ -53,6 +49,29 @@ def whitened(variables: Any, source: Source, data: DataConfig, side: int) -> Any
     whitening = np.concatenate([filters, np.asarray(kernel)[..., len(rows) :]], -1)
     conv1 = {**params["conv1"], "kernel": whitening}
     return {**variables, "params": {**params, "conv1": conv1}}
+
+
+def require_stem(variables: Any, side: int) -> None:
+    """Refuses a network whose first convolution can't be whitened.
+
+    Args:
+      variables: of the network, arrays or shapes.
+      side: of the images, pixels.
+
+    Raises:
+      InputError: the stem is not one convolution, or the images are smaller than its kernel.
+    """
+    kernel = variables["params"].get("conv1", {}).get("kernel")
+    if kernel is None:
+        raise InputError(
+            "model.stem_init='whitening': the stem is not one convolution; set model.stem='small' "
+            "or 'standard', or leave it out"
+        )
+    if side < (size := kernel.shape[0]):
+        raise InputError(
+            f"model.stem_init='whitening' with images of {side} pixels: the first convolution's "
+            f"kernel has {size}; take larger images"
+        )
 
 
 def patches(
@@ -67,13 +86,8 @@ def patches(
       size: of the patches, pixels.
 
     Raises:
-      InputError: the images are smaller than the patches, or one can't be decoded.
+      InputError: an image can't be decoded.
     """
-    if side < size:
-        raise InputError(
-            f"model.stem_init='whitening' with images of {side} pixels: the first convolution's "
-            f"kernel has {size}; take larger images"
-        )
     transform = CentreCrop(side, side, data.interpolation, data.uses_exif)
     rng = np.random.default_rng(0)
     image, chosen = np.empty((1, side, side, 3), np.uint8), []

@@ -10,7 +10,7 @@ from flaxres import Config, DataConfig, ModelConfig, TrainConfig
 from flaxres.data.datasets import open_or_prepare
 from flaxres.errors import InputError
 from flaxres.training.run import prepare_run
-from flaxres.training.whitening import patches
+from flaxres.training.whitening import patches, require_stem
 
 DATA = DataConfig("digits", image_size=8, eval_size=8, eval_resize=8, crop="centre")
 WIDTH = 12
@@ -78,6 +78,11 @@ def test_channels_beyond_the_directions_stay() -> None:
 )
 def test_what_has_no_such_stem_is_refused(model: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        prepare_run(
-            dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **model))
-        ).first_state()
+        prepare_run(dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **model)))
+
+
+def test_images_smaller_than_the_kernel_are_refused() -> None:
+    with pytest.raises(
+        InputError, match="images of 4 pixels: the first convolution's kernel has 7"
+    ):
+        require_stem({"params": {"conv1": {"kernel": np.zeros((7, 7, 3, 8))}}}, 4)
