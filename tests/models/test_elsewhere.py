@@ -95,13 +95,12 @@ def test_resnet152_scanned_equals_unrolled() -> None:
     assert float(jnp.abs(ours - expected).max() / jnp.abs(expected).max()) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
     [
         pytest.param({}, id="narrow"),
-        pytest.param(
-            {"widths": (32, 130, 130), "depths": (4, 4, 2)}, id="wide", marks=pytest.mark.slow
-        ),
+        pytest.param({"widths": (32, 130, 130), "depths": (4, 4, 2)}, id="wide"),
     ],
 )
 def test_shard_map_and_pmap_train_as_one_device_does(sizes: dict[str, tuple[int, ...]]) -> None:

@@ -67,6 +67,7 @@ def test_strict_settings_on_an_explicit_mesh(name: str) -> None:
         trace_gradient((NETWORKS | MORE)[name], NamedSharding(mesh, PartitionSpec("data")))
 
 
+@pytest.mark.slow
 def test_explicit_mesh_gives_the_gradient_of_one_device() -> None:
     model = NETWORKS["dense"]  # of 1x1 convolutions, whose gradient names its sharding
     x = jax.random.normal(jax.random.key(2), (8, 33, 33, 3))

@@ -35,7 +35,13 @@ def collectives(config: Config) -> list[tuple[str, list[int]]]:
     ]
 
 
-@pytest.mark.parametrize("augment", [{}, {"mixup": 0.2, "cutmix": 1.0, "erase": 0.1, "shift": 4}])
+@pytest.mark.parametrize(
+    "augment",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"mixup": 0.2, "cutmix": 1.0, "erase": 0.1, "shift": 4},
+    ],
+)
 def test_aligned_groups_need_the_gradients_once_and_nothing_for_statistics(
     augment: dict[str, float],
 ) -> None:

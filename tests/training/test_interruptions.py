@@ -110,9 +110,8 @@ def test_fault_01_kill_9_and_the_same_command_end_in_the_same_bits() -> None:
     assert figures["mismatches"] == figures["losses"] == 0
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_fault_02_a_signal_saves_once_and_exits_with_75(
     number: signal.Signals, data_dir: str, tmp_path: pathlib.Path
 ) -> None:

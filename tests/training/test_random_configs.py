@@ -57,16 +57,11 @@ def test_configs_survive_their_settings() -> None:
     assert drawn.of_values(settings) == config
 
 
+@pytest.mark.slow
 def test_random_configs_give_one_result_on_1_and_8_devices() -> None:
-    figures = random_configs("valid", "--count", "1")
+    figures = random_configs("valid", "--count", "3")
     assert figures["failures"] == 0, figures
     assert figures["largest_difference"] < 1e-8
-
-
-@pytest.mark.slow
-def test_more_random_configs_give_one_result_on_1_and_8_devices() -> None:
-    figures = random_configs("valid", "--count", "2", "--seed", "1")
-    assert figures["failures"] == 0, figures
 
 
 @pytest.mark.parametrize("kind", range(len(broken.MISTAKES)))
@@ -83,4 +78,4 @@ def test_mistakes_are_refused_in_one_line(kind: int, tmp_path: pathlib.Path, dat
 
 @pytest.mark.slow
 def test_many_mistakes_are_refused_in_one_line() -> None:
-    assert random_configs("invalid", "--count", "400", "--seed", "1")["failures"] == 0
+    assert random_configs("invalid", "--count", "200", "--seed", "1")["failures"] == 0

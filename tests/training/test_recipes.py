@@ -210,17 +210,17 @@ def test_the_scale_grows_after_enough_good_steps() -> None:
 def test_sharpness_aware_steps_are_the_papers() -> None:
     """By hand: the gradient at w + rho * g / |g|, with the learning rate at w."""
     base = OptimConfig(learning_rate=0.1, momentum=0.0, weight_decay=0.0, schedule="constant")
-    start, _ = steps(config(optim=base), 0)
-    plain, _ = steps(config(optim=base), 1)
-    gradient = jax.tree.map(lambda a, b: (a - b) / 0.1, start.params, plain.params)
-    stride = 0.5 / optax.tree.norm(gradient)
-    uphill = jax.tree.map(lambda w, g: w + stride * g, start.params, gradient)
+    start, plain = (steps(config(optim=base), count)[0] for count in (0, 1))
+    # In NumPy: JAX would compile each operation for each shape.
+    before, after = jax.device_get((start.params, plain.params))
+    gradient = jax.tree.map(lambda a, b: (a - b) / 0.1, before, after)
+    norm = np.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(gradient)))
+    uphill = jax.tree.map(lambda w, g: w + np.float32(0.5 / norm) * g, before, gradient)
     there, _ = steps(
-        config(optim=base),
-        1,
-        spoil=lambda state, i: state.replace(params=jax.tree.map(jnp.copy, uphill)),
+        config(optim=base), 1, spoil=lambda state, i: state.replace(params=jax.device_put(uphill))
     )
-    expected = jax.tree.map(lambda w, a, b: w - (a - b), start.params, uphill, there.params)
+    moved = jax.device_get(there.params)
+    expected = jax.tree.map(lambda w, a, b: w - (a - b), before, uphill, moved)
     sharp, _ = steps(config(optim=dataclasses.replace(base, sam_rho=0.5)), 1)
     assert far(sharp.params, expected) < 1e-4
     assert far(sharp.batch_stats, plain.batch_stats) < 1e-6
