@@ -1,7 +1,7 @@
 """Exports a network: a program that needs jax alone, weights, a model card and a server."""
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 import pathlib
 from collections.abc import Callable
@@ -39,11 +39,7 @@ from flaxres.weights.transfer import save_weights
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # jax2onnx pins an older Orbax than training needs; the conversion needs these packages of it.
-GET_ONNX = (
-    "pip install onnx onnxruntime && "
-    "pip install --no-deps jax2onnx onnx-ir jaxtyping wadler-lindig equinox"
-)
-FOR_ONNX = ("jax2onnx", "onnx", "onnx_ir", "equinox")
+GET_ONNX = "pip install onnx onnxruntime onnx-ir equinox && pip install --no-deps jax2onnx"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,12 +129,13 @@ def require_ready(folder: pathlib.Path, form: Form) -> None:
     Raises:
       InputError: the folder can't be written, or a package that ONNX needs is not installed.
     """
-    missing = [name for name in FOR_ONNX if importlib.util.find_spec(name) is None]
-    if form.onnx and missing:
-        raise InputError(
-            f"--onnx needs {', '.join(missing)}, best in an environment that only exports: "
-            f"{GET_ONNX}"
-        )
+    if form.onnx:
+        try:
+            importlib.import_module("jax2onnx")
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"--onnx needs {error.name}, best in an environment that only exports: {GET_ONNX}"
+            ) from error
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
