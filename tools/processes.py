@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import command as arguments
@@ -31,6 +32,7 @@ DIGITS = (
     *("--config", "configs/digits.py", "--train.progress", "False"),
     *("--train.tensorboard", "False", "--train.log-every-steps", "1"),
 )
+QUICK = ("--model.depths", "1", "1", "1")
 EVALUATED, EVAL_BATCH = range(1, 71), 24
 
 
@@ -84,9 +86,13 @@ def finish(started: list[subprocess.Popen[str]], code: int = 0) -> list[str]:
 
 
 def training(
-    workdir: pathlib.Path, precision: str, steps: int, group: int | None = None
+    workdir: pathlib.Path,
+    precision: str,
+    steps: int,
+    group: int | None = None,
+    more: Sequence[str] = (),
 ) -> list[str]:
-    """Returns the command of a training run on the digits."""
+    """Returns the command of a training run on the digits; `more` are further options."""
     settings = {
         "data.data-dir": workdir.parent / "data",
         "model.dtype": precision,
@@ -96,7 +102,7 @@ def training(
         "workdir": workdir,
     }
     options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    return ["train.py", *DIGITS, *options]
+    return ["train.py", *DIGITS, *options, *more]
 
 
 def rows(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
@@ -113,7 +119,9 @@ def difference(ours: pathlib.Path, theirs: pathlib.Path, steps: int) -> float:
     return max(abs(a[step]["train/loss"] / b[step]["train/loss"] - 1) for step in b)
 
 
-def losses(folder: pathlib.Path, processes: list[int]) -> dict[str, float]:
+def losses(
+    folder: pathlib.Path, processes: list[int], more: Sequence[str] = ()
+) -> dict[str, float]:
     """Compares losses of several processes to those of one."""
     figures = {}
     for precision, steps in (("float32", 1), ("float64", 20)):
@@ -121,7 +129,7 @@ def losses(folder: pathlib.Path, processes: list[int]) -> dict[str, float]:
             alone = folder / f"{precision}-{group}-1"
             for count in (1, *processes):
                 workdir = folder / f"{precision}-{group}-{count}"
-                command = training(workdir, precision, steps, group)
+                command = training(workdir, precision, steps, group, more)
                 finish(start(command, count, x64=precision == "float64"))
                 if count > 1:
                     name = f"{precision}_{steps}_steps_group_{group}_{count}_processes"
@@ -138,19 +146,20 @@ def stop_at(started: list[subprocess.Popen[str]], workdir: pathlib.Path, step: i
     started[-1].send_signal(signal.SIGTERM)
 
 
-def resume(folder: pathlib.Path) -> dict[str, float]:
+def resume(folder: pathlib.Path, more: Sequence[str] = ()) -> dict[str, float]:
     """Compares runs that are resumed on other processes or devices to an uninterrupted one."""
     figures: dict[str, float] = {}
     steps = 200
     alone = folder / "alone"
-    finish(start(training(alone, "float64", steps), 1, x64=True))
+    finish(start(training(alone, "float64", steps, more=more), 1, x64=True))
     for name, stages in (
         ("processes_1_2_1", [(1, 1), (2, 1), (1, 1)]),
         ("devices_1_4_2", [(1, 1), (1, 4), (1, 2)]),
     ):
         workdir, slowest = folder / name, 0.0
         for number, (processes, devices) in enumerate(stages):
-            started = start(training(workdir, "float64", steps), processes, devices, x64=True)
+            command = training(workdir, "float64", steps, more=more)
+            started = start(command, processes, devices, x64=True)
             if number < len(stages) - 1:
                 stop_at(started, workdir, 30 + max(rows(workdir), default=0))
                 stopped = time.monotonic()
@@ -208,6 +217,9 @@ def main() -> None:
     parser.add_argument(
         "--processes", help="2,4 (losses) or 2,3,4 (evaluation); with --process: of this run"
     )
+    parser.add_argument(
+        "--quick", action="store_true", help="losses, resume: a network of three blocks"
+    )
     parser.add_argument("--folder")
     parser.add_argument("--coordinator")
     parser.add_argument("--process", type=int)
@@ -220,11 +232,12 @@ def main() -> None:
         return
     default = "2,4" if chosen.what == "losses" else "2,3,4"
     counts = [int(count) for count in (chosen.processes or default).split(",")]
+    more = QUICK if chosen.quick else ()
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)
         figures = {
-            "losses": lambda: losses(place, counts),
-            "resume": lambda: resume(place),
+            "losses": lambda: losses(place, counts, more),
+            "resume": lambda: resume(place, more),
             "evaluation": lambda: evaluation(place, counts),
         }[chosen.what]()
     arguments.show(figures, chosen.json, ".3g")

@@ -14,13 +14,14 @@ import pytest
 from flaxres import Config, InputError, OptimConfig
 from flaxres.training import hosts
 from flaxres.training.provenance import Provenance, shared_facts
-from tools.processes import DIGITS, ROOT, finish, rows, start
+from tools.processes import DIGITS, QUICK, ROOT, finish, rows, start
 
 
 def figures(what: str, processes: str = "2") -> dict[str, float]:
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    program = [sys.executable, "-m", "tools.processes"]
     done = subprocess.run(
-        [sys.executable, "-m", "tools.processes", what, "--processes", processes, "--json"],
+        [*program, what, "--processes", processes, "--quick", "--json"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -114,6 +115,7 @@ def test_fault_23_a_process_with_another_command_is_refused_before_step_1(
     command = [
         "train.py",
         *DIGITS,
+        *QUICK,
         "--data.data-dir",
         str(tmp_path / "data"),
         "--workdir",
@@ -154,6 +156,7 @@ def test_fault_20_a_process_that_dies_takes_the_others_down(tmp_path: pathlib.Pa
     command = [
         "train.py",
         *DIGITS,
+        *QUICK,
         "--data.data-dir",
         str(tmp_path / "data"),
         "--workdir",
