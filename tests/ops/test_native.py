@@ -298,6 +298,7 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     assert said[0] == said[1] == said[2]
 
 
+@pytest.mark.slow
 def test_it_is_built_once_and_again_where_the_file_was_cut(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

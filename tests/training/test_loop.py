@@ -219,6 +219,7 @@ def test_epochs_that_are_no_whole_steps_end_where_the_run_does(
             )
 
 
+@pytest.mark.slow
 def test_many_steps_in_a_dispatch_are_the_same_steps_however_they_are_cut(
     data_dir: str, tmp_path: pathlib.Path
 ) -> None:

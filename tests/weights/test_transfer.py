@@ -77,6 +77,7 @@ def test_prefixes_counters_and_other_head_names_are_understood() -> None:
     assert equal(variables_from_torch(state, model), variables)
 
 
+@pytest.mark.slow
 def test_old_densenet_files_are_understood() -> None:
     model: Any = flaxres.create_model("densenet121", num_classes=2)
     variables = random_variables(model)
