@@ -38,12 +38,11 @@ def reference(name: str, **attributes: Any) -> Any:
     network = timm.create_model(name, **attributes).eval()
     with torch.no_grad():
         for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d | torch.nn.GroupNorm):
+            evonorm = hasattr(module, "v")
+            if evonorm or isinstance(module, torch.nn.BatchNorm2d | torch.nn.GroupNorm):
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(0, 0.1)
-            if hasattr(module, "v"):  # EvoNorm
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.normal_(0, 0.1)
+            if evonorm:
                 module.v.uniform_(0.5, 1.5)
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)

@@ -23,7 +23,7 @@ from flaxres.weights.card import Card, from_metadata, require_same_function
 from flaxres.weights.files import read
 from flaxres.weights.hub_folder import CONFIG, TIMM_ARGUMENTS, WEIGHTS
 from flaxres.weights.tags import pretrained_info
-from flaxres.weights.transfer import variables_from_torch
+from flaxres.weights.transfer import in_head, variables_from_torch
 
 RESOLUTIONS = ("input", "test")
 # timm's arguments that the weights and the function at inference don't depend on, or that
@@ -113,7 +113,7 @@ def load_pretrained(
     weights, metadata = read(path)
     card = from_metadata(metadata, str(path))
     require_same_function(card, model, str(path), adapt=True)
-    kept = {name: value for name, value in weights.items() if num_classes or not _in_head(name)}
+    kept = {name: value for name, value in weights.items() if num_classes or not in_head(name)}
     variables = variables_from_torch(kept, model, adapt=True, source=f"weights of {origin!r}")
     return model, variables, _preprocess(settings, card, origin, path)
 
@@ -153,10 +153,6 @@ def _in_folder(folder: str, file: str) -> pathlib.Path:
             "read a single file with load_weights"
         )
     return path
-
-
-def _in_head(name: str) -> bool:
-    return name.startswith(("fc.", "head.", "classifier."))
 
 
 def _repository(tag: str) -> str:

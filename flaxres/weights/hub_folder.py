@@ -13,7 +13,7 @@ from flaxres.models.network import Network
 from flaxres.models.registry import MODELS
 from flaxres.paths import completed, expanded
 from flaxres.weights.names import leaves, torch_name
-from flaxres.weights.transfer import HEADS, save_weights, template
+from flaxres.weights.transfer import in_head, save_weights, template
 
 CONFIG, WEIGHTS, README = "config.json", "model.safetensors", "README.md"
 # Attributes of networks by the names of timm's arguments.
@@ -127,6 +127,8 @@ def config(model: Network, preprocess: Preprocess, classes: Sequence[str] = ()) 
             f"classes has {len(classes)} names, the model {model.num_classes} outputs: give one "
             "name for each, or none"
         )
+    name = architecture(model)
+    usual = MODELS[name]()
     first, head = _ends(model)
     pretrained = {
         "custom_load": False,
@@ -143,10 +145,10 @@ def config(model: Network, preprocess: Preprocess, classes: Sequence[str] = ()) 
     arguments = {
         theirs: getattr(model, ours)
         for theirs, ours in TIMM_ARGUMENTS.items()
-        if getattr(model, ours, None) != getattr(MODELS[architecture(model)](), ours, None)
+        if getattr(model, ours, None) != getattr(usual, ours, None)
     }
     return {
-        "architecture": architecture(model),
+        "architecture": name,
         "num_classes": model.num_classes,
         **({"model_args": arguments} if arguments else {}),
         "pretrained_cfg": pretrained,
@@ -192,7 +194,7 @@ def _ends(model: Network) -> tuple[str, str]:
     stems = ("conv1.", "stem.conv", "features.conv0.")
     names = {torch_name(path): len(leaf.shape) for path, leaf in leaves(template(model))}
     first = min(name for name, rank in names.items() if rank == 4 and name.startswith(stems))
-    heads = [name for name in names if name.split(".")[0] in HEADS and name.endswith(".weight")]
+    heads = [name for name in names if in_head(name) and name.endswith(".weight")]
     first, *head = (name.removesuffix(".weight") for name in (first, *heads))
     return first, head[-1] if head else ""
 

@@ -92,7 +92,7 @@ def variables_from_torch(
       True
     """
     weights = cleaned(weights)
-    headless = adapt and not any(name.split(".")[0] in HEADS for name in weights)
+    headless = adapt and not any(map(in_head, weights))
     flat: dict[Path, np.ndarray | None] = {}
     missing, misshapen = [], []
     for path, leaf in leaves(template(model)):
@@ -187,6 +187,16 @@ def _refuse(source: str, **problems: list[str]) -> None:
         )
 
 
+def in_head(name: str) -> bool:
+    """Returns whether a name in PyTorch's naming is that of a leaf of a head.
+
+    Examples:
+      >>> in_head("head.fc.weight"), in_head("layer1.0.conv1.weight")
+      (True, False)
+    """
+    return name.split(".")[0] in HEADS
+
+
 def classes(weights: Mapping[str, Shaped[np.ndarray, "..."]]) -> int:
     """Returns the number of classes of a state dictionary's head, 0 if it has no head.
 
@@ -195,7 +205,7 @@ def classes(weights: Mapping[str, Shaped[np.ndarray, "..."]]) -> int:
       10
     """
     weights = cleaned(weights)
-    names = [name for name in weights if name.split(".")[0] in HEADS and name.endswith(".weight")]
+    names = [name for name in weights if in_head(name) and name.endswith(".weight")]
     return weights[names[0]].shape[0] if names else 0
 
 

@@ -16,28 +16,27 @@ from flaxres.cli import main
 from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError
 from flaxres.weights import hub_folder
+from flaxres.weights.transfer import template
 
 PREPROCESS = Preprocess(64, 72, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), exif=True)
 CLASSES = ("cat", "dog", "émeu")
 
 
-def random_variables(model: Any, side: int = 64) -> Any:
+def random_variables(model: Any) -> Any:
     """Returns random variables, with scales and variances that hide no branch."""
     rng = np.random.default_rng(0)
-    images = jnp.zeros((1, side, side, model.in_channels))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         fan_in = math.prod(leaf.shape[:-1])
         values = rng.normal(0, fan_in**-0.5 if len(leaf.shape) > 1 else 0.1, leaf.shape)
         return (values + (len(leaf.shape) == 1)).astype(leaf.dtype)
 
-    variables = jax.tree.map(draw, dict(shapes))
+    variables = jax.tree.map(draw, dict(template(model)))
     return variables | {"batch_stats": jax.tree.map(np.abs, variables.get("batch_stats", {}))}
 
 
-def logits(model: Any, variables: Any, side: int = 64) -> np.ndarray:
-    images = np.random.default_rng(1).normal(size=(2, side, side, model.in_channels))
+def logits(model: Any, variables: Any) -> np.ndarray:
+    images = np.random.default_rng(1).normal(size=(2, 64, 64, model.in_channels))
     return np.asarray(jax.jit(model.apply)(variables, images.astype(np.float32)))
 
 
@@ -64,6 +63,10 @@ def test_a_folder_is_read_as_it_was_written(
     assert preprocess.revision == ""
     five, *_ = flaxres.load_pretrained(f"local-dir:{tmp_path / 'new'}", num_classes=5)
     assert five.num_classes == 5
+    _, headless, _ = flaxres.load_pretrained(str(tmp_path / "new"), num_classes=0)
+    assert set(got["params"]) - set(headless["params"]) == {
+        "linear" if name == "resnet20" else "fc"
+    }
     assert [path.name for path in (tmp_path / "new").iterdir() if path.name[0] == "."] == []
 
 
