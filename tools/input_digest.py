@@ -7,7 +7,7 @@ thread:
 
 - with 2 and 4 threads;
 - with 1 and 2 loading processes;
-- with 2 and 4 host processes joined on loopback, where each reads only its rows;
+- with 2 and 4 host processes (`--hosts`) joined on loopback, where each reads only its rows;
 - with a stop and a restart at every batch.
 """
 
@@ -128,7 +128,8 @@ def hosts(root: str, data_dir: str, count: int) -> dict[int, str]:
     """Returns the merged rows of `count` processes."""
     program = [sys.executable, "-m", "tools.input_digest", "--host"]
     words = [*program, root, data_dir, loopback(), str(count)]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=1"
+    environment = os.environ | {"XLA_FLAGS": flags}
     processes = [
         subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True, env=environment)
         for rank in range(count)
@@ -152,6 +153,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--hosts", default="2,4", help="numbers of host processes")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = str(pathlib.Path(folder) / "photographs")
@@ -172,7 +174,8 @@ def main() -> None:
             f"{workers}_workers": differing(rows(config(root, folder, 1, workers)))
             for workers in (1, 2)
         }
-        figures |= {f"{count}_hosts": differing(hosts(root, folder, count)) for count in (2, 4)}
+        for count in map(int, chosen.hosts.split(",")):
+            figures[f"{count}_hosts"] = differing(hosts(root, folder, count))
         one = config(root, folder, 2, 0)
         figures["resumed"] = sum(
             differing(rows(one, 0, at) | rows(one, at)) for at in range(1, steps)

@@ -84,9 +84,9 @@ def test_fault_03_a_second_sigterm_during_the_save(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("most", "named"), [(300_000, "checkpoints"), (None, "metrics.jsonl")])
+@pytest.mark.parametrize("named", ["checkpoints", "metrics.jsonl"])
 def test_fault_04_a_full_disk(
-    most: int | None, named: str, data: pathlib.Path, tmp_path: pathlib.Path, expected: Any
+    named: str, data: pathlib.Path, tmp_path: pathlib.Path, expected: Any
 ) -> None:
     words = arguments(tmp_path / "run", data)
     started = kill.start(words)
@@ -96,7 +96,11 @@ def test_fault_04_a_full_disk(
     ):  # the first save runs beside the steps
         time.sleep(0.05)
     saved = newest_sound(tmp_path / "run" / "checkpoints")[0]
-    limit = most or (tmp_path / "run" / "metrics.jsonl").stat().st_size + 100
+    limit = (tmp_path / "run" / "metrics.jsonl").stat().st_size + 100
+    if named == "checkpoints":  # less than its largest file, and more than the log will have
+        files = (tmp_path / "run" / named).rglob("*")
+        limit = max(path.stat().st_size for path in files if path.is_file()) // 2
+        assert limit > 30_000
     begun = time.monotonic()
     resource.prlimit(started[0].pid, resource.RLIMIT_FSIZE, (limit, limit))
     (said,) = kill.ended(started)
@@ -298,15 +302,13 @@ def test_fault_30_a_damaged_or_forbidden_compile_cache(
     kept = [path for path in cache.rglob("*-cache") if path.is_file()]
     assert kept
     assert all((path.parent.stat().st_mode & 0o777) == 0o700 for path in kept)
-    for path in kept:
+    for number, path in enumerate(kept):
         content = bytearray(path.read_bytes())
         for at in range(0, len(content), max(1, len(content) // 64)):
             content[at] ^= 0x55
-        path.write_bytes(content)
-    assert run("damaged") == expected
-    for path in cache.rglob("*-cache"):
-        path.write_bytes(path.read_bytes()[:100])
-    assert run("cut") == expected
+        path.write_bytes(content if number % 2 else content[:100])
+    assert len(kept) > 1
+    assert run("damaged or cut") == expected
     subprocess.run(["rm", "-r", str(cache)], check=True)
     cache.write_text("a file in its place")
     assert run("forbidden") == expected

@@ -18,12 +18,10 @@ from tools.processes import DIGITS, QUICK, ROOT, finish, rows, start
 
 
 def figures(what: str, processes: str = "2") -> dict[str, float]:
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     program = [sys.executable, "-m", "tools.processes"]
     done = subprocess.run(
         [*program, what, "--processes", processes, "--quick", "--json"],
         cwd=ROOT,
-        env=environment,
         capture_output=True,
         text=True,
     )
