@@ -1,6 +1,5 @@
 """The claims about trained CIFAR networks, of small depth and on digits; and their figures."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -95,39 +94,31 @@ def test_a_surface_that_overflows_is_a_steep_one() -> None:
 def test_the_claims_hold_of_trained_networks(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Runs the experiments that train networks, for six tenths of the epochs.
+    """Runs the experiments that train networks, for half of the epochs.
 
     Networks have 20 and 56 layers; each is trained once.
     """
+    flaxres.use_native_convolutions()  # as `flaxres lab` does
     out = tmp_path_factory.mktemp("lab")
-    settings = Settings(out, data_dir=str(out / "data"), scale=0.6)
+    settings = Settings(out, data_dir=str(out / "data"), scale=0.5)
     monkeypatch.setattr(degradation, "DEPTHS", (20, 56))
     monkeypatch.setattr(degradation, "SHADES", degradation.SHADES[:2])
     monkeypatch.setattr(landscape, "POINTS", 9)
-    result = degradation.run(settings, print)
-    assert result.fit["plain", 56] > result.fit["plain", 20] + 0.05
-    assert result.fit["residual", 56] < result.fit["residual", 20] + 0.05
+    # Few blocks suffice for the stacks, whose claims are tested in test_stacks.py.
+    monkeypatch.setattr(lesion, "BLOCKS", 40)
+    monkeypatch.setattr(lesion, "BYPASSED", 20)
+    facts = {}
     for name, experiment in (
         ("degradation", degradation),
         ("paths", paths),
         ("features", features),
         ("landscape", landscape),
+        ("lesion", lesion),
     ):
-        claims = conduct(name, experiment.EXPERIMENT, settings)["claims"]
-        assert all(claim["holds"] for claim in claims), claims
+        facts[name] = conduct(name, experiment.EXPERIMENT, settings)
         assert (out / f"{name}.png").stat().st_size > 20_000
-    # Few blocks suffice: the claim on the networks is tested here, that on the stacks in
-    # test_stacks.py.
-    monkeypatch.setattr(lesion, "BLOCKS", 40)
-    monkeypatch.setattr(lesion, "BYPASSED", 20)
-    assert conduct("lesion", lesion.EXPERIMENT, settings)["claims"][0]["holds"]
-    assert (out / "lesion.png").stat().st_size > 20_000
-    trained = {kind: networks.Trained(settings, kind, 56, print) for kind in networks.KINDS}
-    lost = {}
-    for kind, network in trained.items():
-        whole, without, _ = lesion.lesions(dataclasses.replace(settings), network)
-        lost[kind] = whole - np.nanmean(without)
-        assert np.isnan(without).sum() == 2  # the first blocks of the second and third stages
-    assert lost["residual"] < 0.05
-    assert lost["residual"] < lost["plain"] / 3
+        claims = facts[name]["claims"][:1] if name == "lesion" else facts[name]["claims"]
+        assert all(claim["holds"] for claim in claims), claims
+    for without in facts["lesion"]["result"]["without"].values():
+        assert without.count(None) == 2  # the first blocks of the second and third stages
     assert len(list((out / "networks").iterdir())) == 4
