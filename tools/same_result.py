@@ -15,7 +15,9 @@ import tempfile
 from typing import Any, Literal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+)
 
 import jax
 import jax.numpy as jnp
@@ -59,10 +61,17 @@ def config_of(
     steps: int,
     devices: int,
     data_dir: str,
+    quick: bool,
 ) -> Config:
     """Returns the config of one run."""
     return Config(
-        ModelConfig("resnet20", dtype=precision, param_dtype=precision, bn_group=group),
+        ModelConfig(
+            "resnet20",
+            depths=(1, 1, 1) if quick else None,
+            dtype=precision,
+            param_dtype=precision,
+            bn_group=group,
+        ),
         DataConfig(
             "digits", data_dir=data_dir, image_size=8, eval_size=8, eval_resize=8, crop="centre"
         ),
@@ -86,6 +95,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--groups", default="none,8")
     parser.add_argument("--devices", default="1,2,4,8", help="the first is compared with")
+    parser.add_argument("--quick", action="store_true", help="a network of three blocks")
     chosen = parser.parse_args()
     worst, differences, runs = 0.0, 0, 0
     with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +103,9 @@ def main() -> None:
             group = None if name == "none" else int(name)
             first: tuple[list[str], Any] | None = None
             for devices in map(int, chosen.devices.split(",")):
-                config = config_of(chosen.precision, group, chosen.steps, devices, folder)
+                config = config_of(
+                    chosen.precision, group, chosen.steps, devices, folder, chosen.quick
+                )
                 ledger, final = run(config)
                 first = first or (ledger, final)
                 runs += 1

@@ -113,6 +113,7 @@ def same_result(precision: str, steps: int, groups: str, devices: str) -> dict[s
         groups,
         "--devices",
         devices,
+        "--quick",
         "--json",
     ]
     done = subprocess.run(
