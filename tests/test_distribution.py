@@ -60,6 +60,7 @@ def test_the_wheel_alone_trains_predicts_and_exports(
 
     assert set(json.loads(flaxres_of_the_wheel("configs", "--json"))) == set(recipes.names())
     options = ["--data.data-dir", str(tmp_path / "data"), "--train.steps", "3"]
+    options += ["--model.depths", "1", "1", "1"]
     flaxres_of_the_wheel("train", "--config", "digits", "--workdir", "run", *options)
     assert json.loads((empty / "run" / "summary.json").read_text())["step"] == 3
     Image.new("L", (8, 8), 128).save(empty / "digit.png")

@@ -1,4 +1,4 @@
-"""The ImageNet config on real photographs: 224 pixels, two dtypes, on 1 and on 8 devices."""
+"""The ImageNet config on real photographs: two dtypes and sizes, on 1 and on 8 devices."""
 
 import json
 import os
@@ -31,9 +31,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "devices"), [("float32", 8), ("bfloat16", 1)])
+@pytest.mark.parametrize(("dtype", "devices", "size"), [("float32", 8, 224), ("bfloat16", 1, 128)])
 def test_the_imagenet_config_trains_and_counts_all_250(
-    dtype: str, devices: int, source: pathlib.Path, data_dir: str, tmp_path: pathlib.Path
+    dtype: str, devices: int, size: int, source: pathlib.Path, data_dir: str, tmp_path: pathlib.Path
 ) -> None:
     options = {
         "--workdir": tmp_path,
@@ -41,6 +41,8 @@ def test_the_imagenet_config_trains_and_counts_all_250(
         "--data.source": source,
         "--data.data-dir": data_dir,
         "--data.eval-split": "val",
+        "--data.image-size": size,
+        "--data.eval-size": size,
         "--model.dtype": dtype,
         "--model.bn-group": 16,
         "--optim.learning-rate": 0.00625,
