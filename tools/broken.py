@@ -63,6 +63,8 @@ CONTRADICTIONS: tuple[Values, ...] = (
     {"data.name": "digit"},
     {"data.name": "folder"},
     {"data.name": "folder", "data.source": "/nothing"},
+    {"data.name": "manifest"},
+    {"data.name": "idx", "data.source": "/nothing"},
     {"data.train_split": "trian"},
     {"data.eval_split": "test[:0]"},
     {"data.eval_split": "test[5%"},

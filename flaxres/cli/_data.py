@@ -9,6 +9,7 @@ from flaxres.cli._options import Parser, show
 from flaxres.cli._process import silence
 from flaxres.config.files import load_config
 from flaxres.config.schema import Config
+from flaxres.data.choices import IN_PLACE
 from flaxres.errors import InputError
 
 
@@ -23,13 +24,15 @@ def data(arguments: Sequence[str]) -> None:
     for name, (function, text, add_options) in COMMANDS.items():
         command = commands.add_parser(name, help=text.partition(";")[0], description=text)
         command.set_defaults(function=function)
-        known = "digits, folder, cifar10, imagenet2012"
-        others = "" if name == "prepare" else ", parquet, webdataset, or any that TFDS has prepared"
-        command.add_argument("name", help=known + others)
+        known = ["digits", "folder", "cifar10", "imagenet2012"]
+        if name != "prepare":
+            known += [*IN_PLACE[1:], "or any that TFDS has prepared"]
+        command.add_argument("name", help=", ".join(known))
         command.add_argument(
             "--source",
             help="folder of <split>/<class>/*.jpg, of Parquet files, of WebDataset's or ImageNet's "
-            "tars, or CIFAR-10's archive",
+            "tars, of lists <split>.csv or <split>.jsonl, or of MNIST's files, or CIFAR-10's "
+            "archive",
         )
         command.add_argument("--data-dir", help="folder of prepared datasets (TFDS's own)")
         command.add_argument(

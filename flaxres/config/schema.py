@@ -13,9 +13,9 @@ import jax
 
 from flaxres.config import _rules as rules
 from flaxres.config._rules import optional, setting
+from flaxres.data import choices
 from flaxres.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from flaxres.data.autoaugment import policy
-from flaxres.data.choices import CACHE_MIB, BadImages, CropInterpolation, Fill, Interpolation
 from flaxres.models.registry import MODELS
 
 
@@ -95,13 +95,13 @@ class DataConfig:
     """
 
     name: str = setting("digits", measure=True)
-    """digits, folder, parquet, webdataset, cifar10, imagenet2012, or an
-    ArrayRecord dataset that TFDS has prepared (`name` or
-    `name/config:version`)."""
+    """digits, folder, parquet, webdataset, manifest, idx, cifar10,
+    imagenet2012, or an ArrayRecord dataset that TFDS has prepared (`name`
+    or `name/config:version`)."""
     source: str | None = setting(None, resume=True, local=True)
     """Location of the raw files: the folder of <split>/<class>/*.jpg, of
-    <split>-00000-of-00005.parquet, of <split>-000000.tar or of
-    ImageNet's tars, or CIFAR-10's archive."""
+    <split>-00000-of-00005.parquet, of <split>-000000.tar, of <split>.csv,
+    of MNIST's files or of ImageNet's tars, or CIFAR-10's archive."""
     data_dir: str | None = setting(None, resume=True, local=True)
     """Folder of prepared datasets; None is TFDS's own ($TFDS_DATA_DIR or
     ~/tensorflow_datasets)."""
@@ -117,7 +117,7 @@ class DataConfig:
     """Split for evaluation, in TFDS's syntax."""
     exif: bool | None = setting(None)
     """Turn photographs upright by their EXIF orientation; None: those of
-    `folder` alone."""
+    `folder` and `manifest` alone."""
     image_size: int = setting(224, rules.POSITIVE)
     """Side of the training images in pixels."""
     eval_size: int = setting(224, rules.POSITIVE, measure=True)
@@ -134,10 +134,10 @@ class DataConfig:
     """Random resized crop: range of the share of the image's area."""
     crop_ratio: tuple[float, float] = setting((3 / 4, 4 / 3), rules.RANGE)
     """Random resized crop: range of width divided by height."""
-    crop_interpolation: CropInterpolation = setting("fast")
+    crop_interpolation: choices.CropInterpolation = setting("fast")
     """Random resized crop: 'fast' is OpenCV's bilinear with antialiasing;
     'bilinear' and 'bicubic' are Pillow's, exactly."""
-    interpolation: Interpolation = setting("bilinear", measure=True)
+    interpolation: choices.Interpolation = setting("bilinear", measure=True)
     """Pillow's interpolation for the central crop."""
     eval_flip: bool = setting(False, measure=True)
     """Average the logits of an image and of its mirror image in
@@ -149,7 +149,7 @@ class DataConfig:
     repeats: int = setting(1, rules.POSITIVE)
     """Repeated augmentation: copies of each image in its batch, each
     augmented separately (Hoffer et al. 2020)."""
-    bad_images: BadImages = setting("skip")
+    bad_images: choices.BadImages = setting("skip")
     """Treatment of an image that can't be decoded: 'skip' names and counts
     it and takes the next one; 'error' stops."""
     mean: tuple[float, float, float] = setting(IMAGENET_MEAN, rules.SHARES)
@@ -172,14 +172,14 @@ class DataConfig:
     buffer_mib: int = setting(512, rules.POSITIVE, resume=True, local=True)
     """Maximum MiB of images being decoded at a time on each host; one
     batch is always allowed."""
-    cache_mib: int = setting(CACHE_MIB, rules.POSITIVE, resume=True, local=True)
+    cache_mib: int = setting(choices.CACHE_MIB, rules.POSITIVE, resume=True, local=True)
     """Maximum MiB of Parquet row groups kept in memory by each decoding
     process; one is always allowed."""
 
     @property
     def uses_exif(self) -> bool:
         """True if photographs are turned upright."""
-        return self.name == "folder" if self.exif is None else self.exif
+        return self.name in choices.FROM_CAMERAS if self.exif is None else self.exif
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +211,7 @@ class AugmentConfig:
     """Random erasing: range of the share of the image's area."""
     erase_ratio: tuple[float, float] = setting((0.3, 1 / 0.3), rules.RANGE)
     """Random erasing: range of height divided by width."""
-    erase_fill: Fill = setting("zero")
+    erase_fill: choices.Fill = setting("zero")
     """Random erasing: 'zero' is the mean colour, 'noise' is normal noise
     (timm's 'pixel')."""
     cutout: int = setting(0, rules.NOT_NEGATIVE)

@@ -28,8 +28,8 @@ REMEDY = "repair or remove that file"
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderRecords(Sequence[Any]):
-    """Random access to the images of a folder.
+class ImageFiles(Sequence[Any]):
+    """Random access to images that are files.
 
     Attributes:
       paths: path of each image.
@@ -99,5 +99,5 @@ def _split(listing: Listing, name: str) -> tuple[Split, list[str], list[str]]:
             f"{min(others)!r}): left out"
         )
     root, known = str(listing.root), np.asarray(labels, np.int64)
-    records = FolderRecords(paths, names, known)
+    records = ImageFiles(paths, names, known)
     return Split(records, known, ((root, len(paths)),), size), facts, notes

@@ -1,4 +1,6 @@
-"""Checks of labels: each must be the number of a class."""
+"""Checks of labels, each of which must be the number of a class, and names of classes."""
+
+import pathlib
 
 from flaxres.data.source import Source
 from flaxres.errors import InputError
@@ -54,3 +56,33 @@ def require_labels(source: Source) -> None:
             f"{len(source.classes) - 1}; choose a labelled split, or {source.remedy} "
             "with correct labels"
         )
+
+
+def class_names(root: pathlib.Path, largest: int) -> tuple[str, ...]:
+    """Returns the names of the classes of a dataset whose labels are numbers.
+
+    Args:
+      root: the folder whose file `classes.txt` has one name a line, in the order of the labels.
+        Without that file the names are the numbers.
+      largest: the largest label.
+
+    Raises:
+      InputError: the file can't be read, or has an empty line or a name twice.
+
+    Examples:
+      >>> class_names(pathlib.Path("folder without classes.txt"), 2)
+      ('0', '1', '2')
+    """
+    path = root / "classes.txt"
+    if not path.exists():
+        return tuple(map(str, range(largest + 1)))
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(path)!r} can't be read ({error}): write it again") from error
+    if not names or not all(names) or len(set(names)) < len(names):
+        raise InputError(
+            f"{str(path)!r}: the rule is one class a line, each once, in the order of the labels; "
+            "correct it"
+        )
+    return names

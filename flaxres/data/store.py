@@ -39,7 +39,7 @@ class Store:
     """A dataset that is read in place.
 
     Attributes:
-      name: `folder`, `parquet` or `webdataset`.
+      name: one of `flaxres.data.choices.IN_PLACE`.
       path: the folder of its files.
       classes: names of the classes in label order.
       digest: SHA-256 that changes with the records; the module of each store says what it covers.

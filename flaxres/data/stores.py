@@ -1,7 +1,9 @@
 """Opens the datasets that are read in place, by name."""
 
 from flaxres.data.choices import CACHE_MIB, IN_PLACE
+from flaxres.data.idx import open_idx
 from flaxres.data.in_place import open_folder
+from flaxres.data.manifest import open_manifest
 from flaxres.data.parquet import open_parquet
 from flaxres.data.store import Store
 from flaxres.data.webdataset import open_webdataset
@@ -62,4 +64,8 @@ def open_store(
         )
     if name == "webdataset":
         return open_webdataset(source, data_dir)
+    if name == "manifest":
+        return open_manifest(source)
+    if name == "idx":
+        return open_idx(source)
     return open_parquet(source, cache_mib << 20)

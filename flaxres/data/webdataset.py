@@ -31,6 +31,7 @@ from jaxtyping import Int64
 from flaxres.data import digests
 from flaxres.data._naming import folder_word
 from flaxres.data._shards import find_shards
+from flaxres.data.labels import class_names
 from flaxres.data.store import Split, Store
 from flaxres.errors import InputError
 from flaxres.paths import expanded
@@ -117,26 +118,9 @@ def open_webdataset(source: str | None, data_dir: str | None) -> Store:
         facts += [digests.words_digest(index.keys)]
         arrays = (index.tars, index.places, index.labels)
         facts += [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
-    classes = _classes(root, max(int(split.labels.max()) for split in splits.values()))
+    classes = class_names(root, max(int(split.labels.max()) for split in splits.values()))
     digest = digests.words_digest([*facts, *classes])
     return Store("webdataset", root, classes, digest, splits, REMEDY)
-
-
-def _classes(root: pathlib.Path, largest: int) -> tuple[str, ...]:
-    """Returns the names of the classes."""
-    path = root / "classes.txt"
-    if not path.exists():
-        return tuple(map(str, range(largest + 1)))
-    try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} can't be read ({error}): write it again") from error
-    if not names or not all(names) or len(set(names)) < len(names):
-        raise InputError(
-            f"{str(path)!r}: the rule is one class a line, each once, in the order of the labels; "
-            "correct it"
-        )
-    return names
 
 
 def _indexed(root: pathlib.Path, paths: Sequence[pathlib.Path], data_dir: str | None) -> Index:

@@ -1,6 +1,7 @@
 """The same photographs give the same batches, whatever form they are read from."""
 
 import dataclasses
+import shutil
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from tests.data.stores import (
     write_tar,
 )
 
-STORES = ["folder", "parquet", "webdataset"]
+STORES = ["folder", "parquet", "webdataset", "manifest"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,11 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
         ]
         write_tar(tars / f"train-{number:06d}.tar", members)
     (tars / "classes.txt").write_text("cat\ndog\n")
+    lists = shutil.copytree(root, place / "manifest")
+    lines = [f'"{name}",{prepared.classes[label]}' for name, _, label in rows]
+    (lists / "train.csv").write_text("\n".join(["path,label", *lines]))
     forms = {
+        "manifest": {"name": "manifest", "source": str(lists)},
         "webdataset": {"name": "webdataset", "source": str(tars)},
         "folder": {"name": "folder", "source": str(root), "copy": False},
         "parquet": {"name": "parquet", "source": str(place / "parquet"), "cache_mib": 1},
