@@ -30,9 +30,9 @@ def data(arguments: Sequence[str]) -> None:
         command.add_argument("name", help=", ".join(known))
         command.add_argument(
             "--source",
-            help="folder of <split>/<class>/*.jpg, of Parquet files, of WebDataset's or ImageNet's "
-            "tars, of lists <split>.csv or <split>.jsonl, or of MNIST's files, or CIFAR-10's "
-            "archive",
+            help="folder of <split>/<class>/*.jpg, of Parquet or TFRecord files, of WebDataset's "
+            "or ImageNet's tars, of lists <split>.csv or <split>.jsonl, or of MNIST's files, or "
+            "CIFAR-10's archive",
         )
         command.add_argument("--data-dir", help="folder of prepared datasets (TFDS's own)")
         command.add_argument(

@@ -95,13 +95,13 @@ class DataConfig:
     """
 
     name: str = setting("digits", measure=True)
-    """digits, folder, parquet, webdataset, manifest, idx, cifar10,
-    imagenet2012, or an ArrayRecord dataset that TFDS has prepared (`name`
-    or `name/config:version`)."""
+    """digits, folder, parquet, webdataset, tfrecord, manifest, idx,
+    cifar10, imagenet2012, or an ArrayRecord dataset that TFDS has prepared
+    (`name` or `name/config:version`)."""
     source: str | None = setting(None, resume=True, local=True)
     """Location of the raw files: the folder of <split>/<class>/*.jpg, of
-    <split>-00000-of-00005.parquet, of <split>-000000.tar, of <split>.csv,
-    of MNIST's files or of ImageNet's tars, or CIFAR-10's archive."""
+    <split>-00000-of-00005(.parquet), of <split>-000000.tar, of
+    <split>.csv, of MNIST's or ImageNet's files, or CIFAR-10's archive."""
     data_dir: str | None = setting(None, resume=True, local=True)
     """Folder of prepared datasets; None is TFDS's own ($TFDS_DATA_DIR or
     ~/tensorflow_datasets)."""

@@ -10,6 +10,7 @@ _SPLIT = r"(?:.*-)?(?P<split>\w+(?:\.\w+)*)-(?P<number>\d+)"
 # train-00000-of-00005.parquet, also with a digest behind, and train-000000.tar
 _COUNTED = re.compile(_SPLIT + r"-of-(?P<count>\d+)(?:-[0-9a-f]+)?")
 _NUMBERED = re.compile(_SPLIT)
+TFRECORD = ".tfrecord"
 # Folders that hold the files of several splits.
 _SHARED = ("", "data")
 
@@ -25,7 +26,8 @@ def find_shards(
     Args:
       name: name of the dataset, for messages.
       source: the folder.
-      suffix: `.parquet` or `.tar`.
+      suffix: `.parquet`, `.tar` or `.tfrecord`, which files of TensorFlow have within their names
+        or not at all.
 
     Returns:
       The folder, and the files of each split, in the order of their names.
@@ -35,6 +37,8 @@ def find_shards(
         a numbered file is missing.
     """
     rule = f"train-00000-of-00005{suffix} or train/*{suffix}"
+    if suffix == TFRECORD:
+        rule = "train-00000-of-00005, name-train.tfrecord-00000-of-00005 or train/*.tfrecord"
     if source is None:
         raise InputError(f"data.name={name!r} needs data.source: the folder that holds {rule}")
     root = expanded(source)
@@ -43,12 +47,13 @@ def find_shards(
             f"data.source={str(source)!r} is not a folder: give the one that holds {rule}"
         )
     splits: dict[str, list[pathlib.Path]] = {}
-    for path in sorted([*root.glob(f"*{suffix}"), *root.glob(f"*/*{suffix}")]):
-        inside = path.relative_to(root)
-        if any(part.startswith(".") for part in inside.parts) or not path.is_file():
+    for path in sorted([*root.glob("*"), *root.glob("*/*")]):
+        stem, inside = _stem(path.name, suffix), path.relative_to(root)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        if stem is None or hidden or not path.is_file():
             continue
         folder = "" if len(inside.parts) == 1 else inside.parts[0]
-        numbered = _COUNTED.fullmatch(path.stem) or _NUMBERED.fullmatch(path.stem)
+        numbered = _COUNTED.fullmatch(stem) or _NUMBERED.fullmatch(stem)
         if numbered is None and folder in _SHARED:
             raise InputError(f"{str(path)!r} belongs to no split: the rule is {rule}; rename it")
         split = numbered["split"] if numbered and folder in _SHARED else folder
@@ -56,13 +61,28 @@ def find_shards(
     if not splits:
         raise InputError(f"data.source={str(source)!r} holds no {rule}: give another folder")
     for split, paths in splits.items():
-        _require_all(split, paths)
+        _require_all(split, paths, suffix)
     return root, splits
 
 
-def _require_all(split: str, paths: list[pathlib.Path]) -> None:
+def _stem(name: str, suffix: str) -> str | None:
+    """Returns the name of a file without its suffix, None if it is of another kind.
+
+    >>> _stem("train-00001.tar", ".tar"), _stem("train-00001.txt", ".tar")
+    ('train-00001', None)
+    >>> _stem("mnist-train.tfrecord-00000-of-00001", ".tfrecord")
+    'mnist-train-00000-of-00001'
+    """
+    if suffix != TFRECORD:
+        return name.removesuffix(suffix) if name.endswith(suffix) else None
+    stem = re.sub(r"\.tfrecords?(?=$|-)", "", name)
+    return stem if stem != name or _COUNTED.fullmatch(name) else None
+
+
+def _require_all(split: str, paths: list[pathlib.Path], suffix: str) -> None:
     """Refuses a split with files `-of-N` that are not N."""
-    names = [name for path in paths if (name := _COUNTED.fullmatch(path.stem))]
+    stems = [_stem(path.name, suffix) or "" for path in paths]
+    names = [name for stem in stems if (name := _COUNTED.fullmatch(stem))]
     if not names:
         return
     count = max(int(name["count"]) for name in names)

@@ -7,7 +7,7 @@ from typing import Literal
 
 # Datasets that can be read where they lie. A folder is prepared unless `data.copy` is False; the
 # others are always read in place.
-IN_PLACE = ("folder", "parquet", "webdataset", "manifest", "idx")
+IN_PLACE = ("folder", "parquet", "webdataset", "tfrecord", "manifest", "idx")
 # Photographs as cameras wrote them, which may lie on their side.
 FROM_CAMERAS = ("folder", "manifest")
 CACHE_MIB = 1024

@@ -1,6 +1,7 @@
 """Checks of labels, each of which must be the number of a class, and names of classes."""
 
 import pathlib
+from collections.abc import Sequence
 
 from flaxres.data.source import Source
 from flaxres.errors import InputError
@@ -58,13 +59,16 @@ def require_labels(source: Source) -> None:
         )
 
 
-def class_names(root: pathlib.Path, largest: int) -> tuple[str, ...]:
+def class_names(
+    root: pathlib.Path, largest: int, files: Sequence[str] = ("classes.txt",)
+) -> tuple[str, ...]:
     """Returns the names of the classes of a dataset whose labels are numbers.
 
     Args:
-      root: the folder whose file `classes.txt` has one name a line, in the order of the labels.
-        Without that file the names are the numbers.
+      root: the folder of the dataset.
       largest: the largest label.
+      files: names of files in that folder. The first that exists has one class a line, in the order
+        of the labels. Without a file, the names are the numbers.
 
     Raises:
       InputError: the file can't be read, or has an empty line or a name twice.
@@ -73,8 +77,8 @@ def class_names(root: pathlib.Path, largest: int) -> tuple[str, ...]:
       >>> class_names(pathlib.Path("folder without classes.txt"), 2)
       ('0', '1', '2')
     """
-    path = root / "classes.txt"
-    if not path.exists():
+    path = next((path for file in files if (path := root / file).exists()), None)
+    if path is None:
         return tuple(map(str, range(largest + 1)))
     try:
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())

@@ -6,6 +6,7 @@ from flaxres.data.in_place import open_folder
 from flaxres.data.manifest import open_manifest
 from flaxres.data.parquet import open_parquet
 from flaxres.data.store import Store
+from flaxres.data.tfrecord import open_tfrecord
 from flaxres.data.webdataset import open_webdataset
 from flaxres.errors import InputError
 
@@ -64,6 +65,8 @@ def open_store(
         )
     if name == "webdataset":
         return open_webdataset(source, data_dir)
+    if name == "tfrecord":
+        return open_tfrecord(source, data_dir)
     if name == "manifest":
         return open_manifest(source)
     if name == "idx":

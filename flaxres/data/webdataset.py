@@ -14,27 +14,19 @@ every sample. It does not depend on times, so a second download is the same data
 
 import contextlib
 import dataclasses
-import hashlib
 import json
-import os
 import pathlib
 import re
 import tarfile
-import tempfile
-import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int64
-
 from flaxres.data import digests
-from flaxres.data._naming import folder_word
+from flaxres.data._index import Image, index_split, split_of
 from flaxres.data._shards import find_shards
 from flaxres.data.labels import class_names
-from flaxres.data.store import Split, Store
+from flaxres.data.store import Store
 from flaxres.errors import InputError
-from flaxres.paths import expanded
 
 REMEDY = "download or write its tar again"
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -42,54 +34,6 @@ IMAGES = ("jpg", "jpeg", "png", "webp")
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")
 # Labels are read into memory as a whole.
 LARGEST_LABEL = 1 << 20
-# Raised when the form of the index changes.
-INDEX_VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Index:
-    """The place of every image of a split.
-
-    Attributes:
-      keys: the key of each sample with the extension of its image.
-      tars: number of the tar of each sample.
-      places: offset and size of each image in its tar, in bytes.
-      labels: label of each sample.
-    """
-
-    keys: Sequence[str]
-    tars: Int64[np.ndarray, " n"]
-    places: Int64[np.ndarray, "n 2"]
-    labels: Int64[np.ndarray, " n"]
-
-
-@dataclasses.dataclass(frozen=True)
-class TarRecords(Sequence[Any]):
-    """Random access to the images in tars that are not compressed.
-
-    Attributes:
-      files: path of each tar.
-      samples: the place of every image.
-    """
-
-    files: tuple[str, ...]
-    samples: Index
-
-    def __len__(self) -> int:
-        return len(self.samples.keys)
-
-    def __getitem__(self, index: Any) -> Any:
-        offset, size = self.samples.places[index].tolist()
-        with open(self.files[self.samples.tars[index]], "rb") as file:  # noqa: PTH123 (speed)
-            file.seek(offset)
-            data = file.read(size)
-        if len(data) < size:
-            raise EOFError(f"the tar ends before byte {offset + size:,}")
-        return {
-            "image": data,
-            "label": int(self.samples.labels[index]),
-            "file_name": self.samples.keys[index],
-        }
 
 
 def open_webdataset(source: str | None, data_dir: str | None) -> Store:
@@ -106,81 +50,22 @@ def open_webdataset(source: str | None, data_dir: str | None) -> Store:
     root, found = find_shards("webdataset", source, ".tar")
     splits, facts = {}, ["webdataset"]
     for name, paths in found.items():
-        index = _indexed(root, paths, data_dir)
-        if not index.keys:
-            raise InputError(f"split {name!r} in {str(paths[0].parent)!r} is empty: choose another")
-        counts = np.bincount(index.tars, minlength=len(paths)).tolist()
-        sizes = [path.stat().st_size for path in paths]
-        records = TarRecords(tuple(map(str, paths)), index)
-        files = tuple(zip(records.files, counts, strict=True))
-        splits[name] = Split(records, index.labels, files, sum(sizes))
-        facts += [f"{name}\0{path.name}\0{n}" for path, n in zip(paths, sizes, strict=True)]
-        facts += [digests.words_digest(index.keys)]
-        arrays = (index.tars, index.places, index.labels)
-        facts += [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
+        index = index_split("webdataset", name, paths, data_dir, _images)
+        splits[name] = split_of(index, paths)
+        facts += [f"{name}\0{path.name}\0{path.stat().st_size}" for path in paths]
+        facts.append(index.digest())
     classes = class_names(root, max(int(split.labels.max()) for split in splits.values()))
     digest = digests.words_digest([*facts, *classes])
     return Store("webdataset", root, classes, digest, splits, REMEDY)
 
 
-def _indexed(root: pathlib.Path, paths: Sequence[pathlib.Path], data_dir: str | None) -> Index:
-    """Returns the index of a split, from the file that keeps it if that is of these tars."""
-    facts = [f"version {INDEX_VERSION}"]
-    for path in paths:
-        status = path.stat()
-        facts.append(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}")
-    name = f"{folder_word(root)}_{digests.words_digest(map(repr, facts))[:16]}.npz"
-    kept = _prepared_folder(data_dir) / "webdataset" / name
-    try:
-        # `np.load` leaves a damaged file open.
-        with kept.open("rb") as stored, np.load(stored, allow_pickle=False) as file:
-            keys = json.loads(file["keys"].tobytes())
-            return Index(keys, file["tars"], file["places"], file["labels"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        index = _index(paths)
-    _keep(index, kept)
-    return index
-
-
-def _prepared_folder(data_dir: str | None) -> pathlib.Path:
-    """Returns the folder of prepared datasets."""
-    import tensorflow_datasets as tfds
-
-    return expanded(data_dir or tfds.core.constants.DATA_DIR)
-
-
-def _keep(index: Index, place: pathlib.Path) -> None:
-    """Writes an index; where that is not allowed, the next start indexes again."""
-    keys = np.frombuffer(json.dumps(list(index.keys)).encode(), np.uint8)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as file:
-            try:
-                np.savez(file, keys=keys, tars=index.tars, places=index.places, labels=index.labels)
-                pathlib.Path(file.name).replace(place)
-            except OSError:
-                os.unlink(file.name)  # noqa: PTH108
-                raise
-    except OSError:
-        return
-
-
-def _index(paths: Iterable[pathlib.Path]) -> Index:
-    """Finds the images and labels in tars."""
-    keys, tars, places, labels = [], [], [], []
-    for number, path in enumerate(paths):
-        for key, members in _samples(path):
-            image, label = _parts(path, key, members)
-            keys.append(f"{key}.{image.extension}")
-            tars.append(number)
-            places.append((image.offset, image.size))
-            labels.append(label)
-    return Index(
-        keys,
-        np.asarray(tars, np.int64),
-        np.asarray(places, np.int64).reshape(-1, 2),
-        np.asarray(labels, np.int64),
-    )
+def _images(path: pathlib.Path) -> list[Image]:
+    """Lists the images of a tar."""
+    found = []
+    for key, members in _samples(path):
+        image, label = _parts(path, key, members)
+        found.append((f"{key}.{image.extension}", image.offset, image.size, label))
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

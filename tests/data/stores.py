@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
 
 from benchmarks.scaling import loopback
 from flaxres.data.datasets import open_or_prepare
@@ -99,6 +100,27 @@ def write_tar(path: pathlib.Path, members: Sequence[tuple[str, bytes]]) -> None:
             info = tarfile.TarInfo(name)
             info.size, info.mode, info.uname, info.gname = len(data), 0o444, "bigdata", "bigdata"
             tar.addfile(info, io.BytesIO(data))
+
+
+def write_tfrecord(path: pathlib.Path, examples: Sequence[dict[str, Any]]) -> None:
+    """Writes a TFRecord file of `tf.train.Example`, without checksums.
+
+    Args:
+      path: the file; its folder is made.
+      examples: bytes or an integer for each feature.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        for example in examples:
+            message = tf_example_pb2.Example()
+            for name, value in example.items():
+                feature = message.features.feature[name]
+                if isinstance(value, bytes):
+                    feature.bytes_list.value.append(value)
+                else:
+                    feature.int64_list.value.append(value)
+            data = message.SerializeToString()
+            file.write(len(data).to_bytes(8, "little") + bytes(4) + data + bytes(4))
 
 
 def loaded(

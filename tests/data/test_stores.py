@@ -18,9 +18,10 @@ from tests.data.stores import (
     write_folder,
     write_parquet,
     write_tar,
+    write_tfrecord,
 )
 
-STORES = ["folder", "parquet", "webdataset", "manifest"]
+STORES = ["folder", "parquet", "webdataset", "tfrecord", "manifest"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +55,21 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
         ]
         write_tar(tars / f"train-{number:06d}.tar", members)
     (tars / "classes.txt").write_text("cat\ndog\n")
+    for number, part in enumerate((slice(0, 6), slice(6, 14))):
+        write_tfrecord(
+            place / "tfrecord" / f"photographs-train.tfrecord-{number:05d}-of-00002",
+            [
+                {"image": data, "label": label, "file_name": name.encode()}
+                for name, data, label in rows[part]
+            ],
+        )
+    (place / "tfrecord" / "label.labels.txt").write_text("cat\ndog\n")
     lists = shutil.copytree(root, place / "manifest")
     lines = [f'"{name}",{prepared.classes[label]}' for name, _, label in rows]
     (lists / "train.csv").write_text("\n".join(["path,label", *lines]))
     forms = {
         "manifest": {"name": "manifest", "source": str(lists)},
+        "tfrecord": {"name": "tfrecord", "source": str(place / "tfrecord")},
         "webdataset": {"name": "webdataset", "source": str(tars)},
         "folder": {"name": "folder", "source": str(root), "copy": False},
         "parquet": {"name": "parquet", "source": str(place / "parquet"), "cache_mib": 1},

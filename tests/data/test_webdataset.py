@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flaxres.cli import main
-from flaxres.data import webdataset
+from flaxres.data import _index
 from flaxres.data.datasets import open_or_prepare
 from flaxres.data.labels import require_labels
 from flaxres.data.source import Source
@@ -137,7 +137,7 @@ def test_the_index_is_kept_until_a_tar_changes(
     place = root.parent / "prepared" / "webdataset"
     assert len(list(place.iterdir())) == 2
     with monkeypatch.context() as patched:
-        patched.setattr(webdataset, "_index", None)
+        patched.setattr(_index, "_index", None)
         again = opened(root, "train")[0]
         assert again.digest == first.digest
         assert [again.read(i) for i in range(6)] == [first.read(i) for i in range(6)]
