@@ -72,9 +72,13 @@ class SafeStream(io.TextIOBase):
             self.failure = self.failure or error
 
 
-def _current_stderr() -> TextIO | None:
-    """Returns the present sys.stderr, below the proxy of a live display."""
-    stream: TextIO | None = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+def _current_stderr(system: Any = sys) -> TextIO | None:
+    """Returns the present sys.stderr, below the proxy of a live display.
+
+    The interpreter flushes streams at its end, when the names of this module are gone: `sys` is
+    therefore a default.
+    """
+    stream: TextIO | None = getattr(system.stderr, "rich_proxied_file", system.stderr)
     return stream
 
 

@@ -148,6 +148,12 @@ def test_a_terminal_that_closes_stops_a_run_as_a_signal_does() -> None:
         assert stop.is_set()
 
 
+def test_the_end_of_the_interpreter_prints_nothing() -> None:
+    program = "import flaxres.printing as printing; print('text', file=printing.STDERR)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "text\n")
+
+
 def test_a_display_outlives_its_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     with Display(3, 0, True, True) as display:
