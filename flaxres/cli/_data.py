@@ -192,9 +192,8 @@ def data_verify(chosen: argparse.Namespace) -> None:
     }
     show(chosen.json, report, lines + verdict.problems)
     if verdict.problems:
-        raise InputError(
-            f"{len(verdict.problems)} problems, the first: {verdict.problems[0]}; {remedy}"
-        )
+        first, count = verdict.problems[0], len(verdict.problems)
+        raise InputError(f"{f'{count} problems, the first: ' * (count > 1)}{first}; {remedy}")
 
 
 def data_shrink(chosen: argparse.Namespace) -> None:

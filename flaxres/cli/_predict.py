@@ -235,6 +235,10 @@ def convert(arguments: Sequence[str]) -> None:
         "--license", default="", help="of the weights, for the folder's model card: apache-2.0"
     )
     chosen = parser.parse_args(arguments)
+    if chosen.license and not chosen.hub:
+        raise InputError(
+            f"--license {chosen.license} needs --hub: it is written into the model card of a folder"
+        )
     silence()
     from flaxres.inference.predict import read_network, stated_preprocess
     from flaxres.inference.runs import load_run

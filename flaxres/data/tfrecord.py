@@ -78,7 +78,8 @@ def open_tfrecord(source: str | None, data_dir: str | None) -> Store:
 
 def _first_label(found: dict[str, list[pathlib.Path]], indexes: dict[str, Index]) -> int:
     """Returns 1 if labels are counted from 1, else 0."""
-    path = next(iter(found.values()))[0]
+    name, paths = next(iter(found.items()))
+    path = paths[int(indexes[name].files[0])]
     with _mapped(path) as data:
         start, end = next(_records(path, data))
         layout = {name for name, _, _ in _features(data, start, end)}

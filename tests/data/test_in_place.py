@@ -156,7 +156,7 @@ def test_the_data_commands_read_in_place(
     assert main(["data", "info", name, "--data-dir", str(data_dir)]) == 0
     (root / "train" / "dog" / "0.png").write_bytes(b"text")
     assert main(["data", "verify", *where, "--decode"]) == 2
-    assert "1 problems, the first: folder/train record" in capfd.readouterr().err
+    assert "flaxres: folder/train record" in capfd.readouterr().err
 
 
 def test_a_listing_serves_both_ways(tmp_path: pathlib.Path) -> None:

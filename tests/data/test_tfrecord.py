@@ -87,6 +87,14 @@ def test_labels_of_imagenet_begin_at_1(tmp_path: pathlib.Path) -> None:
     assert opened(tmp_path / "b")[0].read(0)[1] == 3
 
 
+def test_a_file_may_be_empty(tmp_path: pathlib.Path) -> None:
+    write_tfrecord(tmp_path / "a" / "train-00000-of-00002", [])
+    write_tfrecord(tmp_path / "a" / "train-00001-of-00002", [tfds(IMAGES[0], 0)])
+    (train,) = opened(tmp_path / "a")
+    assert train.read(0) == (IMAGES[0], 0)
+    assert train.file(0).endswith("train-00001-of-00002")
+
+
 def test_labels_below_zero_are_refused_before_training(tmp_path: pathlib.Path) -> None:
     rows = [tfds(IMAGES[0], 1), tfds(IMAGES[1], -1)]
     write_tfrecord(tmp_path / "a" / "train-00000-of-00001", rows)

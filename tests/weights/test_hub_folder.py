@@ -140,6 +140,8 @@ def test_the_command_line_writes_a_folder(
     assert "license: mit" in (tmp_path / "c" / "README.md").read_text()
     assert main(["convert", unknown, folder, "--hub"]) == 2
     assert "does not state its preprocessing, which --hub needs" in capfd.readouterr().err
+    assert main(["convert", known, folder, "--license", "mit"]) == 2
+    assert "--license mit needs --hub" in capfd.readouterr().err
 
 
 def test_crop_shares_give_timm_the_same_resize() -> None:
