@@ -96,8 +96,8 @@ class DataConfig:
 
     name: str = setting("digits", measure=True)
     """digits, folder, parquet, webdataset, tfrecord, manifest, idx,
-    cifar10, imagenet2012, or an ArrayRecord dataset that TFDS has prepared
-    (`name` or `name/config:version`)."""
+    cifar10, imagenet2012, or an ArrayRecord dataset that TFDS has
+    prepared (`name` or `name/config:version`)."""
     source: str | None = setting(None, resume=True, local=True)
     """Location of the raw files: the folder of <split>/<class>/*.jpg, of
     <split>-00000-of-00005(.parquet), of <split>-000000.tar, of

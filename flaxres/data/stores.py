@@ -10,6 +10,9 @@ from flaxres.data.tfrecord import open_tfrecord
 from flaxres.data.webdataset import open_webdataset
 from flaxres.errors import InputError
 
+INDEXED = {"webdataset": open_webdataset, "tfrecord": open_tfrecord}
+LISTED = {"manifest": open_manifest, "idx": open_idx}
+
 
 def open_store(
     name: str,
@@ -63,12 +66,8 @@ def open_store(
             f"data.validation={validation:g} with data.name={name!r}: it divides folders only; set "
             "data.validation=0 and use splits or slices such as 'train[:90%]'"
         )
-    if name == "webdataset":
-        return open_webdataset(source, data_dir)
-    if name == "tfrecord":
-        return open_tfrecord(source, data_dir)
-    if name == "manifest":
-        return open_manifest(source)
-    if name == "idx":
-        return open_idx(source)
-    return open_parquet(source, cache_mib << 20)
+    if name == "parquet":
+        return open_parquet(source, cache_mib << 20)
+    if (indexed := INDEXED.get(name)) is not None:
+        return indexed(source, data_dir)
+    return LISTED[name](source)
