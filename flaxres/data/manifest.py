@@ -2,7 +2,8 @@
 
 `train.csv` is the split `train`. Its first line names the columns; `path` (or `file_name`) and
 `label` are read. `train.jsonl` has an object with these keys in each line. Paths are relative to
-the folder of the list, or absolute.
+the folder of the list or absolute, and lie within it: a list from elsewhere can't name any file of
+this machine. Links within the folder are followed.
 
 Labels are all names, or all whole numbers. The classes are the names in the split `train`, sorted,
 or in all splits without that one. Numbers are the labels themselves; `classes.txt` beside the lists
@@ -46,8 +47,9 @@ def open_manifest(source: str | None) -> Store:
       source: the folder, or the list of a single split.
 
     Raises:
-      InputError: there is no list, a line lacks a path or a label, an image does not exist, labels
-        are names in one line and numbers in another, or a split has a class that `train` lacks.
+      InputError: there is no list, a line lacks a path or a label, an image does not exist or lies
+        outside of the folder, labels are names in one line and numbers in another, or a split has a
+        class that `train` lacks.
     """
     root, lists = _lists(source)
     lines = {path.stem: list(_lines(path)) for path in lists}
@@ -174,9 +176,14 @@ def _numbers(path: pathlib.Path, lines: list[Line], classes: tuple[str, ...]) ->
 
 def _split(path: pathlib.Path, lines: list[Line], labels: list[int]) -> tuple[Split, list[str]]:
     """Returns a split and the facts for its digest."""
-    paths, facts, size = [], [], 0
+    paths, facts, size, root = [], [], 0, os.path.abspath(path.parent)  # noqa: PTH100 (keeps links)
     for (number, image, _), label in zip(lines, labels, strict=True):
-        place = path.parent / expanded(image)
+        place = pathlib.Path(os.path.normpath(os.path.join(root, image)))  # noqa: PTH118
+        if not place.is_relative_to(root):
+            raise InputError(
+                f"line {number} of {str(path)!r}: {image!r} lies outside of {root!r}: the rule is "
+                "images below the folder of the list; move the list, or link their folder into it"
+            )
         try:
             status = place.stat()
         except (OSError, ValueError) as error:

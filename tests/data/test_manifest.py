@@ -87,14 +87,25 @@ def test_photographs_of_lists_are_turned_upright() -> None:
 
 
 def test_paths_may_be_absolute_and_spaces_belong_to_them(tmp_path: pathlib.Path) -> None:
-    root = write(tmp_path / "a", "unused.csv", "path,label")
-    (root / "unused.csv").unlink()
-    shutil.copy(root / "images" / "0.png", tmp_path / "two words, and more.png")
-    path = str(tmp_path / "two words, and more.png")
-    write(root, "train.csv", "path,label", f'"{path}",cat')
-    (train,) = opened(root)
-    assert names(train) == [path]
-    assert train.read(0)[0] == (tmp_path / "two words, and more.png").read_bytes()
+    path = tmp_path / "two words, and more.png"
+    write(tmp_path, "train.csv", "path,label", f'"{path}",cat')
+    shutil.copy(tmp_path / "images" / "0.png", path)
+    (train,) = opened(tmp_path)
+    assert names(train) == [str(path)]
+    assert train.read(0)[0] == path.read_bytes()
+
+
+@pytest.mark.parametrize("inside", ["../b/0.png", "images/../../b/0.png", "{}/b/0.png"])
+def test_images_outside_of_the_folder_are_refused_unless_it_links_to_them(
+    tmp_path: pathlib.Path, inside: str
+) -> None:
+    write(tmp_path / "a", "train.csv", "path,label", f"{inside.format(tmp_path)},cat")
+    shutil.copytree(tmp_path / "a" / "images", tmp_path / "b")
+    with pytest.raises(InputError, match="line 2 of .* lies outside of .*: the rule is images"):
+        opened(tmp_path / "a")
+    (tmp_path / "a" / "linked").symlink_to(tmp_path / "b")
+    write(tmp_path / "a", "train.csv", "path,label", "linked/0.png,cat")
+    assert len(opened(tmp_path / "a")[0]) == 1
 
 
 def test_the_digest_follows_labels_and_files(tmp_path: pathlib.Path) -> None:

@@ -7,19 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.forms import write_parquet, write_tar, write_tfrecord
 from flaxres.data.datasets import open_or_prepare
 from flaxres.data.source import Source
 from flaxres.errors import InputError
-from tests.data.stores import (
-    BATCH,
-    loaded,
-    on_hosts,
-    rows_in,
-    write_folder,
-    write_parquet,
-    write_tar,
-    write_tfrecord,
-)
+from tests.data.stores import BATCH, loaded, on_hosts, rows_in, write_folder
 
 STORES = ["folder", "parquet", "webdataset", "tfrecord", "manifest"]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.forms import write_tfrecord
 from flaxres.cli import main
 from flaxres.data import _index
 from flaxres.data.datasets import describe, open_or_prepare
@@ -14,7 +15,6 @@ from flaxres.data.labels import require_labels
 from flaxres.data.source import Source
 from flaxres.errors import InputError
 from tests.data.samples import encoded, photograph
-from tests.data.stores import write_tfrecord
 
 IMAGES = [encoded(photograph(12 + i, 10), "PNG") for i in range(4)]
 LABELS = [0, 1, 1, 2]

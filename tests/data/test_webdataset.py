@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.forms import write_tar
 from flaxres.cli import main
 from flaxres.data import _index
 from flaxres.data.datasets import open_or_prepare
@@ -19,7 +20,6 @@ from flaxres.data.source import Source
 from flaxres.errors import InputError
 from tests.data.loading import evaluation, load
 from tests.data.samples import encoded, photograph
-from tests.data.stores import write_tar
 
 IMAGES = [encoded(photograph(12 + i, 10), "PNG") for i in range(6)]
 LABELS = [0, 1, 1, 0, 2, 0]
