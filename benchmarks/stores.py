@@ -8,8 +8,8 @@ pixels and a mirror to batches of 64 on the device, from ArrayRecord and from ev
 read in place. `FORM_vs_arrayrecord` are ratios of images a second, medians of rounds in which all
 take turns; above 1 the form is faster. `parquet_half` keeps half of the bytes of the dataset in
 memory. The peers are `webdataset` and `datasets` behind a PyTorch DataLoader of two workers with
-torchvision's transforms; `FORM_vs_PEER` are ratios to them. A peer that is not installed is named
-and left out. Nothing else may run meanwhile.
+torchvision's transforms; `FORM_vs_PEER_in_torch` are ratios to them. A peer that is not installed
+is named and left out. Nothing else may run meanwhile.
 
 The second makes an index of so many records, and measures the seconds and MiB of opening it.
 """
@@ -132,12 +132,12 @@ def write_forms(folder: pathlib.Path, root: pathlib.Path) -> dict[str, dict[str,
 
 
 def opened_peers(stack: contextlib.ExitStack, folder: pathlib.Path) -> dict[str, Any]:
-    """Starts the peers that are installed, by the form that they read."""
+    """Starts the peers that are installed; returns what measures each."""
     peers: dict[str, Callable[[], float]] = {}
     for package, program in PEERS.items():
         if importlib.util.find_spec(package) and importlib.util.find_spec("torchvision"):
             files = folder / OF_PEER[package]
-            peers[package] = stack.enter_context(peer(sys.executable, program, files))
+            peers[f"{package}_in_torch"] = stack.enter_context(peer(sys.executable, program, files))
         else:
             print(f"{package} with torchvision is not installed: left out", file=sys.stderr)
     return peers
@@ -173,7 +173,9 @@ def ratios(rates: dict[str, list[float]], peers: list[str]) -> dict[str, float]:
 
     forms = [name for name in rates if name not in (*peers, "arrayrecord")]
     figures = {f"{name}_vs_arrayrecord": ratio(name, "arrayrecord") for name in forms}
-    figures |= {f"{OF_PEER[name]}_vs_{name}_in_torch": ratio(OF_PEER[name], name) for name in peers}
+    for name in peers:
+        form = OF_PEER[name.removesuffix("_in_torch")]
+        figures[f"{form}_vs_{name}"] = ratio(form, name)
     return figures | {
         f"{name}_images_per_second": statistics.median(values) for name, values in rates.items()
     }
