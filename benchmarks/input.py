@@ -70,7 +70,8 @@ batches = iter(dataset.batch(batch, drop_remainder=True).prefetch(10))
 take = lambda: next(batches)
 """
 
-TORCH = """
+# What every peer behind PyTorch's DataLoader begins with.
+TORCH_TRANSFORMS = """
 import io, os, sys, time
 sys.path.insert(0, os.getcwd())
 from benchmarks.peers import torch_and_timm
@@ -78,20 +79,30 @@ torch, _ = torch_and_timm()
 from PIL import Image
 from torchvision import transforms
 folder, batch, size, skipped, timed = sys.argv[1], *map(int, sys.argv[2:])
-files = [open(os.path.join(folder, name), "rb").read() for name in sorted(os.listdir(folder))]
 change = transforms.Compose([
     transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
     transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+opened = lambda data: change(Image.open(io.BytesIO(data)).convert("RGB"))
+take = lambda: next(batches)
 
-class Files(torch.utils.data.Dataset):
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, count, read):
+        self.count, self.read = count, read
     def __len__(self):
         return 10**9
     def __getitem__(self, i):
-        return change(Image.open(io.BytesIO(files[i * 7919 % len(files)])).convert("RGB"))
+        return opened(self.read(i * 7919 % self.count))
 
-batches = iter(torch.utils.data.DataLoader(Files(), batch, num_workers=2))
-take = lambda: next(batches)
+loaded = lambda data: iter(torch.utils.data.DataLoader(data, batch, num_workers=2))
 """
+
+TORCH = (
+    TORCH_TRANSFORMS
+    + """
+files = [open(os.path.join(folder, name), "rb").read() for name in sorted(os.listdir(folder))]
+batches = loaded(Rows(len(files), files.__getitem__))
+"""
+)
 
 # For each line of input, prints the images a second of the next `timed` batches. It waits before it
 # prints until its buffers are full again.

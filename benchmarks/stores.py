@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks import command
 from benchmarks.forms import write_parquet, write_tar, write_tfrecord
-from benchmarks.input import peer, photographs, rate
+from benchmarks.input import TORCH_TRANSFORMS, peer, photographs, rate
 from flaxres.data import _index
 from flaxres.data.datasets import open_or_prepare
 from flaxres.data.loader import Speed
@@ -37,48 +37,24 @@ from flaxres.data.source import Source
 
 MIB = 2**20
 
-CHANGE = """
-import io, os, sys, time
-sys.path.insert(0, os.getcwd())
-from benchmarks.peers import torch_and_timm
-torch, _ = torch_and_timm()
-from PIL import Image
-from torchvision import transforms
-folder, batch, size, skipped, timed = sys.argv[1], *map(int, sys.argv[2:])
-change = transforms.Compose([
-    transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-    transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
-opened = lambda data: change(Image.open(io.BytesIO(data)).convert("RGB"))
-take = lambda: next(batches)
-"""
-
 WEBDATASET = (
-    CHANGE
+    TORCH_TRANSFORMS
     + """
 import glob
 import webdataset
 samples = webdataset.WebDataset(sorted(glob.glob(folder + "/*.tar")), shardshuffle=False,
                                 empty_check=False, workersplitter=None).repeat()
-loader = torch.utils.data.DataLoader(
-    samples.map(lambda sample: opened(sample["jpg"])), batch, num_workers=2)
-batches = iter(loader)
+batches = loaded(samples.map(lambda sample: opened(sample["jpg"])))
 """
 )
 
 DATASETS = (
-    CHANGE
+    TORCH_TRANSFORMS
     + """
 import datasets
 rows = datasets.load_dataset(folder, split="train", cache_dir=folder + "/cache")
 rows = rows.cast_column("image", datasets.Image(decode=False))
-
-class Rows(torch.utils.data.Dataset):
-    def __len__(self):
-        return 10**9
-    def __getitem__(self, i):
-        return opened(rows[i * 7919 % len(rows)]["image"]["bytes"])
-
-batches = iter(torch.utils.data.DataLoader(Rows(), batch, num_workers=2))
+batches = loaded(Rows(len(rows), lambda i: rows[i]["image"]["bytes"]))
 """
 )
 

@@ -7,7 +7,7 @@ import os
 import pathlib
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from jaxtyping import Int64
 
 from flaxres.data import digests
 from flaxres.data._naming import folder_word
-from flaxres.data.store import Split
+from flaxres.data.labels import CLASSES, class_names
+from flaxres.data.store import Split, Store
 from flaxres.errors import InputError
 from flaxres.paths import expanded
 
@@ -79,33 +80,80 @@ Image = tuple[str, int, int, int]
 """Name, offset, size and label of an image."""
 
 
-def index_split(
+def index_splits(
     store: str,
-    split: str,
-    paths: Sequence[pathlib.Path],
+    found: Mapping[str, Sequence[pathlib.Path]],
     data_dir: str | None,
     images_of: Callable[[pathlib.Path], Sequence[Image]],
-) -> Index:
-    """Returns the index of a split, from the file that keeps it if that is of these files.
+) -> dict[str, Index]:
+    """Returns the index of each split, from the file that keeps it if that is of these files.
 
     It goes by the paths, sizes and times of change of the files.
 
     Args:
-      store: name of the store, which is the folder of the index too.
-      split: name of the split.
-      paths: the files of the split.
+      store: name of the store, which is the folder of the indexes too.
+      found: the files of each split.
       data_dir: folder of prepared datasets; None is the folder of TFDS.
       images_of: lists the images of a file.
 
     Raises:
-      InputError: `images_of` refuses a file, or the split is empty.
+      InputError: `images_of` refuses a file, or a split is empty.
     """
+    folder = _prepared_folder(data_dir) / store
+    return {name: _index_split(folder, name, paths, images_of) for name, paths in found.items()}
+
+
+def store_of(
+    name: str,
+    root: pathlib.Path,
+    found: Mapping[str, Sequence[pathlib.Path]],
+    indexes: Mapping[str, Index],
+    remedy: str,
+    class_files: Sequence[str] = CLASSES,
+    notes: tuple[str, ...] = (),
+) -> Store:
+    """Returns the store of indexes.
+
+    Its digest covers the names and sizes of the files, the indexes and the classes.
+
+    Args:
+      name, remedy, notes: see `flaxres.data.store.Store`.
+      root: folder of the dataset.
+      found: the files of each split.
+      indexes: the index of each split.
+      class_files: see `flaxres.data.labels.class_names`.
+
+    Raises:
+      InputError: see `class_names`.
+    """
+    splits, facts = {}, [name]
+    for split, paths in found.items():
+        index, files = indexes[split], tuple(map(str, paths))
+        sizes = [path.stat().st_size for path in paths]
+        counts = np.bincount(index.files, minlength=len(paths)).tolist()
+        numbered = tuple(zip(files, counts, strict=True))
+        splits[split] = Split(Slices(files, index), index.labels, numbered, sum(sizes))
+        facts += [f"{split}\0{path.name}\0{n}" for path, n in zip(paths, sizes, strict=True)]
+        facts.append(index.digest())
+    largest = max(int(split.labels.max()) for split in splits.values())
+    classes = class_names(root, largest, class_files)
+    digest = digests.words_digest([*facts, *classes])
+    return Store(name, root, classes, digest, splits, remedy, notes)
+
+
+def _index_split(
+    folder: pathlib.Path,
+    split: str,
+    paths: Sequence[pathlib.Path],
+    images_of: Callable[[pathlib.Path], Sequence[Image]],
+) -> Index:
+    """Returns the index of a split, kept in a folder."""
     facts = [f"version {INDEX_VERSION}"]
     for path in paths:
         status = path.stat()
         facts.append(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}")
     name = f"{folder_word(paths[0].parent)}_{digests.words_digest(map(repr, facts))[:16]}.npz"
-    kept = _prepared_folder(data_dir) / store / name
+    kept = folder / name
     try:
         # `np.load` leaves a damaged file open.
         with kept.open("rb") as stored, np.load(stored, allow_pickle=False) as file:
@@ -117,14 +165,6 @@ def index_split(
         raise InputError(f"split {split!r} in {str(paths[0].parent)!r} is empty: choose another")
     _keep(index, kept)
     return index
-
-
-def split_of(index: Index, paths: Sequence[pathlib.Path]) -> Split:
-    """Returns the split of an index of these files."""
-    counts = np.bincount(index.files, minlength=len(paths)).tolist()
-    files = tuple(zip(map(str, paths), counts, strict=True))
-    size = sum(path.stat().st_size for path in paths)
-    return Split(Slices(tuple(map(str, paths)), index), index.labels, files, size)
 
 
 def _index(

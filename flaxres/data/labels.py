@@ -8,6 +8,8 @@ from flaxres.errors import InputError
 
 # Up to so many records are all read when a run starts; of more, a sample of SAMPLE is read.
 ALL, SAMPLE = 4096, 512
+# Files beside a dataset that name its classes.
+CLASSES = ("classes.txt",)
 
 
 def require_label(source: Source, record: int, label: int) -> None:
@@ -60,7 +62,7 @@ def require_labels(source: Source) -> None:
 
 
 def class_names(
-    root: pathlib.Path, largest: int, files: Sequence[str] = ("classes.txt",)
+    root: pathlib.Path, largest: int, files: Sequence[str] = CLASSES
 ) -> tuple[str, ...]:
     """Returns the names of the classes of a dataset whose labels are numbers.
 

@@ -100,10 +100,9 @@ def _lines(path: pathlib.Path) -> Iterator[Line]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             for number, row in _rows(path, file):
                 image = next((row[name] for name in PATHS if row.get(name)), None)
-                label = row.get("label")
-                if not isinstance(image, str) or isinstance(label, bool | float) or label is None:
-                    raise _malformed(path, number)
-                if not isinstance(label, str | int) or label == "":
+                label: Any = row.get("label")
+                named = isinstance(label, str) and label != ""
+                if not isinstance(image, str) or not (named or type(label) is int):
                     raise _malformed(path, number)
                 yield number, image, label
     except (OSError, ValueError, csv.Error) as error:

@@ -23,10 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from flaxres.data import digests
-from flaxres.data._index import Image, Index, index_split, split_of
+from flaxres.data._index import Image, Index, index_splits, store_of
 from flaxres.data._shards import find_shards
-from flaxres.data.labels import class_names
+from flaxres.data.labels import CLASSES
 from flaxres.data.store import Store
 from flaxres.errors import InputError
 
@@ -54,26 +53,15 @@ def open_tfrecord(source: str | None, data_dir: str | None) -> Store:
         no image or no label, or a split is empty.
     """
     root, found = find_shards("tfrecord", source, ".tfrecord")
-    indexes = {
-        name: index_split("tfrecord", name, paths, data_dir, _images)
-        for name, paths in found.items()
-    }
-    first, notes = _first_label(found, indexes), []
-    if first:
+    indexes, notes = index_splits("tfrecord", found, data_dir, _images), tuple[str, ...]()
+    if first := _first_label(found, indexes):
         indexes = {
             name: dataclasses.replace(index, labels=index.labels - first)
             for name, index in indexes.items()
         }
-        notes.append("labels are counted from 1 in the files: 1 is the first class")
-    splits, facts = {}, ["tfrecord"]
-    for name, paths in found.items():
-        splits[name] = split_of(indexes[name], paths)
-        facts += [f"{name}\0{path.name}\0{path.stat().st_size}" for path in paths]
-        facts.append(indexes[name].digest())
-    largest = max(int(split.labels.max()) for split in splits.values())
-    classes = class_names(root, largest, ("classes.txt", "label.labels.txt"))
-    digest = digests.words_digest([*facts, *classes])
-    return Store("tfrecord", root, classes, digest, splits, REMEDY, tuple(notes))
+        notes = ("labels are counted from 1 in the files: 1 is the first class",)
+    class_files = (*CLASSES, "label.labels.txt")
+    return store_of("tfrecord", root, found, indexes, REMEDY, class_files, notes)
 
 
 def _first_label(found: dict[str, list[pathlib.Path]], indexes: dict[str, Index]) -> int:

@@ -21,10 +21,8 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from flaxres.data import digests
-from flaxres.data._index import Image, index_split, split_of
+from flaxres.data._index import Image, index_splits, store_of
 from flaxres.data._shards import find_shards
-from flaxres.data.labels import class_names
 from flaxres.data.store import Store
 from flaxres.errors import InputError
 
@@ -48,15 +46,8 @@ def open_webdataset(source: str | None, data_dir: str | None) -> Store:
         or a split is empty.
     """
     root, found = find_shards("webdataset", source, ".tar")
-    splits, facts = {}, ["webdataset"]
-    for name, paths in found.items():
-        index = index_split("webdataset", name, paths, data_dir, _images)
-        splits[name] = split_of(index, paths)
-        facts += [f"{name}\0{path.name}\0{path.stat().st_size}" for path in paths]
-        facts.append(index.digest())
-    classes = class_names(root, max(int(split.labels.max()) for split in splits.values()))
-    digest = digests.words_digest([*facts, *classes])
-    return Store("webdataset", root, classes, digest, splits, REMEDY)
+    indexes = index_splits("webdataset", found, data_dir, _images)
+    return store_of("webdataset", root, found, indexes, REMEDY)
 
 
 def _images(path: pathlib.Path) -> list[Image]:
