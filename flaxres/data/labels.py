@@ -10,6 +10,8 @@ from flaxres.errors import InputError
 ALL, SAMPLE = 4096, 512
 # Files beside a dataset that name its classes.
 CLASSES = ("classes.txt",)
+# The largest label that is its own name. A damaged label would otherwise name millions of classes.
+LARGEST = 999_999
 
 
 def require_label(source: Source, record: int, label: int) -> None:
@@ -73,13 +75,19 @@ def class_names(
         of the labels. Without a file, the names are the numbers.
 
     Raises:
-      InputError: the file can't be read, or has an empty line or a name twice.
+      InputError: the file can't be read, or has an empty line or a name twice; or there is none,
+        and the largest label is above 999,999.
 
     Examples:
       >>> class_names(pathlib.Path("folder without classes.txt"), 2)
       ('0', '1', '2')
     """
     path = next((path for file in files if (path := root / file).exists()), None)
+    if path is None and largest > LARGEST:
+        raise InputError(
+            f"the dataset in {str(root)!r} has the label {largest:,}: the rule is 0 to "
+            f"{LARGEST:,}, numbers of classes; correct it, or name the classes in {files[0]}"
+        )
     if path is None:
         return tuple(map(str, range(largest + 1)))
     try:

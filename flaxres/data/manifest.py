@@ -102,7 +102,8 @@ def _lines(path: pathlib.Path) -> Iterator[Line]:
                 image = next((row[name] for name in PATHS if row.get(name)), None)
                 label: Any = row.get("label")
                 named = isinstance(label, str) and label != ""
-                if not isinstance(image, str) or not (named or type(label) is int):
+                numbered = type(label) is int and abs(label) < 2**31
+                if not isinstance(image, str) or not (named or numbered):
                     raise _malformed(path, number)
                 yield number, image, label
     except (OSError, ValueError, csv.Error) as error:

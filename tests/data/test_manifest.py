@@ -137,6 +137,8 @@ def test_the_digest_follows_labels_and_files(tmp_path: pathlib.Path) -> None:
         ("train.jsonl", ('{"path": "images/0.png", "label": 1.5}',), "line 1 of .*whole number"),
         ("train.jsonl", ('{"path": "images/0.png", "label": true}',), "line 1 of .*whole number"),
         ("train.jsonl", ('{"path": "images/0.png", "label": null}',), "line 1 of .*whole number"),
+        ("train.jsonl", (f'{{"path": "images/0.png", "label": {10**30}}}',), "line 1 of .*whole"),
+        ("train.csv", ("path,label", "images/0.png,1000000"), "has the label 1,000,000: the rule"),
         ("my list.csv", ("path,label", *LINES), "names no split: the rule is train.csv"),
     ],
 )

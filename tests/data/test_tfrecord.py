@@ -102,6 +102,12 @@ def test_labels_below_zero_are_refused_before_training(tmp_path: pathlib.Path) -
         require_labels(opened(tmp_path / "a")[0])
 
 
+def test_a_label_that_is_no_number_of_a_class_is_refused(tmp_path: pathlib.Path) -> None:
+    write_tfrecord(tmp_path / "a" / "train-00000-of-00001", [tfds(IMAGES[0], 2**62)])
+    with pytest.raises(InputError, match="has the label 4,611,.*: the rule is 0 to 999,999"):
+        opened(tmp_path / "a")
+
+
 def test_the_index_is_kept_until_a_file_changes(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
