@@ -30,7 +30,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling takes most of the time.
 os.environ["XLA_FLAGS"] = " ".join(
     [
-        "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1",
+        "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
         os.environ.get("XLA_FLAGS", ""),
     ]

@@ -126,8 +126,8 @@ class BatchNorm(nn.Module):
     `flaxres.ops.norm` that applies the statistics, alone or together with what follows the norm.
 
     Raises:
-      InputError: `group` does not divide N, or comes together with `axis_name`; or statistics are
-        to be updated and `batch_stats` is not mutable.
+      InputError: `group` does not divide N, or comes together with `axis_name`; statistics are to
+        be updated and `batch_stats` is not mutable; or a channel has one value only.
 
     Examples:
       >>> norm = BatchNorm(group=2)
@@ -176,7 +176,7 @@ class BatchNorm(nn.Module):
         shift = turned(running_mean.value)
         if use_running_average or self.frozen:
             return normalise(x, shift, running_var.value)
-        images, group = x.shape[0], self.images_per_group(x.shape[0])
+        images, group = x.shape[0], self.images_per_group(x)
         grouped = (images // group, group, *x.shape[1:])
         offset, var = shifted_moments(x.reshape(grouped), shift, self.axis_name)
         if not self.is_initializing():
@@ -194,8 +194,9 @@ class BatchNorm(nn.Module):
         y = normalise(x.reshape(grouped), mean[each_group], var[each_group])
         return y.reshape(images, *y.shape[2:])
 
-    def images_per_group(self, images: int) -> int:
-        """Returns the size of a statistics group in a batch of `images`."""
+    def images_per_group(self, x: Float[Array, "n h w c"]) -> int:
+        """Returns the number of images in a group of statistics."""
+        images, height, width = x.shape[:3]
         if self.group is not None and self.axis_name is not None:
             raise InputError(
                 f"bn_group (={self.group}) and axis_name (={self.axis_name!r}) exclude each other: "
@@ -205,6 +206,12 @@ class BatchNorm(nn.Module):
         if images % group:
             raise InputError(
                 f"bn_group (={self.group}) must divide the {images} images of the batch"
+            )
+        shards = 1 if self.axis_name is None else lax.psum(1, self.axis_name)
+        if group * height * width * shards == 1 and not self.is_initializing():
+            raise InputError(
+                "batch norm has one value for each channel, which it turns into 0: train with "
+                "groups of two images or more (bn_group), or with larger images"
             )
         return group
 

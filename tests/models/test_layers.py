@@ -132,6 +132,23 @@ def test_batch_norm_refuses_a_group_that_does_not_divide_or_comes_with_an_axis()
         )
 
 
+def test_batch_norm_refuses_one_value_a_channel() -> None:
+    """Its output would be zero but for rounding, whose sign then decides what a ReLU passes."""
+    variables = BatchNorm().init(jax.random.key(0), images(8, 1, 1, 4), use_running_average=False)
+
+    def train(layer: BatchNorm, x: jax.Array) -> jax.Array:
+        return layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"])[0]
+
+    for layer, x in ((BatchNorm(1), images(8, 1, 1, 4)), (BatchNorm(), images(1, 1, 1, 4))):
+        with pytest.raises(InputError, match="one value for each channel"):
+            train(layer, x)
+    for layer, x in ((BatchNorm(1), images(8, 1, 2, 4)), (BatchNorm(2), images(8, 1, 1, 4))):
+        assert np.abs(train(layer, x)).max() > 0.5
+    # The other images of the mapped axis count.
+    mapped = jax.vmap(lambda x: train(BatchNorm(axis_name="data"), x), axis_name="data")
+    assert np.abs(mapped(images(8, 1, 1, 4)[:, None])).max() > 0.5
+
+
 def test_axis_name_gives_the_statistics_of_the_whole_batch() -> None:
     x, mesh = images(16, 3, 3, 4) * 2 + 1, data_mesh(4)
     variables = BatchNorm().init(jax.random.key(0), x, use_running_average=False)
