@@ -1,11 +1,11 @@
 """Indexes of images that lie within larger files, kept beside the prepared datasets."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -197,14 +197,14 @@ def _keep(index: Index, place: pathlib.Path) -> None:
     """Writes an index; where that is not allowed, the next start indexes again."""
     arrays = dataclasses.asdict(index)
     arrays["names"] = np.frombuffer(json.dumps(list(index.names)).encode(), np.uint8)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as file:
-            try:
+    # Not by tempfile, whose files the owner alone can read; datasets are shared.
+    part = place.with_name(f"{place.name}.{os.getpid()}.part")
+    with contextlib.suppress(OSError):
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
                 np.savez(file, **arrays)
-                pathlib.Path(file.name).replace(place)
-            except OSError:
-                os.unlink(file.name)  # noqa: PTH108
-                raise
-    except OSError:
-        return
+            part.replace(place)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise

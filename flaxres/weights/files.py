@@ -151,7 +151,10 @@ def write(
     try:
         # safetensors would write the memory under a view: findings/safetensors_numpy_views.sh.
         contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        part.touch()
+        mode = part.stat().st_mode
         safetensors.numpy.save_file(contiguous, part, strings)
+        part.chmod(mode)  # safetensors 0.8 makes a file that its owner alone can read
         part.replace(path)
     except OSError as error:
         raise InputError(

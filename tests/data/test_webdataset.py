@@ -133,9 +133,13 @@ def test_a_compressed_tar_is_refused(tmp_path: pathlib.Path) -> None:
 def test_the_index_is_kept_until_a_tar_changes(
     root: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = opened(root, "train")[0]
+    before = os.umask(0o022)
+    try:
+        first = opened(root, "train")[0]
+    finally:
+        os.umask(before)
     place = root.parent / "prepared" / "webdataset"
-    assert len(list(place.iterdir())) == 2
+    assert [path.stat().st_mode & 0o777 for path in place.iterdir()] == [0o644] * 2
     with monkeypatch.context() as patched:
         patched.setattr(_index, "_index", None)
         again = opened(root, "train")[0]

@@ -1,6 +1,7 @@
 """Files of weights as other programs write them."""
 
 import argparse
+import os
 import pathlib
 from typing import Any
 
@@ -104,3 +105,15 @@ def test_tensors_without_dense_values_are_refused(
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(InputError, match=r"fc.weight is a quantised, sparse or empty \(meta\)"):
         flaxres.load_weights(tmp_path / "w.pth", MODEL)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_a_file_has_the_mode_that_the_umask_allows(
+    umask: int, mode: int, variables: Any, tmp_path: pathlib.Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        flaxres.save_weights(tmp_path / "w.safetensors", variables, MODEL)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == mode
