@@ -53,3 +53,46 @@ def torch_resnet20(torch: Any, classes: int) -> Any:
             return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
 
     return Network()
+
+
+def torch_resnet9(torch: Any, classes: int, depths: Any, widths: Any, stem: int) -> Any:
+    """Returns the network of `flaxres.ResNet9`, with layers of the same names."""
+    nn: Any = torch.nn
+
+    class Pooled(nn.Module):  # type: ignore[misc]
+        def __init__(self, before: int, width: int) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(before, width, 3, 1, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(width)
+
+        def forward(self, x: Any) -> Any:
+            return torch.relu(self.bn1(nn.functional.max_pool2d(self.conv1(x), 2)))
+
+    class Block(nn.Module):  # type: ignore[misc]
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(width)
+            self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+            self.bn2 = nn.BatchNorm2d(width)
+
+        def forward(self, x: Any) -> Any:
+            return torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+
+    class Network(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(3, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem)
+            inputs = (stem, *widths)
+            for i, (before, width, depth) in enumerate(zip(inputs, widths, depths, strict=False)):
+                blocks = (Block(width) for _ in range(depth - 1))
+                setattr(self, f"layer{i + 1}", nn.Sequential(Pooled(before, width), *blocks))
+            self.fc = nn.Linear(widths[-1], classes)
+
+        def forward(self, x: Any) -> Any:
+            x = torch.relu(self.bn1(self.conv1(x)))
+            for i in range(len(widths)):
+                x = getattr(self, f"layer{i + 1}")(x)
+            return self.fc(x.mean((2, 3)))
+
+    return Network()

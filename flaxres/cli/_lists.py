@@ -23,7 +23,7 @@ def models(arguments: Sequence[str]) -> None:
         "--size", type=int, help="pixels of a side (224; 32 for the CIFAR networks)"
     )
     parser.add_argument(
-        "--tags", action="store_true", help="list the pretrained weights that timm hosts instead"
+        "--tags", action="store_true", help="list the pretrained weights that go by name instead"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args(arguments)
@@ -73,7 +73,11 @@ def _tags(pattern: str, as_json: bool) -> None:
             f"{size:>8}{'-' if top1 is None else f'{top1:.2f}':>8}" for size, top1 in tested
         )
         lines.append(f"{name:<46}{row.num_classes:>8}{figures}  {row.license or '-'}")
-    lines += ["", "The second pair of columns is resolution='test' of flaxres.load_pretrained."]
+    lines += [
+        "",
+        "The second pair of columns is resolution='test' of flaxres.load_pretrained. Top-1 is on",
+        "ImageNet; for the weights that come with the package (flaxres_DATASET), on their dataset.",
+    ]
     show(as_json, {name: dataclasses.asdict(row) for name, row in rows.items()}, lines)
 
 

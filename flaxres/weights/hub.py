@@ -1,7 +1,8 @@
 """Pretrained weights from the Hugging Face hub, by timm's tags, and from folders in its form.
 
-The tag `resnet50.a1_in1k` stands for the repository `timm/resnet50.a1_in1k`;
-`flaxres.weights.tags` has all of them. `flaxres.weights.hub_folder` writes folders.
+The tag `resnet50.a1_in1k` stands for the repository `timm/resnet50.a1_in1k`, the tag
+`resnet20.flaxres_digits` for a folder in the package; `flaxres.weights.tags` has all of them.
+`flaxres.weights.hub_folder` writes folders.
 """
 
 import dataclasses
@@ -21,8 +22,8 @@ from flaxres.models.registry import MODELS, create_model
 from flaxres.paths import expanded
 from flaxres.weights.card import Card, from_metadata, require_same_function
 from flaxres.weights.files import read
-from flaxres.weights.hub_folder import CONFIG, TIMM_ARGUMENTS, WEIGHTS
-from flaxres.weights.tags import pretrained_info
+from flaxres.weights.hub_folder import CONFIG, WEIGHTS, attributes_by_argument
+from flaxres.weights.tags import TRAINED, pretrained_info
 from flaxres.weights.transfer import in_head, variables_from_torch
 
 RESOLUTIONS = ("input", "test")
@@ -70,13 +71,15 @@ def load_pretrained(
     resolution: str = "input",
     **attributes: Any,
 ) -> tuple[Network, dict[str, Any], PretrainedPreprocess]:
-    """Creates a network with weights from the hub, or from a folder in the hub's form.
+    """Creates a network with weights from the package, the hub, or a folder in the hub's form.
 
     Files of the hub are kept in its cache; once they are there, no network connection is needed.
 
     Args:
-      tag: a timm tag such as `resnet50.a1_in1k`; an architecture such as `resnet50`, which stands
-        for timm's default tag; torchvision's name, such as `ResNet50_Weights.IMAGENET1K_V2`;
+      tag: a tag of `list_pretrained`, such as timm's `resnet50.a1_in1k`, or
+        `resnet20.flaxres_digits`, which comes with the package; an architecture such as `resnet50`,
+        which stands for timm's default tag; torchvision's name, such as
+        `ResNet50_Weights.IMAGENET1K_V2`;
         `owner/name` of a hub repository in timm's form; or a folder of `save_pretrained` or timm.
         Where both are possible, `hf-hub:` and `local-dir:` in front decide.
       num_classes: number of classes; another than the weights' re-initialises the head, 0 drops
@@ -96,6 +99,9 @@ def load_pretrained(
         architecture, or the files don't fit it.
 
     Examples:
+      >>> model, variables, preprocess = load_pretrained("resnet20.flaxres_digits")
+      >>> preprocess.size, preprocess.classes[:3]
+      (8, ('0', '1', '2'))
       >>> load_pretrained("resnet50.a1_in22k")
       Traceback (most recent call last):
       flaxres.errors.InputError: unknown pretrained tag 'resnet50.a1_in22k': did you mean ...
@@ -104,8 +110,6 @@ def load_pretrained(
         raise unknown("resolution", resolution, RESOLUTIONS)
     origin, file = _located(tag, revision, cache_dir)
     settings = _read_settings(origin, file(CONFIG), resolution)
-    if settings.architecture not in MODELS:
-        raise unknown(f"architecture of {origin}", settings.architecture, MODELS)
     path = file(WEIGHTS)
     num_classes = settings.num_classes if num_classes is None else num_classes
     attributes = settings.attributes | attributes
@@ -141,6 +145,9 @@ def _located(
     if folder != tag or expanded(folder).is_dir():
         return folder, functools.partial(_in_folder, folder)
     repository = _repository(tag)
+    if not repository:
+        folder = str(TRAINED / tag)
+        return folder, functools.partial(_in_folder, folder)
     return repository, functools.partial(fetch, repository, revision=revision, cache_dir=cache_dir)
 
 
@@ -156,7 +163,7 @@ def _in_folder(folder: str, file: str) -> pathlib.Path:
 
 
 def _repository(tag: str) -> str:
-    """Returns the repository that a tag or another name of weights stands for."""
+    """Returns the repository that a name of weights stands for, '' for a folder of the package."""
     name = tag.removeprefix("hf-hub:").removeprefix("hf_hub:")
     return name if "/" in name else pretrained_info(name).repository
 
@@ -166,27 +173,34 @@ def _read_settings(origin: str, path: pathlib.Path, resolution: str) -> _Setting
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         pretrained = settings.get("pretrained_cfg", settings)
-        arguments = settings.get("model_args") or {}
-        for name, value in arguments.items():
-            known = name in (*TIMM_ARGUMENTS, *TRAINING_ARGUMENTS)
-            if not known and (name, value) != ("global_pool", "avg"):
-                raise ValueError(f"model_args has {name}={value!r}")
+        if (name := settings["architecture"]) not in MODELS:
+            raise unknown(f"architecture of {origin}", name, MODELS)
         return _Settings(
-            settings["architecture"],
+            name,
             int(settings.get("num_classes", pretrained.get("num_classes", 1000))),
             preprocessing(pretrained, resolution),
             tuple(settings.get("label_names") or pretrained.get("label_names") or ()),
-            {
-                ours: int(arguments[name])
-                for name, ours in TIMM_ARGUMENTS.items()
-                if name in arguments
-            },
+            _attributes(name, settings.get("model_args") or {}),
         )
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"config.json of {origin!r} is not in timm's form "
             f"({type(error).__name__}: {error}): give another tag"
         ) from error
+
+
+def _attributes(architecture: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns the attributes of a network that `model_args` of config.json state."""
+    ours, attributes = attributes_by_argument(architecture), {}
+    for name, value in arguments.items():
+        if name in ours:
+            sizes = isinstance(value, list)
+            attributes[ours[name]] = tuple(map(int, value)) if sizes else int(value)
+        elif name not in TRAINING_ARGUMENTS and (name, value) != ("global_pool", "avg"):
+            raise ValueError(f"model_args has {name}={value!r}")
+    return attributes
 
 
 def preprocessing(settings: dict[str, Any], resolution: str = "input") -> Preprocess:

@@ -11,6 +11,7 @@ from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError
 from flaxres.models.network import Network
 from flaxres.models.registry import MODELS
+from flaxres.models.resnet9 import ResNet9
 from flaxres.paths import completed, expanded
 from flaxres.weights.names import leaves, torch_name
 from flaxres.weights.transfer import in_head, save_weights, template
@@ -18,6 +19,8 @@ from flaxres.weights.transfer import in_head, save_weights, template
 CONFIG, WEIGHTS, README = "config.json", "model.safetensors", "README.md"
 # Attributes of networks by the names of timm's arguments.
 TIMM_ARGUMENTS = {"in_chans": "in_channels", "output_stride": "output_stride"}
+# A network that timm does not have may be of any size.
+OWN_ARGUMENTS = {name: name for name in ("depths", "widths", "stem_width")}
 
 CARD = """\
 ---
@@ -68,8 +71,8 @@ def save_pretrained(
 
     Args:
       folder: the folder; it is created. Its files of these names are replaced at the end.
-      model: the network; apart from the attributes that all networks have, and `output_stride`, it
-        must be one of `flaxres.list_models()`.
+      model: the network; apart from the attributes that all networks have, `output_stride`, and
+        the depths and widths of a `ResNet9`, it must be one of `flaxres.list_models()`.
       variables: `{"params": ..., "batch_stats": ...}`.
       preprocess: preprocessing of its images; None is `Preprocess()`.
       classes: names of its classes in label order; () leaves them out.
@@ -144,7 +147,7 @@ def config(model: Network, preprocess: Preprocess, classes: Sequence[str] = ()) 
     }
     arguments = {
         theirs: getattr(model, ours)
-        for theirs, ours in TIMM_ARGUMENTS.items()
+        for theirs, ours in attributes_by_argument(name).items()
         if getattr(model, ours, None) != getattr(usual, ours, None)
     }
     return {
@@ -156,10 +159,15 @@ def config(model: Network, preprocess: Preprocess, classes: Sequence[str] = ()) 
     }
 
 
+def attributes_by_argument(name: str) -> dict[str, str]:
+    """Returns the attributes that config.json may state for an architecture, by its key there."""
+    return TIMM_ARGUMENTS | (OWN_ARGUMENTS if MODELS[name].func is ResNet9 else {})
+
+
 def architecture(model: Network) -> str:
     """Returns the name of a network in `list_models()`.
 
-    Attributes that every network has may differ, as may `output_stride`.
+    Attributes that config.json can state may differ, as may those that every network has.
 
     Raises:
       InputError: there is none; the message names what differs from the nearest one.
@@ -169,14 +177,15 @@ def architecture(model: Network) -> str:
       >>> architecture(flaxres.ResNet50(num_classes=7, dtype="bfloat16"))
       'resnet50'
     """
-    free = {field.name for field in dataclasses.fields(Network)} | {"output_stride"}
-    names = [field.name for field in dataclasses.fields(model) if field.name not in free]
+    common = {field.name for field in dataclasses.fields(Network)}
+    names = [field.name for field in dataclasses.fields(model) if field.name not in common]
     nearest: tuple[str, list[str]] = ("", names)
     for name, row in MODELS.items():
         if row.func is not type(model):
             continue
-        other = row()
+        other, free = row(), set(attributes_by_argument(name).values())
         differing = [at for at in names if getattr(other, at) != getattr(model, at)]
+        differing = [at for at in differing if at not in free]
         if not differing:
             return name
         if len(differing) < len(nearest[1]):

@@ -1,13 +1,15 @@
-"""The table of timm's pretrained weights: `pretrained.csv`, read on first use.
+"""The table of pretrained weights: timm's, and those that come with the package.
 
-`tools/pretrained_table.py` writes it.
+timm's are the rows of `pretrained.csv`, which `tools/pretrained_table.py` writes. Ours are the
+folders of `trained/`, which `tools/results.py` writes. Both are read on first use.
 """
 
 import csv
 import dataclasses
 import fnmatch
 import functools
-import importlib.resources
+import json
+import pathlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -15,19 +17,21 @@ from typing import Any
 from flaxres.errors import InputError, nearest
 from flaxres.models.registry import natural
 
+HERE = pathlib.Path(__file__).parent
+TRAINED = HERE / "trained"
 # E.g. ResNet50_Weights.IMAGENET1K_V2.
 TORCHVISION = re.compile(r"\w+_Weights\.\w+")
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """Pretrained weights that timm hosts on the Hugging Face hub.
+    """Pretrained weights that timm hosts on the Hugging Face hub, or that come with flaxres.
 
     Attributes:
-      tag: timm's name of the weights, `architecture.source`.
+      tag: name of the weights, `architecture.source`.
       default: whether timm loads them for the bare name of the architecture.
       torchvision: torchvision's name of the same weights, '' if it has none.
-      repository: on the hub, `owner/name`.
+      repository: on the hub, `owner/name`; '' for weights that come with flaxres.
       input_size, test_input_size: side of the images in pixels; the second is larger where timm
         recommends it for evaluation.
       crop_pct, test_crop_pct: share of the resized image's side that the crop keeps, at these
@@ -37,8 +41,10 @@ class Pretrained:
       num_classes: outputs of the head; 0 if the weights have none.
       first_conv, classifier: names of the first convolution and the head.
       license: of the weights, '' if timm gives none.
-      top1, top5, test_top1, test_top5: accuracy on ImageNet in percent that timm measured at
-        `input_size` and at `test_input_size`; None if it published none.
+      top1, top5, test_top1, test_top5: accuracy in percent at `input_size` and at
+        `test_input_size`, which timm measured on ImageNet, and we on the test images of the
+        dataset that the tag names; None if it is not known.
+      example: path of a picture that comes with the weights, '' for those on the hub.
 
     Examples:
       >>> import flaxres
@@ -67,6 +73,7 @@ class Pretrained:
     top5: float | None
     test_top1: float | None
     test_top5: float | None
+    example: str = ""
 
     @property
     def architecture(self) -> str:
@@ -88,17 +95,48 @@ READERS: dict[str, Callable[[str], Any]] = {
 @functools.cache
 def table() -> dict[str, Pretrained]:
     """Returns the rows of the table by tag, in natural order."""
-    file = importlib.resources.files("flaxres.weights") / "pretrained.csv"
-    lines = (line for line in file.read_text().splitlines() if not line.startswith("#"))
-    rows = (
+    text = (HERE / "pretrained.csv").read_text()
+    lines = (line for line in text.splitlines() if not line.startswith("#"))
+    rows = [
         Pretrained(**{key: READERS.get(key, str)(text) for key, text in row.items()})
         for row in csv.DictReader(lines)
-    )
+    ]
+    rows += [_trained(folder) for folder in TRAINED.iterdir()]
     return {row.tag: row for row in sorted(rows, key=lambda row: natural(row.tag))}
 
 
+def _trained(folder: pathlib.Path) -> Pretrained:
+    """Returns the row of weights that come with the package."""
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings = content["pretrained_cfg"]
+    size, share = settings["input_size"][-1], settings["crop_pct"]
+    return Pretrained(
+        tag=folder.name,
+        default=False,
+        torchvision="",
+        repository="",
+        input_size=size,
+        test_input_size=size,
+        crop_pct=share,
+        test_crop_pct=share,
+        crop_mode=settings["crop_mode"],
+        interpolation=settings["interpolation"],
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+        num_classes=content["num_classes"],
+        first_conv=settings["first_conv"],
+        classifier=settings["classifier"],
+        license=content["license"],
+        top1=content["top1"],
+        top5=None,
+        test_top1=content["top1"],
+        test_top5=None,
+        example=str(folder / "example.png"),
+    )
+
+
 def list_pretrained(pattern: str = "*") -> list[str]:
-    """Returns timm's tags that match a shell pattern, in natural order. Needs no network.
+    """Returns the tags that match a shell pattern, in natural order. Needs no network.
 
     Args:
       pattern: of the tag or of its architecture.
@@ -109,6 +147,8 @@ def list_pretrained(pattern: str = "*") -> list[str]:
       ['resnet50.a1_in1k', 'resnet50.a2_in1k', 'resnet50.a3_in1k']
       >>> flaxres.list_pretrained("densenet121")
       ['densenet121.ra_in1k', 'densenet121.tv_in1k']
+      >>> flaxres.list_pretrained("*.flaxres_*")  # these come with the package
+      ['resnet9.flaxres_cifar10', 'resnet9.flaxres_fashion_mnist', 'resnet20.flaxres_digits']
     """
     return [
         tag
@@ -153,6 +193,6 @@ def _unknown(kind: str, name: str, choices: list[str]) -> InputError:
     near = nearest(name, choices)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return InputError(
-        f"unknown {kind} {name!r}: {hint}`flaxres models --tags` lists the tags that timm hosts; "
+        f"unknown {kind} {name!r}: {hint}`flaxres models --tags` lists all tags; "
         "another repository of the hub is given as owner/name"
     )

@@ -46,10 +46,11 @@ def logits(model: Any, variables: Any) -> np.ndarray:
         ("test_resnet", {}),
         ("test_resnet", {"in_channels": 1, "output_stride": 16}),
         ("resnet20", {}),
+        ("resnet9", {"depths": (1, 2), "widths": (8, 12), "stem_width": 4}),
     ],
 )
 def test_a_folder_is_read_as_it_was_written(
-    name: str, attributes: dict[str, int], tmp_path: pathlib.Path
+    name: str, attributes: dict[str, Any], tmp_path: pathlib.Path
 ) -> None:
     model = flaxres.create_model(name, num_classes=3, **attributes)
     variables = random_variables(model)

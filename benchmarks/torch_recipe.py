@@ -1,0 +1,202 @@
+"""Trains the recipe of a run in PyTorch, on the same files.
+
+    python -m benchmarks.torch_recipe runs/digits --seeds 3 --json
+
+Reads `config.json` of a run of flaxres, and trains the same network by PyTorch's modules, its SGD
+and torchvision's augmentation, with the schedule of the config and the distributions of flaxres'
+first weights. Images are those that flaxres decodes from the dataset. Random numbers are PyTorch's,
+so that results agree in distribution only.
+
+It knows ResNet-20 and ResNet-9, SGD, random shifts and flips, and refuses any other config.
+ResNet-9 on Fashion-MNIST takes a quarter of an hour a seed on two cores, ResNet-20 on the digits a
+minute.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import command
+from benchmarks.peers import torch_and_timm, torch_resnet9, torch_resnet20
+from flaxres.config.files import from_json
+from flaxres.config.schema import AugmentConfig, Config, OptimConfig
+from flaxres.data.resident import resident
+from flaxres.errors import InputError
+from flaxres.training.mesh import replicated
+from flaxres.training.run import Run, evaluation_transform, prepare_run
+
+torch: Any = torch_and_timm()[0]
+v2: Any = importlib.import_module("torchvision.transforms.v2")
+
+# Settings that this program knows, by section; all others must have their defaults.
+KNOWN: dict[str, tuple[type, set[str]]] = {
+    "augment": (AugmentConfig, {"shift", "flip"}),
+    "optim": (
+        OptimConfig,
+        {
+            *("learning_rate", "momentum", "nesterov", "weight_decay", "label_smoothing"),
+            *("schedule", "warmup_epochs", "milestones", "gamma", "final_scale"),
+        },
+    ),
+}
+THREADS = 4
+
+
+def require_known(config: Config) -> None:
+    """Checks that this program trains by every setting of a config.
+
+    Raises:
+      InputError: it does not know one.
+    """
+    for section, (kind, names) in KNOWN.items():
+        ours, usual = dataclasses.asdict(getattr(config, section)), dataclasses.asdict(kind())
+        for name, value in ours.items():
+            if name not in names and value != usual[name]:
+                raise InputError(
+                    f"{section}.{name}={value!r} is not known here: compare a recipe without it"
+                )
+    model, data, train = config.model, config.data, config.train
+    refused = {
+        "model.stem_init": model.stem_init != "random",
+        "model.bn_group": model.bn_group is not None,
+        "data.crop": data.crop != "centre",
+        "data.image_size": not data.image_size == data.eval_size == data.eval_resize,
+        "data.eval_flip": data.eval_flip or bool(data.eval_shift),
+        "data.progressive_sizes": bool(data.progressive_sizes),
+        "train.accumulate": train.accumulate != 1,
+        "train.ema_decay": bool(train.ema_decay),
+    }
+    for name, wrong in refused.items():
+        if wrong:
+            raise InputError(f"{name} is not known here: compare a recipe without it")
+
+
+def network(config: Config, classes: int) -> Any:
+    """Returns the network of a config with weights from flaxres' distributions."""
+    model = config.model
+    if model.name == "resnet20":
+        made = torch_resnet20(torch, classes)
+    elif model.name == "resnet9" and model.depths and model.widths and model.stem_width:
+        made = torch_resnet9(torch, classes, model.depths, model.widths, model.stem_width)
+    else:
+        raise InputError(f"model.name={model.name!r} is not known here: resnet20 or resnet9")
+    for module in made.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=0.01)
+            torch.nn.init.zeros_(module.bias)
+        elif hasattr(module, "bn2"):  # each block starts as its shortcut
+            torch.nn.init.zeros_(module.bn2.weight)
+    return made.to(memory_format=torch.channels_last)
+
+
+def split(run: Run, source: Any) -> tuple[Any, Any]:
+    """Returns the images of a split, (n, 3, h, w) uint8, and their labels."""
+    transform = evaluation_transform(run.config.data)
+    arrays = jax.device_get(resident(source, transform, replicated(run.mesh), THREADS))
+    images = torch.from_numpy(np.ascontiguousarray(arrays["image"].transpose(0, 3, 1, 2)))
+    return images, torch.from_numpy(arrays["label"].astype(np.int64))
+
+
+def orders(count: int, batch: int, steps: int) -> Iterator[Any]:
+    """Yields the rows of each batch; a batch may reach over the end of an epoch, as ours do."""
+    left = torch.empty(0, dtype=torch.int64)
+    for _ in range(steps):
+        while len(left) < batch:
+            left = torch.cat([left, torch.randperm(count)])
+        yield left[:batch]
+        left = left[batch:]
+
+
+def train(run: Run, splits: Any, seed: int, verbose: bool) -> dict[str, Any]:
+    """Trains once and returns the accuracy, the losses by step and the seconds of training."""
+    config, ((images, labels), test) = run.config, splits
+    optim, data = config.optim, config.data
+    torch.manual_seed(seed)
+    model = network(config, len(run.train.classes))
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    sgd = torch.optim.SGD(
+        [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": others}],
+        lr=optim.learning_rate,
+        momentum=optim.momentum,
+        nesterov=optim.nesterov,
+    )
+    loss = torch.nn.CrossEntropyLoss(label_smoothing=optim.label_smoothing)
+    normalise = v2.Compose(
+        [v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)]
+    )
+    shift = config.augment.shift
+    steps = [v2.RandomCrop(data.image_size, padding=shift)] if shift else []
+    augment = v2.Compose([*steps, *([v2.RandomHorizontalFlip()] if config.augment.flip else [])])
+    losses, start = [], time.monotonic()
+    batches = orders(len(images), config.train.batch_size, run.steps)
+    for step, rows in enumerate(batches):
+        for group in sgd.param_groups:
+            group["lr"] = float(run.schedule(step))
+        batch = normalise(torch.stack([augment(image) for image in images[rows]]))
+        value = loss(model(batch.to(memory_format=torch.channels_last)), labels[rows])
+        sgd.zero_grad()
+        value.backward()
+        sgd.step()
+        losses.append(value.item())
+        if verbose and not (step + 1) % 100:
+            print(f"seed {seed}, step {step + 1}/{run.steps}, loss {losses[-1]:.3f}", flush=True)
+    seconds = time.monotonic() - start
+    return {"top1": accuracy(model, normalise, *test), "losses": losses, "seconds": seconds}
+
+
+def accuracy(model: Any, normalise: Any, images: Any, labels: Any) -> float:
+    """Returns the share of images whose likeliest class is right."""
+    model.eval()
+    right = 0
+    with torch.no_grad():
+        for part, expected in zip(images.split(500), labels.split(500), strict=True):
+            right += int((model(normalise(part)).argmax(1) == expected).sum())
+    return right / len(images)
+
+
+def main() -> None:
+    parser = command.parser(__doc__)
+    parser.add_argument("run", type=pathlib.Path, help="folder with the config.json of a run")
+    parser.add_argument("--seeds", type=int, default=1, help="number of runs")
+    parser.add_argument("--out", type=pathlib.Path, help="write a JSON file with a curve of losses")
+    chosen: argparse.Namespace = parser.parse_args()
+    config = from_json(chosen.run / "config.json")
+    require_known(config)
+    run = prepare_run(config)
+    splits = [split(run, source) for source in (run.train, run.evaluation)]
+    results = []
+    for seed in range(chosen.seeds):
+        results.append(train(run, splits, seed, verbose=not chosen.json))
+        if chosen.out is not None:
+            chosen.out.write_text(json.dumps(figures(results)) + "\n")
+    command.show({k: v for k, v in figures(results).items() if k != "curve"}, chosen.json, "")
+
+
+def figures(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the figures of several runs, with the means of 50 losses of the first one."""
+    top1, losses = [result["top1"] for result in results], results[0]["losses"]
+    curve = [[i, statistics.fmean(losses[i - 50 : i])] for i in range(50, len(losses) + 1, 50)]
+    return {
+        "torch": torch.__version__,
+        "top1": top1,
+        "mean": statistics.fmean(top1),
+        "deviation": statistics.stdev(top1) if len(top1) > 1 else None,
+        "minutes": [round(result["seconds"] / 60, 1) for result in results],
+        "curve": curve,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""The folders of results/, and the weights that come with the package."""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import flaxres
+from benchmarks.peers import torch_and_timm, torch_resnet9
+from flaxres import cli
+from flaxres.weights.tags import TRAINED
+from flaxres.weights.transfer import torch_from_variables
+from tools import check_result, results
+
+FOLDERS = sorted(path.parent for path in results.RESULTS.glob(f"*/{results.RESULT}"))
+DIGITS = results.RESULTS / "digits_resnet20"
+MEGABYTES = 3
+
+
+def copied(folder: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(folder, tmp_path / folder.name))
+
+
+def change(folder: pathlib.Path, name: str, path: str, value: Any) -> None:
+    """Changes a value of a JSON file, and seals the folder again."""
+    content = json.loads((folder / name).read_text())
+    *parents, last = path.split("/")
+    part = content
+    for parent in parents:
+        part = part[parent]
+    assert part[last] != value
+    part[last] = value
+    (folder / name).write_text(json.dumps(content))
+    results.seal(folder)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_a_result_is_sound_and_small(folder: pathlib.Path) -> None:
+    assert check_result.problems(folder) == []
+    assert (folder / "metrics.jsonl").stat().st_size <= results.LARGEST_LOG
+    texts = [path.read_text() for path in folder.iterdir() if path.suffix != ".png"]
+    assert not [place for place in ("/tmp/", "/home/", "/root/") if place in "".join(texts)]
+
+
+def test_the_page_of_results_is_current() -> None:
+    assert results.table() in results.PAGE.read_text()
+
+
+def test_a_changed_digit_of_any_file_is_found(tmp_path: pathlib.Path) -> None:
+    folder = copied(DIGITS, tmp_path)
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        at = next(i for i in range(len(content) // 2, len(content)) if content[i : i + 1].isdigit())
+        other = b"1" if content[at : at + 1] != b"1" else b"2"
+        path.write_bytes(content[:at] + other + content[at + 1 :])
+        assert check_result.problems(folder), path.name
+        path.write_bytes(content)
+    assert check_result.problems(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "message"),
+    [
+        ("summary.json", "top1", 0.999, "the log and the summary"),
+        ("summary.json", "step", 1, "the step"),
+        ("result.json", "mean", 0.999, "our mean"),
+        ("result.json", "deviation", 0.0, "our mean"),
+        ("result.json", "torch/mean", 0.999, "torch mean"),
+        ("result.json", "weights/sha256", "0" * 64, "the weights of the package"),
+        ("result.json", "weights/correct", 1, "the accuracy of the tag"),
+        ("config.json", "train/seed", 77, "the seed"),
+    ],
+)
+def test_figures_that_contradict_each_other_are_found(
+    name: str, path: str, value: Any, message: str, tmp_path: pathlib.Path
+) -> None:
+    folder = copied(DIGITS, tmp_path)
+    change(folder, name, path, value)
+    assert any(message in problem for problem in check_result.problems(folder))
+
+
+def test_the_weights_of_the_package_are_small_and_licensed() -> None:
+    files = [path for path in TRAINED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= MEGABYTES << 20
+    for folder in TRAINED.iterdir():
+        info = flaxres.pretrained_info(folder.name)
+        assert info.top1
+        assert info.license
+        assert info.num_classes == 10
+        assert "Trained on" in (folder / "README.md").read_text()
+
+
+def test_the_digits_are_classified_as_stated(capsys: pytest.CaptureFixture[str]) -> None:
+    stated = json.loads((DIGITS / results.RESULT).read_text())["weights"]
+    assert check_result.accuracy(DIGITS, None) == []
+    assert f"{stated['correct']} of 500" in capsys.readouterr().out
+    assert stated["correct"] >= 490
+
+
+@pytest.mark.parametrize("tag", sorted(path.name for path in TRAINED.iterdir()))
+def test_weights_of_the_package_load_and_classify_their_example(tag: str) -> None:
+    model, variables, preprocess = flaxres.load_pretrained(tag)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+    if example := flaxres.pretrained_info(tag).example:
+        logits = jax.jit(model.apply)(variables, preprocess(example))
+        assert preprocess.classes[int(logits.argmax())] == EXAMPLES[tag]
+
+
+EXAMPLES = {"resnet9.flaxres_fashion_mnist": "ankle boot", "resnet20.flaxres_digits": "0"}
+
+
+@pytest.mark.slow
+def test_a_result_is_written_and_repeated_to_the_bit(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    options = ["--model.depths", "1", "1", "1", "--train.epochs", "2", "--train.devices", "1"]
+    for seed in "01":
+        places = ["--workdir", str(tmp_path / seed), "--data.data-dir", str(tmp_path / "data")]
+        cli.main(["train", "--config", "digits", *options, "--train.seed", seed, *places])
+    given = ["--runs", str(tmp_path / "0"), str(tmp_path / "1"), "--machine", "this one"]
+    monkeypatch.setattr("sys.argv", ["results", "write", "two", *given, "--command", "train"])
+    results.main()
+    folder = tmp_path / "results" / "two"
+    assert str(tmp_path) not in "".join(
+        path.read_text() for path in folder.iterdir() if path.suffix != ".png"
+    )
+    assert check_result.problems(folder) == []
+    assert len(json.loads((folder / results.RESULT).read_text())["top1"]) == 2
+    assert check_result.again(folder, None, 20) == []
+    assert "2 rows of the log compared, up to step 20" in capsys.readouterr().out
+    change(folder, "config.json", "optim/learning_rate", 0.2)
+    assert any(
+        "step 10: train/learning_rate" in line for line in check_result.again(folder, None, 10)
+    )
+
+
+def test_the_resnet9_of_pytorch_is_ours() -> None:
+    torch, _ = pytest.importorskip("torch") and torch_and_timm()
+    model = flaxres.ResNet9(depths=(1, 2, 2), widths=(8, 16, 24), stem_width=4)
+    images = np.random.default_rng(0).normal(size=(2, 28, 28, 3)).astype(np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    lifted = jax.tree.map(lambda leaf: leaf + 0.1 * (leaf == 0), variables["params"])
+    variables = variables | {"params": lifted}
+    peer = torch_resnet9(torch, 10, model.depths, model.widths, model.stem_width).eval()
+    arrays = torch_from_variables(variables)
+    peer.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()}, False)
+    missing = {name for name in peer.state_dict() if "num_batches" not in name} - arrays.keys()
+    assert not missing
+    with torch.no_grad():
+        theirs = peer(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
+    ours = jax.jit(model.apply)(variables, images)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())

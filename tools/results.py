@@ -1,0 +1,219 @@
+"""Writes the folders of `results/`, the weights that come with the package, and docs/results.md.
+
+    python -m tools.results write fashion_mnist_resnet9 --runs runs/a runs/b --torch torch.json \
+        --command "python train.py --config fashion_mnist/resnet9 --data.source DIR" \
+        --machine "two cores of ..." --published "..."
+    python -m tools.results weights fashion_mnist_resnet9 --run runs/a --tag NAME \
+        --license mit --about "..."
+    python -m tools.results page
+
+A result has the config, log, summary and curves of its first run, `result.json` with the figures
+of all runs, and `SHA256SUMS`. `python -m tools.check_result FOLDER` checks it. Paths of the machine
+are left out. `weights` writes the network of a run in float16 into the package, with the number of
+images of the evaluation split that it classifies correctly. `page` writes the table of all results.
+"""
+
+import argparse
+import io
+import json
+import pathlib
+import shutil
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+import flaxres
+from flaxres.config.files import from_json
+from flaxres.data.digests import file_digest
+from flaxres.data.source import Source
+from flaxres.training.checkpoints import Checkpoints
+from flaxres.training.metrics import read_metrics
+from flaxres.training.run import open_data
+from flaxres.training.workdir import CHECKPOINTS, CONFIG, CURVES, METRICS, SUMMARY
+from flaxres.weights.tags import TRAINED
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "results.md"
+RESULT, PROVENANCE, SUMS = "result.json", "provenance.json", "SHA256SUMS"
+LARGEST_LOG = 100_000
+BATCH = 500
+# What a provenance says about the machine's folders.
+PLACES = ("command", "config")
+BEGIN, END = "<!-- written by `python -m tools.results page` -->", "<!-- end -->"
+
+
+def write(chosen: argparse.Namespace) -> None:
+    """Writes the folder of a result from finished runs that differ in their seed."""
+    folder = RESULTS / chosen.name
+    folder.mkdir(parents=True, exist_ok=True)
+    first = chosen.runs[0]
+    settings = json.loads((first / CONFIG).read_text())
+    settings["data"] |= {"source": None, "data_dir": None}
+    _write_json(folder / CONFIG, settings)
+    _write_json(folder / SUMMARY, json.loads((first / SUMMARY).read_text()))
+    rows = [json.dumps(row) for row in thinned(read_metrics(first))]
+    (folder / METRICS).write_text("\n".join(rows) + "\n")
+    shutil.copyfile(first / CURVES, folder / CURVES)
+    with Checkpoints(first / CHECKPOINTS) as checkpoints:
+        provenance = checkpoints.provenance()
+    _write_json(folder / PROVENANCE, {k: v for k, v in provenance.items() if k not in PLACES})
+    summaries = [json.loads((run / SUMMARY).read_text()) for run in chosen.runs]
+    peer = json.loads(chosen.torch.read_text()) if chosen.torch else None
+    result = {
+        "command": chosen.command,
+        "machine": chosen.machine,
+        "published": chosen.published,
+        "seeds": [json.loads((run / CONFIG).read_text())["train"]["seed"] for run in chosen.runs],
+        **spread([summary["top1"] for summary in summaries]),
+        "minutes": [round(summary["seconds"] / 60, 1) for summary in summaries],
+        "torch": peer,
+        "weights": None,
+    }
+    _write_json(folder / RESULT, result)
+    seal(folder)
+
+
+def spread(top1: Sequence[float]) -> dict[str, Any]:
+    """Returns accuracies with their mean and sample standard deviation, None for a single one.
+
+    Examples:
+      >>> spread([0.5, 0.75])["mean"], spread([0.5])["deviation"]
+      (0.625, None)
+    """
+    deviation = statistics.stdev(top1) if len(top1) > 1 else None
+    return {"top1": list(top1), "mean": statistics.fmean(top1), "deviation": deviation}
+
+
+def thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leaves out rows of training until a log has at most 100 kB; rows of evaluation stay."""
+    every = 1
+    while True:
+        kept = [row for i, row in enumerate(rows) if not i % every or "eval/top1" in row]
+        if sum(len(json.dumps(row)) + 1 for row in kept) <= LARGEST_LOG:
+            return kept
+        every += 1
+
+
+def seal(folder: pathlib.Path) -> None:
+    """Writes the digests of a folder's files into SHA256SUMS, in the form of `sha256sum`."""
+    files = sorted(path for path in folder.iterdir() if path.name != SUMS)
+    lines = [f"{file_digest(path)}  {path.name}" for path in files]
+    (folder / SUMS).write_text("\n".join(lines) + "\n")
+
+
+def weights(chosen: argparse.Namespace) -> None:
+    """Writes the network of a run into the package, and its accuracy into the result."""
+    run = flaxres.load_run(chosen.run)
+    half = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), run.variables)
+    flaxres.save_pretrained(
+        TRAINED / chosen.tag,
+        run.model,
+        half,
+        run.preprocess,
+        run.classes,
+        about=chosen.about,
+        license=chosen.license,
+    )
+    config = TRAINED / chosen.tag / CONFIG
+    content = json.loads(config.read_text()) | {"license": chosen.license, "top1": None}
+    _write_json(config, content)
+    settings = from_json(chosen.run / CONFIG)
+    (source,) = open_data(settings.data, [settings.data.eval_split])
+    right = correct(chosen.tag, source)
+    _write_json(config, content | {"top1": 100 * right / len(source)})
+    picture = Image.open(io.BytesIO(source.read(chosen.example)[0]))
+    picture.save(TRAINED / chosen.tag / "example.png")
+    folder = RESULTS / chosen.name
+    result = json.loads((folder / RESULT).read_text())
+    file = TRAINED / chosen.tag / "model.safetensors"
+    result["weights"] = {
+        "tag": chosen.tag,
+        "sha256": file_digest(file),
+        "correct": right,
+        "of": len(source),
+    }
+    _write_json(folder / RESULT, result)
+    seal(folder)
+
+
+def correct(tag: str, source: Source) -> int:
+    """Returns how many images of a split the weights of a tag classify correctly."""
+    model, variables, preprocess = flaxres.load_pretrained(tag)
+    classify = jax.jit(lambda images: model.apply(variables, images).argmax(-1))
+    right = 0
+    for first in range(0, len(source), BATCH):
+        records = [source.read(i) for i in range(first, min(first + BATCH, len(source)))]
+        images = preprocess([image for image, _ in records])
+        right += int((classify(images) == np.array([label for _, label in records])).sum())
+    return right
+
+
+def page(chosen: argparse.Namespace) -> None:
+    """Writes the table of docs/results.md, or with `--check` fails where it would change."""
+    text = PAGE.read_text()
+    new = text[: text.index(BEGIN) + len(BEGIN)] + "\n\n" + table() + "\n" + text[text.index(END) :]
+    if chosen.check and new != text:
+        raise SystemExit(f"{PAGE.name} is not current: run python -m tools.results page")
+    PAGE.write_text(new)
+
+
+def table() -> str:
+    """Returns the table of all results in Markdown."""
+    lines = [
+        "| result | top-1 | seeds | PyTorch, same files | seeds | published | minutes a run |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for folder in sorted(path.parent for path in RESULTS.glob(f"*/{RESULT}")):
+        result = json.loads((folder / RESULT).read_text())
+        peer = result["torch"]
+        theirs = (_percent(peer), str(len(peer["top1"]))) if peer else ("not run", "")
+        minutes = f"{statistics.median(result['minutes']):.1f}"
+        row = [folder.name, _percent(result), str(len(result["seeds"])), *theirs]
+        lines.append("| " + " | ".join([*row, result["published"] or "", minutes]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _percent(figures: dict[str, Any]) -> str:
+    deviation = figures["deviation"]
+    spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
+    return f"{100 * figures['mean']:.2f}%{spread}"
+
+
+def _write_json(path: pathlib.Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("write", help="write the folder of a result")
+    one.add_argument("name")
+    one.add_argument("--runs", type=pathlib.Path, nargs="+", required=True)
+    one.add_argument("--torch", type=pathlib.Path, help="file of benchmarks.torch_recipe --out")
+    one.add_argument("--command", required=True, help="the command that repeats the first run")
+    one.add_argument("--machine", required=True)
+    one.add_argument("--published", default="", help="a published figure with its source")
+    one.set_defaults(function=write)
+    two = commands.add_parser("weights", help="write weights into the package")
+    two.add_argument("name", help="of the result")
+    two.add_argument("--run", type=pathlib.Path, required=True)
+    two.add_argument("--tag", required=True)
+    two.add_argument("--license", default="")
+    two.add_argument("--example", type=int, default=0, help="number of the evaluation image")
+    two.add_argument("--about", required=True, help="paragraphs for the model card")
+    two.set_defaults(function=weights)
+    three = commands.add_parser("page", help="write the table of docs/results.md")
+    three.add_argument("--check", action="store_true", help="fail where it would change")
+    three.set_defaults(function=page)
+    chosen = parser.parse_args()
+    chosen.function(chosen)
+
+
+if __name__ == "__main__":
+    main()
