@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 import flaxres
-from benchmarks.peers import torch_and_timm, torch_resnet9
 from flaxres import cli
 from flaxres.weights.tags import TRAINED
-from flaxres.weights.transfer import torch_from_variables
 from tools import check_result, results
 
 FOLDERS = sorted(path.parent for path in results.RESULTS.glob(f"*/{results.RESULT}"))
@@ -137,21 +135,3 @@ def test_a_result_is_written_and_repeated_to_the_bit(
     assert any(
         "step 10: train/learning_rate" in line for line in check_result.again(folder, None, 10)
     )
-
-
-def test_the_resnet9_of_pytorch_is_ours() -> None:
-    torch, _ = pytest.importorskip("torch") and torch_and_timm()
-    model = flaxres.ResNet9(depths=(1, 2, 2), widths=(8, 16, 24), stem_width=4)
-    images = np.random.default_rng(0).normal(size=(2, 28, 28, 3)).astype(np.float32)
-    variables = jax.jit(model.init)(jax.random.key(0), images)
-    lifted = jax.tree.map(lambda leaf: leaf + 0.1 * (leaf == 0), variables["params"])
-    variables = variables | {"params": lifted}
-    peer = torch_resnet9(torch, 10, model.depths, model.widths, model.stem_width).eval()
-    arrays = torch_from_variables(variables)
-    peer.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()}, False)
-    missing = {name for name in peer.state_dict() if "num_batches" not in name} - arrays.keys()
-    assert not missing
-    with torch.no_grad():
-        theirs = peer(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
-    ours = jax.jit(model.apply)(variables, images)
-    np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())

@@ -59,6 +59,7 @@ def test_rand_augment_draws_all_operations_alike_and_its_levels_follow_the_magni
     assert not np.array_equal(layers[0][0], layers[1][0])
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("increasing", [False, True])
 @pytest.mark.parametrize("magnitude", [0.0, 3.7, 6.0, 10.0])
 def test_levels_are_timms(magnitude: float, increasing: bool) -> None:

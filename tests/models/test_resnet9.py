@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import flaxres
+from benchmarks.peers import torch_resnet9
 from flaxres.errors import InputError
 from flaxres.weights.transfer import torch_from_variables
 
@@ -49,36 +50,17 @@ def test_parameters_and_shapes() -> None:
     }
 
 
+@pytest.mark.extra
 def test_logits_are_pytorchs() -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    F = torch.nn.functional
     images = jax.random.normal(jax.random.key(0), (3, 17, 24, 3))
     model = flaxres.ResNet9(**SMALL)
     variables = random_variables(model, images)
-    weights = {
-        name: torch.tensor(np.array(value))
-        for name, value in torch_from_variables(variables).items()
-    }
-
-    def conv(x: Any, name: str) -> Any:
-        return F.conv2d(x, weights[f"{name}.weight"], padding=1)
-
-    def norm(x: Any, name: str) -> Any:
-        return F.batch_norm(
-            x,
-            *(
-                weights[f"{name}.{part}"]
-                for part in ("running_mean", "running_var", "weight", "bias")
-            ),
-        )
-
-    x = F.relu(norm(conv(torch.tensor(np.asarray(images)).permute(0, 3, 1, 2), "conv1"), "bn1"))
-    for i, depth in enumerate(SMALL["depths"], 1):
-        x = F.relu(norm(F.max_pool2d(conv(x, f"layer{i}.0.conv1"), 2), f"layer{i}.0.bn1"))
-        for j in range(1, depth):
-            y = F.relu(norm(conv(x, f"layer{i}.{j}.conv1"), f"layer{i}.{j}.bn1"))
-            x = F.relu(x + norm(conv(y, f"layer{i}.{j}.conv2"), f"layer{i}.{j}.bn2"))
-    expected = F.linear(x.mean((2, 3)), weights["fc.weight"], weights["fc.bias"]).numpy()
+    peer = torch_resnet9(torch, 10, *SMALL.values()).eval()
+    arrays = torch_from_variables(variables)
+    peer.load_state_dict({name: torch.tensor(np.array(array)) for name, array in arrays.items()})
+    with torch.no_grad():
+        expected = peer(torch.tensor(np.asarray(images)).permute(0, 3, 1, 2)).numpy()
     logits = jax.jit(model.apply)(variables, images)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
 

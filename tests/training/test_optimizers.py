@@ -192,6 +192,7 @@ def trajectories(config: OptimConfig, make: Any, decay: bool = True, steps: int 
         np.testing.assert_allclose(params[name], weight.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.extra
 @needs_torch
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_twenty_steps_are_pytorchs_sgd(nesterov: bool) -> None:
@@ -202,6 +203,7 @@ def test_twenty_steps_are_pytorchs_sgd(nesterov: bool) -> None:
     trajectories(config, lambda groups: torch.optim.SGD(groups, 0.1, 0.9, nesterov=nesterov))
 
 
+@pytest.mark.extra
 @needs_torch
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_twenty_steps_are_timms_lamb(clip: float) -> None:
@@ -213,6 +215,7 @@ def test_twenty_steps_are_timms_lamb(clip: float) -> None:
     )
 
 
+@pytest.mark.extra
 @needs_torch
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_twenty_steps_are_timms_lars(nesterov: bool) -> None:
@@ -225,6 +228,7 @@ def test_twenty_steps_are_timms_lars(nesterov: bool) -> None:
     )
 
 
+@pytest.mark.extra
 @needs_torch
 def test_twenty_steps_are_pytorchs_adamw() -> None:
     torch, _ = torch_and_timm()
@@ -291,6 +295,7 @@ def random_like(params: Any, seed: int) -> Any:
     )
 
 
+@pytest.mark.extra
 @needs_torch
 @pytest.mark.parametrize("shape", [(3, 3, 4, 5), (1, 1, 6, 24), (2, 3, 3, 4, 5)])
 def test_twenty_steps_are_timms_muon(

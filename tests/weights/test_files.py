@@ -80,6 +80,7 @@ def test_prefixes_are_dropped_in_any_order(prefix: str, variables: Any) -> None:
     assert equal(variables_from_torch(state, MODEL), variables)
 
 
+@pytest.mark.extra
 def test_a_lightning_checkpoint_with_options(variables: Any, tmp_path: pathlib.Path) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     state = {
@@ -91,6 +92,7 @@ def test_a_lightning_checkpoint_with_options(variables: Any, tmp_path: pathlib.P
     assert equal(flaxres.load_weights(tmp_path / "last.ckpt", MODEL), variables)
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("kind", ["meta", "sparse"])
 def test_tensors_without_dense_values_are_refused(
     kind: str, variables: Any, tmp_path: pathlib.Path

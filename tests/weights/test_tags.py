@@ -116,6 +116,7 @@ def reference() -> tuple[Any, Any]:
     return torch, timm
 
 
+@pytest.mark.extra
 def test_the_table_is_what_the_program_writes_and_lacks_no_architecture() -> None:
     _, timm = reference()
     from tools.pretrained_table import TABLE, hosted, written
@@ -124,6 +125,7 @@ def test_the_table_is_what_the_program_writes_and_lacks_no_architecture() -> Non
     assert {tag.partition(".")[0] for tag in hosted(timm)} <= MODELS.keys()
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("channels", [1, 4])
 def test_first_convolutions_are_adapted_as_timm_does(channels: int) -> None:
     _, timm = reference()
@@ -137,6 +139,7 @@ def test_first_convolutions_are_adapted_as_timm_does(channels: int) -> None:
     assert all(np.array_equal(back[key], arrays[key]) for key in arrays if key != first)
 
 
+@pytest.mark.extra
 @pytest.mark.slow
 def test_a_small_senet_agrees_with_timm() -> None:
     """Covers a narrower first convolution and a 3x3 projection, as in SENet-154."""

@@ -181,6 +181,7 @@ class Malicious:
         return (pathlib.Path.touch, (pathlib.Path("/tmp/flaxres-was-here"),))
 
 
+@pytest.mark.extra
 def test_fault_32_a_pickle_with_code_is_refused_and_not_run(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("torch", reason="PyTorch is not installed")
     trace = pathlib.Path("/tmp/flaxres-was-here")
@@ -191,6 +192,7 @@ def test_fault_32_a_pickle_with_code_is_refused_and_not_run(tmp_path: pathlib.Pa
     assert not trace.exists()
 
 
+@pytest.mark.extra
 def test_the_ema_of_a_training_checkpoint_is_taken(tmp_path: pathlib.Path) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     model = flaxres.ResNet20()
@@ -206,6 +208,7 @@ def test_the_ema_of_a_training_checkpoint_is_taken(tmp_path: pathlib.Path) -> No
     assert equal(flaxres.load_weights(tmp_path / "w.pth", model, ema=False), plain)
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("name", ["resnet20", "resnet32"])
 def test_published_weights_give_their_logits(
     name: str, shared: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
