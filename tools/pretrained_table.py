@@ -98,7 +98,8 @@ def written(results: pathlib.Path | None, source: str) -> str:
     file = io.StringIO()
     file.write(f"# Written by `python -m tools.pretrained_table` from timm {timm.__version__}.\n")
     file.write(f"{SOURCE}{source}\n")
-    names = [field.name for field in dataclasses.fields(Pretrained)]
+    fields = [field.name for field in dataclasses.fields(Pretrained)]
+    names = [name for name in fields if name != "example"]  # weights of the hub have none
     writer = csv.DictWriter(file, names, lineterminator="\n")
     writer.writeheader()
     for tag in hosted(timm):
