@@ -10,7 +10,8 @@ Network: three stages of widths 32, 64 and 128 with a residual block in the last
 rate 0.1 after a warmup of one epoch, then linear to zero; weight decay 5e-4, label smoothing 0.1; 2
 pixels of padding, random crops and horizontal flips.
 
-Expected: not measured yet.
+Expected: top-1 93.7% of the 10,000 test images, measured in 16 minutes on two cores that other work
+shared (results/fashion_mnist_resnet9).
 """
 
 from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
