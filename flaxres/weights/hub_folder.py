@@ -10,7 +10,7 @@ from typing import Any
 from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError
 from flaxres.models.network import Network
-from flaxres.models.registry import MODELS
+from flaxres.models.registry import MODELS, small_images
 from flaxres.models.resnet9 import ResNet9
 from flaxres.paths import completed, expanded
 from flaxres.weights.names import leaves, torch_name
@@ -25,12 +25,10 @@ OWN_ARGUMENTS = {name: name for name in ("depths", "widths", "stem_width")}
 CARD = """\
 ---
 pipeline_tag: image-classification
-library_name: timm
+library_name: {library}
 tags:
 - image-classification
-- timm
-- flaxres
-{license}---
+{tags}{license}---
 
 # {architecture}
 
@@ -42,12 +40,15 @@ tags:
 
 ```python
 import flaxres
+
 model, variables, preprocess = flaxres.load_pretrained("PATH OR OWNER/NAME")
 logits = model.apply(variables, preprocess("photo.jpg"))
 ```
-
+"""
+CARD_IN_TIMM = """
 ```python
 import timm
+
 model = timm.create_model("local-dir:PATH", pretrained=True)  # or "hf-hub:OWNER/NAME"
 ```
 """
@@ -95,8 +96,12 @@ def save_pretrained(
     """
     preprocess = preprocess or Preprocess()
     settings = config(model, preprocess, classes)
-    card = CARD.format(
-        architecture=settings["architecture"],
+    name = settings["architecture"]
+    card = CARD + CARD_IN_TIMM * in_timm(name)
+    card = card.format(
+        architecture=name,
+        library="timm" if in_timm(name) else "flaxres",
+        tags="- timm\n- flaxres\n" if in_timm(name) else "- flaxres\n",
         about=about,
         license=f"license: {license}\n" if license else "",
         outputs=model.num_classes,
@@ -157,6 +162,11 @@ def config(model: Network, preprocess: Preprocess, classes: Sequence[str] = ()) 
         "pretrained_cfg": pretrained,
         **({"label_names": list(classes)} if classes else {}),
     }
+
+
+def in_timm(name: str) -> bool:
+    """Returns whether timm has a network of this name, of those that flaxres has."""
+    return not (small_images(name) or name.endswith("_v1"))
 
 
 def attributes_by_argument(name: str) -> dict[str, str]:

@@ -62,6 +62,9 @@ def test_a_folder_is_read_as_it_was_written(
     assert preprocess.classes == CLASSES
     assert preprocess.repository == str(tmp_path / "new")
     assert preprocess.revision == ""
+    card = (tmp_path / "new" / "README.md").read_text()
+    assert ("timm.create_model" in card) == (name == "test_resnet")
+    assert f"library_name: {'timm' if name == 'test_resnet' else 'flaxres'}" in card
     five, *_ = flaxres.load_pretrained(f"local-dir:{tmp_path / 'new'}", num_classes=5)
     assert five.num_classes == 5
     _, headless, _ = flaxres.load_pretrained(str(tmp_path / "new"), num_classes=0)
@@ -71,6 +74,7 @@ def test_a_folder_is_read_as_it_was_written(
     assert [path.name for path in (tmp_path / "new").iterdir() if path.name[0] == "."] == []
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize(
     ("name", "attributes"),
     [
@@ -104,6 +108,7 @@ def test_timm_loads_a_folder(name: str, attributes: dict[str, int], tmp_path: pa
     assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.extra
 def test_a_folder_of_timm_is_read(tmp_path: pathlib.Path) -> None:
     try:
         torch, timm = torch_and_timm()

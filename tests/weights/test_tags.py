@@ -13,6 +13,7 @@ from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError
 from flaxres.models.registry import MODELS
 from flaxres.weights import hub
+from flaxres.weights.hub_folder import in_timm
 from flaxres.weights.tags import table
 from flaxres.weights.transfer import template, torch_from_variables, variables_from_torch
 
@@ -123,6 +124,7 @@ def test_the_table_is_what_the_program_writes_and_lacks_no_architecture() -> Non
 
     assert written(None, "") == TABLE.read_text()
     assert {tag.partition(".")[0] for tag in hosted(timm)} <= MODELS.keys()
+    assert {name for name in MODELS if in_timm(name)} == set(filter(timm.is_model, MODELS))
 
 
 @pytest.mark.extra
