@@ -125,8 +125,9 @@ def weights(chosen: argparse.Namespace) -> None:
     (source,) = open_data(settings.data, [settings.data.eval_split])
     right = correct(chosen.tag, source)
     _write_json(config, content | {"top1": 100 * right / len(source)})
-    picture = Image.open(io.BytesIO(source.read(chosen.example)[0]))
-    picture.save(TRAINED / chosen.tag / "example.png")
+    if chosen.example is not None:
+        picture = Image.open(io.BytesIO(source.read(chosen.example)[0]))
+        picture.save(TRAINED / chosen.tag / "example.png")
     folder = RESULTS / chosen.name
     result = json.loads((folder / RESULT).read_text())
     file = TRAINED / chosen.tag / "model.safetensors"
@@ -205,7 +206,7 @@ def main() -> None:
     two.add_argument("--run", type=pathlib.Path, required=True)
     two.add_argument("--tag", required=True)
     two.add_argument("--license", default="")
-    two.add_argument("--example", type=int, default=0, help="number of the evaluation image")
+    two.add_argument("--example", type=int, help="write this image of the evaluation too")
     two.add_argument("--about", required=True, help="paragraphs for the model card")
     two.set_defaults(function=weights)
     three = commands.add_parser("page", help="write the table of docs/results.md")

@@ -8,7 +8,9 @@ rate 0.1 after a warmup of one epoch, then linear to zero; weight decay 5e-4, la
 pixels of padding, random crops and horizontal flips. The weights `resnet9.flaxres_cifar10` come
 from it; `cifar10/quick` reaches more in half an hour.
 
-Expected: not measured yet.
+Expected: top-1 83.8% on CIFAR-10 recompressed as JPEG of quality 75, for training and for testing,
+which costs some points; measured in 39 minutes on two cores that much other work shared
+(results/cifar10_jpeg_resnet9). Not measured on original images.
 """
 
 from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig

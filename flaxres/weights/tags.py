@@ -44,7 +44,7 @@ class Pretrained:
       top1, top5, test_top1, test_top5: accuracy in percent at `input_size` and at
         `test_input_size`, which timm measured on ImageNet, and we on the test images of the
         dataset that the tag names; None if it is not known.
-      example: path of a picture that comes with the weights, '' for those on the hub.
+      example: path of a picture that comes with the weights, '' if there is none.
 
     Examples:
       >>> import flaxres
@@ -110,6 +110,7 @@ def _trained(folder: pathlib.Path) -> Pretrained:
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     settings = content["pretrained_cfg"]
     size, share = settings["input_size"][-1], settings["crop_pct"]
+    example = folder / "example.png"
     return Pretrained(
         tag=folder.name,
         default=False,
@@ -131,7 +132,7 @@ def _trained(folder: pathlib.Path) -> Pretrained:
         top5=None,
         test_top1=content["top1"],
         test_top5=None,
-        example=str(folder / "example.png"),
+        example=str(example) if example.exists() else "",
     )
 
 
