@@ -155,8 +155,25 @@ def write(
         mode = part.stat().st_mode
         safetensors.numpy.save_file(contiguous, part, strings)
         part.chmod(mode)  # safetensors 0.8 makes a file that its owner alone can read
+        _order_metadata(part)
         part.replace(path)
     except OSError as error:
         raise InputError(
             f"weights can't be written to {str(path)!r} ({error.strerror}): give another path"
         ) from error
+
+
+def _order_metadata(path: pathlib.Path) -> None:
+    """Sorts the metadata in the header of a safetensors file.
+
+    safetensors writes them in an order that changes from call to call, so that equal weights had
+    other digests: findings/safetensors_metadata_order.sh.
+    """
+    with path.open("r+b") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))

@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 
 import flaxres
+from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError
+from flaxres.weights.card import CLASSES, NETWORK, PREPROCESS
 from flaxres.weights.transfer import torch_from_variables, variables_from_torch
 
 MODEL = flaxres.ResNet9(depths=(1,), widths=(4,), stem_width=4)
@@ -119,3 +122,14 @@ def test_a_file_has_the_mode_that_the_umask_allows(
     finally:
         os.umask(before)
     assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == mode
+
+
+def test_equal_weights_give_equal_files(variables: Any, tmp_path: pathlib.Path) -> None:
+    classes = tuple("abcdefghij")
+    for i in range(6):
+        flaxres.save_weights(tmp_path / f"{i}.safetensors", variables, MODEL, Preprocess(), classes)
+    files = [path.read_bytes() for path in tmp_path.iterdir()]
+    assert len(set(files)) == 1
+    with safetensors.safe_open(tmp_path / "0.safetensors", framework="numpy") as file:
+        assert file.metadata().keys() == {"format", NETWORK, PREPROCESS, CLASSES}
+    assert equal(flaxres.load_weights(tmp_path / "0.safetensors", MODEL), variables)
