@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 
 from flaxres.cli._bench import bench
 from flaxres.cli._data import data
+from flaxres.cli._evaluate import evaluate
 from flaxres.cli._lab import lab
 from flaxres.cli._lists import configs, models
 from flaxres.cli._options import version_line
 from flaxres.cli._predict import convert, export, predict
 from flaxres.cli._process import EXIT_REFUSED, refusing
 from flaxres.cli._serve import serve
-from flaxres.cli._train import checkpoints, evaluate, train
+from flaxres.cli._train import checkpoints, train
 from flaxres.errors import unknown
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

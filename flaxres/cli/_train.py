@@ -1,11 +1,9 @@
-"""`flaxres train`, `flaxres evaluate` and `flaxres checkpoints`."""
+"""`flaxres train` and `flaxres checkpoints`."""
 
-import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 
-from flaxres.cli._options import Parser, parse_run, show, value_of, version_line
+from flaxres.cli._options import Parser, parse_run, show, version_line
 from flaxres.cli._process import joined, silence
 from flaxres.errors import InputError
 
@@ -26,24 +24,6 @@ def train(arguments: Sequence[str], program: str = "flaxres train") -> None:
     from flaxres.training.loop import fit
 
     fit(config, workdir)
-
-
-def evaluate(arguments: Sequence[str]) -> None:
-    """Evaluates the newest checkpoint of a run; see `flaxres.evaluate`."""
-    weights, rest = value_of(joined(arguments), "--weights")
-    description = (
-        "Evaluate the newest checkpoint of a run, every example once; or, with --config FILE "
-        "--weights FILE, a file of weights."
-    )
-    config, workdir = parse_run(rest, None, "flaxres evaluate", description)
-    silence()
-    from flaxres.training.hosts import leader
-    from flaxres.training.loop import evaluate
-    from flaxres.training.metrics import finite
-
-    report = evaluate(config, workdir) if weights is None else evaluate(config, weights=weights)
-    if leader():
-        print(json.dumps(finite(dataclasses.asdict(report))))
 
 
 def checkpoints(arguments: Sequence[str]) -> None:

@@ -58,20 +58,14 @@ class Evaluator:
 
     def batches(self) -> Iterator[Any]:
         """Yields the batches of the evaluation split."""
-        data, run = self.run.config.data, self.run
         if self.kept is not None:
             yield from self.kept
             return
-        transform = evaluation_transform(data)
-        batch_size = run.config.train.eval_batch_size
-        rows = evaluation_rows(len(run.evaluation), batch_size, transform)
-        with Loader(
-            run.evaluation, rows, split(run.mesh), run.speed, data.bad_images, self.say
-        ) as loader:
-            if not data.resident:
-                yield from loader
-                return
-            self.kept = list(loader)
+        batches = evaluation_batches(self.run, self.say)
+        if not self.run.config.data.resident:
+            yield from batches
+            return
+        self.kept = list(batches)
         yield from self.kept
 
     def __call__(self, state: State) -> Report:
@@ -86,10 +80,7 @@ class Evaluator:
             sums = {key: sums[key] + value for key, value in part.items()} if sums else part
         totals = {key: float(value) for key, value in sums.items()}
         if not (examples := round(totals["examples"])):
-            raise InputError(
-                f"no image of {self.run.evaluation.name} could be decoded: prepare the dataset "
-                "again"
-            )
+            raise undecodable(self.run)
         has_top5 = len(self.run.evaluation.classes) > 5
         return Report(
             top1=totals["top1"] / examples,
@@ -98,6 +89,26 @@ class Evaluator:
             examples=examples,
             step=int(state.step),
         )
+
+
+def evaluation_batches(run: Run, say: Callable[[str], None] = say) -> Iterator[Any]:
+    """Yields the batches of the evaluation split, every record once, in order.
+
+    Args:
+      run: the run.
+      say: gets a line about each image that is skipped.
+    """
+    data, batch_size = run.config.data, run.config.train.eval_batch_size
+    rows = evaluation_rows(len(run.evaluation), batch_size, evaluation_transform(data))
+    with Loader(run.evaluation, rows, split(run.mesh), run.speed, data.bad_images, say) as loader:
+        yield from loader
+
+
+def undecodable(run: Run) -> InputError:
+    """Returns the error for an evaluation split of which no image could be decoded."""
+    return InputError(
+        f"no image of {run.evaluation.name} could be decoded: prepare the dataset again"
+    )
 
 
 def abstract_batch(run: Run) -> dict[str, Any]:

@@ -125,17 +125,33 @@ def evaluate(
       Traceback (most recent call last):
       flaxres.errors.InputError: evaluate needs a workdir or weights: give one of them
     """
+    run, state = restored(config, workdir, weights)
+    return Evaluator(run)(state)
+
+
+def restored(
+    config: Config,
+    workdir: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+) -> tuple[Run, State]:
+    """Returns what `evaluate` evaluates: the run and its state.
+
+    Args:
+      config, workdir, weights: as for `evaluate`.
+
+    Raises:
+      InputError: as `evaluate` does.
+    """
     check(config)
     config = resolved(config)
     if (workdir is None) == (weights is None):
         raise InputError("evaluate needs a workdir or weights: give one of them")
-    if weights is not None:
-        run = hosts.together(lambda: prepare_run(config))
-        variables = run.placed(load_weights(weights, run.model))
-        step = jnp.zeros((), jnp.int32)
-        return Evaluator(run)(State(step, variables["params"], variables["batch_stats"], ()))
-    run, state = restore_run(config, expanded(workdir or ""), training=False)
-    return Evaluator(run)(state)
+    if weights is None:
+        return restore_run(config, expanded(workdir or ""), training=False)
+    run = hosts.together(lambda: prepare_run(config))
+    variables = run.placed(load_weights(weights, run.model))
+    step = jnp.zeros((), jnp.int32)
+    return run, State(step, variables["params"], variables["batch_stats"], ())
 
 
 def _start(run: Run, folder: pathlib.Path, origin: Provenance, lock: Lock | None) -> State:

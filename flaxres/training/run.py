@@ -29,7 +29,7 @@ from flaxres.models.registry import create_model
 from flaxres.training.mesh import data_mesh, place, replicated, split
 from flaxres.training.optimizers import learning_rate, optimizer
 from flaxres.training.state import State, abstract_state, create_state, random_variables
-from flaxres.training.steps import compiled_eval_step, compiled_train_step
+from flaxres.training.steps import compiled_eval_step, compiled_train_step, eval_rows
 from flaxres.training.whitening import require_stem, whitened
 from flaxres.weights.transfer import load_weights
 
@@ -136,6 +136,10 @@ class Run:
     def eval_step(self) -> Any:
         """Returns the jitted evaluation step: see `compiled_eval_step`."""
         return compiled_eval_step(self.config, self.model, self.mesh)
+
+    def eval_rows(self) -> Any:
+        """Returns the jitted step that evaluates each row by itself: see `eval_rows`."""
+        return compiled_eval_step(self.config, self.model, self.mesh, eval_rows)
 
     @property
     def steps_per_epoch(self) -> float:

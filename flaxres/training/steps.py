@@ -220,10 +220,10 @@ def evaluation_views(
     return views
 
 
-def eval_step(data: DataConfig, model: Network, dtype: str) -> Callable[[Any, Batch], Metrics]:
-    """Returns `(variables, batch) -> sums over the batch`, each row times its weight.
+def eval_outputs(data: DataConfig, model: Network, dtype: str) -> Callable[[Any, Batch], Metrics]:
+    """Returns `(variables, batch) -> {"logits", "loss", "rank"}` of each row.
 
-    The sums are `loss`, `top1`, `top5` and `examples`, () each.
+    `rank` is the number of classes that are at least as likely as the label, without the label.
 
     Args:
       data: gives the normalisation and the views.
@@ -231,24 +231,65 @@ def eval_step(data: DataConfig, model: Network, dtype: str) -> Callable[[Any, Ba
       dtype: of the computation.
     """
 
-    def step(variables: Any, batch: Batch) -> Metrics:
+    def outputs(variables: Any, batch: Batch) -> Metrics:
         images = augment.normalise(batch["image"], data.mean, data.std, jnp.dtype(dtype))
         logits: Any = sum(
             weight * jnp.asarray(model.apply(variables, view))
             for weight, view in evaluation_views(images, data)
         )
-        labels, weights = batch["label"], batch["weight"]
+        labels = batch["label"]
         # The rank counts a tie against the label: a network whose logits are all equal or NaN
         # must not count as right.
         right = jnp.take_along_axis(logits, labels[:, None], 1)
         others = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
         rank = (~(logits < right) & ~others).sum(-1)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return {"logits": logits, "loss": losses, "rank": rank}
+
+    return outputs
+
+
+def eval_step(data: DataConfig, model: Network, dtype: str) -> Callable[[Any, Batch], Metrics]:
+    """Returns `(variables, batch) -> sums over the batch`, each row times its weight.
+
+    The sums are `loss`, `top1`, `top5` and `examples`, () each.
+
+    Args:
+      data, model, dtype: as for `eval_outputs`.
+    """
+    outputs = eval_outputs(data, model, dtype)
+
+    def step(variables: Any, batch: Batch) -> Metrics:
+        rows, weights = outputs(variables, batch), batch["weight"]
         return {
-            "loss": (weights * losses).sum(),
-            "top1": (weights * (rank < 1)).sum(),
-            "top5": (weights * (rank < 5)).sum(),
+            "loss": (weights * rows["loss"]).sum(),
+            "top1": (weights * (rows["rank"] < 1)).sum(),
+            "top5": (weights * (rows["rank"] < 5)).sum(),
             "examples": weights.sum(),
+        }
+
+    return step
+
+
+def eval_rows(data: DataConfig, model: Network, dtype: str) -> Callable[[Any, Batch], Metrics]:
+    """Returns `(variables, batch) -> rows`: what an evaluation knows of each image.
+
+    The rows are `position`, `label`, `weight`, `loss`, `rank` and `probabilities`, (B,) each but
+    the last, (B, K).
+
+    Args:
+      data, model, dtype: as for `eval_outputs`.
+    """
+    outputs = eval_outputs(data, model, dtype)
+
+    def step(variables: Any, batch: Batch) -> Metrics:
+        rows = outputs(variables, batch)
+        logits = rows["logits"]
+        exact = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return {
+            **{name: batch[name] for name in ("position", "label", "weight")},
+            **{name: rows[name] for name in ("loss", "rank")},
+            "probabilities": jax.nn.softmax(exact),
         }
 
     return step
@@ -288,11 +329,16 @@ def compiled_train_step(
     )
 
 
-def compiled_eval_step(config: Config, model: Network, mesh: Mesh) -> Any:
-    """Returns the jitted evaluation step over `mesh`: see `eval_step`."""
+def compiled_eval_step(
+    config: Config,
+    model: Network,
+    mesh: Mesh,
+    step: Callable[..., Callable[[Any, Batch], Metrics]] = eval_step,
+) -> Any:
+    """Returns the jitted evaluation step over `mesh`: see `eval_step` and `eval_rows`."""
     whole, options = replicated(mesh), compiler_options(mesh, config.train.deterministic)
     return jax.jit(
-        eval_step(config.data, model, config.model.compute_dtype),
+        step(config.data, model, config.model.compute_dtype),
         in_shardings=(whole, split(mesh)),
         out_shardings=whole,
         compiler_options=options,

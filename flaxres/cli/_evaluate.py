@@ -1,0 +1,76 @@
+"""`flaxres evaluate`."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from flaxres.cli._options import parse_run, show, value_of
+from flaxres.cli._process import joined, silence
+from flaxres.config.schema import Config
+from flaxres.errors import InputError
+
+DESCRIPTION = (
+    "Evaluate the newest checkpoint of a run, every example once; or, with --config FILE "
+    "--weights FILE, a file of weights. With --full also write per-class scores, confusions, "
+    "calibration and the most confident mistakes into WORKDIR/evaluation, or --out DIR."
+)
+LISTED = 3
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Evaluates the newest checkpoint of a run; see `flaxres.evaluate`."""
+    weights, rest = value_of(joined(arguments), "--weights")
+    out, rest = value_of(rest, "--out")
+    full, as_json = "--full" in rest, "--json" in rest
+    rest = [word for word in rest if word not in ("--full", "--json")]
+    if out is not None and not full:
+        raise InputError("--out needs --full, which writes files: add it, or leave --out away")
+    config, workdir = parse_run(rest, None, "flaxres evaluate", DESCRIPTION)
+    silence()
+    if full:
+        _evaluate_fully(config, None if weights else workdir, weights, out, as_json)
+        return
+    from flaxres.training.hosts import leader
+    from flaxres.training.loop import evaluate
+    from flaxres.training.metrics import finite
+
+    report = evaluate(config, workdir) if weights is None else evaluate(config, weights=weights)
+    if leader():
+        print(json.dumps(finite(dataclasses.asdict(report))))
+
+
+def _evaluate_fully(
+    config: Config, workdir: str | None, weights: str | None, out: str | None, as_json: bool
+) -> None:
+    """Writes the files of a full evaluation, and prints a short table."""
+    from flaxres.report.folder import without_nan
+    from flaxres.report.full import evaluate_fully
+    from flaxres.training.hosts import leader
+
+    content = evaluate_fully(config, workdir, weights=weights, out=out)
+    if leader():
+        lines = [*_lines(content), f"wrote {out or f'{workdir}/evaluation'}"]
+        show(as_json, without_nan(content), lines)
+
+
+def _lines(content: dict[str, Any]) -> list[str]:
+    """Returns the short table of a full evaluation."""
+    skipped = f", {content['skipped']} could not be decoded" if content["skipped"] else ""
+    top = (f"top-{k} {100 * value:.2f}%" for k, value in content["top"].items())
+    lines = [
+        f"{content['split']}: {content['examples']:,} images of {content['classes']:,} classes"
+        f"{skipped}; step {content['step']:,}",
+        "accuracy      " + "  ".join(top),
+        f"by class      balanced accuracy {100 * content['balanced_accuracy']:.2f}%  macro F1 "
+        f"{100 * content['macro_f1']:.2f}%  mean average precision "
+        f"{100 * content['mean_average_precision']:.2f}%",
+        f"probabilities loss {content['loss']:.4f}  ECE {content['ece']:.4f}  MCE "
+        f"{content['mce']:.4f}  Brier {content['brier']:.4f}",
+    ]
+    hardest = [f"{row['class']} {100 * row['recall']:.1f}%" for row in content["hardest"][:LISTED]]
+    confused = [f"{label} as {other} ({n})" for label, other, n in content["confused"][:LISTED]]
+    if hardest:
+        lines.append(f"hardest       {', '.join(hardest)}")
+        lines.append(f"confused      {', '.join(confused)}")
+    return lines
