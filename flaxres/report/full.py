@@ -46,22 +46,12 @@ def evaluate_fully(
         for them.
 
     Examples:
-      >>> import flaxres, tempfile
-      >>> from flaxres import Config, DataConfig, ModelConfig, TrainConfig
-      >>> network = ModelConfig(name="resnet20", depths=(1, 1, 1))
-      >>> train = TrainConfig(steps=1, batch_size=16, eval_batch_size=256, devices=1)
-      >>> folder = tempfile.TemporaryDirectory()
-      >>> sizes = {"image_size": 8, "eval_size": 8, "eval_resize": 8}
-      >>> data = DataConfig(name="digits", data_dir=folder.name, **sizes)
-      >>> config = Config(network, data, train=train)
-      >>> state = flaxres.fit(config, f"{folder.name}/run")
-      >>> result = evaluate_fully(config, f"{folder.name}/run")
-      >>> result["examples"], sorted(os.listdir(f"{folder.name}/run/evaluation"))[:3]
-      (500, ['confusion.csv', 'evaluation.json', 'mistakes'])
-      >>> folder.cleanup()
+      >>> evaluate_fully(Config(), weights="resnet50.safetensors")
+      Traceback (most recent call last):
+      flaxres.errors.InputError: weights without a workdir need out (--out DIR) for the files
     """
-    if out is None and workdir is None and weights is not None:
-        raise InputError("--full with --weights needs --out DIR: the folder for its files")
+    if out is None and weights is not None:
+        raise InputError("weights without a workdir need out (--out DIR) for the files")
     run, state = restored(config, workdir, weights)
     target = expanded(workdir or "") / files.EVALUATION if out is None else expanded(out)
     if leader():

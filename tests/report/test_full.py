@@ -223,7 +223,7 @@ def test_the_command_prints_a_table_or_json(
     [
         ("--out x", "--out needs --full"),
         ("--full --out /proc/nothing", "--out '/proc/nothing' can't be written"),
-        ("--full --weights /nothing.safetensors", "--full with --weights needs --out DIR"),
+        ("--full --weights /nothing.safetensors", "weights without a workdir need out (--out DIR)"),
         ("--full --data.eval-split nosuch", "'nosuch'"),
         ("--full --out", "--out needs a value"),
     ],

@@ -1,0 +1,53 @@
+"""`flaxres report`."""
+
+import pathlib
+from collections.abc import Sequence
+
+from flaxres.cli._options import Parser
+from flaxres.cli._process import silence
+from flaxres.errors import InputError
+from flaxres.paths import expanded
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Writes an HTML page about one or several runs."""
+    parser = Parser(
+        "flaxres report",
+        description="Write one HTML page about runs: curves, evaluation, provenance, commands. It "
+        "needs no network. Run flaxres evaluate --full before, so that it shows the mistakes.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="workdirs of runs")
+    parser.add_argument(
+        "--out", metavar="HTML", help="the file (report.html in the workdir of the first run)"
+    )
+    parser.add_argument(
+        "--no-sheet",
+        dest="sheet",
+        action="store_false",
+        help="leave out the contact sheet of training images",
+    )
+    chosen = parser.parse_args(arguments)
+    silence()
+    from flaxres.report.page import render
+    from flaxres.report.runs import read_runs
+
+    runs = read_runs(chosen.runs)
+    target = runs[0].path / "report.html" if chosen.out is None else expanded(chosen.out)
+    text = render(runs, ["flaxres", "report", *arguments], chosen.sheet)
+    # A name may hold what UTF-8 does not have.
+    content = text.encode("utf-8", "replace")
+    _write(target, content)
+    print(f"wrote {target} ({len(content) / 1000:,.0f} kB)")
+
+
+def _write(target: pathlib.Path, content: bytes) -> None:
+    """Writes the page in one step."""
+    part = target.with_name(target.name + ".part")
+    try:
+        part.write_bytes(content)
+        part.replace(target)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--out {str(target)!r} can't be written ({error}): give an .html file in a folder "
+            "that exists"
+        ) from error
