@@ -33,6 +33,8 @@ def report(arguments: Sequence[str]) -> None:
 
     runs = read_runs(chosen.runs)
     target = runs[0].path / "report.html" if chosen.out is None else expanded(chosen.out)
+    if not target.parent.is_dir():
+        raise _unwritable(target, "no such folder")
     text = render(runs, ["flaxres", "report", *arguments], chosen.sheet)
     # A name may hold what UTF-8 does not have.
     content = text.encode("utf-8", "replace")
@@ -47,7 +49,10 @@ def _write(target: pathlib.Path, content: bytes) -> None:
         part.write_bytes(content)
         part.replace(target)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"--out {str(target)!r} can't be written ({error}): give an .html file in a folder "
-            "that exists"
-        ) from error
+        raise _unwritable(target, error) from error
+
+
+def _unwritable(target: pathlib.Path, reason: object) -> InputError:
+    return InputError(
+        f"--out {str(target)!r} can't be written ({reason}): give a file in a folder that exists"
+    )

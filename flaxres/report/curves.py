@@ -87,7 +87,8 @@ def _draw(unit: str, runs: Sequence[Sequence[tuple[Any, Any]]]) -> str:
                 shown = marker if len(x) <= 40 and marker else ("o" if len(x) < 3 else "")
                 axes.plot(x, y, style, color=colour, marker=shown, markersize=3, linewidth=1.4)
         axes.set(xlabel="epoch", ylabel=unit)
-        axes.set_ylim(bottom=0)
+        # A curve of zeros would have ticks of no meaning.
+        axes.set_ylim(0, max(axes.get_ylim()[1], 1) if unit.startswith("%") else None)
         axes.grid(alpha=0.15)
         return svg(figure)
 
@@ -130,6 +131,6 @@ def svg(figure: Any) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # The page gives the size: the view box alone keeps the proportions.
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
-    # Several figures on a page would have the same names of groups.
-    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)
+    # HTML needs no namespaces, and several figures would have the same names of groups.
+    text = re.sub(r' (xmlns(:xlink)?="[^"]*"|id="[A-Za-z0-9.]+_\d+")', "", text)
     return re.sub(r"\n\s*", "\n", text)
