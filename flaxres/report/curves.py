@@ -1,6 +1,7 @@
 """Draws the curves of runs, and reliability diagrams, as SVG for a page."""
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -57,10 +58,16 @@ def _curves(
     """Returns epochs and values of each metric."""
     curves = []
     for name in names:
-        points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
+        points = [(row.get("epoch"), row.get(name)) for row in rows]
+        points = [point for point in points if all(map(_is_finite, point))]
         x, y = np.array(points, np.float64).reshape(-1, 2).T
         curves.append((averaged(x), averaged(form(y))))
     return curves
+
+
+def _is_finite(value: Any) -> bool:
+    """Returns True for a number that can be drawn: a line of the log may hold anything."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def averaged(values: Any) -> Any:

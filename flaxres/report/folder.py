@@ -14,6 +14,7 @@ from PIL import Image
 EVALUATION = "evaluation"
 SUMMARY, CONFUSION, PER_CLASS = "evaluation.json", "confusion.csv", "per_class.csv"
 MISTAKES, PICTURES = "mistakes.jsonl", "mistakes"
+PAIRS = ("label", "predicted", "images")
 # Images of at most this size are stored without loss; larger ones are shrunk to the second size.
 LOSSLESS, LARGEST = 64, 224
 QUALITY = 85

@@ -94,7 +94,7 @@ def _write(
     pairs = scores.confusion(outputs.labels, outputs.predicted).tolist()
     files.write_table(
         target / files.CONFUSION,
-        ("label", "predicted", "images"),
+        files.PAIRS,
         ((classes[label], classes[predicted], count) for label, predicted, count in pairs),
     )
     files.write_table(

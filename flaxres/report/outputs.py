@@ -14,7 +14,7 @@ from flaxres.training.run import Run
 from flaxres.training.state import State
 
 # The largest array of probabilities, bytes.
-LARGEST = 8 << 30
+LARGEST = 4 << 30
 
 
 @dataclasses.dataclass(frozen=True)

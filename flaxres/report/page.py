@@ -69,7 +69,7 @@ def _section(run: RunFiles, colour: str) -> dict[str, Any]:
 
     section: dict[str, Any] = {
         "name": run.name,
-        "path": str(run.path),
+        "evaluate": run.evaluate,
         "colour": colour,
         "model": run.config.model.name,
         "data": run.config.data.name,

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import pathlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flaxres.config.files import from_json
@@ -14,12 +14,19 @@ from flaxres.config.schema import Config
 from flaxres.errors import InputError
 from flaxres.paths import expanded
 from flaxres.report import folder as files
+from flaxres.report.summary import PER_CLASS
 from flaxres.training.metrics import read_metrics
 from flaxres.training.verification import DIGESTS, newest_sound, read_provenance
 from flaxres.training.workdir import CHECKPOINTS, CONFIG, SUMMARY
 
 # Images of mistakes on the page, for each run.
 PICTURES = 24
+# Entries of `evaluation.json` that the page shows.
+FIGURES = (
+    *("examples", "classes", "step", "skipped", "loss", "brier", "ece", "mce"),
+    *("balanced_accuracy", "macro_f1", "mean_average_precision"),
+)
+BINNED = ("counts", "confidence", "accuracy")
 TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 
 
@@ -68,6 +75,11 @@ class RunFiles:
         """The command of the process that wrote the checkpoint; '' if it is not known."""
         words = self.checkpoint.get("provenance", {}).get("command") or []
         return _spelt([str(word) for word in words])
+
+    @property
+    def evaluate(self) -> str:
+        """The command that makes the full evaluation."""
+        return f"flaxres evaluate --full --workdir {shlex.quote(str(self.path))}"
 
     @property
     def again(self) -> str:
@@ -127,6 +139,7 @@ def _read(path: pathlib.Path, name: str) -> RunFiles:
     if (path / SUMMARY).exists():
         try:
             summary = dict(json.loads((path / SUMMARY).read_text(encoding="utf-8")))
+            _require_numbers(summary, ("seconds", "images_per_second", "input_stall_percent"))
         except (OSError, ValueError, TypeError) as error:
             raise InputError(
                 f"{str(path / SUMMARY)!r} can't be read ({error}): delete it and resume the run, "
@@ -166,18 +179,20 @@ def read_evaluation(folder: pathlib.Path) -> Evaluation | None:
         return None
     try:
         scores = json.loads((folder / files.SUMMARY).read_text(encoding="utf-8"))
+        _require_scores(scores)
         rows = [
             {key: _number(key, value) for key, value in row.items()}
-            for row in _table(folder / files.PER_CLASS)
+            for row in _table(folder / files.PER_CLASS, PER_CLASS)
         ]
         pairs = [
             (row["label"], row["predicted"], int(row["images"]))
-            for row in _table(folder / files.CONFUSION)
+            for row in _table(folder / files.CONFUSION, files.PAIRS)
         ]
         text = (folder / files.MISTAKES).read_text(encoding="utf-8")
         mistakes = [json.loads(line) for line in text.splitlines()[:PICTURES]]
         for mistake in mistakes:
             mistake["image"] = _address(folder, mistake["picture"])
+            _require_numbers(mistake, ("confidence", "label_probability"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{str(folder)!r} is no full evaluation ({' '.join(str(error).split())}): run "
@@ -186,9 +201,30 @@ def read_evaluation(folder: pathlib.Path) -> Evaluation | None:
     return Evaluation(scores, rows, pairs, mistakes)
 
 
-def _table(path: pathlib.Path) -> list[dict[str, str]]:
+def _table(path: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Returns the rows of a CSV file with these columns."""
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    if any(list(row) != list(columns) or None in row.values() for row in rows) or not rows:
+        raise ValueError(f"{path.name} has not the columns {', '.join(columns)}")
+    return rows
+
+
+def _require_numbers(content: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raises ValueError where an entry is no number."""
+    for name in names:
+        if not isinstance(content.get(name), int | float):
+            raise ValueError(f"{name}={content.get(name)!r} is no number")
+
+
+def _require_scores(scores: Any) -> None:
+    """Raises an error where the content of `evaluation.json` is not what the page needs."""
+    if scores["examples"] < 1 or len({len(scores["calibration"][name]) for name in BINNED}) != 1:
+        raise ValueError(f"{files.SUMMARY} has no examples or no calibration")
+    if len(scores["calibration"]["edges"]) != len(scores["calibration"]["counts"]) + 1:
+        raise ValueError(f"{files.SUMMARY} has no edges of its calibration")
+    _require_numbers(scores["top"], scores["top"])
+    _require_numbers(scores, FIGURES)
 
 
 def _number(column: str, value: str) -> Any:

@@ -238,9 +238,10 @@ def brier(
       >>> brier(np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([0, 0])).tolist()
       [0.5, 0.0]
     """
-    exact = probabilities.astype(np.float64)
-    of_label = np.take_along_axis(exact, labels[:, None], 1)[:, 0]
-    return np.asarray(np.einsum("nk,nk->n", exact, exact) - 2 * of_label + 1)
+    of_label = np.take_along_axis(probabilities, labels[:, None], 1)[:, 0].astype(np.float64)
+    # Squares are summed in float64 without a copy of all probabilities in float64.
+    squares = np.einsum("nk,nk->n", probabilities, probabilities, dtype=np.float64)
+    return np.asarray(squares - 2 * of_label + 1)
 
 
 def _ratio(

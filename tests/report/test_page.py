@@ -4,6 +4,7 @@ import html.parser
 import json
 import pathlib
 import re
+import shlex
 import shutil
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 
 from flaxres.cli import main
 from flaxres.report import confused, curves
-from flaxres.report.folder import write_lines
 from flaxres.report.runs import Evaluation, read_runs
 from tests.report.conftest import HOSTILE, Pages
 
@@ -119,24 +119,38 @@ def test_long_runs_give_short_curves() -> None:
 def test_runs_that_are_not_finished_or_not_evaluated_have_a_page(
     pages: Pages, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "run"
+    run = tmp_path / "my run"
     shutil.copytree(
         pages.workdirs[0],
         run,
         ignore=shutil.ignore_patterns("evaluation", "checkpoints", "summary*"),
     )
     config = json.loads((run / "config.json").read_text())
-    config["data"] |= {"name": "cifar10", "source": None, "copy": True, "eval_split": "test"}
+    config["data"] |= {"name": "digits", "source": None, "copy": True, "eval_split": "test"}
     config["data"]["data_dir"] = str(tmp_path / "data")
     (run / "config.json").write_text(json.dumps(config))
+    with (run / "metrics.jsonl").open("a") as file:  # a line that is no metric is left out
+        file.write('{"step": 3, "train/loss": "low"}\n{"step": 4, "epoch": NaN}\n')
     assert main(["report", str(run)]) == 0
     assert f"wrote {run / 'report.html'}" in capfd.readouterr().out
     page = Elements((run / "report.html").read_text()).text
     assert "There is no full evaluation" in page
-    assert f"flaxres evaluate --full --workdir {run}" in page
+    assert f"flaxres evaluate --full --workdir '{run}'" in page
     assert "(not finished)" in page
     assert "The training images can't be drawn here" in page
-    assert not (tmp_path / "data").exists()  # nothing was downloaded or prepared
+    assert not (tmp_path / "data").exists()  # nothing was prepared
+
+
+# Name of a run, its file, and what is replaced there by what.
+BROKEN = (
+    ("words", "summary.json", '"seconds": ', '"seconds": "long", "_": '),
+    ("noscore", "evaluation/evaluation.json", '"ece"', '"eve"'),
+    ("nobins", "evaluation/evaluation.json", '"counts": [', '"counts": [1,'),
+    ("noobject", "evaluation/evaluation.json", "{", "[{"),
+    ("nocolumn", "evaluation/per_class.csv", "recall", "call"),
+    ("nonumber", "evaluation/confusion.csv", ",3\n", ",three\n"),
+    ("nolines", "evaluation/mistakes.jsonl", '"confidence"', '"confident"'),
+)
 
 
 @pytest.mark.parametrize(
@@ -147,8 +161,9 @@ def test_runs_that_are_not_finished_or_not_evaluated_have_a_page(
         ("run run", "'run' is named twice"),
         ("run --out nowhere/x.html", "--out 'nowhere/x.html' can't be written"),
         ("", "the following arguments are required: RUN"),
-        ("broken", "run flaxres evaluate --full again"),
         ("cut", "summary.json' can't be read"),
+        ("words", "summary.json' can't be read (seconds='long' is no number)"),
+        *((name, "run flaxres evaluate --full again") for name, *_ in BROKEN[1:]),
         ("r1 r2 r3 r4 r5 r6 r7", "7 runs: a page can show 6"),
     ],
 )
@@ -162,12 +177,17 @@ def test_mistakes_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    for name in {"run", "broken", "cut", *words.split()} - {"nothing", "empty"}:
-        if name.isalnum():
+    for name in words.split():
+        if name.isalnum() and name not in ("nothing", "empty") and not (tmp_path / name).exists():
             shutil.copytree(pages.workdirs[0], tmp_path / name)
-    write_lines(tmp_path / "broken" / "evaluation" / "per_class.csv", ["no table"])
-    (tmp_path / "broken" / "evaluation" / "confusion.csv").unlink()
-    (tmp_path / "cut" / "summary.json").write_text('{"top1": 0.')
+    if name := {"cut": "summary.json"}.get(words):
+        (tmp_path / "cut" / name).write_text('{"top1": 0.')
+    for name, file, before, after in BROKEN:
+        if name == words:
+            path = tmp_path / name / file
+            text = path.read_text()
+            assert before in text
+            path.write_text(text.replace(before, after))
     assert main(["report", *words.split()]) == 2
     out, err = capfd.readouterr()
     assert not out
@@ -186,3 +206,18 @@ def test_the_command_is_as_it_was_typed(pages: Pages, tmp_path: pathlib.Path) ->
     ):
         run.checkpoint["provenance"]["command"] = words
         assert run.command == expected
+
+
+@pytest.mark.slow
+def test_the_command_on_the_page_does_the_run_again(pages: Pages, tmp_path: pathlib.Path) -> None:
+    shutil.copytree(pages.workdirs[0], tmp_path / "run")
+    (run,) = read_runs([str(tmp_path / "run")])
+    words = shlex.split(run.again)
+    assert words[0] == "flaxres"
+    assert main(words[1:]) == 0
+    (again,) = read_runs([str(tmp_path / "run-again")])
+    assert again.config == run.config
+    for name in ("train/loss", "eval/loss", "train/gradient_norm"):
+        values = [row[name] for row in run.metrics if name in row]
+        assert values
+        assert [row[name] for row in again.metrics if name in row] == values
