@@ -40,7 +40,7 @@ ROOMS = {
     "inference": "errors paths figures printing ops models data config weights training serving "
     "inference",
     "diagnostics": "errors figures models data config inference training diagnostics",
-    "report": "errors paths figures printing data config training diagnostics report",
+    "report": "errors paths figures printing data config inference training diagnostics report",
     "lab": "errors printing figures models data config weights training inference lab",
 }
 STEP = (

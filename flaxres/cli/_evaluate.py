@@ -13,23 +13,29 @@ from flaxres.errors import InputError
 DESCRIPTION = (
     "Evaluate the newest checkpoint of a run, every example once; or, with --config FILE "
     "--weights FILE, a file of weights. With --full also write per-class scores, confusions, "
-    "calibration and the most confident mistakes into WORKDIR/evaluation, or --out DIR."
+    "calibration and the most confident mistakes into WORKDIR/evaluation, or --out DIR. --full "
+    "--images DIR evaluates on a folder of <class>/*.jpg, e.g. ImageNet-R; --full --real FILE also "
+    "measures by ImageNet's reassessed labels."
 )
 LISTED = 3
+# Options with a path that --full takes.
+FILES = ("out", "images", "real")
 
 
 def evaluate(arguments: Sequence[str]) -> None:
     """Evaluates the newest checkpoint of a run; see `flaxres.evaluate`."""
     weights, rest = value_of(joined(arguments), "--weights")
-    out, rest = value_of(rest, "--out")
+    files: dict[str, str | None] = {}
+    for name in FILES:
+        files[name], rest = value_of(rest, f"--{name}")
     full, as_json = "--full" in rest, "--json" in rest
     rest = [word for word in rest if word not in ("--full", "--json")]
-    if out is not None and not full:
-        raise InputError("--out needs --full, which writes files: add it, or leave --out away")
+    if not full and (given := [name for name, value in files.items() if value is not None]):
+        raise InputError(f"--{given[0]} needs --full: add it, or leave --{given[0]} away")
     config, workdir = parse_run(rest, None, "flaxres evaluate", DESCRIPTION)
     silence()
     if full:
-        _evaluate_fully(config, None if weights else workdir, weights, out, as_json)
+        _evaluate_fully(config, None if weights else workdir, weights, files, as_json)
         return
     from flaxres.training.hosts import leader
     from flaxres.training.loop import evaluate
@@ -41,16 +47,21 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 
 def _evaluate_fully(
-    config: Config, workdir: str | None, weights: str | None, out: str | None, as_json: bool
+    config: Config,
+    workdir: str | None,
+    weights: str | None,
+    given: dict[str, str | None],
+    as_json: bool,
 ) -> None:
     """Writes the files of a full evaluation, and prints a short table."""
     from flaxres.report.folder import without_nan
     from flaxres.report.full import evaluate_fully
     from flaxres.training.hosts import leader
 
-    content = evaluate_fully(config, workdir, weights=weights, out=out)
+    content = evaluate_fully(config, workdir, weights=weights, **given)
     if leader():
-        lines = [*_lines(content), f"wrote {out or f'{workdir}/evaluation'}"]
+        part = f"-{content['split']}" if given["images"] else ""
+        lines = [*_lines(content), f"wrote {given['out'] or f'{workdir}/evaluation{part}'}"]
         show(as_json, without_nan(content), lines)
 
 
@@ -68,6 +79,8 @@ def _lines(content: dict[str, Any]) -> list[str]:
         f"probabilities loss {content['loss']:.4f}  ECE {content['ece']:.4f}  MCE "
         f"{content['mce']:.4f}  Brier {content['brier']:.4f}",
     ]
+    if real := content.get("real"):
+        lines.append(f"reassessed    {100 * real['accuracy']:.2f}% of {real['examples']:,} images")
     hardest = [f"{row['class']} {100 * row['recall']:.1f}%" for row in content["hardest"][:LISTED]]
     confused = [f"{label} as {other} ({n})" for label, other, n in content["confused"][:LISTED]]
     if hardest:

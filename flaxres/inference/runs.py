@@ -81,7 +81,7 @@ def load_run(workdir: str | os.PathLike[str]) -> LoadedRun:
     folder = expanded(workdir)
     config = resolved(from_json(folder / CONFIG))
     if (folder / CLASSES).exists():
-        run, state = _restore_alone(config, folder)
+        run, state = restore_alone(config, folder)
     else:
         run, state = restore_run(config, folder)
     data = config.data
@@ -92,8 +92,16 @@ def load_run(workdir: str | os.PathLike[str]) -> LoadedRun:
     return LoadedRun(run.model, variables, preprocess, run.train.classes)
 
 
-def _restore_alone(config: Config, folder: pathlib.Path) -> tuple[Run, State]:
-    """Returns a run without data on one device, and its state."""
+def restore_alone(config: Config, folder: pathlib.Path) -> tuple[Run, State]:
+    """Returns a run without data on one device, and the state of its newest checkpoint.
+
+    Args:
+      config: the config of the run.
+      folder: the workdir.
+
+    Raises:
+      InputError: there is no checkpoint that verifies, or no `classes.json` that belongs to it.
+    """
     require_x64(config)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, devices=1))
     require_checkpoints(folder)

@@ -1,20 +1,28 @@
 """The full evaluation of a run, and the files that explain it."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
+from flaxres.config.files import resolved
 from flaxres.config.schema import Config
+from flaxres.data.variants import open_variant
 from flaxres.errors import InputError, writing_to
+from flaxres.inference.runs import restore_alone
 from flaxres.paths import expanded
 from flaxres.report import folder as files, scores, summary
 from flaxres.report.outputs import Outputs, collect
+from flaxres.report.reassessed import read_labels, reassessed
 from flaxres.training.hosts import leader
 from flaxres.training.loop import restored
+from flaxres.training.resume import require_same_config
 from flaxres.training.run import Run, evaluation_transform
+from flaxres.training.state import State
 
 # Mistakes that are stored as images.
 PICTURES = 48
@@ -26,6 +34,8 @@ def evaluate_fully(
     *,
     weights: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
+    images: str | None = None,
+    real: str | None = None,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint or weights, and writes files that explain the result.
 
@@ -36,7 +46,12 @@ def evaluate_fully(
       config: the settings of the run; those that only measure may differ.
       workdir: the workdir, of which the newest checkpoint is evaluated.
       weights: a file of weights in its place; see `load_weights`.
-      out: the folder of the files; None is `evaluation` in the workdir.
+      out: the folder of the files; None is `evaluation` in the workdir, or with `images`
+        `evaluation-NAME`.
+      images: a folder `<class>/*.jpg` to evaluate on in place of the config's data, on one device.
+        Its classes may be a part of the network's, which then chooses among these; see
+        `flaxres.data.variants`.
+      real: the file of ImageNet's reassessed labels; see `flaxres.report.reassessed`.
 
     Returns:
       The content of `evaluation.json`.
@@ -52,19 +67,42 @@ def evaluate_fully(
     """
     if out is None and weights is not None:
         raise InputError("weights without a workdir need out (--out DIR) for the files")
-    run, state = restored(config, workdir, weights)
-    target = expanded(workdir or "") / files.EVALUATION if out is None else expanded(out)
+    if images is None:
+        (run, state), numbers = restored(config, workdir, weights), None
+    else:
+        run, state, numbers = _on_images(config, workdir, images)
+    classes = len(run.train.classes)
+    possible = None if real is None else read_labels(real, classes)
+    name = files.EVALUATION if images is None else f"{files.EVALUATION}-{run.evaluation.name}"
+    target = expanded(workdir or "") / name if out is None else expanded(out)
     if leader():
         with writing_to(target):
             files.clear(target)
-    outputs = collect(run, state)
+    outputs = collect(run, state, numbers)
     rows = summary.class_rows(outputs, run.evaluation.classes)
     content = _origin(run, int(state.step), weights) | summary.figures(outputs, rows)
     content["skipped"] = len(run.evaluation) - content["examples"]
+    if possible is not None:
+        chosen = np.arange(classes) if numbers is None else np.asarray(numbers)
+        predicted = chosen[outputs.predicted].tolist()
+        content["real"] = reassessed(possible, run.evaluation, outputs.records.tolist(), predicted)
     if leader():
         with writing_to(target):
             _write(target, run, outputs, rows, content)
     return content
+
+
+def _on_images(
+    config: Config, workdir: str | os.PathLike[str] | None, images: str
+) -> tuple[Run, State, tuple[int, ...]]:
+    """Returns a run whose evaluation split is a folder, its state, and the folder's classes."""
+    if workdir is None or jax.process_count() > 1:
+        raise InputError("--images needs a workdir, and one process: give --workdir alone")
+    config, folder = resolved(config), expanded(workdir)
+    require_same_config(config, folder, measuring=True)
+    run, state = restore_alone(config, folder)
+    source, numbers = open_variant(images, run.train.classes)
+    return dataclasses.replace(run, evaluation=source), state, numbers
 
 
 def _origin(run: Run, step: int, weights: str | os.PathLike[str] | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Runs a network over an evaluation split and keeps what it predicts for each image."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,12 @@ class Outputs:
         return np.take_along_axis(self.probabilities, classes[:, None], 1)[:, 0]
 
 
-def collect(run: Run, state: State, say: Callable[[str], None] = say) -> Outputs:
+def collect(
+    run: Run,
+    state: State,
+    classes: Sequence[int] | None = None,
+    say: Callable[[str], None] = say,
+) -> Outputs:
     """Evaluates a state on the evaluation split of its run, and keeps the result of each image.
 
     Works on any number of devices and processes; each process gets all results.
@@ -74,6 +79,7 @@ def collect(run: Run, state: State, say: Callable[[str], None] = say) -> Outputs
     Args:
       run: the run.
       state: the state.
+      classes: the network's classes that those of the split are; None where they are all.
       say: gets a line about each image that is skipped.
 
     Raises:
@@ -81,7 +87,7 @@ def collect(run: Run, state: State, say: Callable[[str], None] = say) -> Outputs
         output is not finite.
     """
     variables = state.eval_variables
-    shapes = run.eval_rows().lower(run.abstract_state().eval_variables, abstract_batch(run))
+    shapes = run.eval_rows(classes).lower(run.abstract_state().eval_variables, abstract_batch(run))
     program = shapes.compile()
     dtype = shapes.out_info["probabilities"].dtype
     _require_room(run, dtype.itemsize)

@@ -137,9 +137,10 @@ class Run:
         """Returns the jitted evaluation step: see `compiled_eval_step`."""
         return compiled_eval_step(self.config, self.model, self.mesh)
 
-    def eval_rows(self) -> Any:
+    def eval_rows(self, classes: Sequence[int] | None = None) -> Any:
         """Returns the jitted step that evaluates each row by itself: see `eval_rows`."""
-        return compiled_eval_step(self.config, self.model, self.mesh, eval_rows)
+        step = functools.partial(eval_rows, classes=classes)
+        return compiled_eval_step(self.config, self.model, self.mesh, step)
 
     @property
     def steps_per_epoch(self) -> float:

@@ -1,7 +1,7 @@
 """The training step and the evaluation step: pure functions of a state and a batch."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -220,7 +220,9 @@ def evaluation_views(
     return views
 
 
-def eval_outputs(data: DataConfig, model: Network, dtype: str) -> Callable[[Any, Batch], Metrics]:
+def eval_outputs(
+    data: DataConfig, model: Network, dtype: str, classes: Sequence[int] | None = None
+) -> Callable[[Any, Batch], Metrics]:
     """Returns `(variables, batch) -> {"logits", "loss", "rank"}` of each row.
 
     `rank` is the number of classes that are at least as likely as the label, without the label.
@@ -229,6 +231,7 @@ def eval_outputs(data: DataConfig, model: Network, dtype: str) -> Callable[[Any,
       data: gives the normalisation and the views.
       model: the network.
       dtype: of the computation.
+      classes: the classes to choose from, which the labels number; None is all of the network's.
     """
 
     def outputs(variables: Any, batch: Batch) -> Metrics:
@@ -237,6 +240,8 @@ def eval_outputs(data: DataConfig, model: Network, dtype: str) -> Callable[[Any,
             weight * jnp.asarray(model.apply(variables, view))
             for weight, view in evaluation_views(images, data)
         )
+        if classes is not None:
+            logits = logits[:, jnp.asarray(classes)]
         labels = batch["label"]
         # The rank counts a tie against the label: a network whose logits are all equal or NaN
         # must not count as right.
@@ -271,16 +276,18 @@ def eval_step(data: DataConfig, model: Network, dtype: str) -> Callable[[Any, Ba
     return step
 
 
-def eval_rows(data: DataConfig, model: Network, dtype: str) -> Callable[[Any, Batch], Metrics]:
+def eval_rows(
+    data: DataConfig, model: Network, dtype: str, classes: Sequence[int] | None = None
+) -> Callable[[Any, Batch], Metrics]:
     """Returns `(variables, batch) -> rows`: what an evaluation knows of each image.
 
     The rows are `position`, `label`, `weight`, `loss`, `rank` and `probabilities`, (B,) each but
     the last, (B, K).
 
     Args:
-      data, model, dtype: as for `eval_outputs`.
+      data, model, dtype, classes: as for `eval_outputs`.
     """
-    outputs = eval_outputs(data, model, dtype)
+    outputs = eval_outputs(data, model, dtype, classes)
 
     def step(variables: Any, batch: Batch) -> Metrics:
         rows = outputs(variables, batch)

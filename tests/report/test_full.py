@@ -16,48 +16,12 @@ from PIL import Image
 import flaxres
 from flaxres import Config, DataConfig, ModelConfig, TrainConfig
 from flaxres.cli import main
-from flaxres.data.source import Source
 from flaxres.errors import InputError
 from flaxres.report import outputs as outputs_module
 from flaxres.report.full import PICTURES, evaluate_fully
 from flaxres.report.outputs import Outputs
-from flaxres.training.run import evaluation_transform, open_data
-from tests.training.test_loop import digits
-
-
-@dataclasses.dataclass(frozen=True)
-class Made:
-    """A run on the digits, its evaluation split, and its predictions, one image at a time."""
-
-    config: Config
-    workdir: pathlib.Path
-    source: Source
-    images: np.ndarray
-    labels: np.ndarray
-    probabilities: np.ndarray
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, data_dir: str) -> Made:
-    """Trains for 30 steps, and predicts by the network of `load_run`."""
-    workdir = tmp_path_factory.mktemp("full") / "run"
-    # 500 images in batches of 64: the last batch is padded.
-    short = {"tensorboard": False, "eval_batch_size": 64, "eval_every_epochs": 9.0, "steps": 30}
-    config = digits(data_dir, **short)
-    # Statistics of few steps are of use only if they follow the batches closely.
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, bn_momentum=0.5))
-    flaxres.fit(config, workdir)
-    evaluate_fully(config, workdir)
-    (source,) = open_data(config.data, ["test"])
-    crop = evaluation_transform(config.data)
-    read = [source.read(i) for i in range(len(source))]
-    images = np.stack([crop(data, np.zeros(0)) for data, _ in read])
-    model, variables, preprocess, _ = flaxres.load_run(workdir)
-    normal = (images / np.float32(255) - np.float32(preprocess.mean)) / np.float32(preprocess.std)
-    logits = np.asarray(jax.jit(model.apply)(variables, normal), np.float64)
-    exp = np.exp(logits - logits.max(1, keepdims=True))
-    labels = np.array([label for _, label in read])
-    return Made(config, workdir, source, images, labels, exp / exp.sum(1, keepdims=True))
+from flaxres.training.run import open_data
+from tests.report.conftest import Made
 
 
 def read_json(made: Made) -> dict[str, Any]:
