@@ -71,8 +71,7 @@ def evaluate_fully(
         (run, state), numbers = restored(config, workdir, weights), None
     else:
         run, state, numbers = _on_images(config, workdir, images)
-    classes = len(run.train.classes)
-    possible = None if real is None else read_labels(real, classes)
+    possible = None if real is None else read_labels(real, len(run.train.classes))
     name = files.EVALUATION if images is None else f"{files.EVALUATION}-{run.evaluation.name}"
     target = expanded(workdir or "") / name if out is None else expanded(out)
     if leader():
@@ -83,13 +82,23 @@ def evaluate_fully(
     content = _origin(run, int(state.step), weights) | summary.figures(outputs, rows)
     content["skipped"] = len(run.evaluation) - content["examples"]
     if possible is not None:
-        chosen = np.arange(classes) if numbers is None else np.asarray(numbers)
-        predicted = chosen[outputs.predicted].tolist()
-        content["real"] = reassessed(possible, run.evaluation, outputs.records.tolist(), predicted)
+        content["real"] = _reassessed(run, outputs, numbers, possible)
     if leader():
         with writing_to(target):
             _write(target, run, outputs, rows, content)
     return content
+
+
+def _reassessed(
+    run: Run,
+    outputs: Outputs,
+    numbers: Sequence[int] | None,
+    possible: Sequence[Sequence[int]],
+) -> dict[str, Any]:
+    """Returns the accuracy by reassessed labels, which number all classes of the network."""
+    chosen = np.arange(len(run.train.classes)) if numbers is None else np.asarray(numbers)
+    predicted = chosen[outputs.predicted].tolist()
+    return reassessed(possible, run.evaluation, outputs.records.tolist(), predicted)
 
 
 def _on_images(

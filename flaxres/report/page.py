@@ -79,6 +79,7 @@ def _section(run: RunFiles, colour: str) -> dict[str, Any]:
         "again": run.again,
         "checkpoint": run.checkpoint,
         "evaluation": None,
+        "others": run.others,
     }
     if (found := run.evaluation) is not None:
         rows = sorted(found.classes, key=lambda row: (row["recall"] is None, row["recall"] or 0))

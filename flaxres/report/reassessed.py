@@ -65,7 +65,7 @@ def reassessed(
       >>> files = [{"file_name": f"ILSVRC2012_val_0000000{i}.JPEG"} for i in (3, 1, 2)]
       >>> source = Source("val", "val", ("cat", "dog"), "", files, "image", "label", ())
       >>> reassessed([[0, 1], [0], []], source, [0, 1, 2], [1, 1, 1])
-      {'accuracy': 1.0, 'examples': 1}
+      {'accuracy': 0.5, 'examples': 2}
     """
     right, counted = 0, 0
     for record, prediction in zip(records, predicted, strict=True):

@@ -60,6 +60,7 @@ class RunFiles:
       checkpoint: the newest checkpoint that verifies: its step, digest and provenance; empty
         without one.
       evaluation: the full evaluation; None without one.
+      others: the content of `evaluation.json` for each other test set.
     """
 
     name: str
@@ -69,6 +70,7 @@ class RunFiles:
     summary: dict[str, Any]
     checkpoint: dict[str, Any]
     evaluation: Evaluation | None
+    others: list[dict[str, Any]]
 
     @property
     def command(self) -> str:
@@ -153,6 +155,11 @@ def _read(path: pathlib.Path, name: str) -> RunFiles:
         summary=summary,
         checkpoint=_checkpoint(path / CHECKPOINTS),
         evaluation=read_evaluation(path / files.EVALUATION),
+        others=[
+            found.scores
+            for folder in sorted(path.glob(f"{files.EVALUATION}-*"))
+            if (found := read_evaluation(folder)) is not None
+        ],
     )
 
 
@@ -192,7 +199,9 @@ def read_evaluation(folder: pathlib.Path) -> Evaluation | None:
         mistakes = [json.loads(line) for line in text.splitlines()[:PICTURES]]
         for mistake in mistakes:
             mistake["image"] = _address(folder, mistake["picture"])
-            _require_numbers(mistake, ("confidence", "label_probability"))
+            _require_numbers(mistake, ("record", "confidence", "label_probability"))
+            if not all(isinstance(mistake[name], str) for name in ("label", "predicted", "file")):
+                raise ValueError(f"{mistake} is no mistake")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{str(folder)!r} is no full evaluation ({' '.join(str(error).split())}): run "
@@ -219,12 +228,18 @@ def _require_numbers(content: Mapping[str, Any], names: Iterable[str]) -> None:
 
 def _require_scores(scores: Any) -> None:
     """Raises an error where the content of `evaluation.json` is not what the page needs."""
-    if scores["examples"] < 1 or len({len(scores["calibration"][name]) for name in BINNED}) != 1:
-        raise ValueError(f"{files.SUMMARY} has no examples or no calibration")
-    if len(scores["calibration"]["edges"]) != len(scores["calibration"]["counts"]) + 1:
-        raise ValueError(f"{files.SUMMARY} has no edges of its calibration")
-    _require_numbers(scores["top"], scores["top"])
     _require_numbers(scores, FIGURES)
+    _require_numbers(scores["top"], scores["top"])
+    if "real" in scores:
+        _require_numbers(scores["real"], ("accuracy", "examples"))
+    bins = scores["calibration"]
+    sizes = [len(bins["edges"]) - 1, *(len(bins[name]) for name in BINNED)]
+    values = [*bins["edges"], *bins["counts"], *(v for v in bins["accuracy"] if v is not None)]
+    values += [value for value in bins["confidence"] if value is not None]
+    if len(set(sizes)) > 1 or not all(isinstance(value, int | float) for value in values):
+        raise ValueError(f"{files.SUMMARY} has no calibration")
+    if not isinstance(scores["split"], str):
+        raise ValueError(f"{files.SUMMARY} has no name of a split")
 
 
 def _number(column: str, value: str) -> Any:

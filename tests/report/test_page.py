@@ -146,6 +146,9 @@ BROKEN = (
     ("words", "summary.json", '"seconds": ', '"seconds": "long", "_": '),
     ("noscore", "evaluation/evaluation.json", '"ece"', '"eve"'),
     ("nobins", "evaluation/evaluation.json", '"counts": [', '"counts": [1,'),
+    ("nobin", "evaluation/evaluation.json", '"edges": [', '"edges": ["a",'),
+    ("nosplit", "evaluation/evaluation.json", '"split"', '"spilt"'),
+    ("noname", "evaluation/mistakes.jsonl", '"predicted"', '"guessed"'),
     ("noobject", "evaluation/evaluation.json", "{", "[{"),
     ("nocolumn", "evaluation/per_class.csv", "recall", "call"),
     ("nonumber", "evaluation/confusion.csv", ",3\n", ",three\n"),
@@ -193,6 +196,33 @@ def test_mistakes_are_one_line(
     assert not out
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_other_test_sets_are_a_table(pages: Pages, tmp_path: pathlib.Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(pages.workdirs[0], run)
+    images = str(pages.workdirs[0].parent / "photos" / "train")
+    words = ["evaluate", "--workdir", str(run), "--full", "--images", images]
+    assert main(words) == 0
+    assert main(["report", str(run), "--no-sheet"]) == 0
+    page = (run / "report.html").read_text()
+    content = json.loads((run / "evaluation-train" / "evaluation.json").read_text())
+    assert content["examples"] == 6 + 7 + 8 + 9
+    row = page[page.index('id="others"') :]
+    row = row[row.index("<tbody>") : row.index("</tbody>")]
+    cells = [text.strip() for text in Elements(row).text.split("\n") if text.strip()]
+    assert cells[:2] == ["run", "train"]
+    assert f"{100 * content['top']['1']:.2f}%" in "".join(cells[2:])
+    # The evaluation of the run itself has no such table.
+    assert 'id="others"' not in pages.page.read_text()
+
+
+def test_a_folder_that_is_not_there_is_refused_before_anything_is_drawn(
+    pages: Pages, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flaxres.report.page.render", None)
+    target = str(tmp_path / "nowhere" / "x.html")
+    assert main(["report", str(pages.workdirs[0]), "--out", target]) == 2
 
 
 def test_the_command_is_as_it_was_typed(pages: Pages, tmp_path: pathlib.Path) -> None:
