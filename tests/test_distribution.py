@@ -29,6 +29,14 @@ def test_every_package_of_the_tree_is_in_the_wheel() -> None:
     assert named == code | shipped
 
 
+def test_every_other_file_of_the_package_is_in_the_wheel() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    package = ROOT / "flaxres"
+    files = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
+    others = {name for name in files if not name.endswith((".py", ".pyc", ".so"))}
+    assert others == set(tool["package-data"]["flaxres"])
+
+
 @pytest.fixture
 def wheel(tmp_path: pathlib.Path) -> pathlib.Path:
     """Returns a folder into which the wheel of this checkout is installed."""
