@@ -30,6 +30,7 @@ from flaxres.models.resnetv2 import ResNetV2 as ResNetV2
 from flaxres.ops.native import use_native_convolutions as use_native_convolutions
 
 if TYPE_CHECKING:
+    from flaxres import nnx as nnx
     from flaxres.config.files import variant as variant
     from flaxres.config.schema import (
         AugmentConfig as AugmentConfig,
@@ -118,6 +119,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "nnx":  # a package, which Python binds here itself
+        return importlib.import_module("flaxres.nnx")
     if name not in _LAZY:
         raise AttributeError(f"module 'flaxres' has no attribute {name!r}")
     try:
@@ -131,4 +134,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "nnx"})

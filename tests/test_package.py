@@ -36,6 +36,7 @@ ROOMS = {
     "data": "cache errors paths printing serving data",
     "config": "errors paths models data config",
     "weights": "errors paths models data weights",
+    "nnx": "errors ops models weights nnx",
     "training": "_version errors paths printing figures ops models data config weights training",
     "inference": "errors paths figures printing ops models data config weights training serving "
     "inference",
