@@ -134,10 +134,10 @@ def traced(network: Network) -> Traced:
             found[path] = Definition(network, path, module, arguments[1:], dict(keywords))
         return call(*arguments, **keywords)
 
-    images = jnp.zeros((1, SIDE, SIDE, network.in_channels), jnp.float32)
-
     @jax.jit
     def init(key: jax.Array) -> dict[str, Any]:
+        # Not outside: the caller may be tracing, and its tracers must not stay in this program.
+        images = jnp.zeros((1, SIDE, SIDE, network.in_channels), jnp.float32)
         return dict(network.init(key, images))
 
     with nn.intercept_methods(record):

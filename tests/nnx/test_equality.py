@@ -1,0 +1,115 @@
+"""NNX networks compute what the Linen networks compute, to the bit."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import flaxres
+import flaxres.nnx
+from benchmarks.textbook import plain_step
+from flaxres.models.registry import MODELS
+from tools.nnx_equality import programs, smallest_side, steps
+
+# A name of each family, and of each kind of layer.
+SAMPLE = [
+    *("resnet18", "resnet50_gn", "resnet20", "seresnext26t_32x4d", "ecaresnet26t", "resnetrs50"),
+    *("resnetaa50d", "densenetblur121d", "resnetv2_18", "resnetv2_50d_evos", "resnet9"),
+    "resnetv2_50x1_bit",
+]
+OPTIONS: list[dict[str, Any]] = [
+    {"depths": (1, 1, 1), "remat": True, "bn_group": 1},
+    {"scan_blocks": True, "remat": True},
+    {"depths": (1, 1, 1), "dtype": jnp.bfloat16, "num_classes": 0, "in_channels": 1},
+]
+# Small enough to compile and run here.
+RUN: list[tuple[str, dict[str, Any]]] = [
+    ("resnet50", {"depths": (1, 1), "widths": (4, 4), "stem_width": 4}),
+    ("densenet121", {"depths": (1, 1), "growth": 4, "stem_width": 8}),
+    ("resnetv2_50x1_bit", {"depths": (1, 1), "widths": (32, 32), "stem_width": 32}),
+]
+
+
+def limited(name: str, blocks: int, stages: int = 4) -> dict[str, Any]:
+    """Returns the attributes that limit the blocks of each stage, and the stages."""
+    network = MODELS[name]()
+    if getattr(network, "pruned", ()):
+        return {}
+    attributes = {"depths": tuple(min(depth, blocks) for depth in network.depths[:stages])}
+    return attributes | ({"widths": network.widths[:stages]} if hasattr(network, "widths") else {})
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_the_program_of_a_name_is_linens(name: str) -> None:
+    linen, nnx_ = programs(name, **limited(name, 1, 2))
+    assert linen == nnx_
+    assert "stablehlo.convolution" in linen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", flaxres.list_models())
+def test_the_program_of_every_name_is_linens(name: str) -> None:
+    """Limits the blocks of a stage to two; `python -m tools.nnx_equality` has all of them."""
+    linen, nnx_ = programs(name, **limited(name, 2))
+    assert linen == nnx_
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options))
+def test_the_program_of_an_option_is_linens(options: dict[str, Any]) -> None:
+    linen, nnx_ = programs("resnet20", **options)
+    assert linen == nnx_
+
+
+@pytest.mark.parametrize(("name", "options"), RUN, ids=[name for name, _ in RUN])
+def test_logits_gradients_and_statistics_are_linens(name: str, options: dict[str, Any]) -> None:
+    linen, nnx_, (_, _, images) = steps(name, **options)
+    model = flaxres.create_model(name, **options)
+    x = jax.random.normal(jax.random.key(1), images.shape)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    # Linen starts the last norm of a block at zero, through which no gradient passes.
+    params = jax.tree.map(lambda leaf: leaf + 0.1, variables["params"])
+    arguments = (params, variables.get("batch_stats", {}), x)
+    expected, found = jax.jit(linen)(*arguments), jax.jit(nnx_)(*arguments)
+    jax.tree.map(np.testing.assert_array_equal, expected, found)
+    logits, train_logits, _, gradients = found
+    assert all(bool(leaf.any()) for leaf in jax.tree.leaves((logits, train_logits)))
+    assert sum(bool(leaf.any()) for leaf in jax.tree.leaves(gradients)) > 5
+
+
+def test_steps_of_an_nnx_optimizer_are_linens() -> None:
+    """Takes two steps of SGD with momentum from the same key."""
+    name, tx = "resnet9", optax.sgd(0.1, 0.9)
+    small: dict[str, Any] = {"widths": (8, 8), "depths": (2, 2), "stem_width": 8}
+    linen = flaxres.create_model(name, **small)
+    model = flaxres.nnx.create_model(name, rngs=nnx.Rngs(params=7), **small)
+    side = smallest_side(linen)
+    images = jax.random.normal(jax.random.key(1), (4, side, side, 3))
+    labels = jnp.arange(4)
+    variables = jax.jit(linen.init)(nnx.Rngs(params=7).params(), images)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        flaxres.nnx.to_linen(model)[1],
+        dict(variables),
+    )
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+    @nnx.jit
+    def train_step(model: Any, optimizer: Any, images: jax.Array, labels: jax.Array) -> Any:
+        def loss(model: Any) -> jax.Array:
+            logits = model(images)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        value, gradients = nnx.value_and_grad(loss)(model)
+        optimizer.update(model, gradients)
+        return value
+
+    step, opt_state = jax.jit(plain_step(linen, tx)), tx.init(variables["params"])
+    for _ in range(2):
+        variables, opt_state, expected = step(variables, opt_state, images, labels)
+        found = train_step(model, optimizer, images, labels)
+        assert found == expected
+    jax.tree.map(np.testing.assert_array_equal, flaxres.nnx.to_linen(model)[1], dict(variables))
