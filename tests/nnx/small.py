@@ -21,8 +21,18 @@ IMAGES = np.random.default_rng(0).standard_normal((4, 8, 8, 3), np.float32)
 forward = nnx.jit(lambda model, x: model(x))
 
 
-def network(**attributes: Any) -> flaxres.nnx.ResNet:
-    return flaxres.nnx.ResNet(**SMALL | attributes, rngs=nnx.Rngs(0, dropout=1))
+def network(**attributes: Any) -> Any:
+    return filled(flaxres.ResNet(**SMALL | attributes))
+
+
+def filled(linen: Any, seed: int = 0) -> Any:
+    """Returns a network with random values, without compiling an initialisation."""
+    rng = np.random.default_rng(seed)
+    variables = jax.eval_shape(linen.init, jax.random.key(0), IMAGES)
+    values = jax.tree.map(lambda leaf: rng.normal(0.1, 0.3, leaf.shape), variables)
+    values["batch_stats"] = jax.tree.map(np.square, values["batch_stats"])
+    values = jax.tree.map(np.float32, values)
+    return flaxres.nnx.from_linen(linen, values, rngs=nnx.Rngs(dropout=1))
 
 
 def same(first: Any, second: Any) -> bool:

@@ -19,9 +19,8 @@ from flaxres.models import named
 from tests.nnx.small import IMAGES, SMALL, forward, network, same
 
 
-def test_trees_and_initial_values_are_linens(
-    model: flaxres.nnx.ResNet, linen: flaxres.ResNet
-) -> None:
+def test_trees_and_initial_values_are_linens(linen: flaxres.ResNet) -> None:
+    model = flaxres.nnx.ResNet(**SMALL, rngs=nnx.Rngs(0))
     variables = jax.jit(linen.init)(nnx.Rngs(0).params(), IMAGES)
     params, statistics = nnx.state(model, nnx.Param, nnx.BatchStat)
     assert same(nnx.to_pure_dict(params), variables["params"])
@@ -68,8 +67,7 @@ def test_modes_decide_what_a_call_does() -> None:
     inference = forward(model, IMAGES)
     assert same(start, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
     model.train()
-    model.set_attributes(flaxres.nnx.Stage, use_running_average=True, raise_if_not_found=False)
-    model.layer1[0].set_attributes(use_running_average=True)
+    model.layer1[0].set_attributes(flaxres.nnx.BatchNorm, use_running_average=True)
     logits = forward(model, IMAGES)
     assert not np.allclose(logits, inference)
     new = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
@@ -116,10 +114,10 @@ def test_layers_are_called_alone(model: flaxres.nnx.ResNet, linen: flaxres.ResNe
 
 
 def test_scanned_blocks_run_and_are_not_taken_apart() -> None:
-    unrolled, scanned = network(), network(scan_blocks=True)
+    unrolled, linen = network(), flaxres.ResNet(**SMALL, scan_blocks=True)
     _, variables = flaxres.nnx.to_linen(unrolled)
     stacked = flaxres.models.blocks.stack_blocks(variables)
-    scanned = flaxres.nnx.from_linen(scanned.linen, stacked)
+    scanned = flaxres.nnx.from_linen(linen, stacked)
     first, second = (forward(model, IMAGES) for model in (unrolled, scanned))
     np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
