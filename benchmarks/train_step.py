@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 import flaxres
 from benchmarks import command
@@ -62,6 +63,31 @@ def flax_steps(
     def advance() -> None:
         *carry[:], loss = step(*carry, images, labels)
         jax.block_until_ready(loss)
+
+    return advance
+
+
+def nnx_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
+    """Returns the same for our NNX module, in `nnx.jit` with an `nnx.Optimizer`."""
+    import flaxres.nnx
+
+    model = flaxres.nnx.create_model(name, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.sgd(0.01, 0.9), wrt=nnx.Param)
+
+    def loss_of(model: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        logits = model(images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def step(model: Any, optimizer: Any, images: jax.Array, labels: jax.Array) -> Any:
+        loss, gradients = nnx.value_and_grad(loss_of)(model, images, labels)
+        optimizer.update(model, gradients)
+        return loss
+
+    compiled = nnx.jit(step, donate_argnums=(0, 1))
+
+    def advance() -> None:
+        loss = compiled(model, optimizer, images, labels)
+        jax.block_until_ready((loss, nnx.state(model)))
 
     return advance
 
@@ -144,6 +170,7 @@ def textbook(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
 PROGRAMS = {
     "ours": ours,
     "module": module,
+    "nnx": nnx_steps,
     "textbook": textbook,
     "haiku": haiku_steps,
     "torch": torch_steps,

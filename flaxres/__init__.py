@@ -1,4 +1,4 @@
-"""Residual networks for JAX: Flax (Linen) modules, weights, and the trainer.
+"""Residual networks for JAX: Flax modules (Linen and NNX), weights, and the trainer.
 
 `import flaxres` loads jax and flax. Names that need further packages load them on first use.
 """

@@ -1,6 +1,6 @@
 """The programs of Linen and NNX networks, compared for every name.
 
-    python -m tools.nnx_equality [NAME ...]
+    python -m tools.nnx_equality [--json] [NAME ...]
 
 For each name, the logits of inference, and the logits, gradients and new statistics of a training
 step, are lowered to StableHLO twice: from the Linen network, and from the NNX network. The two
@@ -9,7 +9,6 @@ all names, and compiles nothing.
 """
 
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -101,16 +100,15 @@ def programs(name: str, **attributes: Any) -> tuple[str, str]:
 def main() -> None:
     parser = command.parser(__doc__)
     parser.add_argument("names", nargs="*", help="of networks (all)")
-    failed = 0
-    for name in parser.parse_args().names or flaxres.list_models():
-        start = time.perf_counter()
+    chosen = parser.parse_args()
+    same, different = 0, 0
+    for name in chosen.names or flaxres.list_models():
         linen, nnx_ = programs(name)
-        failed += linen != nnx_
-        verdict = "same" if linen == nnx_ else "DIFFERENT"
-        lines = linen.count("\n")
-        seconds = time.perf_counter() - start
-        print(f"{name}: {verdict} program of {lines} lines ({seconds:.0f} s)", flush=True)
-    sys.exit(f"{failed} networks differ" if failed else None)
+        same, different = same + (linen == nnx_), different + (linen != nnx_)
+        verdict = "the same program" if linen == nnx_ else "ANOTHER PROGRAM"
+        print(f"{name}: {verdict}, {linen.count(chr(10))} lines", flush=True)
+    command.show({"same": same, "different": different}, chosen.json, "d")
+    sys.exit(1 if different else 0)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def replaced(**attributes: Any) -> flaxres.nnx.ResNet:
     return model
 
 
+@pytest.mark.slow
 def test_a_replaced_layer_trains_also_under_remat() -> None:
     @nnx.jit
     def gradients(model: Any, images: jax.Array) -> Any:

@@ -74,6 +74,7 @@ def test_weights_travel_with_a_new_head(
         flaxres.nnx.load_weights(wider, file)
 
 
+@pytest.mark.slow
 def test_initialisation_is_sharded_and_the_same() -> None:
     """Uses a network of no other test, which is traced for the first time within a trace."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
