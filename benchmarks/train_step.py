@@ -76,7 +76,8 @@ def nnx_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
 
     def loss_of(model: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
         logits = model(images)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        loss: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return loss
 
     def step(model: Any, optimizer: Any, images: jax.Array, labels: jax.Array) -> Any:
         loss, gradients = nnx.value_and_grad(loss_of)(model, images, labels)

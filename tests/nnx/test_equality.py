@@ -52,8 +52,8 @@ def test_the_program_of_a_name_is_linens(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", flaxres.list_models())
 def test_the_program_of_every_name_is_linens(name: str) -> None:
-    """Limits the blocks of a stage to two; `python -m tools.nnx_equality` has all of them."""
-    linen, nnx_ = programs(name, **limited(name, 2))
+    """Takes two blocks of two stages; `python -m tools.nnx_equality` takes the whole networks."""
+    linen, nnx_ = programs(name, **limited(name, 2, 2))
     assert linen == nnx_
 
 
