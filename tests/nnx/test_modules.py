@@ -106,6 +106,8 @@ def test_layers_are_called_alone(model: flaxres.nnx.ResNet, linen: flaxres.ResNe
             x = block(x)
         return {"stem": stem, "stage1": x, "logits": model.fc(model.layer2(x).mean((1, 2)))}
 
+    assert model.layer1[-1] is model.layer1["2"]
+    assert model.layer1[-1] is not model.layer1[0]
     inference = nnx.view(model, use_running_average=True)
     found, expected = by_hand(inference, IMAGES), maps(inference, IMAGES)
     for name in ("stem", "stage1"):
@@ -155,6 +157,15 @@ def test_keys_of_dropout_are_linens() -> None:
         model.layer2[0](jnp.ones((1, 8, 8, 4)))
     model.eval()
     assert np.array_equal(forward(model, IMAGES), forward(model, IMAGES))
+
+
+def test_remat_keeps_the_drop_rates_of_blocks_alone() -> None:
+    blocks = [network(stochastic_depth=0.5, remat=remat).layer1[1] for remat in (False, True)]
+    maps = np.random.default_rng(1).standard_normal((8, 8, 8, 4), np.float32)
+    call = nnx.jit(lambda block, x, key: block(x, rngs=key))
+    plain, remat = (call(block, maps, jax.random.key(0)) for block in blocks)
+    np.testing.assert_allclose(plain, remat, rtol=1e-5)
+    assert not np.allclose(plain, call(blocks[1], maps, jax.random.key(1)))
 
 
 def test_arguments_are_checked() -> None:

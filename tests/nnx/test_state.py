@@ -74,6 +74,18 @@ def test_weights_travel_with_a_new_head(
         flaxres.nnx.load_weights(wider, file)
 
 
+def test_loaded_weights_keep_their_sharding(tmp_path: pathlib.Path) -> None:
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, PartitionSpec(None, None, None, "data"))
+    model, other = network(), filled(flaxres.ResNet(**SMALL), 1)
+    flaxres.nnx.save_weights(tmp_path / "weights.safetensors", model)
+    kernel = other.conv1.kernel
+    kernel.set_value(jax.device_put(kernel[...], sharding))
+    flaxres.nnx.load_weights(other, tmp_path / "weights.safetensors")
+    assert kernel[...].sharding == sharding
+    assert np.array_equal(kernel[...], model.conv1.kernel[...])
+
+
 @pytest.mark.slow
 def test_initialisation_is_sharded_and_the_same() -> None:
     """Uses a network of no other test, which is traced for the first time within a trace."""
