@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from flaxres.errors import InputError
 from flaxres.models import blocks, densenet, layers, resnet, resnet9, resnetv2, stochastic
 from flaxres.models.blocks import SCANNED
-from flaxres.nnx._call import Call, Randomness, require_replaceable
+from flaxres.nnx._call import Call, Randomness, is_defined_by, require_replaceable
 from flaxres.nnx._definition import Definition
 
 VARIABLES: dict[str, type[nnx.Variable[Any]]] = {
@@ -89,8 +89,9 @@ class Layer(nnx.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         definition = vars(self).get("_definition")
-        if definition is not None and name in definition.children and name in vars(self):
-            require_replaceable(value, definition.children[name])
+        child = definition.children.get(name) if definition is not None else None
+        if child is not None and name in vars(self) and not is_defined_by(value, child):
+            require_replaceable(value, child)
         super().__setattr__(name, value)
 
     def __call__(self, x: Float[Array, "..."], *, rngs: Randomness | None = None) -> Any:

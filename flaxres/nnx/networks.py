@@ -182,7 +182,8 @@ def from_linen(
       rngs: gives the keys of dropout and stochastic depth.
 
     Raises:
-      InputError: the variables are not those of the network; the message names a leaf.
+      InputError: the variables are not those of the network, and the message names a leaf; or the
+        network is of a class of your own.
 
     Examples:
       >>> import flaxres.nnx
@@ -199,14 +200,14 @@ def _created(
     model: linen.Network, rngs: nnx.Rngs | None, variables: Mapping[str, Any] | None
 ) -> Network:
     """Returns the NNX network of a Linen network."""
-    for kind in type(model).__mro__:
-        if kind in NETWORKS:
-            names = [field.name for field in dataclasses.fields(model) if field.init]
-            own = {name: getattr(model, name) for name in names if name not in ("parent", "name")}
-            return NETWORKS[kind](rngs=rngs, variables=variables, **own)
-    raise InputError(
-        f"{type(model).__name__} is no network of flaxres: wrap it in flax.nnx.bridge.ToNNX"
-    )
+    if type(model) not in NETWORKS:
+        raise InputError(
+            f"{type(model).__name__} is none of {', '.join(kind.__name__ for kind in NETWORKS)}: "
+            "wrap it in flax.nnx.bridge.ToNNX"
+        )
+    names = [field.name for field in dataclasses.fields(model) if field.init]
+    own = {name: getattr(model, name) for name in names if name not in ("parent", "name")}
+    return NETWORKS[type(model)](rngs=rngs, variables=variables, **own)
 
 
 def to_linen(model: Network) -> tuple[linen.Network, dict[str, Any]]:
@@ -305,7 +306,7 @@ def _require_same_tree(variables: Mapping[str, Any], shapes: Mapping[str, Any]) 
     """
     given, wanted = (
         {
-            ".".join(str(key.key) for key in path): jnp.shape(leaf)
+            ".".join(str(getattr(key, "key", key)) for key in path): jnp.shape(leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
         for tree in (variables, shapes)

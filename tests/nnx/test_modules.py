@@ -58,6 +58,9 @@ def test_variables_of_another_network_are_refused(
         flaxres.nnx.from_linen(wide, variables)
     with pytest.raises(InputError, match="scan_blocks"):
         flaxres.nnx.from_linen(linen.clone(scan_blocks=True, parent=None), variables)
+    own = type("Own", (flaxres.ResNet,), {})(**SMALL)
+    with pytest.raises(InputError, match="Own is none of ResNet, ResNetV2, ResNet9, DenseNet"):
+        flaxres.nnx.from_linen(own, variables)
 
 
 def test_modes_decide_what_a_call_does() -> None:
@@ -130,6 +133,7 @@ def test_scanned_blocks_run_and_are_not_taken_apart() -> None:
         scanned.layer1[1]
     with pytest.raises(InputError, match="create the network with scan_blocks=False"):
         scanned.layer1.scanned(IMAGES)
+    scanned.layer1.scanned = nnx.clone(scanned).layer1.scanned  # not another layer
     with pytest.raises(InputError, match=r"layer1\.scanned\.conv1 is part of scanned blocks"):
         scanned.layer1.scanned.conv1 = nnx.Conv(4, 4, (3, 3), rngs=nnx.Rngs(0))
 
