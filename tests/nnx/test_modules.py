@@ -103,16 +103,18 @@ def test_layers_are_called_alone(model: flaxres.nnx.ResNet, linen: flaxres.ResNe
 
     @nnx.jit
     def by_hand(model: Any, x: jax.Array) -> Any:
-        stem = nnx.relu(model.bn1(model.conv1(x)))
-        x = stem
+        norm = model.bn1(model.conv1(x))
+        x = stem = nnx.relu(norm)
         for block in model.layer1:
             x = block(x)
-        return {"stem": stem, "stage1": x, "logits": model.fc(model.layer2(x).mean((1, 2)))}
+        logits = model.fc(model.layer2(x).mean((1, 2)))
+        return {"norm": norm, "stem": stem, "stage1": x, "logits": logits}
 
     assert model.layer1[-1] is model.layer1["2"]
     assert model.layer1[-1] is not model.layer1[0]
     inference = nnx.view(model, use_running_average=True)
     found, expected = by_hand(inference, IMAGES), maps(inference, IMAGES)
+    assert (found["norm"] < 0).any()
     for name in ("stem", "stage1"):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found["logits"], forward(inference, IMAGES), rtol=1e-5, atol=1e-6)

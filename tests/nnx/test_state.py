@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 import flaxres
 import flaxres.nnx
 from flaxres import InputError
+from flaxres.nnx import _definition
 from tests.nnx.small import IMAGES, SMALL, filled, forward, network, same
 
 
@@ -27,6 +28,8 @@ def test_flax_splits_merges_copies_and_shows_a_network(
     other = filled(flaxres.ResNet(**SMALL), 1)
     assert nnx.graphdef(other) == graphdef
     assert hash(nnx.graphdef(other)) == hash(graphdef)
+    _definition.traced.cache_clear()
+    assert nnx.graphdef(filled(flaxres.ResNet(**SMALL))) == graphdef
     assert nnx.graphdef(network(bn_momentum=0.5)) != graphdef
     for copied in (nnx.clone(model), copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert copied.fc.kernel is not model.fc.kernel
