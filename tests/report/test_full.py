@@ -167,19 +167,16 @@ def test_a_tie_counts_against_the_label() -> None:
     assert equal.min() == 0.25  # is not written to
 
 
-def test_the_command_prints_a_table_or_json(
+def test_the_command_prints_json(
     made: Made, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = ["evaluate", "--workdir", str(made.workdir), "--full", "--out", str(tmp_path / "out")]
-    assert main(words) == 0
-    printed, content = capfd.readouterr().out, read_json(made)
-    assert f"top-1 {100 * content['top']['1']:.2f}%" in printed
-    assert f"ECE {content['ece']:.4f}" in printed
-    label, other, count = content["confused"][0]
-    assert f"{label} as {other} ({count})" in printed
-    assert printed.endswith(f"wrote {tmp_path / 'out'}\n")
     assert main([*words, "--json"]) == 0
-    assert json.loads(capfd.readouterr().out)["ece"] == content["ece"]
+    printed = json.loads(capfd.readouterr().out)
+    assert printed == json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    # The command may compute by other convolutions, which round otherwise.
+    assert printed.keys() == read_json(made).keys()
+    assert printed["ece"] == pytest.approx(read_json(made)["ece"], rel=1e-4)
 
 
 @pytest.mark.parametrize(

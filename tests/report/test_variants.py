@@ -45,8 +45,12 @@ def test_the_network_chooses_among_the_classes_of_the_folder(
     words = ["evaluate", "--workdir", str(made.workdir), "--full", "--images", str(folder)]
     assert main(words) == 0
     out = made.workdir / "evaluation-digits-r"
-    assert capfd.readouterr().out.endswith(f"wrote {out}\n")
-    content = json.loads((out / "evaluation.json").read_text())
+    content, printed = json.loads((out / "evaluation.json").read_text()), capfd.readouterr().out
+    assert printed.endswith(f"wrote {out}\n")
+    assert f"top-1 {100 * content['top']['1']:.2f}%" in printed
+    assert f"ECE {content['ece']:.4f}" in printed
+    label, other, count = content["confused"][0]
+    assert f"{label} as {other} ({count})" in printed
     inside = np.isin(made.labels, CHOSEN)
     p = made.probabilities[inside][:, CHOSEN]
     p /= p.sum(1, keepdims=True)
