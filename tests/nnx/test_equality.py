@@ -63,7 +63,11 @@ def test_the_program_of_an_option_is_linens(options: dict[str, Any]) -> None:
     assert linen == nnx_
 
 
-@pytest.mark.parametrize(("name", "options"), RUN, ids=[name for name, _ in RUN])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [pytest.param(*row, marks=[pytest.mark.slow] * (i > 0)) for i, row in enumerate(RUN)],
+    ids=[name for name, _ in RUN],
+)
 def test_logits_gradients_and_statistics_are_linens(name: str, options: dict[str, Any]) -> None:
     linen, nnx_, (_, _, images) = steps(name, **options)
     model = flaxres.create_model(name, **options)

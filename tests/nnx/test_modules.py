@@ -20,8 +20,8 @@ from tests.nnx.small import IMAGES, SMALL, forward, network, same
 
 
 def test_trees_and_initial_values_are_linens(linen: flaxres.ResNet) -> None:
-    model = flaxres.nnx.ResNet(**SMALL, rngs=nnx.Rngs(0))
-    variables = jax.jit(linen.init)(nnx.Rngs(0).params(), IMAGES)
+    model = flaxres.nnx.ResNet(**SMALL, rngs=nnx.Rngs(params=0, dropout=1))
+    variables = jax.jit(linen.init)(nnx.Rngs(params=0).params(), IMAGES)
     params, statistics = nnx.state(model, nnx.Param, nnx.BatchStat)
     assert same(nnx.to_pure_dict(params), variables["params"])
     assert same(nnx.to_pure_dict(statistics), variables["batch_stats"])
