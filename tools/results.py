@@ -63,6 +63,7 @@ def write(chosen: argparse.Namespace) -> None:
     _write_json(folder / PROVENANCE, {k: v for k, v in provenance.items() if k not in PLACES})
     summaries = [json.loads((run / SUMMARY).read_text()) for run in chosen.runs]
     peer = json.loads(chosen.torch.read_text()) if chosen.torch else None
+    old = json.loads((folder / RESULT).read_text()) if (folder / RESULT).exists() else {}
     result = {
         "command": chosen.command,
         "machine": chosen.machine,
@@ -71,7 +72,7 @@ def write(chosen: argparse.Namespace) -> None:
         **spread([summary["top1"] for summary in summaries]),
         "minutes": [round(summary["seconds"] / 60, 1) for summary in summaries],
         "torch": peer,
-        "weights": None,
+        "weights": old.get("weights"),
     }
     _write_json(folder / RESULT, result)
     seal(folder)
