@@ -96,18 +96,7 @@ def save_pretrained(
     """
     preprocess = preprocess or Preprocess()
     settings = config(model, preprocess, classes)
-    name = settings["architecture"]
-    card = CARD + CARD_IN_TIMM * in_timm(name)
-    card = card.format(
-        architecture=name,
-        library="timm" if in_timm(name) else "flaxres",
-        tags="- timm\n- flaxres\n" if in_timm(name) else "- flaxres\n",
-        about=about,
-        license=f"license: {license}\n" if license else "",
-        outputs=model.num_classes,
-        classes=", ".join(classes),
-        **dataclasses.asdict(preprocess),
-    )
+    card = _card(settings["architecture"], model.num_classes, preprocess, classes, about, license)
     try:
         with completed(expanded(folder)) as part:
             save_weights(part / WEIGHTS, variables, model, preprocess, classes)
@@ -118,6 +107,28 @@ def save_pretrained(
         raise InputError(
             f"folder {str(folder)!r} can't be written ({error.strerror}): give another folder"
         ) from error
+
+
+def _card(
+    name: str,
+    outputs: int,
+    preprocess: Preprocess,
+    classes: Sequence[str],
+    about: str,
+    license: str,
+) -> str:
+    """Returns the model card."""
+    library, tags = ("timm", "- timm\n- flaxres\n") if in_timm(name) else ("flaxres", "- flaxres\n")
+    return (CARD + CARD_IN_TIMM * in_timm(name)).format(
+        architecture=name,
+        library=library,
+        tags=tags,
+        about=about,
+        license=f"license: {license}\n" if license else "",
+        outputs=outputs,
+        classes=", ".join(classes),
+        **dataclasses.asdict(preprocess),
+    )
 
 
 def config(model: Network, preprocess: Preprocess, classes: Sequence[str] = ()) -> dict[str, Any]:
