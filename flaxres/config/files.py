@@ -77,11 +77,11 @@ def _unknown_setting(error: Exception) -> str:
 
 
 def variant(file: str, base: str, changes: dict[str, Any]) -> Config:
-    """Returns another recipe with some settings changed; for a recipe's other depths.
+    """Returns another recipe with some settings changed, such as the depth.
 
     Args:
       file: `__file__` of the calling recipe.
-      base: name of the other recipe's file, in the same folder.
+      base: path of the other recipe's file from the folder of `file`.
       changes: full names of settings to values, `{"model.name": "resnet101"}`.
 
     Raises:
@@ -92,7 +92,7 @@ def variant(file: str, base: str, changes: dict[str, Any]) -> Config:
       >>> variant(str(here), "resnet20.py", {"train.seed": 7}).train.seed
       7
     """
-    config = load_config(str(pathlib.Path(file).with_name(base)))
+    config = load_config(str(pathlib.Path(file).parent / base))
     for name, value in changes.items():
         section, _, field = name.partition(".")
         if name not in flat(config):
