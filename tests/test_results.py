@@ -11,6 +11,8 @@ import pytest
 
 import flaxres
 from flaxres import cli
+from flaxres.config.files import from_json, load_config
+from flaxres.config.settings import flat
 from flaxres.weights.tags import TRAINED
 from tools import check_result, results
 
@@ -42,6 +44,17 @@ def test_a_result_is_sound_and_small(folder: pathlib.Path) -> None:
     assert (folder / "metrics.jsonl").stat().st_size <= results.LARGEST_LOG
     texts = [path.read_text() for path in folder.iterdir() if path.suffix != ".png"]
     assert not [place for place in ("/tmp/", "/home/", "/root/") if place in "".join(texts)]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_a_result_is_of_the_recipe_that_its_command_names(folder: pathlib.Path) -> None:
+    command = json.loads((folder / results.RESULT).read_text())["command"].split()
+    recipe = flat(load_config(command[command.index("--config") + 1]))
+    run = flat(from_json(folder / "config.json"))
+    differing = {name for name in run if run[name] != recipe[name]}
+    # What the machine decides, and options of the command.
+    decided = {"model.dtype", "data.exif"}
+    assert differing <= decided | {word.removeprefix("--") for word in command}
 
 
 def test_the_page_of_results_is_current() -> None:
