@@ -64,7 +64,8 @@ def save_weights(
     Args:
       path: of the file; an existing one is replaced.
       model: the network.
-      preprocess, classes: as in `flaxres.save_weights`.
+      preprocess: of the images, as in `flaxres.save_weights`.
+      classes: names of the classes in label order.
 
     Raises:
       InputError: the file can't be written, or a layer of the network was replaced.
@@ -96,8 +97,12 @@ def load_pretrained(
     """Creates a network with weights from the hub, or from a folder in the hub's form.
 
     Args:
-      tag, num_classes, revision, cache_dir, resolution: as in `flaxres.load_pretrained`.
+      tag: as in `flaxres.load_pretrained`.
       rngs: gives the keys of dropout and stochastic depth; None where the network has none.
+      num_classes: number of classes; another than the weights' re-initialises the head.
+      revision: branch, tag or commit of the repository.
+      cache_dir: folder in place of the hub's usual cache.
+      resolution: 'input' or 'test', as in `flaxres.load_pretrained`.
       **attributes: as in `flaxres.load_pretrained`.
 
     Returns:
@@ -137,8 +142,10 @@ def save_pretrained(
     """Writes a network into a folder that `load_pretrained` and timm load.
 
     Args:
-      folder, preprocess, classes: as in `flaxres.save_pretrained`.
+      folder: as in `flaxres.save_pretrained`.
       model: the network.
+      preprocess: of the images; None is `Preprocess()`.
+      classes: names of the classes in label order.
       **card: `about` and `license` of the model card, as in `flaxres.save_pretrained`.
 
     Raises:

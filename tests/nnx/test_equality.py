@@ -39,7 +39,10 @@ def limited(name: str, blocks: int, stages: int = 4) -> dict[str, Any]:
     if getattr(network, "pruned", ()):
         return {}
     attributes = {"depths": tuple(min(depth, blocks) for depth in network.depths[:stages])}
-    return attributes | ({"widths": network.widths[:stages]} if hasattr(network, "widths") else {})
+    for name in ("widths", "block"):
+        if isinstance(value := getattr(network, name, None), tuple):
+            attributes[name] = value[:stages]
+    return attributes
 
 
 @pytest.mark.parametrize("name", SAMPLE)
