@@ -124,6 +124,28 @@ def test_weights_of_the_package_load_and_classify_their_example(tag: str) -> Non
 EXAMPLES = {"resnet9.flaxres_fashion_mnist": "ankle boot", "resnet20.flaxres_digits": "0"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["results/nothing"], "nothing: no SHA256SUMS"),
+        (["results/fashion_mnist_resnet9", "--accuracy"], "needs data.source"),
+        (["results/fashion_mnist_resnet9", "--again", "60"], "the run ended before step 50"),
+        (["results/digits_resnet20", "--again", "5"], "no step up to 5: give at least 10"),
+    ],
+)
+def test_what_cannot_be_checked_is_said_in_a_line(
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(results.ROOT)
+    monkeypatch.setattr("sys.argv", ["check_result", *arguments])
+    with pytest.raises(SystemExit, match="True"):
+        check_result.main()
+    assert message in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_result_is_written_and_repeated_to_the_bit(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

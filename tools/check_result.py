@@ -24,6 +24,7 @@ from typing import Any
 
 from flaxres.config.files import from_json
 from flaxres.data.digests import file_digest
+from flaxres.errors import InputError
 from flaxres.training.metrics import read_metrics
 from flaxres.training.provenance import code_digest
 from flaxres.training.run import open_data
@@ -38,6 +39,8 @@ POLL_SECONDS = 0.5
 
 def problems(folder: pathlib.Path) -> list[str]:
     """Returns what is wrong with a result, from its files alone."""
+    if not (folder / SUMS).is_file():
+        return [f"no {SUMS}: give a folder of results/"]
     lines = (folder / SUMS).read_text().splitlines()
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     files = {path.name for path in folder.iterdir()} - {SUMS}
@@ -105,6 +108,8 @@ def again(folder: pathlib.Path, source: str | None, steps: int) -> list[str]:
     with tempfile.TemporaryDirectory() as place:
         config = _placed(folder, source, pathlib.Path(place))
         rows = _trained(config, pathlib.Path(place, "run"), max(wanted))
+    if missing := sorted(wanted.keys() - rows.keys()):
+        return [f"the run ended before step {missing[0]}: its message is above"]
     found = []
     for step, row in wanted.items():
         for name, value in row.items():
@@ -154,10 +159,13 @@ def main() -> None:
     failed = False
     for folder in chosen.folders:
         found = problems(folder)
-        if chosen.accuracy and not found:
-            found = accuracy(folder, chosen.source)
-        if chosen.again and not found:
-            found = again(folder, chosen.source, chosen.again)
+        try:
+            if chosen.accuracy and not found:
+                found = accuracy(folder, chosen.source)
+            if chosen.again and not found:
+                found = again(folder, chosen.source, chosen.again)
+        except InputError as error:
+            found = [str(error)]
         failed |= bool(found)
         print("\n".join(f"{folder.name}: {line}" for line in found or ["sound"]))
     sys.exit(failed)
