@@ -186,13 +186,11 @@ def main() -> None:
 
 def figures(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns the figures of several runs, with the means of 50 losses of the first one."""
-    top1, losses = [result["top1"] for result in results], results[0]["losses"]
+    losses = results[0]["losses"]
     curve = [[i, statistics.fmean(losses[i - 50 : i])] for i in range(50, len(losses) + 1, 50)]
     return {
         "torch": torch.__version__,
-        "top1": top1,
-        "mean": statistics.fmean(top1),
-        "deviation": statistics.stdev(top1) if len(top1) > 1 else None,
+        **command.spread([result["top1"] for result in results]),
         "minutes": [round(result["seconds"] / 60, 1) for result in results],
         "curve": curve,
     }

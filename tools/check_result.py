@@ -15,13 +15,13 @@ import argparse
 import json
 import pathlib
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from typing import Any
 
+from benchmarks import command
 from flaxres.config.files import from_json
 from flaxres.data.digests import file_digest
 from flaxres.errors import InputError
@@ -29,8 +29,9 @@ from flaxres.training.metrics import read_metrics
 from flaxres.training.provenance import code_digest
 from flaxres.training.run import open_data
 from flaxres.training.workdir import CONFIG, SUMMARY
+from flaxres.weights.hub_folder import WEIGHTS
 from flaxres.weights.tags import TRAINED, pretrained_info
-from tools.results import PROVENANCE, RESULT, SUMS, correct
+from tools.results import PROVENANCE, RESULT, SUMS, correct, read_json
 
 # Metrics that depend on the machine.
 TIMES = ("train/images_per_second", "train/input_stall_percent")
@@ -53,27 +54,25 @@ def problems(folder: pathlib.Path) -> list[str]:
 
 def _contradictions(folder: pathlib.Path) -> list[str]:
     """Returns figures of a result that contradict each other."""
-    result, summary = (_json(folder / name) for name in (RESULT, SUMMARY))
+    result, summary = (read_json(folder / name) for name in (RESULT, SUMMARY))
     last = [row for row in read_metrics(folder) if "eval/top1" in row][-1]
     pairs = {
         "the last evaluation of the log and the summary": (last["eval/top1"], summary["top1"]),
         "the step of the log and of the summary": (last["step"], summary["step"]),
         "the summary and the first seed": (summary["top1"], result["top1"][0]),
         "the seed of the config and of the result": (
-            _json(folder / CONFIG)["train"]["seed"],
+            read_json(folder / CONFIG)["train"]["seed"],
             result["seeds"][0],
         ),
         "the numbers of seeds and of figures": (len(result["seeds"]), len(result["top1"])),
     }
-    for name in ("", "torch"):
-        if figures := result[name] if name else result:
-            top1 = figures["top1"]
-            deviation = statistics.stdev(top1) if len(top1) > 1 else None
-            stated = (figures["mean"], figures["deviation"])
-            computed = (statistics.fmean(top1), deviation)
-            pairs[f"{name or 'our'} mean and deviation, and those of the seeds"] = stated, computed
+    for peer in ("", "torch"):
+        if figures := result[peer] if peer else result:
+            computed = command.spread(figures["top1"])
+            stated = {name: figures[name] for name in computed}
+            pairs[f"{peer or 'our'} mean and deviation, and those of the seeds"] = stated, computed
     if shipped := result["weights"]:
-        file = TRAINED / shipped["tag"] / "model.safetensors"
+        file = TRAINED / shipped["tag"] / WEIGHTS
         pairs["the weights of the package and their digest"] = file_digest(file), shipped["sha256"]
         stated = pretrained_info(shipped["tag"]).top1
         pairs["the accuracy of the tag and of the result"] = (
@@ -85,7 +84,7 @@ def _contradictions(folder: pathlib.Path) -> list[str]:
 
 def accuracy(folder: pathlib.Path, source: str | None) -> list[str]:
     """Returns whether the weights in the package classify other images correctly than stated."""
-    shipped = _json(folder / RESULT)["weights"]
+    shipped = read_json(folder / RESULT)["weights"]
     if shipped is None:
         return []
     with tempfile.TemporaryDirectory() as place:
@@ -103,7 +102,7 @@ def again(folder: pathlib.Path, source: str | None, steps: int) -> list[str]:
     wanted = {step: row for step, row in expected.items() if step <= steps}
     if not wanted:
         return [f"the log has no step up to {steps}: give at least {min(expected)}"]
-    if _json(folder / PROVENANCE)["code"] != code_digest():
+    if read_json(folder / PROVENANCE)["code"] != code_digest():
         print("note: this is other code than the result's, so bits may differ")
     with tempfile.TemporaryDirectory() as place:
         config = _placed(folder, source, pathlib.Path(place))
@@ -121,9 +120,9 @@ def again(folder: pathlib.Path, source: str | None, steps: int) -> list[str]:
 
 def _trained(config: pathlib.Path, workdir: pathlib.Path, steps: int) -> dict[int, Any]:
     """Trains until the log has a step, stops the run, and returns the log by step."""
-    command = [sys.executable, "-m", "flaxres.cli", "train"]
+    program = [sys.executable, "-m", "flaxres.cli", "train"]
     options = ["--config", str(config), "--workdir", str(workdir)]
-    process = subprocess.Popen([*command, *options])
+    process = subprocess.Popen([*program, *options])
     while process.poll() is None:
         rows = read_metrics(workdir) if workdir.exists() else []
         if any(row["step"] >= steps for row in rows):
@@ -136,15 +135,11 @@ def _trained(config: pathlib.Path, workdir: pathlib.Path, steps: int) -> dict[in
 
 def _placed(folder: pathlib.Path, source: str | None, place: pathlib.Path) -> pathlib.Path:
     """Writes the config of a result with the folder of the data on this machine."""
-    settings = _json(folder / CONFIG)
+    settings = read_json(folder / CONFIG)
     settings["data"]["source"] = source
     path = place / CONFIG
     path.write_text(json.dumps(settings))
     return path
-
-
-def _json(path: pathlib.Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ import json
 import pathlib
 import shutil
 import statistics
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 import flaxres
+from benchmarks import command
 from flaxres.config.files import from_json
 from flaxres.data.digests import file_digest
 from flaxres.data.source import Source
@@ -34,6 +34,7 @@ from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.metrics import read_metrics
 from flaxres.training.run import open_data
 from flaxres.training.workdir import CHECKPOINTS, CONFIG, CURVES, METRICS, SUMMARY
+from flaxres.weights.hub_folder import WEIGHTS
 from flaxres.weights.tags import TRAINED
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -51,42 +52,31 @@ def write(chosen: argparse.Namespace) -> None:
     folder = RESULTS / chosen.name
     folder.mkdir(parents=True, exist_ok=True)
     first = chosen.runs[0]
-    settings = json.loads((first / CONFIG).read_text())
+    settings = read_json(first / CONFIG)
     settings["data"] |= {"source": None, "data_dir": None}
     _write_json(folder / CONFIG, settings)
-    _write_json(folder / SUMMARY, json.loads((first / SUMMARY).read_text()))
+    _write_json(folder / SUMMARY, read_json(first / SUMMARY))
     rows = [json.dumps(row) for row in thinned(read_metrics(first))]
     (folder / METRICS).write_text("\n".join(rows) + "\n")
     shutil.copyfile(first / CURVES, folder / CURVES)
     with Checkpoints(first / CHECKPOINTS) as checkpoints:
         provenance = checkpoints.provenance()
     _write_json(folder / PROVENANCE, {k: v for k, v in provenance.items() if k not in PLACES})
-    summaries = [json.loads((run / SUMMARY).read_text()) for run in chosen.runs]
-    peer = json.loads(chosen.torch.read_text()) if chosen.torch else None
-    old = json.loads((folder / RESULT).read_text()) if (folder / RESULT).exists() else {}
+    summaries = [read_json(run / SUMMARY) for run in chosen.runs]
+    peer = read_json(chosen.torch) if chosen.torch else None
+    old = read_json(folder / RESULT) if (folder / RESULT).exists() else {}
     result = {
         "command": chosen.command,
         "machine": chosen.machine,
         "published": chosen.published,
-        "seeds": [json.loads((run / CONFIG).read_text())["train"]["seed"] for run in chosen.runs],
-        **spread([summary["top1"] for summary in summaries]),
+        "seeds": [read_json(run / CONFIG)["train"]["seed"] for run in chosen.runs],
+        **command.spread([summary["top1"] for summary in summaries]),
         "minutes": [round(summary["seconds"] / 60, 1) for summary in summaries],
         "torch": peer,
         "weights": old.get("weights"),
     }
     _write_json(folder / RESULT, result)
     seal(folder)
-
-
-def spread(top1: Sequence[float]) -> dict[str, Any]:
-    """Returns accuracies with their mean and sample standard deviation, None for a single one.
-
-    Examples:
-      >>> spread([0.5, 0.75])["mean"], spread([0.5])["deviation"]
-      (0.625, None)
-    """
-    deviation = statistics.stdev(top1) if len(top1) > 1 else None
-    return {"top1": list(top1), "mean": statistics.fmean(top1), "deviation": deviation}
 
 
 def thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -120,7 +110,7 @@ def weights(chosen: argparse.Namespace) -> None:
         license=chosen.license,
     )
     config = TRAINED / chosen.tag / CONFIG
-    content = json.loads(config.read_text()) | {"license": chosen.license, "top1": None}
+    content = read_json(config) | {"license": chosen.license, "top1": None}
     _write_json(config, content)
     settings = from_json(chosen.run / CONFIG)
     (source,) = open_data(settings.data, [settings.data.eval_split])
@@ -130,8 +120,8 @@ def weights(chosen: argparse.Namespace) -> None:
         picture = Image.open(io.BytesIO(source.read(chosen.example)[0]))
         picture.save(TRAINED / chosen.tag / "example.png")
     folder = RESULTS / chosen.name
-    result = json.loads((folder / RESULT).read_text())
-    file = TRAINED / chosen.tag / "model.safetensors"
+    result = read_json(folder / RESULT)
+    file = TRAINED / chosen.tag / WEIGHTS
     result["weights"] = {
         "tag": chosen.tag,
         "sha256": file_digest(file),
@@ -170,7 +160,7 @@ def table() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for folder in sorted(path.parent for path in RESULTS.glob(f"*/{RESULT}")):
-        result = json.loads((folder / RESULT).read_text())
+        result = read_json(folder / RESULT)
         peer = result["torch"]
         theirs = (_percent(peer), str(len(peer["top1"]))) if peer else ("not run", "")
         minutes = f"{statistics.median(result['minutes']):.1f}"
@@ -183,6 +173,11 @@ def _percent(figures: dict[str, Any]) -> str:
     deviation = figures["deviation"]
     spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
     return f"{100 * figures['mean']:.2f}%{spread}"
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Returns the content of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _write_json(path: pathlib.Path, content: Any) -> None:

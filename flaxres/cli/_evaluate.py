@@ -54,15 +54,15 @@ def _evaluate_fully(
     as_json: bool,
 ) -> None:
     """Writes the files of a full evaluation, and prints a short table."""
-    from flaxres.report.folder import without_nan
     from flaxres.report.full import evaluate_fully
     from flaxres.training.hosts import leader
+    from flaxres.training.metrics import finite
 
     content = evaluate_fully(config, workdir, weights=weights, **given)
     if leader():
         part = f"-{content['split']}" if given["images"] else ""
         lines = [*_lines(content), f"wrote {given['out'] or f'{workdir}/evaluation{part}'}"]
-        show(as_json, without_nan(content), lines)
+        show(as_json, finite(content), lines)
 
 
 def _lines(content: dict[str, Any]) -> list[str]:

@@ -4,12 +4,14 @@ import csv
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+
+from flaxres.training.metrics import finite
 
 EVALUATION = "evaluation"
 SUMMARY, CONFUSION, PER_CLASS = "evaluation.json", "confusion.csv", "per_class.csv"
@@ -18,22 +20,6 @@ PAIRS = ("label", "predicted", "images")
 # Images of at most this size are stored without loss; larger ones are shrunk to the second size.
 LOSSLESS, LARGEST = 64, 224
 QUALITY = 85
-
-
-def without_nan(value: Any) -> Any:
-    """Replaces NaN and infinity, which JSON does not have, by None, at any depth.
-
-    Examples:
-      >>> without_nan({"precision": [1.0, float("nan")]})
-      {'precision': [1.0, None]}
-    """
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(inner) for inner in value]
-    return value
 
 
 def clear(folder: pathlib.Path) -> None:
@@ -50,13 +36,13 @@ def clear(folder: pathlib.Path) -> None:
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Writes a file of JSON in one step."""
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(without_nan(content), indent=2) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(finite(content), indent=2) + "\n", encoding="utf-8")
     part.replace(path)
 
 
 def write_lines(path: pathlib.Path, rows: Iterable[Any]) -> None:
     """Writes a file of JSON lines."""
-    text = "".join(json.dumps(without_nan(row)) + "\n" for row in rows)
+    text = "".join(json.dumps(finite(row)) + "\n" for row in rows)
     path.write_text(text, encoding="utf-8")
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flaxres.printing import say
@@ -94,12 +94,20 @@ class Writer:
             sink.do(lambda log: log.close())
 
 
-def finite(row: dict[str, Any]) -> dict[str, Any]:
-    """Replaces NaN and infinity, which JSON does not have, by None."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in row.items()
-    }
+def finite(value: Any) -> Any:
+    """Replaces NaN and infinity, which JSON does not have, by None, at any depth.
+
+    Examples:
+      >>> finite({"precision": [1.0, float("nan")]})
+      {'precision': [1.0, None]}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return value
 
 
 def write_summary(workdir: pathlib.Path, summary: dict[str, Any]) -> None:
