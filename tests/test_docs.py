@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from tools import module_table
+
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 LINKED = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md")), *PAGES]
@@ -104,6 +106,12 @@ def test_the_python_of_a_page_runs(
     namespace: dict[str, object] = {}
     for block in runnable(path):
         exec(compile(block, name_of(path), "exec"), namespace)
+
+
+def test_the_table_of_modules_is_that_of_the_docstrings() -> None:
+    assert module_table.PAGE.read_text(encoding="utf-8") == module_table.page(), (
+        "run python -m tools.module_table"
+    )
 
 
 def test_the_readme_is_short() -> None:

@@ -1,4 +1,4 @@
-"""Checks of labels, each of which must be the number of a class, and names of classes."""
+"""Checks of the labels of every kind of dataset, each the number of a class; names of classes."""
 
 import pathlib
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""Batches on the devices.
+"""Batches on the devices: threads or processes read and decode them ahead.
 
-Threads or processes decode ahead, and one more thread transfers batches to the devices. Positions
-determine the order of samples; it does not depend on which thread is first.
+One more thread transfers batches to the devices. Positions determine the order of samples; it does
+not depend on which thread is first.
 """
 
 import collections

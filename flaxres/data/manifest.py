@@ -43,6 +43,8 @@ Line = tuple[int, str, str | int]
 def open_manifest(source: str | None) -> Store:
     """Opens the lists of a folder, or one list.
 
+    Labels that are numbers are checked by `flaxres.data.labels`, as those of every dataset.
+
     Args:
       source: the folder, or the list of a single split.
 

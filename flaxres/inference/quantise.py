@@ -1,4 +1,4 @@
-"""Kernels in 8 bits."""
+"""Kernels in 8 bits, for exports."""
 
 import dataclasses
 from collections.abc import Mapping

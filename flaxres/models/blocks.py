@@ -53,7 +53,8 @@ def branch(
         3x3, as PyTorch does.
       cardinality: groups of the 3x3 (Xie et al. 2017, table 1).
       base_width: width of a group where the block's width is 64 (Xie et al. 2017, table 1).
-      dilation: dilation of the strided 3x3, and of a basic block's second 3x3.
+      dilation: dilation of the strided 3x3, and of a basic block's second 3x3. They differ in the
+        block at which a dilation begins: its first 3x3 still has the dilation of the stage before.
       reduction: divides the width of the first convolution (SENet-154, Hu et al. 2018, section
         6.1).
     """
@@ -73,28 +74,37 @@ class Projection(nn.Module):
     """A shortcut with parameters; layers are named by index, as in PyTorch's `downsample`.
 
     Option B of He et al. 2016, section 3.3: a 1x1 convolution and a norm. With `averaged`, that of
-    ResNet-D (He et al. 2019, section 4.2), which averages pixels instead of skipping them. `kernel`
-    has the size and the dilation of a larger convolution, which never averages.
+    ResNet-D (He et al. 2019, section 4.2), which averages pixels instead of skipping them.
+
+    Attributes:
+      features: channels of the result.
+      stride: stride of the convolution, or of the average in its place.
+      averaged: average before the convolution.
+      dilated: average at stride 1 too, as timm does where a dilation takes the place of a stride.
+      conv, norm: layers with their dtypes bound.
+      kernel_size, kernel_dilation: of the convolution, where it does not average.
     """
 
     features: int
     stride: int
-    dilation: int
     averaged: bool
+    dilated: bool
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
-    kernel: tuple[int, int] = (1, 1)
+    kernel_size: int = 1
+    kernel_dilation: int = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
-        first, stride = 0, self.stride
-        if self.averaged:
-            first, stride = 1, 1
-            if self.stride != 1 or self.dilation != 1:
-                x = shrink_average(x, self.stride)
-        size, dilation = self.kernel
+        if self.averaged and (self.stride != 1 or self.dilated):
+            x = shrink_average(x, self.stride)
+        first = int(self.averaged)
         x = self.conv(
-            self.features, kernel_size=size, stride=stride, dilation=dilation, name=str(first)
+            self.features,
+            kernel_size=self.kernel_size,
+            stride=1 if self.averaged else self.stride,
+            dilation=self.kernel_dilation,
+            name=str(first),
         )(x)
         y: jax.Array = self.norm(name=str(first + 1))(x, use_running_average=not train)
         return y
@@ -156,7 +166,7 @@ class ResidualBlock(nn.Module):
         widths = self.pruned or [row.features for row in rows]
         rows = [row._replace(features=n) for row, n in zip(rows, widths, strict=True)]
         # As in timm: in place of a stride, and where a dilation in place of a stride begins.
-        anti_aliased = (self.stride, self.dilation[0]) != (1, self.dilation[1])
+        anti_aliased = self.stride != 1 or self.dilation[0] != self.dilation[1]
         strided = 1 if self.kind == "basic" or self.v1 else 2
         y = x
         for i, row in enumerate(rows[:-1], 1):
@@ -187,16 +197,18 @@ class ResidualBlock(nn.Module):
         if self.shortcut == "zero_pad":
             return zero_pad_shortcut(x, features, self.stride)
         averaged = self.shortcut == "average"
-        keeps_pixels = (self.stride, self.dilation[1]) == (1, 1)
-        plain = averaged or keeps_pixels or self.shortcut_size == 1
+        dilated = self.dilation[1] != 1
+        # As in timm: only a projection that strides, or is dilated instead, is larger than 1x1.
+        larger = not averaged and (self.stride != 1 or dilated)
         return Projection(
             features,
             self.stride,
-            self.dilation[1],
             averaged,
+            dilated,
             self.conv,
             self.norm,
-            (1, 1) if plain else (self.shortcut_size, self.dilation[0]),
+            kernel_size=self.shortcut_size if larger else 1,
+            kernel_dilation=self.dilation[0] if larger and self.shortcut_size > 1 else 1,
             name="downsample",
         )(x, train)
 
@@ -245,7 +257,15 @@ class PreActivationBlock(nn.Module):
         self, x: Float[Array, "n h w c"], train: bool, drop_rate: Any = 0.0
     ) -> Float[Array, "n h2 w2 k"]:
         width = self.features // EXPANSION[self.kind]
-        rows = branch(self.kind, width, self.stride, False, 1, 64, (1, 1))
+        rows = branch(
+            self.kind,
+            width,
+            self.stride,
+            v1=False,
+            cardinality=1,
+            base_width=64,
+            dilation=(1, 1),
+        )
         y = norm_relu(self.norm(name="norm1"), x, train)
         if self.project:
             shortcut = Downsample(
@@ -293,7 +313,7 @@ class Stage(nn.Module):
         if self.scan and len(self.drop_rates) > 2:
             rates = jnp.asarray(self.drop_rates[1:], jnp.float32)
             scanned: Callable[..., tuple[jax.Array, None]] = nn.scan(
-                lambda block, carry, rate: (self.call(block, carry, train, rate), None),
+                lambda block, carry, rate: (self.call(block, carry, train, rate, True), None),
                 variable_axes={"params": 0, "batch_stats": 0},
                 split_rngs={"params": True, "dropout": True},
                 length=len(rates),
@@ -304,15 +324,24 @@ class Stage(nn.Module):
         return x
 
     def call(
-        self, block: nn.Module, x: Float[Array, "n h w c"], train: bool, rate: Any
+        self,
+        block: nn.Module,
+        x: Float[Array, "n h w c"],
+        train: bool,
+        rate: Any,
+        scanned: bool = False,
     ) -> Float[Array, "n h2 w2 k"]:
-        """Calls a block, rematerialised if `remat` is set."""
+        """Calls a block, rematerialised if `remat` is set.
+
+        Outside of a scan, barriers keep the compiler from replacing the recomputed activations by
+        those of the forward pass. Between the loops of a scan it can't.
+        """
         y: jax.Array
         if not self.remat:
             y = block(x, train, rate)
             return y
         recomputed: Callable[..., jax.Array] = nn.remat(
-            lambda block, x, rate: block(x, train, rate), prevent_cse=not self.scan
+            lambda block, x, rate: block(x, train, rate), prevent_cse=not scanned
         )
         return recomputed(block, x, rate)
 
@@ -341,11 +370,12 @@ def stack_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
         name: stack_blocks(value) if isinstance(value, Mapping) else value
         for name, value in variables.items()
     }
-    blocks = [result[str(i)] for i in range(1, len(result)) if str(i) in result]
     if result.keys() != {str(i) for i in range(len(result))} or len(result) < 3:
         return result
-    if any(not isinstance(block, dict) for block in blocks):
-        return result
-    if len({str(jax.tree.map(jnp.shape, block)) for block in blocks}) > 1:
+    blocks = [result[str(i)] for i in range(1, len(result))]
+    alike = len({str(jax.tree.map(jnp.shape, block)) for block in blocks}) == 1
+    if not alike or not isinstance(
+        blocks[0], dict
+    ):  # pruned widths, or arrays that are named by numbers
         return result
     return {"0": result["0"], SCANNED: jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}

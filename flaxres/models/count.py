@@ -1,4 +1,4 @@
-"""Count the parameters and multiply-accumulates of a network from its own trace."""
+"""Counts the parameters and multiply-accumulates of a network from its own trace."""
 
 import math
 from typing import Any

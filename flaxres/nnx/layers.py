@@ -1,4 +1,4 @@
-"""Layers, blocks and networks as modules of Flax's NNX.
+"""Layers, blocks and networks as modules of Flax's NNX, with their parts as attributes.
 
 A layer holds its variables and the layers in it as attributes. Its mathematics is its Linen
 module, which `flaxres.nnx._call` runs: nothing of it is written here.

@@ -29,8 +29,8 @@ def define(
       usual: its form on platforms other than CPUs.
       left: transpose rule for the first operand.
       right: transpose rule for the second operand.
-      cpu: its form on CPUs; `usual` if None.
-      on_cpu: its lowering rule on CPUs; not under `jax.vmap`. The one of `usual` if None.
+      cpu: its form on CPUs under `jax.vmap`; `usual` if None.
+      on_cpu: its lowering rule on CPUs elsewhere; that of `usual` if None.
     """
 
     def shape(*operands: ShapedArray, **settings: Any) -> ShapedArray:

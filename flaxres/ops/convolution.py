@@ -76,39 +76,40 @@ def direct(
 
 
 def dilated(
-    x: jax.Array, kernel: jax.Array, stride: int, dilation: int, extent: Extent, backwards: bool
+    x: jax.Array, kernel: jax.Array, stride: int, input_dilation: int, extent: Extent, turned: bool
 ) -> jax.Array:
-    """Convolves `x` with `dilation - 1` zeros between its pixels.
+    """Convolves `x` with `input_dilation - 1` zeros between its pixels.
 
-    Zeros behind the image give the result the height and width `extent`. With `backwards` the
-    kernel is turned first: see `turned`.
+    Zeros behind the image give the result the height and width `extent`. With `turned` the
+    kernel is turned first: see `turn`.
     """
-    kernel = turned(kernel) if backwards else kernel
+    kernel = turn(kernel) if turned else kernel
     size, pad = kernel.shape[0], kernel.shape[0] // 2
     padding = [
-        (pad, (out - 1) * stride + size - pad - (given - 1) * dilation - 1)
+        (pad, (out - 1) * stride + size - pad - (given - 1) * input_dilation - 1)
         for out, given in zip(extent, x.shape[1:3], strict=True)
     ]
-    strides, dilations = (stride, stride), (dilation, dilation)
+    strides, dilations = (stride, stride), (input_dilation, input_dilation)
     return lax.conv_general_dilated(
         x, kernel, strides, padding, dilations, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
 def dense(
-    x: jax.Array, kernel: jax.Array, stride: int, dilation: int, extent: Extent, backwards: bool
+    x: jax.Array, kernel: jax.Array, stride: int, input_dilation: int, extent: Extent, turned: bool
 ) -> jax.Array:
     """Computes `dilated` for a 3x3 kernel as one matrix product.
 
     The matrix has a row for each channel of each input pixel, and a column for each channel of each
-    output pixel.
+    output pixel. Along one axis output pixel o reads input pixel i through the tap
+    `input_dilation * i - stride * o + 1` of the kernel, if that is 0, 1 or 2.
     """
-    kernel = turned(kernel) if backwards else kernel
-    places = [
-        dilation * np.arange(given) - stride * np.arange(out)[:, None] + 1
+    kernel = turn(kernel) if turned else kernel
+    taps = [
+        input_dilation * np.arange(given) - stride * np.arange(out)[:, None] + 1
         for out, given in zip(extent, x.shape[1:3], strict=True)
     ]
-    rows, columns = (np.asarray(place[..., None] == np.arange(3), x.dtype) for place in places)
+    rows, columns = (np.asarray(tap[..., None] == np.arange(3), x.dtype) for tap in taps)
     return jnp.einsum(
         "nhwc,hwcijk->nijk", x, jnp.einsum("iha,jwb,abck->hwcijk", rows, columns, kernel)
     )
@@ -117,9 +118,16 @@ def dense(
 def dense_pays(pixels: Sequence[int], kernel: Any) -> bool:
     """Returns whether `dense` is faster than XLA's convolution on CPUs, by measurement.
 
-    XLA's CPU compiler uses naive loops where the kernel is larger than the image. With few channels
-    these loops cost little.
+    It depends on the smaller of the two images. In a convolution that is the result, and in the
+    gradient of its image, which is the same primitive, the cotangent.
+
+    Args:
+      pixels: height and width of the smaller image.
+      kernel: the kernel.
+
     """
+    # XLA's CPU compiler uses naive loops where the kernel is larger than the image. With few
+    # channels these loops cost little.
     return (
         kernel.shape[0] == 3
         and max(pixels) <= 2
@@ -137,10 +145,15 @@ def native_pays(array: Any) -> bool:
 
 
 def convolve(
-    x: jax.Array, kernel: jax.Array, stride: int, dilation: int, extent: Extent, backwards: bool
+    x: jax.Array, kernel: jax.Array, stride: int, input_dilation: int, extent: Extent, turned: bool
 ) -> jax.Array:
     """Binds the primitive whose form is `dilated`."""
-    settings = {"stride": stride, "dilation": dilation, "extent": extent, "backwards": backwards}
+    settings = {
+        "stride": stride,
+        "input_dilation": input_dilation,
+        "extent": extent,
+        "turned": turned,
+    }
     result: jax.Array = convolution_p.bind(*varying_alike(x, kernel), **settings)
     return result
 
@@ -163,7 +176,7 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array, stride: int, size: int) 
     return result
 
 
-def turned(kernel: jax.Array) -> jax.Array:
+def turn(kernel: jax.Array) -> jax.Array:
     """Rotates a kernel by 180 degrees and swaps its channels, for gradients of images."""
     return kernel[::-1, ::-1].swapaxes(2, 3)
 
@@ -173,11 +186,12 @@ def image_transpose(
     x: ad.UndefinedPrimal,
     kernel: jax.Array,
     stride: int,
-    dilation: int,
+    input_dilation: int,
     extent: Extent,
-    backwards: bool,
+    turned: bool,
 ) -> jax.Array:
-    return convolve(cotangent, kernel, dilation, stride, x.aval.shape[1:3], not backwards)
+    """Computes the gradient of the image: the same form with stride and dilation exchanged."""
+    return convolve(cotangent, kernel, input_dilation, stride, x.aval.shape[1:3], not turned)
 
 
 def kernel_transpose(
@@ -185,16 +199,18 @@ def kernel_transpose(
     x: jax.Array,
     kernel: ad.UndefinedPrimal,
     stride: int,
-    dilation: int,
+    input_dilation: int,
     extent: Extent,
-    backwards: bool,
+    turned: bool,
 ) -> jax.Array:
+    """Computes the gradient of the kernel."""
     size = kernel.aval.shape[0]
-    if dilation == 1:
-        gradient, forwards = kernel_gradient(x, cotangent, stride, size), True
-    else:
-        gradient, forwards = kernel_gradient(cotangent, x, dilation, size), False
-    return gradient if forwards != backwards else turned(gradient)
+    if input_dilation == 1:
+        gradient = kernel_gradient(x, cotangent, stride, size)
+        return turn(gradient) if turned else gradient
+    # The form is itself the gradient of an image, with x as the cotangent.
+    gradient = kernel_gradient(cotangent, x, input_dilation, size)
+    return gradient if turned else turn(gradient)
 
 
 def usual_kernel_gradient(x: jax.Array, cotangent: jax.Array, stride: int, size: int) -> jax.Array:
@@ -208,16 +224,23 @@ def usual_kernel_gradient(x: jax.Array, cotangent: jax.Array, stride: int, size:
 
 
 def pointwise(
-    x: jax.Array, kernel: jax.Array, stride: int, dilation: int, extent: Extent, backwards: bool
+    x: jax.Array, kernel: jax.Array, stride: int, input_dilation: int, extent: Extent, turned: bool
 ) -> jax.Array:
-    """Computes `dilated` for a 1x1 kernel as a product."""
-    y = plain_product(x[:, ::stride, ::stride], kernel[0, 0].T if backwards else kernel[0, 0])
+    """Computes `dilated` for a 1x1 kernel as a product.
+
+    Only programs with native calls come here, for what no native call computes.
+    `pointwise_product` is the 1x1 convolution of all others.
+    """
+    y = plain_product(x[:, ::stride, ::stride], kernel[0, 0].T if turned else kernel[0, 0])
+    # Zeros between the pixels, and behind the last one.
     edges = [
-        (0, out - (given - 1) * dilation - 1, dilation - 1)
+        (0, out - (given - 1) * input_dilation - 1, input_dilation - 1)
         for out, given in zip(extent, y.shape[1:3], strict=True)
     ]
     return (
-        y if dilation == 1 else lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+        y
+        if input_dilation == 1
+        else lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
     )
 
 
@@ -263,13 +286,17 @@ def native_convolution(
     context: mlir.LoweringRuleContext,
     *operands: Any,
     stride: int,
-    dilation: int,
+    input_dilation: int,
     extent: Extent,
-    backwards: bool,
+    turned: bool,
 ) -> Any:
     call = jax.ffi.ffi_lowering("flaxres_convolution")
     return call(
-        context, *operands, stride=np.int64(stride), dilation=np.int64(dilation), turned=backwards
+        context,
+        *operands,
+        stride=np.int64(stride),
+        dilation=np.int64(input_dilation),
+        turned=turned,
     )
 
 

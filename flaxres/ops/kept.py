@@ -3,9 +3,10 @@
 `keep` and `keep_gradient` return their argument. On CPUs XLA can't optimise them away; on other
 platforms they produce no code. XLA's CPU compiler fuses a chain of elementwise operations into
 every kernel that reads the end of the chain. It then computes the chain again in each of them,
-transposed where the kernel computes a gradient. It does not fuse a binary elementwise operation
-into the matrix product or convolution that reads it. These identities are such operations. With
-them a training step of ResNet-50 takes 2.2 s instead of 2.7 s (two cores, batch 16).
+transposed where the kernel computes a gradient. A matrix product or convolution that reads a binary
+elementwise operation is an exception: nothing is fused into it. The identities are therefore
+written as binary operations. With them a training step of ResNet-50 takes 2.2 s instead of 2.7 s
+(two cores, batch 16).
 
 `gate` is the derivative of a ReLU: it passes a tangent where the ReLU's input is above 0. On GPUs
 it compares the ReLU's result instead, which is in memory for the layers that read it. XLA's GPU
@@ -13,7 +14,7 @@ compiler would compute the input again from two arrays. `apart=True` puts the re
 optimisation barrier. Without the barrier XLA writes the gated gradient to memory in a pass of its
 own. With it, each of the two backward passes of a norm computes the gate. Compiled for an H200, a
 training step of ResNet-50 moves 4% less memory with the comparison of the result, and a further 1%
-less with the barrier (benchmarks/RESULTS.md). On TPUs it would move more.
+less with the barrier (benchmarks/RESULTS.md). A step compiled for TPUs would move more with it.
 
 `jax_operations_only` leaves all of this out, for converters.
 """
@@ -152,7 +153,10 @@ def gate_batched(
 
 
 def on_cpu(x: jax.Array, value: bool) -> jax.Array:
-    """Lowers `keep` on CPUs to `max(x, min(x, 0))`, which is `x`, or with `value=False` to `x`."""
+    """Lowers `keep` on CPUs to `max(x, min(x, 0))`, which is `x`.
+
+    With `value=False` it is `x` itself: only the gradient is kept apart.
+    """
     return jnp.maximum(x, jnp.minimum(x, jnp.zeros((), x.dtype))) if value else x
 
 

@@ -1,4 +1,4 @@
-"""Compile the C++ convolutions for CPUs (native.cc) and tell which programs can call them."""
+"""Compiles the C++ convolutions for CPUs (native.cc) and tells which programs can call them."""
 
 import ctypes
 import functools

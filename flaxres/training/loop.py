@@ -175,7 +175,7 @@ def _start(run: Run, folder: pathlib.Path, origin: Provenance, lock: Lock | None
                 f"step {first:,} was the last one: this run is finished; to train longer, give "
                 "more epochs and another workdir"
             )
-            if not hosts.gather((folder / SUMMARY).exists())[0]:
+            if not hosts.gather((folder / SUMMARY).exists())[0]:  # as the leader sees it
                 finish(run, folder, Evaluator(run, display.say)(state), progress, display)
             return state
 
@@ -237,7 +237,7 @@ class _Loop:
         loader: Loader | None,
     ) -> None:
         self.run, self.folder, self.checkpoints = run, folder, checkpoints
-        self.origin, self.before, self.left_out = origin, progress, progress.left_out
+        self.origin, self.earlier, self.left_out = origin, progress, progress.left_out
         self.display, self.log, self.watchdog, self.profile = display, log, watchdog, profile
         self.loader = loader
         self.evaluator = Evaluator(run, display.say)
@@ -254,16 +254,17 @@ class _Loop:
           Preempted: `stop` was set in one of the processes, and the state is saved.
         """
         batches = iter(batches)
-        first = next(batches)
-        self.stepper.prepare(state, first)
+        first_batch = next(batches)
+        self.stepper.prepare(state, first_batch)
         self.log.start()
         step = int(state.step)
-        for batch in itertools.chain([first], batches):
+        for batch in itertools.chain([first_batch], batches):
             self.compile_for(state, batch)
             due = self.due_after(step)
             state = self.dispatch(state, batch, step, due.step - step)
             step = due.step
-            # Of several processes, all learn at the same later step that one was asked to stop.
+            # If one of several processes was asked to stop, the votes say so in all of them at the
+            # same step, a few steps later.
             stopping = self.votes(stop.is_set()) and not due.last
             saves = due.saves or stopping
             self.handle_non_finite(state, wait=due.evaluates or saves)
@@ -273,7 +274,7 @@ class _Loop:
                 self.watchdog.at(f"the save of step {step}")
                 self.save(state, step)
             if stopping:
-                self.stop(step)
+                self.end_by_signal(step)
             if due.last:
                 break
             self.watchdog.at(f"loading the batch of step {step + 1}")
@@ -288,7 +289,7 @@ class _Loop:
                 self.stepper.prepare(state, batch)
 
     def due_after(self, step: int) -> _Due:
-        """Returns the dispatch after `step`: no longer than to the next evaluation or save."""
+        """Returns the end of the dispatch after `step`: at most the next evaluation or save."""
         train = self.run.config.train
         evaluation = self.run.next_end(step, train.eval_every_epochs)
         checkpoint = self.run.next_end(step, train.checkpoint_every_epochs)
@@ -302,7 +303,7 @@ class _Loop:
         self.profile.before(step, count)
         state, values = self.stepper(state, batch, count)
         self.profile.after(step + count, state)
-        self.checkpoints.check()
+        self.checkpoints.check()  # raises the error of a save that runs beside the training
         self.log.add(step + count, count, values)
         return state
 
@@ -315,6 +316,8 @@ class _Loop:
         if not (steps := self.log.non_finite(wait)):
             return
         if self.run.config.train.non_finite == "stop":
+            # The first of these steps did not count, and the state ignored all later batches: it
+            # still is the state before them (`train_step`).
             self.watchdog.at("a save")
             self.save(state, int(state.step))
             self.checkpoints.wait()
@@ -336,13 +339,17 @@ class _Loop:
     def save(self, state: State, step: int) -> None:
         """Starts to save the state."""
         with self.log.paused(state):
-            is_current = self.report is not None and self.report.step == step
-            accuracy = self.report.top1 if self.report is not None and is_current else None
+            evaluated = self.report if self.report and self.report.step == step else None
+            accuracy = evaluated.top1 if evaluated else None
             content = provenance_json(self.origin, self.progress_now())
             self.checkpoints.save(state, step, content, accuracy)
 
-    def stop(self, step: int) -> None:
-        """Ends the process once the state is saved."""
+    def end_by_signal(self, step: int) -> None:
+        """Ends the process once the state is saved.
+
+        Raises:
+          Preempted: always.
+        """
         self.checkpoints.wait()
         self.display.say(
             f"stopped by a signal; step {step} is saved: start the same command again to resume"
@@ -356,7 +363,7 @@ class _Loop:
         return Progress(
             seconds=self.log.all_times(),
             left_out=self.left_out,
-            skipped=tuple(sorted({*self.before.skipped, *skipped})),
+            skipped=tuple(sorted({*self.earlier.skipped, *skipped})),
         )
 
 

@@ -1,4 +1,7 @@
-"""Weight files: safetensors, and PyTorch's pickles with `weights_only`. No code in them is run."""
+"""Weight files: safetensors, and PyTorch's pickles and the state dictionaries that they wrap.
+
+No code in a file is run.
+"""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Names and axes of arrays in PyTorch and in flaxres.
+"""Names and axes of arrays in PyTorch and in flaxres, and prefixes of names such as `module.`.
 
 Modules have the same names in both, so only the last word and the axes differ. Convolutions are
 OIHW in PyTorch and HWIO here, dense layers OI and IO. `num_batches_tracked` counts PyTorch's steps;
