@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from flaxres.training.xla import compiler_options as compiler_options
     from flaxres.weights.hub import load_pretrained as load_pretrained
     from flaxres.weights.hub_folder import save_pretrained as save_pretrained
+    from flaxres.weights.push import push_to_hub as push_to_hub
     from flaxres.weights.tags import (
         Pretrained as Pretrained,
         list_pretrained as list_pretrained,
@@ -71,6 +72,7 @@ _LAZY = {
     "load_run": "flaxres.inference.runs",
     "load_weights": "flaxres.weights.transfer",
     "pretrained_info": "flaxres.weights.tags",
+    "push_to_hub": "flaxres.weights.push",
     "save_pretrained": "flaxres.weights.hub_folder",
     "save_weights": "flaxres.weights.transfer",
     "variant": "flaxres.config.files",
@@ -111,6 +113,7 @@ __all__ = [
     "load_run",
     "load_weights",
     "pretrained_info",
+    "push_to_hub",
     "save_pretrained",
     "save_weights",
     "use_native_convolutions",

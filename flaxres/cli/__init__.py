@@ -11,6 +11,7 @@ from flaxres.cli._lists import configs, models
 from flaxres.cli._options import version_line
 from flaxres.cli._predict import convert, export, predict
 from flaxres.cli._process import EXIT_REFUSED, refusing
+from flaxres.cli._push import push
 from flaxres.cli._report import report
 from flaxres.cli._serve import serve
 from flaxres.cli._train import checkpoints, train
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "lab": lab,
     "models": models,
     "predict": predict,
+    "push": push,
     "report": report,
     "serve": serve,
 }
@@ -45,6 +47,7 @@ USAGE = """usage: flaxres COMMAND ...
   lab          experiments on skip connections            flaxres lab all --out DIR
   models       list the models                            flaxres models 'resnet*'
   predict      classify images                            flaxres predict IMAGE... --workdir DIR
+  push         weights to the Hugging Face hub            flaxres push DIR OWNER/NAME
   report       an HTML page about runs                    flaxres report RUN...
   serve        classify images by HTTP                    flaxres serve DIR
 

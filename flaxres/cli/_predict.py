@@ -246,8 +246,10 @@ def convert(arguments: Sequence[str]) -> None:
     from flaxres.weights.transfer import save_weights
 
     preprocess: Preprocess | None
+    about: dict[str, str] = {}
     if os.path.isdir(expanded(chosen.source)):  # noqa: PTH112 (false where it can't be read)
         model, variables, preprocess, names = load_run(chosen.source)
+        about = _about(chosen.source) if chosen.hub else {}
     else:
         # Only what the file says; where it says nothing, the new one does not either.
         model, variables, card = read_network(chosen.source, chosen.model)
@@ -258,7 +260,20 @@ def convert(arguments: Sequence[str]) -> None:
                 f"{chosen.source!r} does not state its preprocessing, which --hub needs: convert "
                 "the workdir of the run, or call flaxres.save_pretrained"
             )
-        save_pretrained(chosen.target, model, variables, preprocess, names, license=chosen.license)
+        save_pretrained(
+            chosen.target, model, variables, preprocess, names, license=chosen.license, **about
+        )
     else:
         save_weights(chosen.target, variables, model, preprocess, names)
     print(f"{model.num_classes} classes: wrote {chosen.target}")
+
+
+def _about(workdir: str) -> dict[str, str]:
+    """Returns the account of a run for `save_pretrained`; {} if the run is not finished."""
+    from flaxres.inference.about import about_run
+
+    try:
+        return {"about": about_run(workdir)}
+    except InputError as error:
+        say(f"flaxres: the model card has no figures: {error}")
+        return {}

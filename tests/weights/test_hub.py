@@ -2,14 +2,12 @@
 
 import csv
 import hashlib
-import http.server
 import io
 import json
 import os
 import pathlib
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,8 +25,8 @@ from flaxres.inference import predict
 from flaxres.inference.predict import Predictor
 from flaxres.weights.hub import preprocessing
 from flaxres.weights.transfer import template
+from tests.weights.hub_server import COMMIT, serving
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CLASSES = ["ant", "bee", "cat"]
 SETTINGS = {
     "architecture": "resnet10t",
@@ -54,49 +52,16 @@ def random_variables(model: Any) -> Any:
 
 
 @pytest.fixture
-def hub(tmp_path: pathlib.Path) -> Iterator[tuple[http.server.ThreadingHTTPServer, bytes]]:
-    """Serves one repository, `timm/resnet10t.test`, on loopback as the hub does."""
+def hub(tmp_path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
+    """Serves one repository, `timm/resnet10t.test`; its address, and its weights."""
     model = flaxres.create_model("resnet10t", num_classes=3)
     flaxres.save_weights(tmp_path / "model.safetensors", random_variables(model), model)
     files = {
         "config.json": json.dumps(SETTINGS).encode(),
         "model.safetensors": (tmp_path / "model.safetensors").read_bytes(),
     }
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.respond(False)
-
-        def do_GET(self) -> None:
-            self.respond(True)
-
-        def respond(self, body: bool) -> None:
-            repository, _, rest = self.path.lstrip("/").partition("/resolve/")
-            revision, _, name = rest.partition("/")
-            known = repository == "timm/resnet10t.test" and revision in ("main", COMMIT)
-            known = known and name in files
-            self.send_response(200 if known else 404)
-            data = files[name] if known else b"Entry not found"
-            self.send_header("Content-Length", str(len(data)))
-            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-            if known:
-                self.send_header("X-Repo-Commit", COMMIT)
-            else:
-                self.send_header("X-Error-Code", "RepoNotFound")
-            self.end_headers()
-            if body:
-                self.wfile.write(data)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server, files["model.safetensors"]
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving({"timm/resnet10t.test": files}) as server:
+        yield server.endpoint, files["model.safetensors"]
 
 
 PROGRAM = """
@@ -122,10 +87,10 @@ def load(
 
 @pytest.mark.slow
 def test_a_tag_is_loaded_and_then_needs_no_network(
-    hub: tuple[http.server.ThreadingHTTPServer, bytes], tmp_path: pathlib.Path
+    hub: tuple[str, bytes], tmp_path: pathlib.Path
 ) -> None:
-    server, weights = hub
-    endpoint, home = f"http://127.0.0.1:{server.server_port}", tmp_path / "home"
+    endpoint, weights = hub
+    gone, home = "http://127.0.0.1:9", tmp_path / "home"
     first = load(endpoint, home)
     assert first.returncode == 0, first.stderr
     logits, size, resize, interpolation, mean, revision, digest = json.loads(
@@ -149,12 +114,10 @@ def test_a_tag_is_loaded_and_then_needs_no_network(
         "InputError: config.json of 'timm/resnet10t.nothing' can't be loaded from the hub"
         in unknown.stderr
     )
-    server.shutdown()
-    server.server_close()
-    offline = load(endpoint, home)
+    offline = load(gone, home)
     assert offline.returncode == 0, offline.stderr
     assert offline.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
-    nowhere = load(endpoint, tmp_path / "empty")
+    nowhere = load(gone, tmp_path / "empty")
     assert "is not in the hub's cache and the hub can't be reached" in nowhere.stderr
 
 
