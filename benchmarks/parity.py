@@ -106,9 +106,11 @@ def difference(ours: Any, theirs: np.ndarray) -> float:
 
 def main() -> None:
     parser = command.parser(__doc__)
-    parser.add_argument("pattern", nargs="?", default="*")
-    parser.add_argument("--write", action="store_true")
+    parser.add_argument("pattern", nargs="?", default="*", help="names of networks (all)")
+    parser.add_argument("--write", action="store_true", help="write the table, of all networks")
     chosen = parser.parse_args()
+    if chosen.write and chosen.pattern != "*":
+        parser.error(f"--write with {chosen.pattern!r}: the table has all names, give no pattern")
     try:
         torch, timm = torch_and_timm()
     except ModuleNotFoundError as error:

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+import flaxres
 from tools import module_table
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -112,6 +113,12 @@ def test_the_table_of_modules_is_that_of_the_docstrings() -> None:
     assert module_table.PAGE.read_text(encoding="utf-8") == module_table.page(), (
         "run python -m tools.module_table"
     )
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guide/models.md"])
+def test_pages_have_the_number_of_models(page: str) -> None:
+    numbers = re.findall(r"(\d+) names", (ROOT / page).read_text())
+    assert str(len(flaxres.list_models())) in numbers, f"{page} must have the number of names"
 
 
 def test_the_readme_is_short() -> None:

@@ -52,6 +52,7 @@ COMPUTE = [
     *(
         "models/*.py",
         "config/*.py",
+        "config/sections/*.py",
         "ops/*.py",
         "nnx/_*[!_].py",
         "nnx/layers.py",

@@ -54,13 +54,11 @@ cifar = partial(
 # "Identity mappings", section 3: 9n + 2 layers.
 cifar_v2 = partial(ResNetV2, widths=(64, 128, 256), stem="small", stem_width=16, num_classes=10)
 
-MODELS: dict[str, Row] = {
+# Names that timm has too, with timm's meaning.
+TIMM: dict[str, Row] = {
     "resnet18": partial(basic, depths=D18),
     "resnet34": partial(basic, depths=D34),
     **{f"resnet{n}": partial(ResNet, depths=depths) for n, depths in BOTTLENECKS.items()},
-    "resnet50_v1": partial(ResNet, depths=D50, v1=True),
-    "resnet101_v1": partial(ResNet, depths=D101, v1=True),
-    "resnet152_v1": partial(ResNet, depths=D152, v1=True),
     # ResNet-C, -D, -S and -T stems (He et al. 2019, section 4; timm).
     "resnet10t": partial(basic, depths=(1, 1, 1, 1), **t),
     "resnet14t": partial(ResNet, depths=(1, 1, 1, 1), **t),
@@ -183,11 +181,16 @@ MODELS: dict[str, Row] = {
     "densenet161": partial(DenseNet, depths=(6, 12, 36, 24), growth=48, stem_width=96),
     "densenet169": partial(DenseNet, depths=(6, 12, 32, 32)),
     "densenet201": partial(DenseNet, depths=(6, 12, 48, 32)),
+}
+# Names that timm lacks.
+OWN: dict[str, Row] = {
+    **{f"resnet{n}_v1": partial(ResNet, depths=BOTTLENECKS[n], v1=True) for n in (50, 101, 152)},
     # CIFAR's: He et al. 2016, both papers; Page 2018.
     **{f"resnet{6 * n + 2}": partial(cifar, depths=(n, n, n)) for n in (3, 5, 7, 9, 18, 200)},
     **{f"resnetv2_{9 * n + 2}": partial(cifar_v2, depths=(n, n, n)) for n in (18, 111)},
     "resnet9": partial(ResNet9),
 }
+MODELS: dict[str, Row] = TIMM | OWN
 
 
 def natural(name: str) -> list[int | str]:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from flaxres.config.schema import Config
 from flaxres.training.mesh import replicated
 
+# What random numbers are for. Append new ones: the numbers of runs must not change.
 INIT, AUGMENT, DROPOUT, MIX = range(4)
 FIRST_SCALE = 2.0**16
 

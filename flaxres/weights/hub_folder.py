@@ -10,7 +10,7 @@ from typing import Any
 from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError
 from flaxres.models.network import Network
-from flaxres.models.registry import MODELS, small_images
+from flaxres.models.registry import MODELS, TIMM
 from flaxres.models.resnet9 import ResNet9
 from flaxres.paths import completed, expanded
 from flaxres.weights.names import leaves, torch_name
@@ -177,7 +177,7 @@ def config(model: Network, preprocess: Preprocess, classes: Sequence[str] = ()) 
 
 def in_timm(name: str) -> bool:
     """Returns whether timm has a network of this name, of those that flaxres has."""
-    return not (small_images(name) or name.endswith("_v1"))
+    return name in TIMM
 
 
 def attributes_by_argument(name: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pytest
 
 import flaxres
 from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from flaxres.config import recipes, schema
+from flaxres.config import recipes
 from flaxres.config.check import check, check_devices
 from flaxres.config.files import from_json, load_config, to_json
 from flaxres.config.settings import SETTINGS, differences, flat
@@ -32,20 +32,20 @@ def test_every_shipped_config_is_sound_and_survives_json(
 
 def test_every_setting_is_declared_with_a_help_text() -> None:
     assert SETTINGS.keys() == flat(Config()).keys()
-    sections = [
-        node
-        for node in ast.parse(inspect.getsource(schema)).body
-        if isinstance(node, ast.ClassDef) and node.name.endswith("Config")
-    ]
     fields = 0
-    for section in sections:
-        for field, text in itertools.pairwise(section.body):
-            if isinstance(field, ast.AnnAssign) and section.name != "Config":
-                assert isinstance(text, ast.Expr), ast.unparse(field)
-                assert isinstance(text.value, ast.Constant), ast.unparse(field)
+    for section in dataclasses.fields(Config):
+        source = inspect.getsource(type(getattr(Config(), section.name)))
+        body = ast.parse(source).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, text in itertools.pairwise(body.body):
+            if isinstance(field, ast.AnnAssign):
+                name = f"{section.name}.{ast.unparse(field.target)}"
+                assert isinstance(text, ast.Expr), f"{name}: add a help text below it"
+                assert isinstance(text.value, ast.Constant), f"{name}: add a help text below it"
                 # `--help` keeps the line breaks, in terminals of 80 columns.
                 lines = str(text.value.value).split("\n")
-                assert max(len(line.strip()) for line in lines) <= 68, ast.unparse(field)
+                longest = max(len(line.strip()) for line in lines)
+                assert longest <= 68, f"{name}: lines of help texts have at most 68 columns"
                 fields += 1
     assert fields == len(SETTINGS)
 
