@@ -27,6 +27,7 @@ from flaxres.models.registry import create_model as create_model, list_models as
 from flaxres.models.resnet import ResNet as ResNet
 from flaxres.models.resnet9 import ResNet9 as ResNet9
 from flaxres.models.resnetv2 import ResNetV2 as ResNetV2
+from flaxres.models.summary import summary as summary
 from flaxres.ops.native import use_native_convolutions as use_native_convolutions
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ __all__ = [
     "push_to_hub",
     "save_pretrained",
     "save_weights",
+    "summary",
     "use_native_convolutions",
     "variant",
 ]

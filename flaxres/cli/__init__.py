@@ -45,7 +45,7 @@ USAGE = """usage: flaxres COMMAND ...
   data         prepare datasets and look at them          flaxres data prepare folder --source DIR
   export       a program that needs jax alone             flaxres export --workdir DIR --out DIR
   lab          experiments on skip connections            flaxres lab all --out DIR
-  models       list the models                            flaxres models 'resnet*'
+  models       list the models, or the layers of one      flaxres models 'resnet*'
   predict      classify images                            flaxres predict IMAGE... --workdir DIR
   push         weights to the Hugging Face hub            flaxres push DIR OWNER/NAME
   report       an HTML page about runs                    flaxres report RUN...

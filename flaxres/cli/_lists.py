@@ -4,6 +4,7 @@ import dataclasses
 import fnmatch
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from flaxres.cli._options import Parser, show
 from flaxres.errors import InputError, unknown
@@ -11,16 +12,19 @@ from flaxres.errors import InputError, unknown
 
 def models(arguments: Sequence[str]) -> None:
     """Lists the models with their numbers of parameters and multiply-accumulates."""
-    from flaxres.models.count import multiply_accumulates, parameters
-    from flaxres.models.registry import create_model, list_models, small_images
+    from flaxres.models.registry import list_models
 
     parser = Parser(
         "flaxres models",
-        description="List the models that match a shell pattern, with their costs for one image.",
+        description="List the models that match a shell pattern, with their costs for one image. "
+        "With the name of one model, list its layers.",
     )
     parser.add_argument("pattern", nargs="?", default="*")
     parser.add_argument(
         "--size", type=int, help="pixels of a side (224; 32 for the CIFAR networks)"
+    )
+    parser.add_argument(
+        "--depth", type=int, help="with one name: fold the layers below, e.g. 1 for layer1"
     )
     parser.add_argument(
         "--tags", action="store_true", help="list the pretrained weights that go by name instead"
@@ -28,8 +32,9 @@ def models(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args(arguments)
     if chosen.tags:
-        if chosen.size is not None:
-            raise InputError(f"--size={chosen.size} has no meaning with --tags: leave one out")
+        for option in ("size", "depth"):
+            if (value := getattr(chosen, option)) is not None:
+                raise InputError(f"--{option}={value} has no meaning with --tags: leave one out")
         _tags(chosen.pattern, chosen.json)
         return
     if not (names := list_models(chosen.pattern)):
@@ -38,20 +43,56 @@ def models(arguments: Sequence[str]) -> None:
                 f"no model matches {chosen.pattern!r}: flaxres models lists all of them"
             )
         raise unknown("model", chosen.pattern, list_models())
-    if chosen.size is not None and chosen.size < 32:
-        raise InputError(f"--size={chosen.size}: the rule is >= 32")
-    if not chosen.json:
+    for option, least in (("size", 32), ("depth", 1)):
+        if (value := getattr(chosen, option)) is not None and value < least:
+            raise InputError(f"--{option}={value}: the rule is >= {least}")
+    if names == [chosen.pattern]:
+        _layers(chosen.pattern, chosen.size, chosen.depth, chosen.json)
+        return
+    if chosen.depth is not None:
+        raise InputError(
+            f"--depth={chosen.depth} needs the name of one model: {chosen.pattern!r} is a pattern"
+        )
+    _costs(names, chosen.size, chosen.json)
+
+
+def _layers(name: str, size: int | None, depth: int | None, as_json: bool) -> None:
+    """Lists the layers of a model, with its costs."""
+    from flaxres.models.registry import create_model
+    from flaxres.models.summary import layers, table, usual_size
+
+    model = create_model(name)
+    pixels = size or usual_size(model)
+    rows = layers(model, pixels, depth)
+    macs = sum(row.macs for row in rows)
+    facts: dict[str, Any] = {
+        "parameters": sum(row.parameters for row in rows),
+        "gmacs": round(macs / 1e9, 3),
+        "pixels": pixels,
+        "layers": [row._asdict() for row in rows],
+    }
+    lines = [f"{name}, one image of {pixels}x{pixels} pixels", "", table(rows)]
+    show(as_json, {name: facts}, lines)
+
+
+def _costs(names: Sequence[str], size: int | None, as_json: bool) -> None:
+    """Lists models with their costs for one image."""
+    from flaxres.models.count import multiply_accumulates, parameters
+    from flaxres.models.registry import create_model
+    from flaxres.models.summary import usual_size
+
+    if not as_json:
         print(f"{'name':<20}{'parameters':>13}{'GMACs':>9}{'pixels':>8}")
     facts = {}
     for name in names:
-        size = chosen.size or (32 if small_images(name) else 224)
         # Under a scan the trace of a deep network is short, and the counts are the same.
         model = create_model(name, scan_blocks=True)
-        count, gmacs = parameters(model), multiply_accumulates(model, size) / 1e9
-        facts[name] = {"parameters": count, "gmacs": round(gmacs, 3), "pixels": size}
-        if not chosen.json:
-            print(f"{name:<20}{count:>13,}{gmacs:>9.2f}{size:>8}", flush=True)
-    if chosen.json:
+        pixels = size or usual_size(model)
+        count, gmacs = parameters(model), multiply_accumulates(model, pixels) / 1e9
+        facts[name] = {"parameters": count, "gmacs": round(gmacs, 3), "pixels": pixels}
+        if not as_json:
+            print(f"{name:<20}{count:>13,}{gmacs:>9.2f}{pixels:>8}", flush=True)
+    if as_json:
         print(json.dumps(facts))
 
 

@@ -1,6 +1,7 @@
 """Counts the parameters and multiply-accumulates of a network from its own trace."""
 
 import math
+from collections import Counter
 from typing import Any
 
 import jax
@@ -34,21 +35,39 @@ def holds_equations(leaf: Any) -> bool:
 
 def in_jaxpr(jaxpr: Any) -> int:
     """Sums the multiply-accumulates of a jaxpr and of the jaxprs inside it."""
-    total = 0
+    return in_scopes(jaxpr, "").total()
+
+
+def in_scopes(jaxpr: Any, mark: str, scope: str = "") -> Counter[str]:
+    """Sums the multiply-accumulates of a jaxpr by named scope.
+
+    Args:
+      jaxpr: the jaxpr; those inside it count too.
+      mark: how the names of the scopes begin. An equation counts for the innermost of them.
+      scope: the scope of equations that are in none.
+    """
+    totals: Counter[str] = Counter()
     for equation in jaxpr.eqns:
         outputs = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+        names = str(equation.source_info.name_stack).split("/")
+        own = next((name for name in reversed(names) if mark and name.startswith(mark)), scope)
         if equation.primitive.name == "conv_general_dilated":
             kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
-            total += outputs * math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+            totals[own] += outputs * math.prod(kernel) // kernel[numbers.rhs_spec[0]]
         elif equation.primitive is convolution_p:
-            total += outputs * math.prod(equation.invars[1].aval.shape[:3])
+            totals[own] += outputs * math.prod(equation.invars[1].aval.shape[:3])
         elif equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            total += outputs * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            summed = (equation.invars[0].aval.shape[axis] for axis in contracted)
+            totals[own] += outputs * math.prod(summed)
         elif equation.primitive.name == "cond":  # forms of one operation for different platforms
-            total += max(in_jaxpr(branch.jaxpr) for branch in equation.params["branches"])
+            branches = equation.params["branches"]
+            forms = (in_scopes(branch.jaxpr, mark, own) for branch in branches)
+            totals += max(forms, key=Counter.total)
             continue
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=holds_equations):
             if holds_equations(inner):
-                total += in_jaxpr(getattr(inner, "jaxpr", inner)) * equation.params.get("length", 1)
-    return total
+                repeats = equation.params.get("length", 1)
+                for name, count in in_scopes(getattr(inner, "jaxpr", inner), mark, own).items():
+                    totals[name] += count * repeats
+    return totals

@@ -155,6 +155,10 @@ class DenseNet(Network):
         maps["pooled"] = self.pooled(maps.pop("last"))
         return maps if features else self.head(maps["pooled"], train, "classifier")
 
+    def stage_layers(self) -> list[str]:
+        """Returns the names of the stages' layers, see `Network.stage_layers`."""
+        return [f"features.denseblock{i}" for i, _ in enumerate(self.depths, 1)]
+
     def extents(self, side: int) -> list[int] | None:
         """Returns the extent of each block's map, see `Network.extents`.
 

@@ -145,6 +145,16 @@ class Network(nn.Module):
         """
         raise NotImplementedError
 
+    def stage_layers(self) -> list[str]:
+        """Returns the name of the layer whose output is `stage1`, of that of `stage2`, and so on.
+
+        Examples:
+          >>> import flaxres
+          >>> flaxres.ResNet50().stage_layers()
+          ['layer1', 'layer2', 'layer3', 'layer4']
+        """
+        raise NotImplementedError
+
     def check_sides(self, *sides: int) -> None:
         """Checks that the network can take images of these sides.
 

@@ -224,6 +224,10 @@ class ResNet(Network):
             result.append((stride, (previous, dilation)))
         return result
 
+    def stage_layers(self) -> list[str]:
+        """Returns the names of the stages' layers, see `Network.stage_layers`."""
+        return [f"layer{i}" for i, _ in enumerate(self.depths, 1)]
+
     def extents(self, side: int) -> list[int] | None:
         """Returns the extent of each stage's map, see `Network.extents`.
 

@@ -107,6 +107,10 @@ class ResNet9(Network):
         maps["pooled"] = self.pooled(x)
         return maps if features else self.head(maps["pooled"], train, "fc")
 
+    def stage_layers(self) -> list[str]:
+        """Returns the names of the stages' layers, see `Network.stage_layers`."""
+        return [f"layer{i}" for i, _ in enumerate(self.depths, 1)]
+
     def extents(self, side: int) -> list[int] | None:
         """Returns the extent of each stage's map, see `Network.extents`."""
         result = [side // 2**i for i in range(1, len(self.widths) + 1)]

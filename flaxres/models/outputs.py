@@ -1,0 +1,52 @@
+"""Shapes of the outputs of a network's layers, recorded while the network is traced."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+# Starts the named scope of each layer in a trace; Flax's own scopes have names of methods too.
+MARK = "layer:"
+
+Shapes = dict[str, tuple[int, ...]]
+"""Shape of the output of each layer, by the layer's name; "" is the network itself."""
+
+
+def layer_name(module: nn.Module) -> str:
+    """Returns the name of a layer within its network, as in PyTorch: `layer1.0.conv1`."""
+    return ".".join(module.path)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[Shapes]:
+    """Records the output of every layer that is called, in the order in which they return.
+
+    The first call of a layer counts. Its equations are in the named scope `MARK` and its name.
+    """
+    shapes: Shapes = {}
+
+    def record(
+        call: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
+        if context.method_name != "__call__":
+            return call(*arguments, **keywords)
+        name = layer_name(context.module)
+        with jax.named_scope(MARK + name):
+            output = call(*arguments, **keywords)
+        shapes.setdefault(name, tuple(_last(output).shape))
+        return output
+
+    with nn.intercept_methods(record):
+        yield shapes
+
+
+def _last(output: Any) -> Any:
+    """Returns the last array of an output that has several in order."""
+    if isinstance(output, dict):
+        output = list(output.values())
+    return _last(output[-1]) if isinstance(output, list | tuple) else output
