@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from flaxres.cli._bench import bench
 from flaxres.cli._data import data
 from flaxres.cli._evaluate import evaluate
+from flaxres.cli._explain import explain
 from flaxres.cli._lab import lab
 from flaxres.cli._lists import configs, models
 from flaxres.cli._options import version_line
@@ -25,6 +26,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "configs": configs,
     "convert": convert,
     "data": data,
+    "explain": explain,
     "export": export,
     "lab": lab,
     "models": models,
@@ -43,6 +45,7 @@ USAGE = """usage: flaxres COMMAND ...
   bench        measure a config before it is trained      flaxres bench schedule --config FILE
   convert      weights to torchvision/timm safetensors    flaxres convert IN OUT --model resnet50
   data         prepare datasets and look at them          flaxres data prepare folder --source DIR
+  explain      draw what a prediction depends on          flaxres explain PHOTO --tag TAG
   export       a program that needs jax alone             flaxres export --workdir DIR --out DIR
   lab          experiments on skip connections            flaxres lab all --out DIR
   models       list the models, or the layers of one      flaxres models 'resnet*'

@@ -87,7 +87,7 @@ class Predictor:
             readable = [array for array in inputs if array is not None]
             rows = iter(self._probabilities(readable, len(images) > BATCH) if readable else ())
             for array in inputs:
-                yield None if array is None else self._best(next(rows), top)
+                yield None if array is None else self.best(next(rows), top)
 
     def _inputs(
         self, images: Sequence[Any], unreadable: Callable[[Any, InputError], None] | None
@@ -108,9 +108,14 @@ class Predictor:
         batch = np.stack(inputs)
         if whole:
             batch = np.pad(batch, ((0, BATCH - len(batch)), (0, 0), (0, 0), (0, 0)))
-        return np.asarray(jax.nn.softmax(self._apply(self.variables, batch)))[: len(inputs)]
+        return self.probabilities(batch)[: len(inputs)]
 
-    def _best(self, row: np.ndarray, top: int) -> Best:
+    def probabilities(self, batch: np.ndarray) -> np.ndarray:
+        """Returns the probabilities `(N, K)` of the classes of a preprocessed batch."""
+        return np.asarray(jax.nn.softmax(self._apply(self.variables, batch)))
+
+    def best(self, row: np.ndarray, top: int) -> Best:
+        """Returns the `top` classes of one image's probabilities, the likeliest first."""
         order = np.argsort(-row, kind="stable")[:top]
         return [(self.classes[i], float(row[i])) for i in order]
 
@@ -291,11 +296,11 @@ def draw(
         left.imshow(predictor.preprocess.crop(image))
         left.set_title(pathlib.Path(image).name, fontsize=9)
         left.axis("off")
-        _draw_bars(right, best)
+        draw_bars(right, best)
     figures.save(figure, target, "--plot")
 
 
-def _draw_bars(axes: Any, best: Sequence[tuple[str, float]]) -> None:
+def draw_bars(axes: Any, best: Sequence[tuple[str, float]]) -> None:
     """Draws classes and their probabilities, the likeliest at the top."""
     names, values = zip(*reversed(best), strict=True)
     axes.barh(range(len(names)), [100 * value for value in values], color="#0072B2")

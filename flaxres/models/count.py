@@ -62,8 +62,9 @@ def in_scopes(jaxpr: Any, mark: str, scope: str = "") -> Counter[str]:
             totals[own] += outputs * math.prod(summed)
         elif equation.primitive.name == "cond":  # forms of one operation for different platforms
             branches = equation.params["branches"]
-            forms = (in_scopes(branch.jaxpr, mark, own) for branch in branches)
-            totals += max(forms, key=Counter.total)
+            forms = [in_scopes(branch.jaxpr, mark, own) for branch in branches]
+            longest: Counter[str] = max(forms, key=lambda form: form.total())
+            totals += longest
             continue
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=holds_equations):
             if holds_equations(inner):

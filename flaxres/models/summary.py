@@ -117,7 +117,7 @@ def summary(model: Network, size: int | None = None, depth: int | None = None) -
 
 def table(rows: Sequence[Layer]) -> str:
     """Returns layers as lines of text, with a line of totals."""
-    cells = [("layer", "output", "parameters", "MACs")]
+    cells: list[tuple[str, ...]] = [("layer", "output", "parameters", "MACs")]
     for row in rows:
         output = "x".join(map(str, row.output))
         cells.append((row.name, output, f"{row.parameters:,}", f"{row.macs:,}"))
