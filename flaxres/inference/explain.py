@@ -121,7 +121,7 @@ def integrated_gradients(
             f"baseline has shape {jnp.shape(baseline)}: the rule is a shape that broadcasts to "
             f"that of the images, {images.shape}"
         ) from error
-    result: jax.Array = _integrated_gradients(model, steps, variables, images, start, chosen)
+    result: jax.Array = _integrated_gradients(model, variables, images, start, chosen, steps)
     return result
 
 
@@ -160,14 +160,14 @@ def _grad_cam(
     return scaled
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
 def _integrated_gradients(
     model: Network,
-    steps: int,
     variables: Any,
     images: jax.Array,
     start: jax.Array,
     classes: jax.Array | None,
+    steps: int,
 ) -> jax.Array:
     """Computes `integrated_gradients` from the baseline `start`, step after step."""
     logits: Any = model.apply

@@ -18,8 +18,8 @@ from flaxres.weights.transfer import torch_from_variables
 
 # One of each family, with the stems, norms and attentions that have names of their own.
 NAMES = [
-    *("resnet18", "resnet20", "resnet9", "seresnext26t_32x4d", "ecaresnet26t", "resnetrs50"),
-    *("resnetv2_18", "resnetv2_50d_evos", "densenet121"),
+    *("resnet20", "resnet9", "seresnext26t_32x4d", "ecaresnet26t", "resnetv2_50d_evos"),
+    "densenet121",
 ]
 
 
