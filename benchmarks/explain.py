@@ -30,6 +30,7 @@ from benchmarks import command
 from benchmarks.parity import feature_names, reference
 from benchmarks.peers import torch_and_timm
 from flaxres.data.preprocess import Preprocess
+from flaxres.errors import InputError
 from flaxres.inference.explain import grad_cam, integrated_gradients
 from flaxres.models.network import Network
 from flaxres.weights.transfer import variables_from_torch
@@ -102,6 +103,8 @@ def compare(name: str, images: np.ndarray) -> dict[str, float]:
     theirs, ours, variables = networks(name)
     classes = [int(number) for number in theirs(tensor(images)).argmax(1)]
     own, over_image = package_grad_cam(theirs, last_stage(name, theirs), images, classes)
+    if not own.any():
+        raise InputError(f"{name}'s map is 0 everywhere and shows nothing: give another photograph")
     numbers = np.asarray(classes)
     ours_own = grad_cam(ours, variables, images, numbers, upsample=False)
     ours_over_image = grad_cam(ours, variables, images, numbers)
