@@ -9,7 +9,7 @@ float64 with JAX_ENABLE_X64=1. The program prints the largest difference of
   pytorch-grad-cam;
 - `gradients`: integrated gradients of 10 midpoints from the mean colour, relative to the largest
   attribution. In float32 a ReLU whose input is nearly 0 may pass the gradient in one of the two
-  programs alone. Captum sums in float32 steps, which leaves 1e-8 in float64.
+  programs alone. Captum's weights of the points are float32, which leaves 1e-8 in float64.
 
 Needs the extra `parity` and, without their dependencies, `grad-cam`, `ttach` and `captum`;
 grad-cam imports `scikit-learn` too.
