@@ -1,6 +1,5 @@
 """`flaxres explain`."""
 
-import dataclasses
 from collections.abc import Sequence
 
 from flaxres.cli._options import Parser
@@ -38,15 +37,13 @@ def explain(arguments: Sequence[str]) -> None:
         raise InputError(f"--steps={chosen.steps}: the rule is > 0")
     if not (folder := expanded(chosen.out).parent).is_dir():
         raise InputError(f"--out {chosen.out!r}: {str(folder)!r} is no folder: make it first")
-    predictor = predictor_of(chosen)
+    predictor = predictor_of(chosen).for_photographs()
     from flaxres.inference.explained import METHODS, draw, explanations
     from flaxres.inference.predict import image_files
 
     files = list(image_files([str(expanded(path)) for path in chosen.images]))
     if len(files) > DRAWN:
         raise InputError(f"{len(files)} photographs: the rule is at most {DRAWN} in one picture")
-    preprocess = predictor.preprocess.for_photographs()
-    predictor = dataclasses.replace(predictor, preprocess=preprocess)
     methods = METHODS if chosen.method == BOTH else (chosen.method,)
     explained = []
     results = explanations(predictor, files, chosen.name, methods, chosen.layer, chosen.steps)

@@ -111,9 +111,7 @@ def predict(arguments: Sequence[str]) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.top < 1:
         raise InputError(f"--top={chosen.top}: the rule is > 0")
-    predictor = predictor_of(chosen)
-    preprocess = predictor.preprocess.for_photographs()
-    predictor = dataclasses.replace(predictor, preprocess=preprocess)
+    predictor = predictor_of(chosen).for_photographs()
     paths = [str(expanded(path)) for path in chosen.images]
     every = list(predictions(predictor, paths, chosen.top))
     results = {file: best for file, best in every if best is not None}

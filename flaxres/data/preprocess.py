@@ -59,13 +59,7 @@ class Preprocess:
         """
         several = [images] if isinstance(images, ImageLike) else images
         # Image by image, since float64 takes eight times the memory of pixels.
-        normalised = [
-            ((self.crop(image) / 255 - np.asarray(self.mean)) / np.asarray(self.std)).astype(
-                np.float32
-            )
-            for image in several
-        ]
-        return np.stack(normalised)
+        return np.stack([self.normalised(self.crop(image)) for image in several])
 
     def crop(self, image: ImageLike) -> UInt8[np.ndarray, "size size 3"]:
         """Returns the crop of an image before normalisation.
@@ -86,6 +80,13 @@ class Preprocess:
             return centre_crop(image, self.size, self.resize, self.interpolation, self.exif)
         except UnreadableError as error:
             raise InputError(f"{name}: {error}; give a JPEG or PNG file") from error
+
+    def normalised(
+        self, crop: UInt8[np.ndarray, "size size 3"]
+    ) -> Float32[np.ndarray, "size size 3"]:
+        """Returns a crop as the network takes it: `(crop / 255 - mean) / std`."""
+        scaled: np.ndarray = (crop / 255 - np.asarray(self.mean)) / np.asarray(self.std)
+        return scaled.astype(np.float32)
 
     def for_photographs(self) -> "Preprocess":
         """Returns this preprocessing with `exif=True`.

@@ -99,9 +99,10 @@ def explanations(
     """
     label = None if name is None else class_number(name, predictor.classes)
     preprocess = predictor.preprocess
-    read = [(preprocess.crop(image), preprocess(image)) for image in images]
+    crops = [preprocess.crop(image) for image in images]
     black = -np.asarray(preprocess.mean) / np.asarray(preprocess.std)
-    for crop, batch in read:
+    for crop in crops:
+        batch = preprocess.normalised(crop)[None]
         (row,) = predictor.probabilities(batch)
         best = predictor.best(row, SHOWN)
         number = int(row.argmax()) if label is None else label

@@ -119,6 +119,10 @@ class Predictor:
         order = np.argsort(-row, kind="stable")[:top]
         return [(self.classes[i], float(row[i])) for i in order]
 
+    def for_photographs(self) -> "Predictor":
+        """Returns the predictor with `Preprocess.for_photographs`."""
+        return dataclasses.replace(self, preprocess=self.preprocess.for_photographs())
+
     @functools.cached_property
     def _apply(self) -> Callable[..., jax.Array]:
         return jax.jit(self.model.apply, compiler_options=compiler_options())
