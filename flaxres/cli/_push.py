@@ -35,13 +35,15 @@ def push(arguments: Sequence[str]) -> None:
     )
     chosen = parser.parse_args(arguments)
     silence()
+    from flaxres.weights.push import push_to_hub, require_ready
+
+    if not chosen.dry_run:
+        require_ready(chosen.repository)
     with tempfile.TemporaryDirectory() as place:
         folder = _folder(chosen, pathlib.Path(place, "folder"))
         if chosen.dry_run:
             print(f"wrote {folder}; nothing was uploaded")
             return
-        from flaxres.weights.push import push_to_hub
-
         address = push_to_hub(
             folder,
             chosen.repository,

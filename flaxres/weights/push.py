@@ -49,7 +49,25 @@ def push_to_hub(
                 f"folder {str(folder)!r} has no {file}: give one that save_pretrained or "
                 "flaxres convert --hub wrote"
             )
+    require_ready(repository)
     return _upload(path, repository, private, revision, message)
+
+
+def require_ready(repository: str) -> None:
+    """Checks what an upload needs, before there is a folder to upload.
+
+    Raises:
+      InputError: the name is not of the form `owner/name`, or there is no token.
+    """
+    import huggingface_hub
+
+    if repository.count("/") != 1:
+        raise InputError(f"repository {repository!r}: the rule is owner/name, as in ann/resnet50")
+    if not huggingface_hub.get_token():
+        raise InputError(
+            f"pushing to {repository!r} needs a token of the hub: run hf auth login, or set "
+            "HF_TOKEN"
+        )
 
 
 def _upload(
@@ -62,14 +80,7 @@ def _upload(
     # The error of its HTTP library, which is httpx in huggingface_hub 1 and httpx2 in 2.
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # isort: skip
 
-    if repository.count("/") != 1:
-        raise InputError(f"repository {repository!r}: the rule is owner/name, as in ann/resnet50")
     api = huggingface_hub.HfApi(library_name="flaxres")
-    if not huggingface_hub.get_token():
-        raise InputError(
-            f"pushing to {repository!r} needs a token of the hub: run hf auth login, or set "
-            "HF_TOKEN"
-        )
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         commit = api.upload_folder(

@@ -18,6 +18,7 @@ from flaxres import Config, DataConfig, ModelConfig, TrainConfig
 from flaxres.cli import main
 from flaxres.data import digests
 from flaxres.data.preprocess import Preprocess
+from flaxres.inference import runs
 from flaxres.inference.about import about_run
 from tests.weights.hub_server import COMMIT, TOKEN, Hub, serving
 
@@ -192,6 +193,14 @@ def test_a_dry_run_writes_the_folder_alone(push: Pusher, workdir: pathlib.Path) 
     assert (code, printed) == (0, f"wrote {out}; nothing was uploaded\n")
     assert (out / "model.safetensors").exists()
     assert not push.hub.files
+
+
+def test_a_missing_token_is_told_before_a_run_is_read(push: Pusher, workdir: pathlib.Path) -> None:
+    push.patch.setenv("HF_TOKEN", "")
+    push.patch.setattr(runs, "load_run", lambda _: pytest.fail("the run was read"))
+    code, _, err = push(str(workdir), "ann/run")
+    assert code == 2
+    assert "needs a token of the hub" in err
 
 
 def test_the_summary_must_be_that_of_the_checkpoint(workdir: pathlib.Path) -> None:
