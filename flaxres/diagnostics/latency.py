@@ -15,7 +15,8 @@ import numpy as np
 
 from flaxres.errors import InputError
 from flaxres.inference.fold import folded
-from flaxres.models.registry import create_model, small_images
+from flaxres.models.registry import create_model
+from flaxres.models.summary import usual_size
 from flaxres.training.xla import compiler_options
 
 Classifier = Callable[[np.ndarray], Any]
@@ -52,10 +53,10 @@ def measure(
         raise InputError(f"--batches={list(batches)}: the rule is > 0")
     if size is not None and size < 32:
         raise InputError(f"--size={size}: the rule is >= 32")
-    create_model(name)
+    model = create_model(name)
     if jax.default_backend() != "cpu":
         peers = ()  # these run on the CPU
-    size = size or (32 if small_images(name) else 224)
+    size = size or usual_size(model)
     ours = flaxres_classifier(name, size)
     names = PEERS if peers is None else peers
     candidates = {peer: PEERS[peer](name, size) for peer in names}

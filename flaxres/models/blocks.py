@@ -199,7 +199,7 @@ class ResidualBlock(nn.Module):
         averaged = self.shortcut == "average"
         dilated = self.dilation[1] != 1
         # As in timm: only a projection that strides, or is dilated instead, is larger than 1x1.
-        larger = not averaged and (self.stride != 1 or dilated)
+        larger = self.shortcut_size > 1 and not averaged and (self.stride != 1 or dilated)
         return Projection(
             features,
             self.stride,
@@ -208,7 +208,7 @@ class ResidualBlock(nn.Module):
             self.conv,
             self.norm,
             kernel_size=self.shortcut_size if larger else 1,
-            kernel_dilation=self.dilation[0] if larger and self.shortcut_size > 1 else 1,
+            kernel_dilation=self.dilation[0] if larger else 1,
             name="downsample",
         )(x, train)
 
