@@ -24,9 +24,13 @@ from flaxres.models.named import (
     ResNet1202 as ResNet1202,
 )
 from flaxres.models.registry import create_model as create_model, list_models as list_models
+from flaxres.models.regnet import RegNet as RegNet
+from flaxres.models.res2net import Res2Net as Res2Net
+from flaxres.models.resnest import ResNeSt as ResNeSt
 from flaxres.models.resnet import ResNet as ResNet
 from flaxres.models.resnet9 import ResNet9 as ResNet9
 from flaxres.models.resnetv2 import ResNetV2 as ResNetV2
+from flaxres.models.sknet import SKNet as SKNet
 from flaxres.models.summary import summary as summary
 from flaxres.ops.native import use_native_convolutions as use_native_convolutions
 
@@ -87,7 +91,10 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "Pretrained",
+    "RegNet",
     "Report",
+    "Res2Net",
+    "ResNeSt",
     "ResNet",
     "ResNet9",
     "ResNet18",
@@ -103,6 +110,7 @@ __all__ = [
     "ResNet200",
     "ResNet1202",
     "ResNetV2",
+    "SKNet",
     "TrainConfig",
     "compiler_options",
     "create_model",

@@ -153,6 +153,17 @@ class ResidualBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "n h w c"], train: bool, drop_rate: Any = 0.0
     ) -> Float[Array, "n h2 w2 k"]:
+        y = self.branch_of(x, train)
+        if self.attention is not None:
+            y = self.attention(name="se")(y)
+        if self.stochastic:
+            y = drop_path(self, y, drop_rate, train)
+        if self.shortcut == "none":
+            return relu(y)
+        return relu(y + self.shortcut_of(x, y.shape[-1], train))
+
+    def branch_of(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
+        """Returns F(x): the convolutions and norms of the branch."""
         rows = branch(
             self.kind,
             self.width,
@@ -176,23 +187,26 @@ class ResidualBlock(nn.Module):
             y = norm_relu(self.norm(name=f"bn{i}"), y, train)
             if pooled:
                 y = anti_alias_pool(y, str(self.anti_alias), self.stride)
-        last = len(rows)
+        y = self.conv(**rows[-1]._asdict(), name=f"conv{len(rows)}")(y)
+        return self.last_norm(y, train, f"bn{len(rows)}")
+
+    def last_norm(
+        self, y: Float[Array, "n h w c"], train: bool, name: str
+    ) -> Float[Array, "n h w c"]:
+        """Applies the last norm of the branch."""
         zero = {"scale_init": nn.initializers.zeros_init()} if self.shortcut != "none" else {}
-        y = self.conv(**rows[-1]._asdict(), name=f"conv{last}")(y)
-        y = self.norm(name=f"bn{last}", **zero)(y, use_running_average=not train)
-        if self.attention is not None:
-            y = self.attention(name="se")(y)
-        if self.stochastic:
-            y = drop_path(self, y, drop_rate, train)
-        if self.shortcut == "none":
-            return relu(y)
-        return relu(y + self.shortcut_of(x, y.shape[-1], train))
+        result: jax.Array = self.norm(name=name, **zero)(y, use_running_average=not train)
+        return result
+
+    def changes_shape(self, x: Float[Array, "n h w c"], features: int) -> bool:
+        """Returns whether a block of `features` channels needs more of `x` than the identity."""
+        return self.stride != 1 or x.shape[-1] != features
 
     def shortcut_of(
         self, x: Float[Array, "n h w c"], features: int, train: bool
     ) -> Float[Array, "n h2 w2 k"]:
         """Returns `x` in the shape of the branch's result, which has `features` channels."""
-        if self.stride == 1 and x.shape[-1] == features:
+        if not self.changes_shape(x, features):
             return x
         if self.shortcut == "zero_pad":
             return zero_pad_shortcut(x, features, self.stride)

@@ -1,11 +1,10 @@
-"""Layers of residual networks: convolution, norms, attention, pooling, parameter-free shortcuts.
+"""Layers of residual networks: convolution, norms, and the shortcut without parameters.
 
 Images are NHWC. Parameters have Flax's names (`kernel`, `scale`, `bias`, `mean`, `var`). Padding is
 explicit and symmetric, as in PyTorch: Flax's 'SAME' pads one side only at stride 2, and weights
 trained elsewhere would not fit. How each operation is computed on a platform is in `flaxres.ops`.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -296,52 +295,6 @@ class EvoNorm(nn.Module):
         return (normal * scale + bias).astype(self.dtype)
 
 
-class SqueezeExcite(nn.Module):
-    """Squeeze and excitation (Hu et al. 2018, section 3), rounded as timm does.
-
-    The inner width is `ratio` of the channels, rounded to a multiple of 8 and at least 8.
-    """
-
-    conv: Callable[..., nn.Module]
-    ratio: float = 1 / 16
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
-        channels = x.shape[-1]
-        squeezed = max(8, int(channels * self.ratio + 4) // 8 * 8)
-        y = x.mean((1, 2), keepdims=True)
-        y = nn.relu(self.conv(squeezed, kernel_size=1, use_bias=True, name="fc1")(y))
-        return x * nn.sigmoid(self.conv(channels, kernel_size=1, use_bias=True, name="fc2")(y))
-
-
-class EfficientChannelAttention(nn.Module):
-    """Efficient channel attention (Wang et al. 2020, section 3.2).
-
-    A 1-D convolution over the globally pooled channels gives each channel's weight. Its size
-    follows from `channels`, by default those of the input; a pruned network has fewer.
-    """
-
-    channels: int | None = None
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
-        size = int(abs(math.log2(self.channels or x.shape[-1]) + 1) / 2)
-        size = max(size if size % 2 else size + 1, 3)
-        conv = nn.Conv(
-            1,
-            (size,),
-            padding=size // 2,
-            use_bias=False,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name="conv",
-        )
-        y = conv(x.mean((1, 2))[..., None])
-        return x * nn.sigmoid(y[:, None, None, :, 0])
-
-
 def norm_relu(norm: nn.Module, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w c"]:
     """Computes `relu(norm(x))`, with `BatchNorm` as one operation.
 
@@ -357,6 +310,34 @@ def norm_relu(norm: nn.Module, x: Float[Array, "n h w c"], train: bool) -> Float
     if isinstance(norm, EvoNorm):
         return kept.keep(norm(x, not train))
     return relu(norm(x, not train))
+
+
+class ConvNorm(nn.Module):
+    """A convolution, a norm and, with `rectified`, a ReLU; layers are named `conv` and `bn`."""
+
+    features: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    kernel_size: int = 1
+    stride: int = 1
+    groups: int = 1
+    dilation: int = 1
+    rectified: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
+        y = self.conv(
+            self.features,
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            groups=self.groups,
+            dilation=self.dilation,
+            name="conv",
+        )(x)
+        if self.rectified:
+            return norm_relu(self.norm(name="bn"), y, train)
+        result: jax.Array = self.norm(name="bn")(y, use_running_average=not train)
+        return result
 
 
 def norm_relu_pool(

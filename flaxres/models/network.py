@@ -2,9 +2,10 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
@@ -14,6 +15,17 @@ from flaxres.errors import InputError, unknown
 from flaxres.models.layers import BatchNorm, Conv, EvoNorm, GroupNorm, head_init
 from flaxres.models.stochastic import Dropout
 from flaxres.ops.norm import at_least_float32
+
+
+class Nested(nn.Module):
+    """Nest a module one level down under `child`, to match the names in weight files."""
+
+    module: Callable[..., nn.Module]
+    child: str
+
+    @nn.compact
+    def __call__(self, *arguments: Any) -> Any:
+        return self.module(name=self.child)(*arguments)
 
 
 class Network(nn.Module):
@@ -79,6 +91,27 @@ class Network(nn.Module):
         rates = [self.stochastic_depth * i / last for i in range(sum(depths))]
         return [tuple(rates[sum(depths[:i]) : sum(depths[: i + 1])]) for i in range(len(depths))]
 
+    def strides_and_dilations(
+        self, strides: Sequence[int], reached: int, output_stride: int
+    ) -> list[tuple[int, tuple[int, int]]]:
+        """Returns each stage's stride, and the dilation of its first block's 3x3 and of the others.
+
+        A stage that would exceed `output_stride` dilates instead of striding.
+
+        Args:
+          strides: of the stages.
+          reached: stride of the stem.
+          output_stride: largest stride of the network.
+        """
+        result, dilation = [], 1
+        for stride in strides:
+            previous = dilation
+            if stride > 1 and reached >= output_stride:
+                stride, dilation = 1, stride * dilation
+            reached *= stride
+            result.append((stride, (previous, dilation)))
+        return result
+
     def pooled(self, x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
         """Pools globally by averaging, in float32 or wider."""
         return x.astype(at_least_float32(self.dtype)).mean((1, 2))
@@ -88,19 +121,29 @@ class Network(nn.Module):
         return nn.initializers.constant(self.head_bias)
 
     def head(self, x: Float[Array, "n c"], train: bool, name: str) -> Float[Array, "n k"]:
-        """Classifies pooled features: `(N, C)` -> logits `(N, num_classes)`."""
+        """Classifies pooled features: `(N, C)` -> logits `(N, num_classes)`.
+
+        Args:
+          x: the pooled features.
+          train: use dropout.
+          name: of the dense layer; that of `head.fc` is `fc` in a module `head`.
+        """
         if not self.num_classes:
             return x
         if self.dropout:
             x = Dropout(self.dropout)(x, train)
-        return nn.Dense(
+        dense = functools.partial(
+            nn.Dense,
             self.num_classes,
             dtype=x.dtype,
             param_dtype=self.param_dtype,
             kernel_init=head_init,
             bias_init=self.head_bias_init,
-            name=name,
-        )(x)
+        )
+        outer, _, inner = name.rpartition(".")
+        layer = Nested(dense, inner, name=outer) if outer else dense(name=name)
+        logits: jax.Array = layer(x)
+        return logits
 
     def check(self, images: Shaped[Array, "..."], **choices: tuple[Any, Iterable[Any]]) -> None:
         """Checks attributes against their choices, and the rank, layout and dtype of images.

@@ -1,6 +1,7 @@
 """Shapes of the outputs of a network's layers, recorded while the network is traced."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,9 +15,23 @@ Shapes = dict[str, tuple[int, ...]]
 """Shape of the output of each layer, by the layer's name; "" is the network itself."""
 
 
+def in_torch(name: str) -> str:
+    """Returns PyTorch's name of a layer, by its path here.
+
+    The index of a layer in a list comes behind a dot there, and the blocks of a RegNet's stage
+    count from `b1`.
+
+    Examples:
+      >>> in_torch("layer1.0.convs_0"), in_torch("s1.0.conv1")
+      ('layer1.0.convs.0', 's1.b1.conv1')
+    """
+    name = re.sub(r"_(\d+)(?=\.|$)", r".\1", name)
+    return re.sub(r"^(s\d+)\.(\d+)", lambda match: f"{match[1]}.b{int(match[2]) + 1}", name)
+
+
 def layer_name(module: nn.Module) -> str:
     """Returns the name of a layer within its network, as in PyTorch: `layer1.0.conv1`."""
-    return ".".join(module.path)
+    return in_torch(".".join(module.path))
 
 
 @contextlib.contextmanager

@@ -66,11 +66,26 @@ def anti_alias_pool(
     if kind == "average":
         return average_pool(x, stride, stride)
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
+    return _three_by_three(padded, (0.25, 0.5, 0.25), stride)
+
+
+def average_neighbours(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n h2 w2 c"]:
+    """Computes the mean over the 3x3 windows around every `stride`-th pixel.
+
+    Pixels beyond the edge count as zeros, as in PyTorch's `AvgPool2d(3, stride, padding=1)`.
+    """
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return _three_by_three(padded, (1 / 3, 1 / 3, 1 / 3), stride)
+
+
+def _three_by_three(
+    x: Float[Array, "n h w c"], weights: tuple[float, float, float], stride: int
+) -> Float[Array, "n h2 w2 c"]:
+    """Weighs three rows and then three columns; `x` has the pixels beyond the edge."""
+    first, second, third = weights
     for axis in (1, 2):
-        count = (padded.shape[axis] - 3) // stride * stride + 1
-        slices = (
-            lax.slice_in_dim(padded, first, first + count, stride, axis) for first in range(3)
-        )
+        count = (x.shape[axis] - 3) // stride * stride + 1
+        slices = (lax.slice_in_dim(x, start, start + count, stride, axis) for start in range(3))
         left, middle, right = slices
-        padded = 0.25 * left + 0.5 * middle + 0.25 * right
-    return padded
+        x = first * left + second * middle + third * right
+    return x

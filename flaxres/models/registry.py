@@ -13,9 +13,13 @@ from flaxres.errors import InputError, unknown
 from flaxres.models.densenet import DenseNet
 from flaxres.models.network import Network
 from flaxres.models.pruned import ECA_RESNET_50D, ECA_RESNET_101D
+from flaxres.models.regnet import RegNet, design
+from flaxres.models.res2net import Res2Net
+from flaxres.models.resnest import ResNeSt
 from flaxres.models.resnet import ResNet
 from flaxres.models.resnet9 import ResNet9
 from flaxres.models.resnetv2 import ResNetV2
+from flaxres.models.sknet import SKNet
 
 Row = functools.partial[Any]
 partial = functools.partial
@@ -37,6 +41,8 @@ t: dict[str, Any] = tiered | {"shortcut": "average"}
 rs: dict[str, Any] = d | {"stem_convolution": True, "attention": "se", "se_ratio": 0.25}
 x4: dict[str, Any] = {"cardinality": 32, "base_width": 4}
 x8: dict[str, Any] = {"cardinality": 32, "base_width": 8}
+wide_d: dict[str, Any] = d | {"stem_width": 64}
+sk: dict[str, Any] = {"block": "basic", "kernel_ratio": 1 / 8, "kernel_divisor": 16}
 bit: dict[str, Any] = {"stem": "fixed", "norm_kind": "group", "standardise": 1e-8}
 
 # He et al. 2016, section 4.2: 6n + 2 layers, n blocks in each stage, option A shortcuts. The head's
@@ -53,6 +59,42 @@ cifar = partial(
 )
 # "Identity mappings", section 3: 9n + 2 layers.
 cifar_v2 = partial(ResNetV2, widths=(64, 128, 256), stem="small", stem_width=16, num_classes=10)
+
+# Depth, initial width, slope, factor and group width, see `design`.
+REGNETS_X: dict[str, tuple[Any, ...]] = {
+    "002": (13, 24, 36.44, 2.49, 8),
+    "004": (22, 24, 24.48, 2.54, 16),
+    "004_tv": (22, 24, 24.48, 2.54, 16, 0.9),
+    "006": (16, 48, 36.97, 2.24, 24),
+    "008": (16, 56, 35.73, 2.28, 16),
+    "016": (18, 80, 34.01, 2.25, 24),
+    "032": (25, 88, 26.31, 2.25, 48),
+    "040": (23, 96, 38.65, 2.43, 40),
+    "064": (17, 184, 60.83, 2.07, 56),
+    "080": (23, 80, 49.56, 2.88, 120),
+    "120": (19, 168, 73.36, 2.37, 112),
+    "160": (22, 216, 55.59, 2.1, 128),
+    "320": (23, 320, 69.86, 2.0, 168),
+}
+REGNETS_Y: dict[str, tuple[Any, ...]] = {
+    "002": (13, 24, 36.44, 2.49, 8),
+    "004": (16, 48, 27.89, 2.09, 8),
+    "006": (15, 48, 32.54, 2.32, 16),
+    "008": (14, 56, 38.84, 2.4, 16),
+    "008_tv": (14, 56, 38.84, 2.4, 16, 0.9),
+    "016": (27, 48, 20.71, 2.65, 24),
+    "032": (21, 80, 42.63, 2.66, 24),
+    "040": (22, 96, 31.41, 2.24, 64),
+    "064": (25, 112, 33.22, 2.27, 72),
+    "080": (17, 192, 76.82, 2.19, 56),
+    "080_tv": (17, 192, 76.82, 2.19, 56, 0.9),
+    "120": (19, 168, 73.36, 2.37, 112),
+    "160": (18, 200, 106.23, 2.48, 112),
+    "320": (20, 232, 115.89, 2.53, 232),
+    "640": (20, 352, 147.48, 2.4, 328),
+    "1280": (27, 456, 160.83, 2.52, 264),
+    "2560": (27, 640, 230.83, 2.53, 373),
+}
 
 # Names that timm has too, with timm's meaning.
 TIMM: dict[str, Row] = {
@@ -137,7 +179,7 @@ TIMM: dict[str, Row] = {
         attention="se",
         anti_alias="average",
         **x8,
-        **d | {"stem_width": 64},
+        **wide_d,
     ),
     # timm's, for tests: about half a million parameters.
     "test_resnet": partial(
@@ -174,6 +216,40 @@ TIMM: dict[str, Row] = {
             ResNetV2, depths=D50, stem="deep", averaged=True, norm_kind=kind
         )
         for name, kind in (("gn", "group"), ("evos", "evo"))
+    },
+    # Gao et al. 2019, tables 1 and 2.
+    **{
+        f"res2net50_{width}w_{scale}s": partial(Res2Net, depths=D50, base_width=width, scale=scale)
+        for width, scale in ((26, 4), (48, 2), (14, 8), (26, 6), (26, 8))
+    },
+    "res2net101_26w_4s": partial(Res2Net, depths=D101, base_width=26),
+    "res2net50d": partial(Res2Net, depths=D50, base_width=26, **d),
+    "res2net101d": partial(Res2Net, depths=D101, base_width=26, **d),
+    "res2next50": partial(Res2Net, depths=D50, base_width=4, cardinality=8),
+    # Zhang et al. 2020, table 1 and appendix.
+    "resnest14d": partial(ResNeSt, depths=(1, 1, 1, 1), **d),
+    "resnest26d": partial(ResNeSt, depths=D26, **d),
+    "resnest50d": partial(ResNeSt, depths=D50, **d),
+    "resnest101e": partial(ResNeSt, depths=D101, **wide_d),
+    "resnest200e": partial(ResNeSt, depths=D200, **wide_d),
+    "resnest269e": partial(ResNeSt, depths=D269, **wide_d),
+    "resnest50d_4s2x40d": partial(
+        ResNeSt, depths=D50, radix=4, cardinality=2, base_width=40, average_first=True, **d
+    ),
+    "resnest50d_1s4x24d": partial(
+        ResNeSt, depths=D50, radix=1, cardinality=4, base_width=24, average_first=True, **d
+    ),
+    # Li et al. 2019, table 1; all but the last with split inputs, which are timm's.
+    "skresnet18": partial(SKNet, depths=D18, **sk),
+    "skresnet34": partial(SKNet, depths=D34, **sk),
+    "skresnet50": partial(SKNet, depths=D50),
+    "skresnet50d": partial(SKNet, depths=D50, **d),
+    "skresnext50_32x4d": partial(SKNet, depths=D50, kernel_divisor=32, split=False, **x4),
+    # Radosavovic et al. 2020, appendix; Goyal et al. 2021 for 640 and more; torchvision for `tv`.
+    **{f"regnetx_{name}": partial(RegNet, **design(*point)) for name, point in REGNETS_X.items()},
+    **{
+        f"regnety_{name}": partial(RegNet, se_ratio=0.25, **design(*point))
+        for name, point in REGNETS_Y.items()
     },
     # Huang et al. 2017, table 1.
     "densenet121": partial(DenseNet, depths=(6, 12, 24, 16)),

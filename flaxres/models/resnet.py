@@ -12,25 +12,28 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from flaxres.errors import InputError, unknown
+from flaxres.models.attention import EfficientChannelAttention, SqueezeExcite
 from flaxres.models.blocks import EXPANSION, ResidualBlock, Stage
-from flaxres.models.layers import (
-    EfficientChannelAttention,
-    SqueezeExcite,
-    norm_relu,
-    norm_relu_pool,
-)
+from flaxres.models.layers import norm_relu, norm_relu_pool
 from flaxres.models.network import Network
 from flaxres.models.pooling import anti_alias_pool
 from flaxres.ops.pool import max_pool
 
 STEMS = ("standard", "small", "deep", "deep_tiered")
-CHOICES = {
+CHOICES: dict[str, tuple[Any, ...]] = {
     "stem": STEMS,
     "shortcut": ("projection", "average", "zero_pad", "none"),
     "attention": (None, "se", "eca"),
     "anti_alias": (None, "blur", "average"),
     "norm_kind": ("batch", "group"),
     "output_stride": (8, 16, 32),
+}
+# Values that the attributes keep in networks with blocks of their own.
+WITHOUT_VARIANTS: dict[str, tuple[Any, ...]] = {
+    "anti_alias": (None,),
+    "v1": (False,),
+    "reduction": (1,),
+    "pruned": ((),),
 }
 
 
@@ -115,7 +118,7 @@ class ResNet(Network):
     """
 
     # Attributes that change the function and none of the leaves.
-    BEYOND_LEAVES: ClassVar = ("shortcut", "v1", "anti_alias", "output_stride")
+    BEYOND_LEAVES: ClassVar[tuple[str, ...]] = ("shortcut", "v1", "anti_alias", "output_stride")
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
     block: str | tuple[str, ...] = "bottleneck"
@@ -141,14 +144,14 @@ class ResNet(Network):
     def __call__(
         self, images: Float[Array, "n h w c"], train: bool = False, features: bool = False
     ) -> Any:
-        choices = {name: (getattr(self, name), allowed) for name, allowed in CHOICES.items()}
+        choices = {name: (getattr(self, name), allowed) for name, allowed in self.choices().items()}
         self.check(images, **choices)
         self.check_stages(self.depths, self.widths)
         conv, norm = self.conv(), self.norm(self.norm_kind)
         stem, x = self.stem_maps(images, train, conv, norm, features)
         maps = {} if stem is None else {"stem": stem}
         block = functools.partial(
-            ResidualBlock,
+            self.residual_block(),
             conv=conv,
             norm=norm,
             shortcut=self.shortcut,
@@ -173,6 +176,14 @@ class ResNet(Network):
             maps[f"stage{i}"] = x
         maps["pooled"] = self.pooled(x)
         return maps if features else self.head(maps["pooled"], train, self.head_name)
+
+    def choices(self) -> dict[str, tuple[Any, ...]]:
+        """Returns the values that attributes may have."""
+        return CHOICES
+
+    def residual_block(self) -> Callable[..., ResidualBlock]:
+        """Returns the block module; the network binds the attributes of `ResidualBlock`."""
+        return ResidualBlock
 
     def stage_blocks(self) -> tuple[str, ...]:
         """Returns the type of each stage's blocks.
@@ -211,18 +222,9 @@ class ResNet(Network):
         return tuple(widths[i : i + count] for i in range(0, len(widths), count))
 
     def stage_strides(self) -> list[tuple[int, tuple[int, int]]]:
-        """Returns each stage's stride, and the dilation of its first block's 3x3 and of the others.
-
-        A stage that would exceed `output_stride` dilates instead of striding.
-        """
-        result, reached, dilation = [], 4, 1
-        for i in range(len(self.depths)):
-            stride, previous = 2 if i else 1, dilation
-            if stride == 2 and reached >= self.output_stride:
-                stride, dilation = 1, 2 * dilation
-            reached *= stride
-            result.append((stride, (previous, dilation)))
-        return result
+        """Returns each stage's stride and dilations, see `Network.strides_and_dilations`."""
+        strides = [2 if i else 1 for i, _ in enumerate(self.depths)]
+        return self.strides_and_dilations(strides, 4, self.output_stride)
 
     def stage_layers(self) -> list[str]:
         """Returns the names of the stages' layers, see `Network.stage_layers`."""

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from flaxres.models.blocks import EXPANSION, PreActivationBlock, Stage
 from flaxres.models.layers import head_init, norm_relu
-from flaxres.models.network import Network
+from flaxres.models.network import Nested, Network
 from flaxres.models.stochastic import Dropout
 from flaxres.ops.pool import max_pool
 
@@ -46,17 +46,6 @@ class Stem(nn.Module):
             if i < 3:
                 x = norm_relu(self.norm(name=f"norm{i}"), x, train)
         return x
-
-
-class Nested(nn.Module):
-    """Nest a module one level down under `child`, to match the names in weight files."""
-
-    module: Callable[..., nn.Module]
-    child: str
-
-    @nn.compact
-    def __call__(self, *arguments: Any) -> Any:
-        return self.module(name=self.child)(*arguments)
 
 
 class Stages(nn.Module):

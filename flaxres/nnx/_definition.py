@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxres.models.blocks import PreActivationBlock, ResidualBlock
 from flaxres.models.layers import BatchNorm
 from flaxres.models.network import Network
 from flaxres.models.stochastic import Dropout
@@ -95,7 +94,7 @@ def _mode_of(module: nn.Module) -> Mode | None:
     """Returns the mode that a Linen module's call depends on."""
     if isinstance(module, BatchNorm):
         return RUNNING_AVERAGE
-    stochastic = isinstance(module, ResidualBlock | PreActivationBlock) and module.stochastic
+    stochastic = getattr(module, "stochastic", False)  # of a block
     return DETERMINISTIC if stochastic or isinstance(module, Dropout) else None
 
 

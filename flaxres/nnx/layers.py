@@ -14,7 +14,21 @@ from flax import linen as nn, nnx
 from jaxtyping import Array, Float
 
 from flaxres.errors import InputError
-from flaxres.models import blocks, densenet, layers, resnet, resnet9, resnetv2, stochastic
+from flaxres.models import (
+    attention,
+    blocks,
+    densenet,
+    layers,
+    network,
+    regnet,
+    res2net,
+    resnest,
+    resnet,
+    resnet9,
+    resnetv2,
+    sknet,
+    stochastic,
+)
 from flaxres.models.blocks import SCANNED
 from flaxres.nnx._call import Call, Randomness, is_defined_by, require_replaceable
 from flaxres.nnx._definition import Definition
@@ -197,18 +211,26 @@ EvoNorm = _like(layers.EvoNorm)
 Dropout = _like(stochastic.Dropout)
 Linear = _like(nn.Dense, name="Linear")
 ChannelConv = _like(nn.Conv, name="ChannelConv")
-SqueezeExcite = _like(layers.SqueezeExcite)
-EfficientChannelAttention = _like(layers.EfficientChannelAttention)
+SqueezeExcite = _like(attention.SqueezeExcite)
+EfficientChannelAttention = _like(attention.EfficientChannelAttention)
 DeepStem = _like(resnet.DeepStem, Indexed)
 PoolingConvolution = _like(resnet.PoolingConvolution, Indexed)
 Projection = _like(blocks.Projection, Indexed)
 ResidualBlock = _like(blocks.ResidualBlock)
+ConvNorm = _like(layers.ConvNorm)
+MultiScaleBlock = _like(res2net.MultiScaleBlock)
+SplitAttention = _like(resnest.SplitAttention)
+SplitAttentionBlock = _like(resnest.SplitAttentionBlock)
+PathAttention = _like(sknet.PathAttention)
+SelectiveKernel = _like(sknet.SelectiveKernel)
+SelectiveKernelBlock = _like(sknet.SelectiveKernelBlock)
+RegNetBlock = _like(regnet.RegNetBlock)
 Downsample = _like(blocks.Downsample)
 PreActivationBlock = _like(blocks.PreActivationBlock)
 Stage = _like(blocks.Stage, Indexed)
 PooledConvolution = _like(resnet9.PooledConvolution)
 Stem = _like(resnetv2.Stem)
-Nested = _like(resnetv2.Nested)
+Nested = _like(network.Nested)
 Stages = _like(resnetv2.Stages, Indexed)
 DenseLayer = _like(densenet.DenseLayer)
 DenseBlock = _like(densenet.DenseBlock)

@@ -10,7 +10,18 @@ from flax import linen as nn, nnx
 from jaxtyping import Array, Float
 
 from flaxres.errors import InputError
-from flaxres.models import densenet, network as linen, registry, resnet, resnet9, resnetv2
+from flaxres.models import (
+    densenet,
+    network as linen,
+    registry,
+    regnet,
+    res2net,
+    resnest,
+    resnet,
+    resnet9,
+    resnetv2,
+    sknet,
+)
 from flaxres.nnx._call import Call, Randomness, is_defined_by, value_of
 from flaxres.nnx._definition import DETERMINISTIC, Definition, Path, traced
 from flaxres.nnx.layers import CLASSES, Layer
@@ -142,8 +153,69 @@ class DenseNet(Network):
     of = densenet.DenseNet
 
 
+class Res2Net(Network):
+    """`flaxres.Res2Net` as a module of Flax's NNX.
+
+    Attributes, arguments and the call are those of `flaxres.nnx.networks.Network`.
+
+    Examples:
+      >>> import flaxres.nnx
+      >>> model = nnx.eval_shape(lambda: flaxres.nnx.Res2Net(base_width=26, rngs=nnx.Rngs(0)))
+      >>> model.layer1[0].convs_0.kernel.shape
+      (3, 3, 26, 26)
+    """
+
+    of = res2net.Res2Net
+
+
+class ResNeSt(Network):
+    """`flaxres.ResNeSt` as a module of Flax's NNX.
+
+    Attributes, arguments and the call are those of `flaxres.nnx.networks.Network`.
+
+    Examples:
+      >>> import flaxres.nnx
+      >>> model = nnx.eval_shape(lambda: flaxres.nnx.ResNeSt(rngs=nnx.Rngs(0)))
+      >>> model.layer1[0].conv2.fc1.kernel.shape
+      (1, 1, 64, 32)
+    """
+
+    of = resnest.ResNeSt
+
+
+class SKNet(Network):
+    """`flaxres.SKNet` as a module of Flax's NNX.
+
+    Attributes, arguments and the call are those of `flaxres.nnx.networks.Network`.
+
+    Examples:
+      >>> import flaxres.nnx
+      >>> model = nnx.eval_shape(lambda: flaxres.nnx.SKNet(rngs=nnx.Rngs(0)))
+      >>> model.layer1[0].conv2.paths_0.conv.kernel.shape
+      (3, 3, 32, 64)
+    """
+
+    of = sknet.SKNet
+
+
+class RegNet(Network):
+    """`flaxres.RegNet` as a module of Flax's NNX.
+
+    Attributes, arguments and the call are those of `flaxres.nnx.networks.Network`.
+
+    Examples:
+      >>> import flaxres.nnx
+      >>> model = nnx.eval_shape(lambda: flaxres.nnx.RegNet(rngs=nnx.Rngs(0)))
+      >>> model.s1[0].conv2.conv.kernel.shape
+      (3, 3, 8, 24)
+    """
+
+    of = regnet.RegNet
+
+
 NETWORKS: dict[type[linen.Network], type[Network]] = {
-    network.of: network for network in (ResNet, ResNetV2, ResNet9, DenseNet)
+    network.of: network
+    for network in (ResNet, ResNetV2, ResNet9, DenseNet, Res2Net, ResNeSt, SKNet, RegNet)
 }
 for _linen, _network in NETWORKS.items():
     CLASSES[_linen] = _network

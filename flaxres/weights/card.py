@@ -10,12 +10,17 @@ import jax.numpy as jnp
 from flaxres.errors import InputError
 from flaxres.models.densenet import DenseNet
 from flaxres.models.network import Network
+from flaxres.models.regnet import RegNet
+from flaxres.models.res2net import Res2Net
+from flaxres.models.resnest import ResNeSt
 from flaxres.models.resnet import ResNet
 from flaxres.models.resnet9 import ResNet9
 from flaxres.models.resnetv2 import ResNetV2
+from flaxres.models.sknet import SKNet
 
 NETWORKS: dict[str, type[Network]] = {
-    network.__name__: network for network in (ResNet, ResNetV2, ResNet9, DenseNet)
+    network.__name__: network
+    for network in (ResNet, ResNetV2, ResNet9, DenseNet, Res2Net, ResNeSt, SKNet, RegNet)
 }
 NETWORK, PREPROCESS, CLASSES = "flaxres.network", "flaxres.preprocess", "flaxres.classes"
 V1 = "flaxres.v1"  # in files of older versions

@@ -1,8 +1,8 @@
 """Names and axes of arrays in PyTorch and in flaxres, and prefixes of names such as `module.`.
 
-Modules have the same names in both, so only the last word and the axes differ. Convolutions are
-OIHW in PyTorch and HWIO here, dense layers OI and IO. `num_batches_tracked` counts PyTorch's steps;
-nothing here uses it.
+Modules have the same names in both (see `flaxres.models.outputs.in_torch`), so only the last word
+and the axes differ. Convolutions are OIHW in PyTorch and HWIO here, dense layers OI and IO.
+`num_batches_tracked` counts PyTorch's steps; nothing here uses it.
 """
 
 import re
@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
+
+from flaxres.models.outputs import in_torch
 
 LEAVES = {
     "kernel": "weight",
@@ -62,7 +64,7 @@ def torch_name(path: Path) -> str:
       >>> torch_name(("params", "layer1", "0", "conv1", "kernel"))
       'layer1.0.conv1.weight'
     """
-    return ".".join((*path[1:-1], LEAVES[path[-1]]))
+    return in_torch(".".join((*path[1:-1], LEAVES[path[-1]])))
 
 
 def to_torch(path: Path, array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:

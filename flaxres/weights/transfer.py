@@ -17,6 +17,7 @@ from flaxres.weights import files
 from flaxres.weights.card import Card, from_metadata, require_same_function, to_metadata
 from flaxres.weights.files import Arrays
 from flaxres.weights.names import (
+    LEAVES,
     TRACKED,
     Path,
     cleaned,
@@ -220,9 +221,10 @@ def torch_from_variables(variables: Mapping[str, Any]) -> Arrays:
     """
     state: Arrays = {}
     for path, leaf in leaves(unstack_blocks(variables)):
-        state[torch_name(path)] = to_torch(path, np.asarray(leaf))
+        name = torch_name(path)
+        state[name] = to_torch(path, np.asarray(leaf))
         if path[-1] == "mean":
-            state[".".join((*path[1:-1], TRACKED))] = np.zeros((), np.int64)
+            state[name.replace(LEAVES["mean"], TRACKED)] = np.zeros((), np.int64)
     return state
 
 

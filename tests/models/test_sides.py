@@ -25,6 +25,11 @@ NETWORKS: dict[str, Network] = {
     "blur-dilated": BOTTLENECK(anti_alias="blur", output_stride=8),
     "v2": flaxres.ResNetV2(**SMALL | {"widths": (32,) * 4}, stem_width=8, averaged=True),
     "v2-fixed": flaxres.ResNetV2(**SMALL | {"widths": (32,) * 4}, stem_width=8, stem="fixed"),
+    "res2net": flaxres.Res2Net(**SMALL, stem_width=8, output_stride=16),
+    "resnest": flaxres.ResNeSt(**SMALL, stem_width=8, stem="deep", shortcut="average"),
+    "sknet": flaxres.SKNet(**SMALL, stem_width=8, block="basic"),
+    "regnet": flaxres.RegNet(**SMALL, stem_width=8, se_ratio=0.25),
+    "regnet-dilated": flaxres.RegNet(**SMALL, stem_width=8, output_stride=8),
     "resnet9": flaxres.ResNet9(depths=(1, 1), widths=(8, 8), stem_width=8),
     "dense": flaxres.DenseNet(depths=(1, 1, 1), growth=8, stem_width=8),
 }

@@ -26,7 +26,14 @@ ATTENTIVE = ["seresnet18", "ecaresnet50d", "resnetrs50"]
 PREACTIVATED = ["resnetv2_18d", "resnetv2_50", "resnetv2_50x1_bit", "resnetv2_50d_evos"]
 IRREGULAR = ["test_resnet"]
 DENSE = ["densenet121", "densenetblur121d"]
-ZOO = [*PLAIN, *CHANGED, *ATTENTIVE, *PREACTIVATED, *IRREGULAR, *DENSE]
+MULTI_SCALE = ["res2net50_26w_4s", "res2next50"]
+SPLIT = ["resnest14d", "resnest50d_4s2x40d", "resnest50d_1s4x24d"]
+SELECTIVE = ["skresnet18", "skresnext50_32x4d"]
+REGULAR = ["regnetx_002", "regnety_008_tv"]
+ZOO = [
+    *(*PLAIN, *CHANGED, *ATTENTIVE, *PREACTIVATED, *IRREGULAR, *DENSE),
+    *(*MULTI_SCALE, *SPLIT, *SELECTIVE, *REGULAR),
+]
 
 
 @pytest.mark.slow
@@ -41,7 +48,10 @@ def test_logits_features_and_round_trip_agree_with_timm(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "stride"),
-    [("resnet50", 8), ("resnet18d", 16), ("resnetblur50", 16), ("resnetaa50d", 8)],
+    [
+        *(("resnet50", 8), ("resnet18d", 16), ("resnetblur50", 16), ("resnetaa50d", 8)),
+        *(("res2net50_26w_4s", 16), ("resnest14d", 8), ("skresnet18", 8), ("regnety_002", 8)),
+    ],
 )
 def test_dilated_networks_agree_with_timm(name: str, stride: int) -> None:
     assert max(compare(name, output_stride=stride)[:2]) <= 1e-4

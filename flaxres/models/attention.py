@@ -1,0 +1,74 @@
+"""Attention over channels: each image weighs its channels by their means over all pixels."""
+
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype
+from jaxtyping import Array, Float
+
+
+def rounded(width: float, divisor: int = 8, least: int = 0, share: float = 0.0) -> int:
+    """Returns a width rounded to a multiple of `divisor`.
+
+    Args:
+      width: the width.
+      divisor: of the result, and its least value where `least` is 0.
+      least: least value of the result.
+      share: a result below this share of `width` is raised to the next multiple.
+
+    Examples:
+      >>> rounded(11.9), rounded(12), rounded(3), rounded(3, least=32), rounded(11.9, share=0.9)
+      (8, 16, 8, 32, 16)
+    """
+    result = max(least or divisor, int(width + divisor / 2) // divisor * divisor)
+    return result + divisor if result < share * width else result
+
+
+class SqueezeExcite(nn.Module):
+    """Squeeze and excitation (Hu et al. 2018, section 3), rounded as timm does.
+
+    The inner width is `width`, or `ratio` of the channels, rounded to a multiple of 8 and at least
+    8.
+    """
+
+    conv: Callable[..., nn.Module]
+    ratio: float = 1 / 16
+    width: int | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
+        channels = x.shape[-1]
+        squeezed = self.width or rounded(channels * self.ratio)
+        y = x.mean((1, 2), keepdims=True)
+        y = nn.relu(self.conv(squeezed, kernel_size=1, use_bias=True, name="fc1")(y))
+        return x * nn.sigmoid(self.conv(channels, kernel_size=1, use_bias=True, name="fc2")(y))
+
+
+class EfficientChannelAttention(nn.Module):
+    """Efficient channel attention (Wang et al. 2020, section 3.2).
+
+    A 1-D convolution over the globally pooled channels gives each channel's weight. Its size
+    follows from `channels`, by default those of the input; a pruned network has fewer.
+    """
+
+    channels: int | None = None
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
+        size = int(abs(math.log2(self.channels or x.shape[-1]) + 1) / 2)
+        size = max(size if size % 2 else size + 1, 3)
+        conv = nn.Conv(
+            1,
+            (size,),
+            padding=size // 2,
+            use_bias=False,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="conv",
+        )
+        y = conv(x.mean((1, 2))[..., None])
+        return x * nn.sigmoid(y[:, None, None, :, 0])
