@@ -1,10 +1,11 @@
 """Writes `flaxres/weights/pretrained.csv`: `python -m tools.pretrained_table [--results CSV]`.
 
-The rows are the weights that the installed timm hosts for its residual and dense networks. Names of
-torchvision are those of the weights with the same URL. timm no longer gives the URLs of DenseNets;
-before its commit 7ad7ddb7, those of `tv_in1k` were torchvision's. Accuracies come from timm's
-`results/results-imagenet.csv`; without that file those of the present table stay. `--check` writes
-nothing and fails if the table would change. Needs the extra `parity` (PyTorch, timm).
+The rows are the weights that the installed timm hosts for its residual and dense networks, but for
+those of `LEFT_OUT`, which flaxres lacks. Names of torchvision are those of the weights with the
+same URL. timm no longer gives the URLs of DenseNets; before its commit 7ad7ddb7, those of `tv_in1k`
+were torchvision's. Accuracies come from timm's `results/results-imagenet.csv`; without that file
+those of the present table stay. `--check` writes nothing and fails if the table would change. Needs
+the extra `parity` (PyTorch, timm).
 """
 
 import argparse
@@ -22,14 +23,20 @@ from flaxres.models.registry import natural
 from flaxres.weights.tags import Pretrained
 
 TABLE = pathlib.Path(flaxres.weights.tags.__file__).with_name("pretrained.csv")
-MODULES = ("resnet", "resnetv2", "densenet")
+MODULES = ("resnet", "resnetv2", "densenet", "res2net", "resnest", "sknet", "regnet")
+# Pre-activation RegNets, those with wide bottlenecks and SiLU, and those without batch norm.
+LEFT_OUT = ("regnetv_*", "regnetz_*", "regnety_040_sgn")
 FIGURES = ("top1", "top5", "test_top1", "test_top5")
 SOURCE = "# Accuracies: "
 
 
 def hosted(timm: Any) -> list[str]:
     """Returns the tags that timm hosts for the architectures of `MODULES`, in natural order."""
-    names = {name for module in MODULES for name in timm.list_models(module=module)}
+    names = {
+        name
+        for module in MODULES
+        for name in timm.list_models(module=module, exclude_filters=LEFT_OUT)
+    }
     tags = [tag for tag in timm.list_pretrained() if tag.partition(".")[0] in names]
     return sorted(tags, key=natural)
 

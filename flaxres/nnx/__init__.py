@@ -3,6 +3,11 @@
 Each is made from its Linen module, which stays the one definition of its mathematics.
 """
 
+from flaxres.nnx.conversion import (
+    create_model as create_model,
+    from_linen as from_linen,
+    to_linen as to_linen,
+)
 from flaxres.nnx.layers import (
     BatchNorm as BatchNorm,
     ChannelConv as ChannelConv,
@@ -43,9 +48,9 @@ from flaxres.nnx.named import (
     ResNet200 as ResNet200,
     ResNet1202 as ResNet1202,
 )
+from flaxres.nnx.network import Network as Network
 from flaxres.nnx.networks import (
     DenseNet as DenseNet,
-    Network as Network,
     RegNet as RegNet,
     Res2Net as Res2Net,
     ResNeSt as ResNeSt,
@@ -53,9 +58,6 @@ from flaxres.nnx.networks import (
     ResNet9 as ResNet9,
     ResNetV2 as ResNetV2,
     SKNet as SKNet,
-    create_model as create_model,
-    from_linen as from_linen,
-    to_linen as to_linen,
 )
 from flaxres.nnx.weights import (
     load_pretrained as load_pretrained,

@@ -10,7 +10,8 @@ from flax import nnx
 
 import flaxres
 from flaxres.nnx._call import value_of, write
-from flaxres.nnx.networks import Network, from_linen, leaves_of, to_linen
+from flaxres.nnx.conversion import from_linen, leaves_of, to_linen
+from flaxres.nnx.network import Network
 from flaxres.weights import transfer
 
 
