@@ -39,11 +39,17 @@ def reference(name: str, **attributes: Any) -> Any:
     with torch.no_grad():
         for module in network.modules():
             evonorm = hasattr(module, "v")
-            if evonorm or isinstance(module, torch.nn.BatchNorm2d | torch.nn.GroupNorm):
+            affine = (torch.nn.BatchNorm2d, torch.nn.GroupNorm, torch.nn.LayerNorm)
+            if evonorm or isinstance(module, affine):
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(0, 0.1)
             if evonorm:
                 module.v.uniform_(0.5, 1.5)
+            if type(module).__name__ == "GlobalResponseNorm":  # zeros would hide it
+                module.weight.normal_(0, 0.5)
+                module.bias.normal_(0, 0.1)
+            if getattr(module, "gamma", None) is not None:  # a millionth would hide the branch
+                module.gamma.uniform_(0.1, 0.4)
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
@@ -69,6 +75,8 @@ def feature_names(name: str, network: Any) -> dict[str, str]:
     if name.startswith("resnetv2"):
         stem = "stem.conv3" if hasattr(network.stem, "conv3") else "stem.conv"
         return {"stem": stem} | {f"stage{i}": f"stages.{i - 1}" for i in range(1, 5)}
+    if name.startswith("convnext"):
+        return {"stem": "stem"} | {f"stage{i}": f"stages.{i - 1}" for i in range(1, 5)}
     if name.startswith("regnet"):
         return {"stem": "stem"} | {f"stage{i}": f"s{i}" for i in range(1, 5)}
     return {"stem": "act1"} | {f"stage{i}": f"layer{i}" for i in range(1, 5)}

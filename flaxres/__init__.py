@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flaxres._version import __version__ as __version__
 from flaxres.errors import InputError as InputError, missing_extra
+from flaxres.models.convnext import ConvNeXt as ConvNeXt
 from flaxres.models.densenet import DenseNet as DenseNet
 from flaxres.models.named import (
     ResNet18 as ResNet18,
@@ -85,6 +86,7 @@ _LAZY = {
 __all__ = [
     "AugmentConfig",
     "Config",
+    "ConvNeXt",
     "DataConfig",
     "DenseNet",
     "InputError",

@@ -23,9 +23,16 @@ from flaxres.models.registry import natural
 from flaxres.weights.tags import Pretrained
 
 TABLE = pathlib.Path(flaxres.weights.tags.__file__).with_name("pretrained.csv")
-MODULES = ("resnet", "resnetv2", "densenet", "res2net", "resnest", "sknet", "regnet")
-# Pre-activation RegNets, those with wide bottlenecks and SiLU, and those without batch norm.
-LEFT_OUT = ("regnetv_*", "regnetz_*", "regnety_040_sgn")
+MODULES = (
+    *("resnet", "resnetv2", "densenet", "res2net", "resnest", "sknet", "regnet"),
+    "convnext",
+)
+# Pre-activation RegNets, those with wide bottlenecks and SiLU, and those without batch norm;
+# ConvNeXts without means in their norms, and those with an approximate GELU.
+LEFT_OUT = (
+    *("regnetv_*", "regnetz_*", "regnety_040_sgn"),
+    *("convnext_zepto*", "convnext_atto_rms", "test_convnext*"),
+)
 FIGURES = ("top1", "top5", "test_top1", "test_top5")
 SOURCE = "# Accuracies: "
 
@@ -35,7 +42,7 @@ def hosted(timm: Any) -> list[str]:
     names = {
         name
         for module in MODULES
-        for name in timm.list_models(module=module, exclude_filters=LEFT_OUT)
+        for name in timm.list_models(module=module, exclude_filters=list(LEFT_OUT))
     }
     tags = [tag for tag in timm.list_pretrained() if tag.partition(".")[0] in names]
     return sorted(tags, key=natural)

@@ -30,6 +30,7 @@ class Preprocess:
       mean, std: mean and standard deviation of the channels of images in [0, 1].
       exif: turn photographs upright by their EXIF orientation. Published weights were evaluated
         without, and so it is off unless asked for.
+      squash: resize both sides to `resize` pixels, whatever their ratio; timm's `crop_mode`.
 
     Examples:
       >>> Preprocess(size=32, resize=36)(Image.new("RGB", (64, 48))).shape
@@ -42,6 +43,7 @@ class Preprocess:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     exif: bool = False
+    squash: bool = False
 
     def __call__(
         self, images: ImageLike | Iterable[ImageLike]
@@ -77,7 +79,9 @@ class Preprocess:
                     f"{name} can't be read ({error.strerror}): give a JPEG or PNG file"
                 ) from error
         try:
-            return centre_crop(image, self.size, self.resize, self.interpolation, self.exif)
+            return centre_crop(
+                image, self.size, self.resize, self.interpolation, self.exif, self.squash
+            )
         except UnreadableError as error:
             raise InputError(f"{name}: {error}; give a JPEG or PNG file") from error
 

@@ -111,7 +111,8 @@ def _facts(predictor: Predictor, form: Form) -> dict[str, str]:
     mean, std = list(preprocess.mean), list(preprocess.std)
     pixels = "uint8 RGB" if form.pixels else f"float32, (pixels / 255 - {mean}) / {std}"
     millions = multiply_accumulates(model, side) / 1e6
-    crop = f"short side resized to {preprocess.resize} ({preprocess.interpolation})"
+    resized = "both sides" if preprocess.squash else "short side"
+    crop = f"{resized} resized to {preprocess.resize} ({preprocess.interpolation})"
     return {
         "network": f"{type(model).__name__}, {parameters(model):,} parameters",
         "multiply-accumulates": f"{millions:,.1f} million an image",
@@ -136,7 +137,7 @@ def write_server(folder: pathlib.Path, preprocess: Preprocess) -> None:
       preprocess: of the network. Photographs are turned upright, as `flaxres predict` does.
     """
     given = preprocess.for_photographs()
-    crop = Crop(given.size, given.resize, given.interpolation, given.exif)
+    crop = Crop(given.size, given.resize, given.interpolation, given.exif, given.squash)
     (folder / PREPROCESS).write_text(crop.to_json(), encoding="utf-8")
     (folder / SERVER).write_text(_SERVE, encoding="utf-8")
     package = folder / PACKAGE

@@ -40,7 +40,7 @@ def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 class Conv(nn.Module):
-    """A square 2-D convolution, padded by `dilation * (kernel_size // 2)` on every side.
+    """A square 2-D convolution, padded by `dilation * (kernel_size // 2)` on every side by default.
 
     `flaxres.ops.convolution` chooses the form for the device.
 
@@ -48,6 +48,7 @@ class Conv(nn.Module):
       features: output channels.
       kernel_size, stride, groups, dilation: as in PyTorch's `Conv2d`.
       use_bias: add a bias.
+      padding: pixels before and behind, on both axes, in place of the default.
       standardise: epsilon of weight standardisation (Qiao et al. 2019, eq. 2 and 3); None turns
         it off.
       dtype: dtype of the computation and the result.
@@ -65,6 +66,7 @@ class Conv(nn.Module):
     groups: int = 1
     dilation: int = 1
     use_bias: bool = False
+    padding: tuple[int, int] | None = None
     standardise: float | None = None
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
@@ -85,15 +87,16 @@ class Conv(nn.Module):
             mean, var = (f((0, 1, 2), keepdims=True) for f in (kernel.mean, kernel.var))
             kernel = (kernel - mean) * lax.rsqrt(var + self.standardise)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if size % 2 and self.stride <= 2 and self.dilation == self.groups == 1:
+        pad = self.dilation * (size // 2)
+        usual = size % 2 and self.stride <= 2 and self.padding in (None, (pad, pad))
+        if usual and self.dilation == self.groups == 1:
             y = convolution(x, kernel, self.stride)
         else:
-            pad = self.dilation * (size // 2)
             y = lax.conv_general_dilated(
                 x,
                 kernel,
                 (self.stride, self.stride),
-                [(pad, pad), (pad, pad)],
+                [self.padding or (pad, pad)] * 2,
                 rhs_dilation=(self.dilation, self.dilation),
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=self.groups,

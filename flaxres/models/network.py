@@ -28,6 +28,20 @@ class Nested(nn.Module):
         return self.module(name=self.child)(*arguments)
 
 
+class Stages(nn.Module):
+    """Run modules named `0`, `1`, ... in order, and return the output of each."""
+
+    stages: tuple[Callable[..., nn.Module], ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> list[jax.Array]:
+        outputs = []
+        for i, stage in enumerate(self.stages):
+            x = stage(name=str(i))(x, train)
+            outputs.append(x)
+        return outputs
+
+
 class Network(nn.Module):
     """The attributes that every network has.
 
@@ -117,6 +131,10 @@ class Network(nn.Module):
         return x.astype(at_least_float32(self.dtype)).mean((1, 2))
 
     @property
+    def head_kernel_init(self) -> Initializer:
+        return head_init
+
+    @property
     def head_bias_init(self) -> Initializer:
         return nn.initializers.constant(self.head_bias)
 
@@ -132,18 +150,22 @@ class Network(nn.Module):
             return x
         if self.dropout:
             x = Dropout(self.dropout)(x, train)
-        dense = functools.partial(
-            nn.Dense,
-            self.num_classes,
-            dtype=x.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=head_init,
-            bias_init=self.head_bias_init,
-        )
+        dense = self.classifier(x.dtype)
         outer, _, inner = name.rpartition(".")
         layer = Nested(dense, inner, name=outer) if outer else dense(name=name)
         logits: jax.Array = layer(x)
         return logits
+
+    def classifier(self, dtype: Dtype) -> Callable[..., nn.Module]:
+        """Returns the dense layer of the classes with its dtypes and initial values bound."""
+        return functools.partial(
+            nn.Dense,
+            self.num_classes,
+            dtype=dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.head_kernel_init,
+            bias_init=self.head_bias_init,
+        )
 
     def check(self, images: Shaped[Array, "..."], **choices: tuple[Any, Iterable[Any]]) -> None:
         """Checks attributes against their choices, and the rank, layout and dtype of images.

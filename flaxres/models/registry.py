@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from flaxres.errors import InputError, unknown
+from flaxres.models.convnext import ConvNeXt
 from flaxres.models.densenet import DenseNet
 from flaxres.models.network import Network
 from flaxres.models.pruned import ECA_RESNET_50D, ECA_RESNET_101D
@@ -23,6 +24,12 @@ from flaxres.models.sknet import SKNet
 
 Row = functools.partial[Any]
 partial = functools.partial
+
+
+def widths(first: int) -> tuple[int, ...]:
+    """Returns four widths, each twice the one before."""
+    return tuple(first * 2**i for i in range(4))
+
 
 # Blocks of each stage: He et al. 2016, table 1; "Identity mappings", section 5, for 200; Bello et
 # al. 2021, table 11, for 270 to 420.
@@ -95,6 +102,18 @@ REGNETS_Y: dict[str, tuple[Any, ...]] = {
     "1280": (27, 456, 160.83, 2.52, 264),
     "2560": (27, 640, 230.83, 2.53, 373),
 }
+
+# Depths and the first width, see `widths`.
+CONVNEXTS: tuple[tuple[str, tuple[int, ...], int], ...] = (
+    ("tiny", (3, 3, 9, 3), 96),
+    *((name, (3, 3, 27, 3), first) for name, first in (("small", 96), ("base", 128))),
+    *((name, (3, 3, 27, 3), first) for name, first in (("large", 192), ("xlarge", 256))),
+)
+SMALL_CONVNEXTS: tuple[tuple[str, tuple[int, ...], int], ...] = (
+    *((name, (2, 2, 6, 2), first) for name, first in (("atto", 40), ("femto", 48), ("pico", 64))),
+    ("nano", (2, 2, 8, 2), 80),
+)
+v2: dict[str, Any] = {"layer_scale": None, "response_norm": True}
 
 # Names that timm has too, with timm's meaning.
 TIMM: dict[str, Row] = {
@@ -204,7 +223,7 @@ TIMM: dict[str, Row] = {
         f"resnetv2_{n}x{factor}_bit": partial(
             ResNetV2,
             depths=BOTTLENECKS[n],
-            widths=tuple(256 * factor * 2**i for i in range(4)),
+            widths=widths(256 * factor),
             stem_width=64 * factor,
             **bit,
         )
@@ -251,6 +270,39 @@ TIMM: dict[str, Row] = {
         f"regnety_{name}": partial(RegNet, se_ratio=0.25, **design(*point))
         for name, point in REGNETS_Y.items()
     },
+    # Liu et al. 2022, section 3; Woo et al. 2023, table 9; timm for the others.
+    **{
+        f"convnext_{name}": partial(ConvNeXt, depths=depths, widths=widths(first))
+        for name, depths, first in CONVNEXTS
+    },
+    **{
+        f"convnext_{name}": partial(
+            ConvNeXt, depths=depths, widths=widths(first), convolutions=True
+        )
+        for name, depths, first in SMALL_CONVNEXTS
+    },
+    **{
+        f"convnext_{name}_ols": partial(
+            ConvNeXt,
+            depths=depths,
+            widths=widths(first),
+            convolutions=True,
+            stem="overlap" if name == "nano" else "overlap_tiered",
+        )
+        for name, depths, first in SMALL_CONVNEXTS
+    },
+    "convnext_tiny_hnf": partial(ConvNeXt, convolutions=True, norm_first=True),
+    "convnext_large_mlp": partial(ConvNeXt, depths=(3, 3, 27, 3), widths=widths(192), hidden=1536),
+    "convnext_xxlarge": partial(ConvNeXt, depths=(3, 4, 30, 3), widths=widths(384), epsilon=1e-5),
+    **{
+        f"convnextv2_{name}": partial(
+            ConvNeXt, depths=depths, widths=widths(first), **v2, convolutions=small
+        )
+        for rows, small in ((SMALL_CONVNEXTS, True), (CONVNEXTS, False))
+        for name, depths, first in rows
+        if name != "xlarge"
+    },
+    "convnextv2_huge": partial(ConvNeXt, depths=(3, 3, 27, 3), widths=widths(352), **v2),
     # Huang et al. 2017, table 1.
     "densenet121": partial(DenseNet, depths=(6, 12, 24, 16)),
     "densenetblur121d": partial(DenseNet, depths=(6, 12, 24, 16), stem="deep", anti_alias="blur"),

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from flaxres.models.blocks import EXPANSION, PreActivationBlock, Stage
 from flaxres.models.layers import head_init, norm_relu
-from flaxres.models.network import Nested, Network
+from flaxres.models.network import Nested, Network, Stages
 from flaxres.models.stochastic import Dropout
 from flaxres.ops.pool import max_pool
 
@@ -46,20 +46,6 @@ class Stem(nn.Module):
             if i < 3:
                 x = norm_relu(self.norm(name=f"norm{i}"), x, train)
         return x
-
-
-class Stages(nn.Module):
-    """Run `stages.0.blocks`, `stages.1.blocks`, ... and return the output of each."""
-
-    stages: tuple[Callable[..., nn.Module], ...]
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> list[jax.Array]:
-        outputs = []
-        for i, stage in enumerate(self.stages):
-            x = Nested(stage, "blocks", name=str(i))(x, train)
-            outputs.append(x)
-        return outputs
 
 
 class ResNetV2(Network):
@@ -128,9 +114,8 @@ class ResNetV2(Network):
             stride = 2 if stages else 1
             project = self.block != "basic" or stride != 1 or width != self.stem_width
             first = functools.partial(rest, stride=stride, project=project, averaged=self.averaged)
-            stages.append(
-                functools.partial(Stage, first, rest, rates, self.scan_blocks, self.remat)
-            )
+            blocks = functools.partial(Stage, first, rest, rates, self.scan_blocks, self.remat)
+            stages.append(functools.partial(Nested, blocks, "blocks"))
         outputs = Stages(tuple(stages), name="stages")(x, train)
         maps |= {f"stage{i}": output for i, output in enumerate(outputs, 1)}
         x = norm_relu(norm(name="norm"), outputs[-1], train)

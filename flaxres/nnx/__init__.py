@@ -12,15 +12,18 @@ from flaxres.nnx.layers import (
     BatchNorm as BatchNorm,
     ChannelConv as ChannelConv,
     Conv as Conv,
+    ConvNeXtBlock as ConvNeXtBlock,
     ConvNorm as ConvNorm,
     DenseBlock as DenseBlock,
     DenseLayer as DenseLayer,
     Dropout as Dropout,
     EfficientChannelAttention as EfficientChannelAttention,
     EvoNorm as EvoNorm,
+    GlobalResponseNorm as GlobalResponseNorm,
     GroupNorm as GroupNorm,
     Indexed as Indexed,
     Layer as Layer,
+    LayerNorm as LayerNorm,
     Linear as Linear,
     MultiScaleBlock as MultiScaleBlock,
     PreActivationBlock as PreActivationBlock,
@@ -50,6 +53,7 @@ from flaxres.nnx.named import (
 )
 from flaxres.nnx.network import Network as Network
 from flaxres.nnx.networks import (
+    ConvNeXt as ConvNeXt,
     DenseNet as DenseNet,
     RegNet as RegNet,
     Res2Net as Res2Net,

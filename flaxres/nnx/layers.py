@@ -17,6 +17,7 @@ from flaxres.errors import InputError
 from flaxres.models import (
     attention,
     blocks,
+    convnext,
     densenet,
     layers,
     network,
@@ -225,13 +226,21 @@ PathAttention = _like(sknet.PathAttention)
 SelectiveKernel = _like(sknet.SelectiveKernel)
 SelectiveKernelBlock = _like(sknet.SelectiveKernelBlock)
 RegNetBlock = _like(regnet.RegNetBlock)
+LayerNorm = _like(convnext.LayerNorm)
+GlobalResponseNorm = _like(convnext.GlobalResponseNorm)
+Mlp = _like(convnext.Mlp)
+ConvNeXtBlock = _like(convnext.ConvNeXtBlock)
+Patches = _like(convnext.Patches, Indexed)
+ConvNeXtStage = _like(convnext.ConvNeXtStage)
+ConvNeXtStem = _like(convnext.Stem, Indexed, name="ConvNeXtStem")
+Head = _like(convnext.Head)
 Downsample = _like(blocks.Downsample)
 PreActivationBlock = _like(blocks.PreActivationBlock)
 Stage = _like(blocks.Stage, Indexed)
 PooledConvolution = _like(resnet9.PooledConvolution)
 Stem = _like(resnetv2.Stem)
 Nested = _like(network.Nested)
-Stages = _like(resnetv2.Stages, Indexed)
+Stages = _like(network.Stages, Indexed)
 DenseLayer = _like(densenet.DenseLayer)
 DenseBlock = _like(densenet.DenseBlock)
 Transition = _like(densenet.Transition)

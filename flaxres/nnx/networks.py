@@ -1,6 +1,7 @@
 """The networks as modules of Flax's NNX."""
 
 from flaxres.models import (
+    convnext,
     densenet,
     network,
     regnet,
@@ -135,8 +136,24 @@ class RegNet(Network):
     of = regnet.RegNet
 
 
+class ConvNeXt(Network):
+    """`flaxres.ConvNeXt` as a module of Flax's NNX.
+
+    Attributes, arguments and the call are those of `flaxres.nnx.network.Network`.
+
+    Examples:
+      >>> import flaxres.nnx
+      >>> model = nnx.eval_shape(lambda: flaxres.nnx.ConvNeXt(rngs=nnx.Rngs(0)))
+      >>> model.stages[0].blocks[0].mlp.fc1.kernel.shape
+      (96, 384)
+    """
+
+    of = convnext.ConvNeXt
+
+
 NETWORKS: dict[type[network.Network], type[Network]] = {
-    made.of: made for made in (ResNet, ResNetV2, ResNet9, DenseNet, Res2Net, ResNeSt, SKNet, RegNet)
+    made.of: made
+    for made in (ResNet, ResNetV2, ResNet9, DenseNet, Res2Net, ResNeSt, SKNet, RegNet, ConvNeXt)
 }
 for _linen, _network in NETWORKS.items():
     CLASSES[_linen] = _network

@@ -45,7 +45,12 @@ class TooManyPixelsError(UnreadableError):
 
 
 def centre_crop(
-    image: bytes | Image.Image, size: int, resize: int, interpolation: str, exif: bool = False
+    image: bytes | Image.Image,
+    size: int,
+    resize: int,
+    interpolation: str,
+    exif: bool = False,
+    squash: bool = False,
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Resizes the short side of an image and takes the central square, exactly as torchvision.
 
@@ -55,6 +60,7 @@ def centre_crop(
       resize: short side of the image before the crop.
       interpolation: Pillow's filter, `bilinear` or `bicubic`.
       exif: turn a photograph upright by its EXIF orientation first.
+      squash: resize both sides to `resize`, whatever their ratio.
 
     Returns:
       The crop; pixels outside the image are 0.
@@ -73,7 +79,9 @@ def centre_crop(
     opened = image if isinstance(image, Image.Image) else open_image(image)
     rgb = to_rgb(opened, exif)
     width, height = rgb.size
-    if min(width, height) != resize:
+    if squash:
+        rgb = rgb.resize((resize, resize), FILTERS[interpolation])
+    elif min(width, height) != resize:
         if width <= height:
             target = (resize, int(resize * height / width))
         else:

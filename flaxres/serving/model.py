@@ -31,6 +31,7 @@ class Crop:
       resize: short side of the image before the crop.
       interpolation: filter of the resizing.
       exif: turn photographs upright by their EXIF orientation.
+      squash: resize both sides, whatever their ratio; off in folders of older versions.
 
     Examples:
       >>> crop = Crop(32, 36, "bilinear", True)
@@ -44,10 +45,13 @@ class Crop:
     resize: int
     interpolation: str
     exif: bool
+    squash: bool = False
 
     def __call__(self, image: bytes | Image.Image) -> UInt8[np.ndarray, "size size 3"]:
         """Returns the crop; raises UnreadableError if the image can't be decoded."""
-        return centre_crop(image, self.size, self.resize, self.interpolation, self.exif)
+        return centre_crop(
+            image, self.size, self.resize, self.interpolation, self.exif, self.squash
+        )
 
     def to_json(self) -> str:
         """Returns the content of preprocess.json."""
@@ -61,6 +65,8 @@ class Crop:
           ValueError: a setting is missing, unknown or breaks its rule.
         """
         settings = json.loads(text)
+        if isinstance(settings, dict):
+            settings = {"squash": False} | settings
         names = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(settings, dict) or sorted(settings) != sorted(names):
             raise ValueError(f"the rule is one JSON object with the keys {', '.join(names)}")
@@ -71,8 +77,9 @@ class Crop:
         if settings["interpolation"] not in FILTERS:
             given = settings["interpolation"]
             raise ValueError(f"interpolation={given!r}: choose from {', '.join(FILTERS)}")
-        if type(settings["exif"]) is not bool:
-            raise ValueError(f"exif={settings['exif']!r}: the rule is true or false")
+        for name in ("exif", "squash"):
+            if type(settings[name]) is not bool:
+                raise ValueError(f"{name}={settings[name]!r}: the rule is true or false")
         return cls(**settings)
 
 

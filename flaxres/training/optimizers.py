@@ -176,9 +176,11 @@ def muon(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTr
     orthogonal = optax.contrib.scale_by_muon(
         beta=config.momentum,
         nesterov=config.nesterov,
-        weight_dimension_numbers=functools.partial(jax.tree.map, _matrix_axes),
+        weight_dimension_numbers=functools.partial(jax.tree_util.tree_map_with_path, _matrix_axes),
     )
-    scale = optax.stateless(lambda updates, _: jax.tree.map(_scale_as_adamw, updates))
+    scale = optax.stateless(
+        lambda updates, _: jax.tree_util.tree_map_with_path(_scale_as_adamw, updates)
+    )
     adam = optax.scale_by_adam(config.momentum, config.beta2, config.epsilon)
     return [
         optax.partition({"muon": optax.chain(orthogonal, scale), "adam": adam}, _muon_labels),
@@ -188,29 +190,30 @@ def muon(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTr
 
 
 def _muon_labels(params: Any) -> Any:
-    """Labels the parameters to orthogonalise: the kernels of convolutions, not the head.
+    """Labels the parameters to orthogonalise: the kernels of 2-D convolutions and products.
 
-    Jordan et al. 2024.
+    The head is left out (Jordan et al. 2024).
     """
 
     def label(path: Any, leaf: Any) -> str:
-        return "muon" if rank(path, leaf) >= 4 and depth(_slashed(path)) < 5 else "adam"
+        matrix = rank(path, leaf) in (2, 4) and depth(_slashed(path)) < 5
+        return "muon" if matrix else "adam"
 
     return jax.tree_util.tree_map_with_path(label, params)
 
 
-def _matrix_axes(kernel: jax.Array) -> optax.contrib.MuonDimensionNumbers:
-    """Returns the axes (..., height, width, inputs | outputs) of a kernel as a matrix."""
-    inputs = tuple(range(kernel.ndim - 4, kernel.ndim - 1))
+def _matrix_axes(path: Any, kernel: jax.Array) -> optax.contrib.MuonDimensionNumbers:
+    """Returns the axes (height, width, inputs | outputs) of a kernel as a matrix."""
+    inputs = tuple(range(kernel.ndim - rank(path, kernel), kernel.ndim - 1))
     return optax.contrib.MuonDimensionNumbers(inputs, kernel.ndim - 1)
 
 
-def _scale_as_adamw(update: jax.Array) -> jax.Array:
+def _scale_as_adamw(path: Any, update: jax.Array) -> jax.Array:
     """Scales an orthogonal matrix to a root mean square of 0.2, about that of AdamW's updates.
 
     Learning rates and decays of AdamW then fit (Liu et al. 2025, eq. 4).
     """
-    *inputs, outputs = update.shape[-4:]
+    *inputs, outputs = update.shape[-rank(path, update) :]
     return 0.2 * math.sqrt(max(math.prod(inputs), outputs)) * update
 
 
@@ -289,14 +292,14 @@ def depth(name: str) -> int:
     """Returns the stage of a parameter: 0 the stem, 1 to 4 the stages, 5 the head.
 
     Examples:
-      >>> depth("layer3/0/conv1/kernel")
-      3
+      >>> depth("layer3/0/conv1/kernel"), depth("s3/0/se/fc1/kernel"), depth("stages/2/norm/scale")
+      (3, 3, 3)
     """
     if set(name.split("/")) & HEADS:
         return 5
-    if match := re.search(r"(?:layer|denseblock|transition)(\d)|stages/(\d)", name):
+    if match := re.search(r"(?:layer|denseblock|transition|^s)(\d)|stages/(\d)", name):
         return int(match[1]) if match[1] else int(match[2]) + 1
-    return 4 if re.search(r"(^|/)norm5?/", name) else 0
+    return 4 if re.search(r"(^|/)norm(5|_pre)?/", name) else 0
 
 
 def _slashed(path: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from flaxres.errors import InputError
+from flaxres.models.convnext import ConvNeXt
 from flaxres.models.densenet import DenseNet
 from flaxres.models.network import Network
 from flaxres.models.regnet import RegNet
@@ -20,11 +21,11 @@ from flaxres.models.sknet import SKNet
 
 NETWORKS: dict[str, type[Network]] = {
     network.__name__: network
-    for network in (ResNet, ResNetV2, ResNet9, DenseNet, Res2Net, ResNeSt, SKNet, RegNet)
+    for network in (ResNet, ResNetV2, ResNet9, DenseNet, Res2Net, ResNeSt, SKNet, RegNet, ConvNeXt)
 }
 NETWORK, PREPROCESS, CLASSES = "flaxres.network", "flaxres.preprocess", "flaxres.classes"
 V1 = "flaxres.v1"  # in files of older versions
-PREPROCESSING = ("size", "resize", "interpolation", "mean", "std", "exif")
+PREPROCESSING = ("size", "resize", "interpolation", "mean", "std", "exif", "squash")
 # Attributes of every network that its function at inference depends on.
 COMMON = ("num_classes", "in_channels", "dtype", "param_dtype")
 # A dilated network may well be meant to start from weights of the usual one.
@@ -153,5 +154,6 @@ def _network(attributes: dict[str, Any]) -> Network:
 
 
 def _preprocess(attributes: dict[str, Any]) -> dict[str, Any]:
+    attributes = {"squash": False} | attributes  # files of older versions lack it
     values = {name: attributes[name] for name in PREPROCESSING}
     return values | {name: tuple(map(float, values[name])) for name in ("mean", "std")}

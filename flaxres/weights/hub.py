@@ -24,7 +24,7 @@ from flaxres.weights.card import Card, from_metadata, require_same_function
 from flaxres.weights.files import read
 from flaxres.weights.hub_folder import CONFIG, WEIGHTS, attributes_by_argument
 from flaxres.weights.tags import TRAINED, pretrained_info
-from flaxres.weights.transfer import in_head, variables_from_torch
+from flaxres.weights.transfer import variables_from_torch, without_classes
 
 RESOLUTIONS = ("input", "test")
 # timm's arguments that the weights and the function at inference don't depend on, or that
@@ -117,8 +117,9 @@ def load_pretrained(
     weights, metadata = read(path)
     card = from_metadata(metadata, str(path))
     require_same_function(card, model, str(path), adapt=True)
-    kept = {name: value for name, value in weights.items() if num_classes or not in_head(name)}
-    variables = variables_from_torch(kept, model, adapt=True, source=f"weights of {origin!r}")
+    if not num_classes:
+        weights = without_classes(weights, model)
+    variables = variables_from_torch(weights, model, adapt=True, source=f"weights of {origin!r}")
     return model, variables, _preprocess(settings, card, origin, path)
 
 
@@ -212,7 +213,7 @@ def preprocessing(settings: dict[str, Any], resolution: str = "input") -> Prepro
 
     Raises:
       ValueError: the interpolation is neither bilinear nor bicubic, the crop is not the centre of
-        a square, or a value is no number.
+        a square, another part of the image is filled up, or a value is no number.
 
     Examples:
       >>> preset = preprocessing({"input_size": (3, 96, 96), "crop_pct": 0.95})
@@ -227,7 +228,7 @@ def preprocessing(settings: dict[str, Any], resolution: str = "input") -> Prepro
     height, size = map(int, settings.get("input_size", (3, 224, 224))[-2:])
     if height != size:
         raise ValueError(f"input_size of {height}x{size} pixels, which is no square")
-    if (crop_mode := settings.get("crop_mode", "center")) != "center":
+    if (crop_mode := settings.get("crop_mode", "center")) not in ("center", "squash"):
         raise ValueError(f"crop_mode {crop_mode!r}")
     interpolation = settings.get("interpolation", "bicubic")
     if interpolation not in ("bilinear", "bicubic"):
@@ -237,7 +238,7 @@ def preprocessing(settings: dict[str, Any], resolution: str = "input") -> Prepro
         for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
     )
     resize = math.floor(size / float(settings.get("crop_pct", 0.875)))
-    return Preprocess(size, resize, interpolation, mean, std)
+    return Preprocess(size, resize, interpolation, mean, std, squash=crop_mode == "squash")
 
 
 def fetch(repository: str, file: str, revision: str | None, cache_dir: str | None) -> pathlib.Path:

@@ -14,7 +14,7 @@ from flaxres.models.registry import MODELS, TIMM
 from flaxres.models.resnet9 import ResNet9
 from flaxres.paths import completed, expanded
 from flaxres.weights.names import leaves, torch_name
-from flaxres.weights.transfer import in_head, save_weights, template
+from flaxres.weights.transfer import classifier, save_weights, template
 
 CONFIG, WEIGHTS, README = "config.json", "model.safetensors", "README.md"
 # Attributes of networks by the names of timm's arguments.
@@ -154,7 +154,7 @@ def config(model: Network, preprocess: Preprocess, classes: Sequence[str] = ()) 
         "input_size": [model.in_channels, preprocess.size, preprocess.size],
         "interpolation": preprocess.interpolation,
         "crop_pct": _crop_share(preprocess.size, preprocess.resize),
-        "crop_mode": "center",
+        "crop_mode": "squash" if preprocess.squash else "center",
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),
         "num_classes": model.num_classes,
@@ -221,12 +221,10 @@ def architecture(model: Network) -> str:
 
 def _ends(model: Network) -> tuple[str, str]:
     """Returns PyTorch's names of the first convolution and of the head, '' without a head."""
-    stems = ("conv1.", "stem.conv", "features.conv0.")
+    stems = ("conv1.", "stem.conv", "stem.0.", "features.conv0.")
     names = {torch_name(path): len(leaf.shape) for path, leaf in leaves(template(model))}
     first = min(name for name, rank in names.items() if rank == 4 and name.startswith(stems))
-    heads = [name for name in names if in_head(name) and name.endswith(".weight")]
-    first, *head = (name.removesuffix(".weight") for name in (first, *heads))
-    return first, head[-1] if head else ""
+    return first.removesuffix(".weight"), classifier(names)
 
 
 def _crop_share(size: int, resize: int) -> float:

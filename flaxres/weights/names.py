@@ -5,7 +5,6 @@ and the axes differ. Convolutions are OIHW in PyTorch and HWIO here, dense layer
 `num_batches_tracked` counts PyTorch's steps; nothing here uses it.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,12 +12,14 @@ import numpy as np
 from jaxtyping import Shaped
 
 from flaxres.models.outputs import in_torch
+from flaxres.weights.renamed import renamed
 
 LEAVES = {
     "kernel": "weight",
     "scale": "weight",
     "bias": "bias",
     "v": "v",
+    "gamma": "gamma",
     "mean": "running_mean",
     "var": "running_var",
 }
@@ -26,12 +27,6 @@ AXES = {4: (3, 2, 0, 1), 3: (2, 1, 0), 2: (1, 0)}  # ours -> PyTorch's, of a ker
 TRACKED = "num_batches_tracked"
 AVERAGED = "n_averaged"
 WRAPPED = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.")
-# torchvision's RegNets: the first block of the second stage is `trunk_output.block2.block2-0`.
-REGNET_BLOCK = re.compile(r"^trunk_output\.block(\d+)\.block\d+-(\d+)\.")
-REGNET_LAYERS = {"f.a": "conv1", "f.b": "conv2", "f.se": "se", "f.c": "conv3", "proj": "downsample"}
-REGNET_PARTS = {".0.": ".conv.", ".1.": ".bn."}
-# DenseNet files from before 2018 say `norm.1` where newer ones say `norm1`.
-OLD_DENSENET = re.compile(r"(denselayer\d+)\.(norm|relu|conv)\.(\d)\.")
 
 Path = tuple[str, ...]
 
@@ -112,7 +107,7 @@ def cleaned(weights: Mapping[str, Any]) -> dict[str, Any]:
 
     The prefixes of wrappers (`DataParallel`, `torch.compile`, Lightning modules and the like, in
     any order), step counters and the counter of `torch.optim.swa_utils.AveragedModel` are dropped.
-    DenseNet's names from before 2018 and torchvision's of RegNets are replaced by timm's.
+    Names that other libraries give to the same layers are replaced, see `flaxres.weights.renamed`.
 
     Examples:
       >>> list(cleaned({"_orig_mod.module.bn1.bias": 0, "n_averaged": 5}))
@@ -121,22 +116,7 @@ def cleaned(weights: Mapping[str, Any]) -> dict[str, Any]:
     weights = {name: value for name, value in weights.items() if name != AVERAGED}
     while prefix := _common_prefix(weights):
         weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    regnet = any(map(REGNET_BLOCK.match, weights))
-    return {
-        _timms_regnet(name) if regnet else OLD_DENSENET.sub(r"\1.\2\3.", name): value
-        for name, value in weights.items()
-        if not name.endswith(TRACKED)
-    }
-
-
-def _timms_regnet(name: str) -> str:
-    """Returns timm's name of a leaf of torchvision's RegNet."""
-    block = REGNET_BLOCK.match(name)
-    prefix = f"s{block[1]}.b{int(block[2]) + 1}." if block else ""
-    rest = name[block.end() :] if block else name
-    for theirs, ours in (*REGNET_LAYERS.items(), *REGNET_PARTS.items()):
-        rest = rest.replace(theirs, ours, 1)
-    return f"head.{rest}" if rest.startswith("fc.") else prefix + rest
+    return renamed({name: value for name, value in weights.items() if not name.endswith(TRACKED)})
 
 
 def _common_prefix(names: Iterable[str]) -> str:

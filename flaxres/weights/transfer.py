@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -198,6 +198,21 @@ def in_head(name: str) -> bool:
     return name.split(".")[0] in HEADS
 
 
+def without_classes(weights: Mapping[str, Any], model: Network) -> dict[str, Any]:
+    """Returns a state dictionary without the leaves of the head that a network lacks.
+
+    A head may have layers before that of the classes, which a network without classes keeps.
+
+    Examples:
+      >>> import flaxres
+      >>> model = flaxres.ConvNeXt(num_classes=0)
+      >>> list(without_classes({"head.norm.bias": 0, "head.fc.bias": 0}, model))
+      ['head.norm.bias']
+    """
+    wanted = {torch_name(path) for path, _ in leaves(template(model))}
+    return {name: value for name, value in weights.items() if name in wanted or not in_head(name)}
+
+
 def classes(weights: Mapping[str, Shaped[np.ndarray, "..."]]) -> int:
     """Returns the number of classes of a state dictionary's head, 0 if it has no head.
 
@@ -206,8 +221,19 @@ def classes(weights: Mapping[str, Shaped[np.ndarray, "..."]]) -> int:
       10
     """
     weights = cleaned(weights)
-    names = [name for name in weights if in_head(name) and name.endswith(".weight")]
-    return weights[names[0]].shape[0] if names else 0
+    layer = classifier(weights)
+    return weights[f"{layer}.weight"].shape[0] if layer else 0
+
+
+def classifier(names: Container[str]) -> str:
+    """Returns the layer of the classes among PyTorch's names of leaves, '' if there is none.
+
+    Examples:
+      >>> classifier({"head.norm.weight", "head.fc.weight"})
+      'head.fc'
+    """
+    layers = (layer for layer in (*HEADS, "head.fc") if f"{layer}.weight" in names)
+    return next(layers, "")
 
 
 def torch_from_variables(variables: Mapping[str, Any]) -> Arrays:

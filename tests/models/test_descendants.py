@@ -1,4 +1,4 @@
-"""Networks with blocks of their own: Res2Net, ResNeSt, SKNet and RegNet."""
+"""Networks with blocks of their own: Res2Net, ResNeSt, SKNet, RegNet and ConvNeXt."""
 
 import functools
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 import flaxres
 from flaxres.errors import InputError
 from flaxres.models.blocks import stack_blocks
+from flaxres.models.convnext import ConvNeXtBlock, GlobalResponseNorm, LayerNorm
 from flaxres.models.network import Network
 from flaxres.models.pooling import average_neighbours
 from flaxres.models.regnet import RegNetBlock, design
@@ -30,6 +31,10 @@ NETWORKS: dict[str, Network] = {
     "sknet": flaxres.SKNet(**SMALL, stem_width=8, block="basic"),
     "sknext": flaxres.SKNet(**SMALL, stem_width=8, cardinality=2, split=False),
     "regnetx": flaxres.RegNet(**SMALL, stem_width=8),
+    "convnext": flaxres.ConvNeXt(**SMALL, stem="overlap_tiered", hidden=8),
+    "convnextv2": flaxres.ConvNeXt(
+        **SMALL, layer_scale=None, response_norm=True, convolutions=True, norm_first=True
+    ),
     "regnety": flaxres.RegNet(**SMALL, stem_width=8, se_ratio=0.25),
 }
 
@@ -39,6 +44,9 @@ BLOCKS: dict[str, Any] = {
     "resnest": functools.partial(SplitAttentionBlock, **SHAPE),
     "sknet": functools.partial(SelectiveKernelBlock, **SHAPE),
     "regnet": functools.partial(RegNetBlock, 32, 8, 1, (1, 1), 4, stochastic=True),
+    "convnext": lambda conv, norm: ConvNeXtBlock(
+        32, 1, 0.1, conv, functools.partial(conv, kernel_size=1), LayerNorm, stochastic=True
+    ),
 }
 
 
@@ -69,6 +77,7 @@ def test_a_scanned_network_is_the_unrolled_one(name: str) -> None:
 
     logits, new = run(model, variables)
     scanned, stacked = run(model.clone(scan_blocks=True, remat=True), stack_blocks(variables))
+    assert "batch_stats" in new or isinstance(model, flaxres.ConvNeXt)
     assert scanned.shape == (2, 3)
     np.testing.assert_allclose(scanned, logits, rtol=1e-4)
     jax.tree.map(
@@ -99,6 +108,9 @@ def test_stochastic_depth_drops_the_branch(name: str) -> None:
         ("resnest50d_4s2x40d", {"layer1.0.conv2.fc2.weight": (1, 1, 40, 320)}),
         ("skresnet18", {"layer1.0.conv1.paths.1.conv.weight": (3, 3, 32, 64)}),
         ("skresnext50_32x4d", {"layer1.0.conv2.attn.fc_select.weight": (1, 1, 32, 256)}),
+        ("convnext_tiny", {"stages.1.downsample.1.bias": (192,), "head.fc.bias": (1000,)}),
+        ("convnextv2_atto", {"stages.0.blocks.1.mlp.grn.bias": (160,)}),
+        ("convnext_large_mlp", {"head.pre_logits.fc.weight": (1536, 1536)}),
         ("regnety_002", {"s4.b7.se.fc1.weight": (1, 1, 368, 92), "head.fc.bias": (1000,)}),
     ],
 )
@@ -113,6 +125,7 @@ def test_layers_have_timms_names(name: str, expected: dict[str, tuple[int, ...]]
         (lambda: flaxres.Res2Net(anti_alias="blur"), "unknown anti_alias 'blur'"),
         (lambda: flaxres.ResNeSt(attention="se"), "unknown attention 'se'"),
         (lambda: flaxres.SKNet(v1=True), "unknown v1 '?True"),
+        (lambda: flaxres.ConvNeXt(stem="deep"), "unknown stem 'deep'"),
         (lambda: flaxres.RegNet(output_stride=4), "unknown output_stride '?4"),
         (lambda: flaxres.RegNet(widths=(20, 24, 32, 64), group_width=16), "change 20"),
     ],
@@ -182,3 +195,29 @@ def test_torchvision_rounds_the_widths_of_groups_up() -> None:
     point = (22, 24, 24.48, 2.54, 16)
     assert design(*point)["widths"] == (32, 64, 160, 384)
     assert design(*point, 0.9)["widths"] == (32, 64, 160, 400)
+
+
+def test_dense_layers_and_1x1_convolutions_are_the_same_function() -> None:
+    model = flaxres.ConvNeXt(**SMALL)
+    images = jnp.asarray(RNG.normal(size=(2, 32, 32, 3)), jnp.float32)
+    variables = filled(model)
+    convolved = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf[None, None] if "mlp" in str(path) and leaf.ndim == 2 else leaf,
+        variables,
+    )
+    np.testing.assert_allclose(
+        model.clone(convolutions=True).apply(convolved, images),
+        model.apply(variables, images),
+        rtol=1e-5,
+    )
+
+
+def test_a_norm_over_a_map_of_zeros_has_a_gradient() -> None:
+    norm = GlobalResponseNorm()
+    x = jnp.asarray(RNG.normal(size=(1, 3, 3, 4)), jnp.float32).at[..., 0].set(0)
+    params = {"scale": jnp.ones(4), "bias": jnp.zeros(4)}
+    y = norm.apply({"params": params}, x)
+    norms = np.sqrt(np.square(x).sum((1, 2), keepdims=True))
+    np.testing.assert_allclose(y, x + x * norms / (norms.mean(-1, keepdims=True) + 1e-6), rtol=1e-5)
+    gradient = jax.grad(lambda x: norm.apply({"params": params}, x).sum())(x)
+    assert np.isfinite(gradient).all()

@@ -28,6 +28,8 @@ NETWORKS: dict[str, Network] = {
     "res2net": flaxres.Res2Net(**SMALL, stem_width=8, output_stride=16),
     "resnest": flaxres.ResNeSt(**SMALL, stem_width=8, stem="deep", shortcut="average"),
     "sknet": flaxres.SKNet(**SMALL, stem_width=8, block="basic"),
+    "convnext": flaxres.ConvNeXt(**SMALL),
+    "convnext-dilated": flaxres.ConvNeXt(**SMALL, stem="overlap", output_stride=8),
     "regnet": flaxres.RegNet(**SMALL, stem_width=8, se_ratio=0.25),
     "regnet-dilated": flaxres.RegNet(**SMALL, stem_width=8, output_stride=8),
     "resnet9": flaxres.ResNet9(depths=(1, 1), widths=(8, 8), stem_width=8),

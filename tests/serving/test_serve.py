@@ -202,5 +202,6 @@ def test_the_package_is_copied_as_it_is(folder: pathlib.Path) -> None:
         "resize": 36,
         "interpolation": "bilinear",
         "exif": True,
+        "squash": False,
     }
     assert "flaxres" not in (folder / SERVER).read_text()

@@ -297,7 +297,7 @@ def random_like(params: Any, seed: int) -> Any:
 
 @pytest.mark.extra
 @needs_torch
-@pytest.mark.parametrize("shape", [(3, 3, 4, 5), (1, 1, 6, 24), (2, 3, 3, 4, 5)])
+@pytest.mark.parametrize("shape", [(3, 3, 4, 5), (1, 1, 6, 24), (6, 24), (2, 3, 3, 4, 5)])
 def test_twenty_steps_are_timms_muon(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,8 +316,9 @@ def test_twenty_steps_are_timms_muon(
     config = OptimConfig("muon", 0.02, epsilon=1e-8, warmup_epochs=1, warmup_scale=0.1, **decay)
     schedule = learning_rate(config, STEPS, EPOCH)
     tx = optimizer(config, schedule)
+    block = "scanned" if len(shape) == 5 else "0"
     params = {
-        "layer1": {
+        block: {
             "conv": {"kernel": jax.random.normal(jax.random.key(1), shape) / 10},
             "scale": jnp.ones(4),
         },
@@ -326,9 +327,12 @@ def test_twenty_steps_are_timms_muon(
 
     def tensors(tree: Any) -> list[Any]:
         """The head, then the blocks' kernels, then the scale, in PyTorch's layouts."""
-        stacked = np.array(tree["layer1"]["conv"]["kernel"]).reshape(-1, *shape[-4:])
-        kernels = stacked.transpose(0, 4, 3, 1, 2)
-        leaves = (tree["fc"]["kernel"], *kernels, tree["layer1"]["scale"])
+        kernels = np.array(tree[block]["conv"]["kernel"])
+        if kernels.ndim == 2:
+            kernels = kernels.T[None]
+        else:
+            kernels = kernels.reshape(-1, *shape[-4:]).transpose(0, 4, 3, 1, 2)
+        leaves = (tree["fc"]["kernel"], *kernels, tree[block]["scale"])
         return [torch.from_numpy(np.array(leaf)) for leaf in leaves]
 
     weights = [torch.nn.Parameter(tensor) for tensor in tensors(params)]

@@ -74,6 +74,19 @@ def test_a_folder_is_read_as_it_was_written(
     assert [path.name for path in (tmp_path / "new").iterdir() if path.name[0] == "."] == []
 
 
+def test_a_network_without_classes_keeps_the_norm_of_its_head(tmp_path: pathlib.Path) -> None:
+    model = flaxres.create_model("convnext_atto", num_classes=3)
+    variables = random_variables(model)
+    flaxres.save_pretrained(tmp_path, model, variables, PREPROCESS, CLASSES)
+    _, headless, _ = flaxres.load_pretrained(str(tmp_path), num_classes=0)
+    head = variables["params"]["head"]
+    assert headless["params"]["head"].keys() == {"norm"}
+    np.testing.assert_array_equal(headless["params"]["head"]["norm"]["bias"], head["norm"]["bias"])
+    _, five, _ = flaxres.load_pretrained(str(tmp_path), num_classes=5)
+    assert five["params"]["head"]["fc"]["kernel"].shape == (320, 5)
+    np.testing.assert_array_equal(five["params"]["head"]["norm"]["bias"], head["norm"]["bias"])
+
+
 @pytest.mark.extra
 @pytest.mark.parametrize(
     ("name", "attributes"),
@@ -84,6 +97,12 @@ def test_a_folder_is_read_as_it_was_written(
         pytest.param("resnetv2_18d", {}, marks=pytest.mark.slow),
         pytest.param("resnetv2_50x1_bit", {}, marks=pytest.mark.slow),
         pytest.param("densenet121", {}, marks=pytest.mark.slow),
+        pytest.param("res2net50_26w_4s", {}, marks=pytest.mark.slow),
+        pytest.param("resnest14d", {}, marks=pytest.mark.slow),
+        pytest.param("skresnet18", {}, marks=pytest.mark.slow),
+        pytest.param("regnety_002", {}, marks=pytest.mark.slow),
+        pytest.param("convnext_atto", {}, marks=pytest.mark.slow),
+        pytest.param("convnextv2_atto", {}, marks=pytest.mark.slow),
     ],
 )
 def test_timm_loads_a_folder(name: str, attributes: dict[str, int], tmp_path: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 """Parity with PyTorch and timm: logits, features, round trips, and training step by step."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -17,7 +18,11 @@ try:
 except ModuleNotFoundError:
     pytest.skip("timm is not installed: the extra `parity`", allow_module_level=True)
 
-from benchmarks.parity import compare
+import jax
+
+import flaxres
+from benchmarks.parity import IMAGES, compare, difference
+from flaxres.weights.transfer import variables_from_torch
 
 # One of each kind of block, stem and norm; `python -m benchmarks.parity` compares all names.
 PLAIN = ["resnet10t", "resnet18d", "resnet50", "resnet50s"]
@@ -30,9 +35,10 @@ MULTI_SCALE = ["res2net50_26w_4s", "res2next50"]
 SPLIT = ["resnest14d", "resnest50d_4s2x40d", "resnest50d_1s4x24d"]
 SELECTIVE = ["skresnet18", "skresnext50_32x4d"]
 REGULAR = ["regnetx_002", "regnety_008_tv"]
+MODERN = ["convnext_tiny", "convnext_tiny_hnf", "convnext_femto_ols", "convnextv2_atto"]
 ZOO = [
     *(*PLAIN, *CHANGED, *ATTENTIVE, *PREACTIVATED, *IRREGULAR, *DENSE),
-    *(*MULTI_SCALE, *SPLIT, *SELECTIVE, *REGULAR),
+    *(*MULTI_SCALE, *SPLIT, *SELECTIVE, *REGULAR, *MODERN),
 ]
 
 
@@ -51,6 +57,7 @@ def test_logits_features_and_round_trip_agree_with_timm(name: str) -> None:
     [
         *(("resnet50", 8), ("resnet18d", 16), ("resnetblur50", 16), ("resnetaa50d", 8)),
         *(("res2net50_26w_4s", 16), ("resnest14d", 8), ("skresnet18", 8), ("regnety_002", 8)),
+        *(("convnext_atto", 16), ("convnextv2_atto", 8)),
     ],
 )
 def test_dilated_networks_agree_with_timm(name: str, stride: int) -> None:
@@ -73,3 +80,22 @@ def test_training_agrees_with_pytorch_in_float64(name: str) -> None:
     figures = json.loads(done.stdout.splitlines()[-1])[name]
     assert figures["losses"] <= 1e-7
     assert figures["state"] <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("regnet_y_400mf", "regnety_004"), ("convnext_tiny", "convnext_tiny")]
+)
+def test_torchvisions_weights_are_understood(theirs: str, ours: str) -> None:
+    torch, _ = torch_and_timm()
+    models = importlib.import_module("torchvision.models")
+    torch.manual_seed(0)
+    network = models.get_model(theirs, num_classes=3).eval()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("layer_scale"):  # a millionth would hide the branch
+                parameter.uniform_(0.1, 0.4)
+        expected = network(torch.from_numpy(IMAGES.transpose(0, 3, 1, 2).copy())).numpy()
+    model = flaxres.create_model(ours, num_classes=3)
+    state = {name: value.numpy() for name, value in network.state_dict().items()}
+    logits = jax.jit(model.apply)(variables_from_torch(state, model), IMAGES)
+    assert difference(logits, expected) <= 1e-5

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import flaxres
 from flaxres.cli import main
@@ -23,7 +24,7 @@ def test_every_tag_has_a_network_and_one_default_an_architecture() -> None:
     defaults = [row.architecture for row in hosted if row.default]
     assert sorted(defaults) == sorted({row.architecture for row in hosted})
     assert {row.architecture for row in table().values()} <= MODELS.keys()
-    assert {row.crop_mode for row in table().values()} == {"center"}
+    assert {row.crop_mode for row in table().values()} == {"center", "squash"}
 
 
 def test_tags_are_listed_in_natural_order() -> None:
@@ -74,9 +75,24 @@ def test_a_resolution_and_a_crop_are_timms_or_refused() -> None:
     assert hub.preprocessing(tested, "test") == Preprocess(288, 288, "bicubic")
     null = settings | {"test_input_size": None, "test_crop_pct": None}
     assert hub.preprocessing(null, "test") == Preprocess(224, 235, "bicubic")
-    for wrong in ({"crop_mode": "squash"}, {"crop_mode": "border"}, {"input_size": [3, 224, 288]}):
-        with pytest.raises(ValueError, match="squash|border|224x288"):
+    squashed = hub.preprocessing(settings | {"crop_mode": "squash"})
+    assert squashed == Preprocess(224, 235, "bicubic", squash=True)
+    for wrong in ({"crop_mode": "border"}, {"input_size": [3, 224, 288]}):
+        with pytest.raises(ValueError, match="border|224x288"):
             hub.preprocessing(settings | wrong)
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize("mode", ["center", "squash"])
+def test_pixels_are_timms(mode: str) -> None:
+    _, timm = reference()
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (90, 61, 3), np.uint8)
+    settings = {"input_size": (3, 48, 48), "crop_pct": 0.9, "crop_mode": mode}
+    transform = timm.data.create_transform(**settings, interpolation="bicubic")
+    theirs = transform(Image.fromarray(pixels)).numpy().transpose(1, 2, 0)
+    ours = hub.preprocessing(settings)(Image.fromarray(pixels))[0]
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def test_weights_without_a_head_get_a_new_one() -> None:

@@ -48,6 +48,9 @@ def equal(a: Any, b: Any) -> bool:
         "resnet10t",
         "seresnet18",
         "resnetv2_164",
+        "skresnet18",
+        "regnety_002",
+        "convnextv2_atto",
         pytest.param("densenet121", marks=pytest.mark.slow),
     ],
 )
@@ -87,6 +90,31 @@ def test_old_densenet_files_are_understood() -> None:
     }
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
     assert equal(variables_from_torch(old, model), variables)
+
+
+def test_names_of_the_authors_of_convnext_are_understood() -> None:
+    model: Any = flaxres.ConvNeXt(
+        depths=(1, 2), widths=(8, 16), layer_scale=None, response_norm=True, num_classes=3
+    )
+    variables = random_variables(model)
+    rules = (
+        (r"^stem\.", "downsample_layers.0."),
+        (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
+        (r"\.blocks", ""),
+        (r"conv_dw", "dwconv"),
+        (r"mlp\.fc", "pwconv"),
+        (r"mlp\.grn\.weight", "grn.gamma"),
+        (r"mlp\.grn\.bias", "grn.beta"),
+        (r"^head\.norm", "norm"),
+        (r"^head\.fc", "head"),
+    )
+    theirs = {}
+    for name, value in torch_from_variables(variables).items():
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        theirs[name] = value[None, None, None] if ".grn." in name else value
+    assert {"norm.weight", "stages.1.1.grn.gamma", "downsample_layers.1.1.bias"} <= theirs.keys()
+    assert equal(variables_from_torch(theirs, model), variables)
 
 
 def test_scanned_blocks_take_and_give_the_same_files(tmp_path: pathlib.Path) -> None:

@@ -1,0 +1,110 @@
+"""Names of the same layers in torchvision and in authors' code, as timm has them."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+Replacement = str | Callable[[re.Match[str]], str]
+
+
+class Dialect(NamedTuple):
+    """The names that a library gives to the layers of a network.
+
+    Attributes:
+      sign: matches a name that no other library has.
+      rules: patterns and what replaces them, one after the other.
+    """
+
+    sign: str
+    rules: tuple[tuple[str, Replacement], ...]
+
+
+DIALECTS = (
+    # DenseNets before 2018: `norm.1`.
+    Dialect(
+        r"denselayer\d+\.norm\.\d\.",
+        ((r"(denselayer\d+)\.(norm|relu|conv)\.(\d)\.", r"\1.\2\3."),),
+    ),
+    # torchvision's RegNets.
+    Dialect(
+        r"^trunk_output\.",
+        (
+            (
+                r"^trunk_output\.block(\d+)\.block\d+-(\d+)\.",
+                lambda match: f"s{match[1]}.b{int(match[2]) + 1}.",
+            ),
+            (r"\.f\.a\.", ".conv1."),
+            (r"\.f\.b\.", ".conv2."),
+            (r"\.f\.se\.", ".se."),
+            (r"\.f\.c\.", ".conv3."),
+            (r"\.proj\.", ".downsample."),
+            (r"\.0\.(\w+)$", r".conv.\1"),
+            (r"\.1\.(\w+)$", r".bn.\1"),
+            (r"^fc\.", "head.fc."),
+        ),
+    ),
+    # torchvision's ConvNeXts: stages and the layers between them alternate.
+    Dialect(
+        r"^features\.1\.0\.layer_scale$",
+        (
+            (r"^features\.0\.", "stem."),
+            (
+                r"^features\.(\d*[13579])\.(\d+)\.",
+                lambda match: f"stages.{int(match[1]) // 2}.blocks.{match[2]}.",
+            ),
+            (
+                r"^features\.(\d+)\.",
+                lambda match: f"stages.{int(match[1]) // 2}.downsample.",
+            ),
+            (r"\.block\.0\.", ".conv_dw."),
+            (r"\.block\.2\.", ".norm."),
+            (r"\.block\.3\.", ".mlp.fc1."),
+            (r"\.block\.5\.", ".mlp.fc2."),
+            (r"\.layer_scale$", ".gamma"),
+            (r"^classifier\.0\.", "head.norm."),
+            (r"^classifier\.2\.", "head.fc."),
+        ),
+    ),
+    # The authors' ConvNeXts, both versions.
+    Dialect(
+        r"^downsample_layers\.0\.0\.",
+        (
+            (r"^downsample_layers\.0\.", "stem."),
+            (r"^downsample_layers\.(\d+)\.", r"stages.\1.downsample."),
+            (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
+            (r"\.dwconv\.", ".conv_dw."),
+            (r"\.pwconv(\d)\.", r".mlp.fc\1."),
+            (r"\.grn\.gamma$", ".mlp.grn.weight"),
+            (r"\.grn\.beta$", ".mlp.grn.bias"),
+            (r"^norm\.", "head.norm."),
+            (r"^head\.(weight|bias)$", r"head.fc.\1"),
+        ),
+    ),
+)
+# Arrays by channel that have further axes of one there.
+FLAT = (".gamma", ".grn.weight", ".grn.bias")
+
+
+def renamed(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a state dictionary by timm's names.
+
+    Examples:
+      >>> list(renamed({"trunk_output.block1.block1-0.f.a.0.weight": 0}))
+      ['s1.b1.conv1.conv.weight']
+      >>> list(renamed({"layer1.0.conv1.weight": 0}))
+      ['layer1.0.conv1.weight']
+    """
+    for dialect in DIALECTS:
+        if any(re.search(dialect.sign, name) for name in weights):
+            return {
+                new: value.reshape(-1) if new.endswith(FLAT) else value
+                for name, value in weights.items()
+                for new in [_renamed(name, dialect)]
+            }
+    return dict(weights)
+
+
+def _renamed(name: str, dialect: Dialect) -> str:
+    for pattern, replacement in dialect.rules:
+        name = re.sub(pattern, replacement, name)
+    return name
