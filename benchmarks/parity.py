@@ -9,7 +9,9 @@ Scales of norms are uniform in 0.5 to 1.5, the last one of a residual block in 0
 of them around one, a hundred blocks with squeeze and excitation amplify the rounding of float32 a
 hundred thousand times (resnetrs152: 0.4 in float32, 2e-8 in float64).
 
-`--write` writes the table to benchmarks/PARITY.md. Needs the extra `parity` (PyTorch, timm).
+`--write` writes the table to benchmarks/PARITY.md. All names take about an hour on two cores, and
+the largest ones more than 16 GiB, which `--most` leaves out. Needs the extra `parity` (PyTorch,
+timm).
 """
 
 import datetime
@@ -25,6 +27,7 @@ import flaxres
 from benchmarks import command
 from benchmarks.peers import torch_and_timm
 from flaxres.errors import unknown
+from flaxres.models.count import parameters
 from flaxres.models.registry import list_models
 from flaxres.weights.transfer import torch_from_variables, variables_from_torch
 
@@ -125,6 +128,9 @@ def main() -> None:
     parser = command.parser(__doc__)
     parser.add_argument("pattern", nargs="?", default="*", help="names of networks (all)")
     parser.add_argument("--write", action="store_true", help="write the table, of all networks")
+    parser.add_argument(
+        "--most", type=float, metavar="MILLIONS", help="of parameters of a network that is compared"
+    )
     chosen = parser.parse_args()
     if chosen.write and chosen.pattern != "*":
         parser.error(f"--write with {chosen.pattern!r}: the table has all names, give no pattern")
@@ -139,7 +145,12 @@ def main() -> None:
         if name not in theirs:
             rows.append(f"| {name} | not in timm | | |")
             continue
+        millions = parameters(flaxres.create_model(name)) / 1e6
+        if chosen.most is not None and millions > chosen.most:
+            rows.append(f"| {name} | {millions:,.0f} million parameters, not compared | | |")
+            continue
         logits, features, exact = compare(name)
+        jax.clear_caches()  # of programs that no other name has
         results[name] = logits
         rows.append(
             f"| {name} | {logits:.1e} | {features:.1e} | {'exact' if exact else 'DIFFERS'} |"
