@@ -131,6 +131,11 @@ class Network(nn.Module):
         return x.astype(at_least_float32(self.dtype)).mean((1, 2))
 
     @property
+    def for_small_images(self) -> bool:
+        """True for networks that are made for images of 32 pixels, as CIFAR's."""
+        return getattr(self, "stem", None) == "small"
+
+    @property
     def head_kernel_init(self) -> Initializer:
         return head_init
 

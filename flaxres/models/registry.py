@@ -373,4 +373,4 @@ def create_model(name: str, **attributes: Any) -> Network:
 
 def small_images(name: str) -> bool:
     """Returns whether a model is made for CIFAR-10: 32 pixels and ten classes by default."""
-    return bool(MODELS[name]().num_classes == 10)
+    return create_model(name).for_small_images

@@ -107,6 +107,11 @@ class ResNet9(Network):
         maps["pooled"] = self.pooled(x)
         return maps if features else self.head(maps["pooled"], train, "fc")
 
+    @property
+    def for_small_images(self) -> bool:
+        """True: the network is made for CIFAR-10 (Page 2018)."""
+        return True
+
     def stage_layers(self) -> list[str]:
         """Returns the names of the stages' layers, see `Network.stage_layers`."""
         return [f"layer{i}" for i, _ in enumerate(self.depths, 1)]

@@ -36,7 +36,7 @@ class Layer(NamedTuple):
 
 def usual_size(model: Network) -> int:
     """Returns the usual pixels of a side: 32 for networks for small images, else 224."""
-    return 32 if getattr(model, "stem", "small") == "small" else 224
+    return 32 if model.for_small_images else 224
 
 
 def layers(model: Network, size: int | None = None, depth: int | None = None) -> list[Layer]:

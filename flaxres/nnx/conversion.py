@@ -51,9 +51,9 @@ def from_linen(
         network is of a class of your own.
 
     Examples:
-      >>> import flaxres.nnx
+      >>> import flaxres.nnx, jax
       >>> linen = flaxres.ResNet9(depths=(1,), widths=(4,), stem_width=4)
-      >>> variables = linen.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+      >>> variables = linen.init(jax.random.key(0), jax.numpy.zeros((1, 8, 8, 3)))
       >>> model = flaxres.nnx.from_linen(linen, variables)
       >>> bool((model.conv1.kernel == variables["params"]["conv1"]["kernel"]).all())
       True

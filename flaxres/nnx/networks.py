@@ -23,6 +23,7 @@ class ResNet(Network):
 
     Examples:
       >>> import flaxres.nnx
+      >>> from flax import nnx
       >>> model = nnx.eval_shape(lambda: flaxres.nnx.ResNet(num_classes=10, rngs=nnx.Rngs(0)))
       >>> model.fc.bias.shape
       (10,)
@@ -38,6 +39,7 @@ class ResNetV2(Network):
 
     Examples:
       >>> import flaxres.nnx
+      >>> from flax import nnx
       >>> model = nnx.eval_shape(lambda: flaxres.nnx.ResNetV2(rngs=nnx.Rngs(0)))
       >>> model.stages[0].blocks[0].conv1.kernel.shape
       (1, 1, 64, 64)
@@ -53,6 +55,7 @@ class ResNet9(Network):
 
     Examples:
       >>> import flaxres.nnx
+      >>> from flax import nnx
       >>> model = nnx.eval_shape(lambda: flaxres.nnx.ResNet9(rngs=nnx.Rngs(0)))
       >>> model.layer1[0].conv1.kernel.shape
       (3, 3, 64, 128)
@@ -68,6 +71,7 @@ class DenseNet(Network):
 
     Examples:
       >>> import flaxres.nnx
+      >>> from flax import nnx
       >>> model = nnx.eval_shape(lambda: flaxres.nnx.DenseNet(depths=(1, 1), rngs=nnx.Rngs(0)))
       >>> model.features.denseblock1.denselayer1.conv2.kernel.shape
       (3, 3, 128, 32)
@@ -83,6 +87,7 @@ class Res2Net(Network):
 
     Examples:
       >>> import flaxres.nnx
+      >>> from flax import nnx
       >>> model = nnx.eval_shape(lambda: flaxres.nnx.Res2Net(base_width=26, rngs=nnx.Rngs(0)))
       >>> model.layer1[0].convs_0.kernel.shape
       (3, 3, 26, 26)
@@ -98,6 +103,7 @@ class ResNeSt(Network):
 
     Examples:
       >>> import flaxres.nnx
+      >>> from flax import nnx
       >>> model = nnx.eval_shape(lambda: flaxres.nnx.ResNeSt(rngs=nnx.Rngs(0)))
       >>> model.layer1[0].conv2.fc1.kernel.shape
       (1, 1, 64, 32)
@@ -113,6 +119,7 @@ class SKNet(Network):
 
     Examples:
       >>> import flaxres.nnx
+      >>> from flax import nnx
       >>> model = nnx.eval_shape(lambda: flaxres.nnx.SKNet(rngs=nnx.Rngs(0)))
       >>> model.layer1[0].conv2.paths_0.conv.kernel.shape
       (3, 3, 32, 64)
@@ -128,6 +135,7 @@ class RegNet(Network):
 
     Examples:
       >>> import flaxres.nnx
+      >>> from flax import nnx
       >>> model = nnx.eval_shape(lambda: flaxres.nnx.RegNet(rngs=nnx.Rngs(0)))
       >>> model.s1[0].conv2.conv.kernel.shape
       (3, 3, 8, 24)
@@ -143,6 +151,7 @@ class ConvNeXt(Network):
 
     Examples:
       >>> import flaxres.nnx
+      >>> from flax import nnx
       >>> model = nnx.eval_shape(lambda: flaxres.nnx.ConvNeXt(rngs=nnx.Rngs(0)))
       >>> model.stages[0].blocks[0].mlp.fc1.kernel.shape
       (96, 384)

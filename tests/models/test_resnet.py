@@ -24,6 +24,28 @@ PARAMETERS = {
     "resnet44": 658_586,
     "resnet56": 853_018,
     "resnet110": 1_727_962,
+    # timm's.
+    "res2net50_26w_4s": 25_699_120,
+    "res2net50_14w_8s": 25_059_816,
+    "res2next50": 24_671_464,
+    "resnest14d": 10_611_688,
+    "resnest50d": 27_483_240,
+    "resnest50d_4s2x40d": 30_417_592,
+    "resnest269e": 110_929_480,
+    "skresnet18": 11_958_056,
+    "skresnet50d": 25_822_392,
+    "skresnext50_32x4d": 27_479_784,
+    "regnetx_002": 2_684_792,
+    "regnetx_004_tv": 5_495_976,
+    "regnetx_320": 107_811_560,
+    "regnety_008_tv": 6_432_512,
+    "regnety_2560": 1_282_601_138,
+    "convnext_tiny": 28_589_128,
+    "convnext_nano_ols": 15_649_560,
+    "convnext_large_mlp": 200_128_168,
+    "convnext_xxlarge": 846_471_016,
+    "convnextv2_atto": 3_708_400,
+    "convnextv2_huge": 660_289_640,
 }
 
 
