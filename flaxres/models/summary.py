@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flaxres.errors import InputError
 from flaxres.models.count import in_scopes
 from flaxres.models.network import Network
-from flaxres.models.outputs import MARK, recorded
+from flaxres.models.outputs import MARK, in_torch, recorded
 
 
 class Layer(NamedTuple):
@@ -68,12 +68,13 @@ def layers(model: Network, size: int | None = None, depth: int | None = None) ->
     parameters: Counter[str] = Counter()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
         name = jax.tree_util.keystr(path[:-1], simple=True, separator=".")
-        parameters[name] += leaf.size
+        parameters[in_torch(name)] += leaf.size
     rows: dict[str, Layer] = {}
     for name in shapes:
         here = (parameters[name], macs[MARK + name])
         if any(here):
             folded = ".".join(name.split(".")[:depth])
+            folded = folded if folded in shapes else name  # half a name, such as that of a list
             row = rows.get(folded, Layer(folded, shapes[folded][1:], 0, 0))
             rows[folded] = row._replace(
                 parameters=row.parameters + here[0], macs=row.macs + here[1]

@@ -17,7 +17,10 @@ from flaxres.models.summary import layers, usual_size
 from flaxres.weights.transfer import torch_from_variables
 
 # One of each family, with the stems, norms and attentions that have names of their own.
-NAMES = ["resnet9", "seresnext26t_32x4d", "resnetv2_50d_evos", "densenet121"]
+NAMES = [
+    *("resnet9", "seresnext26t_32x4d", "resnetv2_50d_evos", "densenet121", "res2net50_26w_4s"),
+    *("resnest14d", "skresnet18", "regnety_002", "convnext_tiny", "convnextv2_atto"),
+]
 
 
 def check(model: Network) -> None:
@@ -32,6 +35,10 @@ def check(model: Network) -> None:
     for key, value in torch_from_variables({"params": zeros, "batch_stats": {}}).items():
         named[key.rpartition(".")[0]] += value.size
     assert {row.name: row.parameters for row in rows} == named
+    for depth in range(1, 6):
+        folded = layers(model, 64, depth)
+        assert sum(row.parameters for row in folded) == parameters(model)
+        assert len(folded) <= len(rows)
 
 
 @pytest.mark.parametrize("name", NAMES)
