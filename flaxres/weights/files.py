@@ -1,4 +1,4 @@
-"""Weight files: safetensors, and PyTorch's pickles and the state dictionaries that they wrap.
+"""Weight files: safetensors, shards, NumPy's archives, and PyTorch's pickles.
 
 No code in a file is run.
 """
@@ -7,6 +7,7 @@ import argparse
 import json
 import pathlib
 import struct
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ from flaxres.paths import expanded
 LARGEST_HEADER = 100 << 20
 EMA = ("state_dict_ema", "model_ema", "ema_state_dict")
 WRAPPERS = ("state_dict", "model", "model_state_dict")
+PICKLES = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
+FORMS = ".safetensors, .pth, .pt, .th, .npz, or the .index.json of shards"
 
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
 """A state dictionary: arrays of any shape by their names in the file."""
@@ -30,8 +33,9 @@ def read(path: pathlib.Path, ema: bool = True) -> tuple[Arrays, dict[str, str]]:
     """Reads a file of weights.
 
     Args:
-      path: a .safetensors, .pth, .pt, .th, .tar, .bin or .ckpt file; all but the first need
-        PyTorch. `~` is the home folder.
+      path: a .safetensors or .npz file, or a .pth, .pt, .th, .tar, .bin or .ckpt file, which need
+        PyTorch. The .index.json of weights in several files stands for all of them. `~` is the
+        home folder.
       ema: read the averaged weights of a training checkpoint that has them.
 
     Returns:
@@ -49,16 +53,58 @@ def read(path: pathlib.Path, ema: bool = True) -> tuple[Arrays, dict[str, str]]:
     """
     path = expanded(path)
     if not path.is_file():
-        raise InputError(
-            f"weights {str(path)!r} do not exist: give a .safetensors, .pth, .pt or .th file"
-        )
+        raise InputError(f"weights {str(path)!r} do not exist: give one of {FORMS}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    if path.suffix in (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt"):
+    if path.suffix in PICKLES:
         return _read_pickle(path, ema), {}
-    raise InputError(
-        f"weights {str(path)!r} end in {path.suffix!r}: the rule is .safetensors, .pth, .pt or .th"
-    )
+    if path.suffix == ".npz":
+        return _read_npz(path), {}
+    if path.name.endswith(".index.json"):
+        return _read_shards(path, ema)
+    raise InputError(f"weights {str(path)!r} end in {path.suffix!r}: the rule is {FORMS}")
+
+
+def _read_shards(path: pathlib.Path, ema: bool) -> tuple[Arrays, dict[str, str]]:
+    """Reads the files that an index names, which lie beside it."""
+    try:
+        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(places.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"weights {str(path)!r} can't be read ({type(error).__name__}: {error}): the rule is a "
+            "JSON object whose weight_map gives the file of each array"
+        ) from error
+    arrays: Arrays = {}
+    metadata: dict[str, str] = {}
+    for shard in shards:
+        file = path.parent / str(shard)
+        if file.name != shard or file.suffix not in (".safetensors", *PICKLES):
+            raise InputError(
+                f"weights {str(path)!r} name the file {shard!r}: the rule is a file of weights "
+                "beside the index"
+            )
+        part, found = read(file, ema)
+        arrays |= part
+        metadata |= found
+    if missing := sorted(places.keys() - arrays.keys()):
+        raise InputError(
+            f"weights {str(path)!r}: no file has {missing[0]}, which the index lists, nor "
+            f"{len(missing) - 1} others: download the files again"
+        )
+    return arrays, metadata
+
+
+def _read_npz(path: pathlib.Path) -> Arrays:
+    try:
+        # Opened here: numpy 2.4 leaves a file open that is no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return dict(archive)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"weights {str(path)!r} can't be read ({error}): the rule is an .npz archive of "
+            "arrays; download them again"
+        ) from error
 
 
 def _read_safetensors(path: pathlib.Path) -> tuple[Arrays, dict[str, str]]:

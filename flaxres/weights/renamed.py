@@ -13,10 +13,12 @@ class Dialect(NamedTuple):
     Attributes:
       sign: matches a name that no other library has.
       rules: patterns and what replaces them, one after the other.
+      hwio: kernels have the axes height, width, inputs, outputs.
     """
 
     sign: str
     rules: tuple[tuple[str, Replacement], ...]
+    hwio: bool = False
 
 
 DIALECTS = (
@@ -65,6 +67,29 @@ DIALECTS = (
             (r"^classifier\.2\.", "head.fc."),
         ),
     ),
+    # The authors' BiT, in .npz files.
+    Dialect(
+        r"^resnet/root_block/standardized_conv2d/kernel$",
+        (
+            (r"^resnet/root_block/standardized_conv2d/", "stem.conv."),
+            (r"^resnet/group_norm/", "norm."),
+            (r"^resnet/head/conv2d/", "head.fc."),
+            (
+                r"^resnet/block(\d+)/unit(\d+)/",
+                lambda match: f"stages.{int(match[1]) - 1}.blocks.{int(match[2]) - 1}.",
+            ),
+            (r"\.a/proj/standardized_conv2d/", ".downsample.conv."),
+            (
+                r"\.([abc])/(standardized_conv2d|group_norm)/",
+                lambda match: (
+                    f".{'conv' if 'conv' in match[2] else 'norm'}{' abc'.index(match[1])}."
+                ),
+            ),
+            (r"\.(kernel|gamma)$", ".weight"),
+            (r"\.beta$", ".bias"),
+        ),
+        hwio=True,
+    ),
     # The authors' ConvNeXts, both versions.
     Dialect(
         r"^downsample_layers\.0\.0\.",
@@ -96,15 +121,16 @@ def renamed(weights: Mapping[str, Any]) -> dict[str, Any]:
     """
     for dialect in DIALECTS:
         if any(re.search(dialect.sign, name) for name in weights):
-            return {
-                new: value.reshape(-1) if new.endswith(FLAT) else value
-                for name, value in weights.items()
-                for new in [_renamed(name, dialect)]
-            }
+            return dict(_renamed(name, value, dialect) for name, value in weights.items())
     return dict(weights)
 
 
-def _renamed(name: str, dialect: Dialect) -> str:
+def _renamed(name: str, value: Any, dialect: Dialect) -> tuple[str, Any]:
+    """Returns the name and the array of a leaf as timm has them."""
     for pattern, replacement in dialect.rules:
         name = re.sub(pattern, replacement, name)
-    return name
+    if name.endswith(FLAT):
+        value = value.reshape(-1)
+    if dialect.hwio and value.ndim == 4:
+        value = value.transpose(3, 2, 0, 1)
+    return name, value

@@ -259,12 +259,13 @@ def load_weights(
 ) -> dict[str, Any]:
     """Reads weights for `model` from a file.
 
-    Names may be torchvision's, timm's or akamaster's, with a `module.` prefix or inside
-    `state_dict`.
+    Names may be torchvision's, timm's, akamaster's, or the authors' of BiT and ConvNeXt, with a
+    `module.` prefix or inside `state_dict`.
 
     Args:
-      path: a safetensors file, or PyTorch's `.pth`, `.pt` or `.th`. The latter need torch, and are
-        read with `weights_only`. `~` is the home folder.
+      path: a safetensors file, the `.index.json` of several, a NumPy archive (`.npz`), or
+        PyTorch's `.pth`, `.pt` or `.th`. The last three need torch, and are read with
+        `weights_only`. `~` is the home folder.
       model: the network that the weights are for.
       adapt: re-initialise a head with another number of classes, and sum or repeat a first
         convolution with another number of channels as timm does; take weights of another

@@ -1,8 +1,10 @@
 """Files of weights as other programs write them."""
 
 import argparse
+import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -16,7 +18,9 @@ import safetensors.numpy
 import flaxres
 from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError
+from flaxres.weights import files
 from flaxres.weights.card import CLASSES, NETWORK, PREPROCESS
+from flaxres.weights.names import leaves
 from flaxres.weights.transfer import torch_from_variables, variables_from_torch
 
 MODEL = flaxres.ResNet9(depths=(1,), widths=(4,), stem_width=4)
@@ -133,3 +137,61 @@ def test_equal_weights_give_equal_files(variables: Any, tmp_path: pathlib.Path) 
     with safetensors.safe_open(tmp_path / "0.safetensors", framework="numpy") as file:
         assert file.metadata().keys() == {"format", NETWORK, PREPROCESS, CLASSES}
     assert equal(flaxres.load_weights(tmp_path / "0.safetensors", MODEL), variables)
+
+
+def test_weights_in_several_files_are_read_by_their_index(
+    variables: Any, tmp_path: pathlib.Path
+) -> None:
+    state = torch_from_variables(variables)
+    names = sorted(state)
+    parts = {"a-1.safetensors": names[::2], "a-2.safetensors": names[1::2]}
+    for file, part in parts.items():
+        files.write(tmp_path / file, {name: state[name] for name in part}, {"format": "pt"})
+    index = tmp_path / "model.safetensors.index.json"
+    places = {name: file for file, part in parts.items() for name in part}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    read, metadata = files.read(index)
+    assert read.keys() == state.keys()
+    jax.tree.map(np.testing.assert_array_equal, read, state)
+    assert metadata == {"format": "pt"}
+    for content, message in (
+        ("[]", "the rule is a JSON object"),
+        (json.dumps({"weight_map": {"a": "../a-1.safetensors"}}), "beside the index"),
+        (json.dumps({"weight_map": {"a": "a-3.safetensors"}}), "a-3.safetensors' do not exist"),
+        (json.dumps({"weight_map": {"b": "a-1.safetensors"}}), "no file has b, which"),
+    ):
+        index.write_text(content)
+        with pytest.raises(InputError, match=message):
+            files.read(index)
+
+
+def test_the_authors_archives_of_bit_are_understood(tmp_path: pathlib.Path) -> None:
+    model = flaxres.create_model(
+        "resnetv2_50x1_bit", depths=(1, 2), widths=(128, 128), stem_width=32, num_classes=3
+    )
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), dict(shapes))
+    letters = {"1": "a", "2": "b", "3": "c"}
+    archive = {}
+    for path, value in leaves(variables["params"]):
+        name = "/".join(path)
+        if block := re.match(r"stages/(\d)/blocks/(\d)/(conv|norm|downsample)(\d?)", name):
+            letter = letters.get(block[4], "a/proj")
+            kind = "group_norm" if block[3] == "norm" else "standardized_conv2d"
+            name = (
+                f"block{int(block[1]) + 1}/unit{int(block[2]) + 1:02d}/{letter}/{kind}/{path[-1]}"
+            )
+        name = name.replace("stem/conv", "root_block/standardized_conv2d")
+        name = name.replace("head/fc", "head/conv2d")
+        name = re.sub("^norm/", "group_norm/", name)
+        if "group_norm" in name:
+            name = name.replace("scale", "gamma").replace("bias", "beta")
+        archive[f"resnet/{name}"] = value
+    assert "resnet/block2/unit01/a/proj/standardized_conv2d/kernel" in archive
+    np.savez(tmp_path / "bit.npz", **archive)
+    loaded = flaxres.load_weights(tmp_path / "bit.npz", model)
+    jax.tree.map(np.testing.assert_array_equal, loaded["params"], variables["params"])
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "bit.npz").read_bytes()[:-50])
+    with pytest.raises(InputError, match="the rule is an .npz archive of arrays"):
+        flaxres.load_weights(tmp_path / "cut.npz", model)
