@@ -55,8 +55,8 @@ def test_the_program_of_a_name_is_linens(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", flaxres.list_models()[::6])
-def test_the_program_of_every_sixth_name_is_linens(name: str) -> None:
+@pytest.mark.parametrize("name", flaxres.list_models()[::12])
+def test_the_program_of_every_twelfth_name_is_linens(name: str) -> None:
     """Takes two blocks of two stages; `python -m tools.nnx_equality` takes all networks, whole."""
     linen, nnx_ = programs(name, **limited(name, 2, 2))
     assert linen == nnx_

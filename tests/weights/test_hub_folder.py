@@ -97,11 +97,9 @@ def test_a_network_without_classes_keeps_the_norm_of_its_head(tmp_path: pathlib.
         pytest.param("resnetv2_18d", {}, marks=pytest.mark.slow),
         pytest.param("resnetv2_50x1_bit", {}, marks=pytest.mark.slow),
         pytest.param("densenet121", {}, marks=pytest.mark.slow),
-        pytest.param("res2net50_26w_4s", {}, marks=pytest.mark.slow),
         pytest.param("resnest14d", {}, marks=pytest.mark.slow),
         pytest.param("skresnet18", {}, marks=pytest.mark.slow),
         pytest.param("regnety_002", {}, marks=pytest.mark.slow),
-        pytest.param("convnext_atto", {}, marks=pytest.mark.slow),
         pytest.param("convnextv2_atto", {}, marks=pytest.mark.slow),
     ],
 )

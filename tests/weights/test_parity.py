@@ -31,11 +31,11 @@ ATTENTIVE = ["seresnet18", "ecaresnet50d", "resnetrs50"]
 PREACTIVATED = ["resnetv2_18d", "resnetv2_50", "resnetv2_50x1_bit", "resnetv2_50d_evos"]
 IRREGULAR = ["test_resnet"]
 DENSE = ["densenet121", "densenetblur121d"]
-MULTI_SCALE = ["res2net50_26w_4s", "res2next50"]
-SPLIT = ["resnest14d", "resnest50d_4s2x40d", "resnest50d_1s4x24d"]
-SELECTIVE = ["skresnet18", "skresnext50_32x4d"]
-REGULAR = ["regnetx_002", "regnety_008_tv"]
-MODERN = ["convnext_tiny", "convnext_tiny_hnf", "convnext_femto_ols", "convnextv2_atto"]
+MULTI_SCALE = ["res2next50"]
+SPLIT = ["resnest14d", "resnest50d_4s2x40d"]
+SELECTIVE = ["skresnext50_32x4d"]
+REGULAR = ["regnety_002"]
+MODERN = ["convnext_femto_ols", "convnextv2_atto"]
 ZOO = [
     *(*PLAIN, *CHANGED, *ATTENTIVE, *PREACTIVATED, *IRREGULAR, *DENSE),
     *(*MULTI_SCALE, *SPLIT, *SELECTIVE, *REGULAR, *MODERN),
@@ -56,8 +56,7 @@ def test_logits_features_and_round_trip_agree_with_timm(name: str) -> None:
     ("name", "stride"),
     [
         *(("resnet50", 8), ("resnet18d", 16), ("resnetblur50", 16), ("resnetaa50d", 8)),
-        *(("res2net50_26w_4s", 16), ("resnest14d", 8), ("skresnet18", 8), ("regnety_002", 8)),
-        *(("convnext_atto", 16), ("convnextv2_atto", 8)),
+        *(("resnest14d", 8), ("regnety_002", 16), ("convnext_atto", 8)),
     ],
 )
 def test_dilated_networks_agree_with_timm(name: str, stride: int) -> None:
