@@ -9,7 +9,7 @@ Scales of norms are uniform in 0.5 to 1.5, the last one of a residual block in 0
 of them around one, a hundred blocks with squeeze and excitation amplify the rounding of float32 a
 hundred thousand times (resnetrs152: 0.4 in float32, 2e-8 in float64).
 
-`--write` writes the table to benchmarks/PARITY.md. All names take about 45 minutes on two cores, and
+`--write` writes the table to benchmarks/PARITY.md. All names take about 45 minutes on two cores and
 the largest ones most of 24 GiB; `--most` leaves them out. Needs the extra `parity` (PyTorch, timm).
 """
 
