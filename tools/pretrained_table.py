@@ -1,11 +1,11 @@
 """Writes `flaxres/weights/pretrained.csv`: `python -m tools.pretrained_table [--results CSV]`.
 
-The rows are the weights that the installed timm hosts for its residual and dense networks, but for
-those of `LEFT_OUT`, which flaxres lacks. Names of torchvision are those of the weights with the
-same URL. timm no longer gives the URLs of DenseNets; before its commit 7ad7ddb7, those of `tv_in1k`
-were torchvision's. Accuracies come from timm's `results/results-imagenet.csv`; without that file
-those of the present table stay. `--check` writes nothing and fails if the table would change. Needs
-the extra `parity` (PyTorch, timm).
+The rows are the weights that the installed timm hosts for its residual and dense networks. Those of
+`LEFT_OUT` are missing: flaxres has no such networks. Names of torchvision are those of the weights
+with the same URL. timm no longer gives the URLs of DenseNets; before its commit 7ad7ddb7, those of
+`tv_in1k` were torchvision's. Accuracies come from timm's `results/results-imagenet.csv`; without
+that file those of the present table stay. `--check` writes nothing and fails if the table would
+change. Needs the extra `parity` (PyTorch, timm).
 """
 
 import argparse
@@ -23,12 +23,9 @@ from flaxres.models.registry import natural
 from flaxres.weights.tags import Pretrained
 
 TABLE = pathlib.Path(flaxres.weights.tags.__file__).with_name("pretrained.csv")
-MODULES = (
-    *("resnet", "resnetv2", "densenet", "res2net", "resnest", "sknet", "regnet"),
-    "convnext",
-)
+MODULES = ["resnet", "resnetv2", "densenet", "res2net", "resnest", "sknet", "regnet", "convnext"]
 # Pre-activation RegNets, those with wide bottlenecks and SiLU, and those without batch norm;
-# ConvNeXts without means in their norms, and those with an approximate GELU.
+# ConvNeXts with RMS norms, and those with an approximate GELU.
 LEFT_OUT = (
     *("regnetv_*", "regnetz_*", "regnety_040_sgn"),
     *("convnext_zepto*", "convnext_atto_rms", "test_convnext*"),

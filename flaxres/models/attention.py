@@ -14,8 +14,8 @@ def rounded(width: float, divisor: int = 8, least: int = 0, share: float = 0.0) 
 
     Args:
       width: the width.
-      divisor: of the result, and its least value where `least` is 0.
-      least: least value of the result.
+      divisor: the result is a multiple of it.
+      least: smallest result; 0 stands for `divisor`.
       share: a result below this share of `width` is raised to the next multiple.
 
     Examples:
@@ -29,8 +29,10 @@ def rounded(width: float, divisor: int = 8, least: int = 0, share: float = 0.0) 
 class SqueezeExcite(nn.Module):
     """Squeeze and excitation (Hu et al. 2018, section 3), rounded as timm does.
 
-    The inner width is `width`, or `ratio` of the channels, rounded to a multiple of 8 and at least
-    8.
+    Attributes:
+      conv: convolution with its dtypes bound.
+      ratio: inner width as a share of the channels; the result is rounded to a multiple of 8.
+      width: inner width in place of `ratio`.
     """
 
     conv: Callable[..., nn.Module]

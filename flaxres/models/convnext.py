@@ -22,7 +22,7 @@ from flaxres.models.stochastic import Dropout, drop_path
 from flaxres.ops.norm import at_least_float32, by_channel
 
 STEMS = ("patch", "overlap", "overlap_tiered")
-# Liu et al. 2022, appendix A.1; they cut the tails off at a hundred deviations.
+# Liu et al. 2022, appendix A.1; their truncated normal ends at a hundred deviations.
 normal_02 = nn.initializers.normal(0.02)
 
 
@@ -80,7 +80,7 @@ class GlobalResponseNorm(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two products with a GELU between them; layers have timm's names.
+    """Two dense layers with a GELU between them; layers have timm's names.
 
     Attributes:
       dense: makes a layer of a number of channels.
@@ -148,7 +148,7 @@ class ConvNeXtBlock(nn.Module):
         return x + y
 
 
-class Patches(nn.Module):
+class Downsampling(nn.Module):
     """A norm and a strided 2x2 convolution between two stages, named `0` and `1`.
 
     Attributes:
@@ -179,15 +179,15 @@ class Patches(nn.Module):
 
 
 class ConvNeXtStage(nn.Module):
-    """The blocks of one width, behind a `Patches` in all stages but the first."""
+    """The blocks of one width, behind a `Downsampling` in all stages but the first."""
 
-    patches: Callable[..., nn.Module] | None
+    downsampling: Callable[..., nn.Module] | None
     blocks: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
-        if self.patches is not None:
-            x = self.patches(name="downsample")(x)
+        if self.downsampling is not None:
+            x = self.downsampling(name="downsample")(x)
         y: jax.Array = self.blocks(name="blocks")(x, train)
         return y
 
@@ -319,10 +319,12 @@ class ConvNeXt(Network):
         stages: list[Callable[..., nn.Module]] = []
         rows = zip(self.widths, self.drop_rates(self.depths), self.stage_strides(), strict=True)
         for width, rates, (stride, (previous, dilation)) in rows:
-            patches = functools.partial(Patches, width, stride, previous, conv, norm)
+            downsampling = functools.partial(Downsampling, width, stride, previous, conv, norm)
             same = functools.partial(block, width, dilation)
             blocks = functools.partial(Stage, same, same, rates, self.scan_blocks, self.remat)
-            stages.append(functools.partial(ConvNeXtStage, patches if stages else None, blocks))
+            stages.append(
+                functools.partial(ConvNeXtStage, downsampling if stages else None, blocks)
+            )
         outputs = Stages(tuple(stages), name="stages")(x, train)
         maps |= {f"stage{i}": output for i, output in enumerate(outputs, 1)}
         last = norm(name="norm_pre")(outputs[-1]) if self.norm_first else outputs[-1]
@@ -340,6 +342,7 @@ class ConvNeXt(Network):
 
     @property
     def head_kernel_init(self) -> Initializer:
+        """The initialiser of all kernels (Liu et al. 2022, appendix A.1)."""
         return normal_02
 
     def stage_strides(self) -> list[tuple[int, tuple[int, int]]]:
@@ -354,7 +357,7 @@ class ConvNeXt(Network):
     def extents(self, side: int) -> list[int] | None:
         """Returns the extent of each stage's map, see `Network.extents`.
 
-        The convolutions of patches drop the pixels of an incomplete one.
+        Convolutions that stride by their size drop the pixels of an incomplete step.
         """
         extent = side // 4 if self.stem == "patch" else -(-side // 4)
         result = []

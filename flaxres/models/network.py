@@ -108,7 +108,7 @@ class Network(nn.Module):
     def strides_and_dilations(
         self, strides: Sequence[int], reached: int, output_stride: int
     ) -> list[tuple[int, tuple[int, int]]]:
-        """Returns each stage's stride, and the dilation of its first block's 3x3 and of the others.
+        """Returns each stage's stride, and its dilations before and after it strides.
 
         A stage that would exceed `output_stride` dilates instead of striding.
 
@@ -137,6 +137,7 @@ class Network(nn.Module):
 
     @property
     def head_kernel_init(self) -> Initializer:
+        """The initialiser of the kernel of the classes."""
         return head_init
 
     @property

@@ -1,4 +1,4 @@
-"""Shapes of the outputs of a network's layers, recorded while the network is traced."""
+"""Names of a network's layers, and shapes of their outputs, recorded while it is traced."""
 
 import contextlib
 import re
@@ -10,6 +10,9 @@ from flax import linen as nn
 
 # Starts the named scope of each layer in a trace; Flax's own scopes have names of methods too.
 MARK = "layer:"
+
+# Names of the layer of the classes; a head may have layers before it.
+CLASSIFIERS = ("fc", "linear", "classifier", "head", "head.fc")
 
 Shapes = dict[str, tuple[int, ...]]
 """Shape of the output of each layer, by the layer's name; "" is the network itself."""

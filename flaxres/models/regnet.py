@@ -159,13 +159,17 @@ class RegNet(Network):
                 norm=norm,
                 stochastic=self.stochastic_depth > 0,
             )
-            first = functools.partial(block, stride, dilations, round(self.se_ratio * x.shape[-1]))
+            first = functools.partial(block, stride, dilations, self.squeezed(x.shape[-1]))
             dilation = (dilations[1], dilations[1])
-            rest = functools.partial(block, 1, dilation, round(self.se_ratio * width))
+            rest = functools.partial(block, 1, dilation, self.squeezed(width))
             stage = Stage(first, rest, drops, self.scan_blocks, self.remat, name=f"s{i}")
             maps[f"stage{i}"] = x = stage(x, train)
         maps["pooled"] = self.pooled(x)
         return maps if features else self.head(maps["pooled"], train, "head.fc")
+
+    def squeezed(self, channels: int) -> int:
+        """Returns the inner width of squeeze and excitation for a block's input, 0 for an X."""
+        return max(1, round(self.se_ratio * channels)) if self.se_ratio else 0
 
     def check_groups(self) -> None:
         """Checks that the groups divide the width of each stage.

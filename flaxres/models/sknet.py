@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -143,6 +143,8 @@ class SKNet(ResNet):
       >>> flaxres.create_model("skresnext50_32x4d").split
       False
     """
+
+    BEYOND_LEAVES: ClassVar = (*ResNet.BEYOND_LEAVES, "split")
 
     kernel_ratio: float = 1 / 16
     kernel_divisor: int = 8

@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from flax import linen as nn, nnx
+from flax import nnx
 
 from flaxres.errors import InputError
 from flaxres.models import network as linen, registry
+from flaxres.models.outputs import CLASSIFIERS
 from flaxres.nnx._call import is_defined_by, value_of
 from flaxres.nnx._definition import Definition, Path
 from flaxres.nnx.network import Network
@@ -153,5 +154,5 @@ def _leaves(layer: Any, definition: Definition, path: Path) -> Iterator[Leaf]:
 
 def _is_head(module: Any, definition: Definition) -> bool:
     """Returns whether a module can stand for the head that a definition describes."""
-    is_head = isinstance(definition.module, nn.Dense) or definition.path == ("head", "fc")
+    is_head = ".".join(definition.path) in CLASSIFIERS
     return is_head and isinstance(module, nnx.Linear) and value_of(module.bias) is not None

@@ -190,7 +190,7 @@ def muon(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTr
 
 
 def _muon_labels(params: Any) -> Any:
-    """Labels the parameters to orthogonalise: the kernels of 2-D convolutions and products.
+    """Labels the parameters to orthogonalise: the kernels of 2-D convolutions and dense layers.
 
     The head is left out (Jordan et al. 2024).
     """

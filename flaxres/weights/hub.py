@@ -29,7 +29,9 @@ from flaxres.weights.transfer import variables_from_torch, without_classes
 RESOLUTIONS = ("input", "test")
 # timm's arguments that the weights and the function at inference don't depend on, or that
 # config.json states elsewhere too.
-TRAINING_ARGUMENTS = ("num_classes", "drop_rate", "drop_path_rate", "drop_block_rate")
+TRAINING_ARGUMENTS = (
+    *("num_classes", "drop_rate", "drop_path_rate", "drop_block_rate", "head_init_scale"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +201,8 @@ def _attributes(architecture: str, arguments: dict[str, Any]) -> dict[str, Any]:
         if name in ours:
             sizes = isinstance(value, list)
             attributes[ours[name]] = tuple(map(int, value)) if sizes else int(value)
+        elif (name == "ls_init_value") and value is not None:
+            continue  # of parameters that the weights have
         elif name not in TRAINING_ARGUMENTS and (name, value) != ("global_pool", "avg"):
             raise ValueError(f"model_args has {name}={value!r}")
     return attributes
@@ -212,8 +216,8 @@ def preprocessing(settings: dict[str, Any], resolution: str = "input") -> Prepro
       resolution: 'input', or 'test' for the size and the crop of evaluation where they differ.
 
     Raises:
-      ValueError: the interpolation is neither bilinear nor bicubic, the crop is not the centre of
-        a square, another part of the image is filled up, or a value is no number.
+      ValueError: the interpolation is neither bilinear nor bicubic, `crop_mode` is neither center
+        nor squash, the input is no square, or a value is no number.
 
     Examples:
       >>> preset = preprocessing({"input_size": (3, 96, 96), "crop_pct": 0.95})

@@ -19,6 +19,8 @@ from flaxres.weights.transfer import classifier, save_weights, template
 CONFIG, WEIGHTS, README = "config.json", "model.safetensors", "README.md"
 # Attributes of networks by the names of timm's arguments.
 TIMM_ARGUMENTS = {"in_chans": "in_channels", "output_stride": "output_stride"}
+# An initial value, but for None, which leaves parameters out.
+INITIAL = "layer_scale"
 # A network that timm does not have may be of any size.
 OWN_ARGUMENTS = {name: name for name in ("depths", "widths", "stem_width")}
 
@@ -34,8 +36,8 @@ tags:
 
 {about}
 
-- Input: {size}x{size} pixels. The short side is resized to {resize} ({interpolation}), and the
-  centre is cropped. Mean {mean} and standard deviation {std} of the channels in [0, 1].
+- Input: {size}x{size} pixels. {resized} resized to {resize} ({interpolation}), and the centre is
+  cropped. Mean {mean} and standard deviation {std} of the channels in [0, 1].
 - Classes: {outputs}. {classes}
 
 ```python
@@ -127,6 +129,7 @@ def _card(
         license=f"license: {license}\n" if license else "",
         outputs=outputs,
         classes=", ".join(classes),
+        resized="Both sides are" if preprocess.squash else "The short side is",
         **dataclasses.asdict(preprocess),
     )
 
@@ -207,6 +210,8 @@ def architecture(model: Network) -> str:
         other, free = row(), set(attributes_by_argument(name).values())
         differing = [at for at in names if getattr(other, at) != getattr(model, at)]
         differing = [at for at in differing if at not in free]
+        if None not in (getattr(model, INITIAL, None), getattr(other, INITIAL, None)):
+            differing = [at for at in differing if at != INITIAL]
         if not differing:
             return name
         if len(differing) < len(nearest[1]):

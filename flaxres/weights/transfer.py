@@ -13,6 +13,7 @@ from jaxtyping import Shaped
 from flaxres.errors import InputError
 from flaxres.models.blocks import stack_blocks, unstack_blocks
 from flaxres.models.network import Network
+from flaxres.models.outputs import CLASSIFIERS
 from flaxres.weights import files
 from flaxres.weights.card import Card, from_metadata, require_same_function, to_metadata
 from flaxres.weights.files import Arrays
@@ -94,13 +95,14 @@ def variables_from_torch(
     """
     weights = cleaned(weights)
     headless = adapt and not any(map(in_head, weights))
+    unclassified = adapt and not classifier(weights)
     flat: dict[Path, np.ndarray | None] = {}
     missing, misshapen = [], []
     for path, leaf in leaves(template(model)):
         name, ours = torch_name(path), ".".join(path)
         array = _take(weights, path)
         if array is None:
-            if headless and path[1] in HEADS:
+            if (headless and path[1] in HEADS) or (unclassified and _classifies(path)):
                 flat[path] = None
             else:
                 missing.append(f"{name} ({ours})")
@@ -118,13 +120,19 @@ def variables_from_torch(
 
 def _initialised(flat: dict[Path, np.ndarray | None], model: Network) -> dict[Path, np.ndarray]:
     """Returns the leaves with freshly initialised ones in place of None."""
-    initial: dict[Path, Any] = {}
-    if any(array is None for array in flat.values()):
+    unrolled = model.clone(scan_blocks=False, parent=None)
+
+    @jax.jit  # which computes the missing leaves alone
+    def init(key: jax.Array) -> dict[str, jax.Array]:
         images = jnp.zeros((1, 64, 64, model.in_channels))
-        unrolled = model.clone(scan_blocks=False, parent=None)
-        initial = dict(leaves(unrolled.init(jax.random.key(0), images)))
+        initial = dict(leaves(unrolled.init(key, images)))
+        return {"/".join(path): initial[path] for path, array in flat.items() if array is None}
+
+    missing = any(array is None for array in flat.values())
+    new = init(jax.random.key(0)) if missing else {}
     return {
-        path: np.asarray(initial[path]) if array is None else array for path, array in flat.items()
+        path: np.asarray(new["/".join(path)]) if array is None else array
+        for path, array in flat.items()
     }
 
 
@@ -150,10 +158,10 @@ def _take(weights: dict[str, Any], path: Path) -> Shaped[np.ndarray, "..."] | No
 def _fitted_array(
     path: Path, array: Shaped[np.ndarray, "..."], leaf: jax.ShapeDtypeStruct, adapt: bool
 ) -> Shaped[np.ndarray, "..."] | None:
-    """Returns the array as the leaf needs it; None for a head that is to be re-initialised."""
+    """Returns the array as the leaf needs it; None for classes that are to be re-initialised."""
     array = from_torch(path, array, len(leaf.shape))
     if adapt and array.shape != leaf.shape:
-        if path[1] in HEADS:
+        if _classifies(path):
             return None
         array = _with_channels(array, leaf.shape)
     return array.astype(leaf.dtype)
@@ -232,8 +240,12 @@ def classifier(names: Container[str]) -> str:
       >>> classifier({"head.norm.weight", "head.fc.weight"})
       'head.fc'
     """
-    layers = (layer for layer in (*HEADS, "head.fc") if f"{layer}.weight" in names)
-    return next(layers, "")
+    return next((layer for layer in CLASSIFIERS if f"{layer}.weight" in names), "")
+
+
+def _classifies(path: Path) -> bool:
+    """Returns whether a leaf is one of the layer of the classes."""
+    return ".".join(path[1:-1]) in CLASSIFIERS
 
 
 def torch_from_variables(variables: Mapping[str, Any]) -> Arrays:
@@ -264,7 +276,7 @@ def load_weights(
 
     Args:
       path: a safetensors file, the `.index.json` of several, a NumPy archive (`.npz`), or
-        PyTorch's `.pth`, `.pt` or `.th`. The last three need torch, and are read with
+        PyTorch's `.pth`, `.pt` or `.th`. PyTorch's need torch, and are read with
         `weights_only`. `~` is the home folder.
       model: the network that the weights are for.
       adapt: re-initialise a head with another number of classes, and sum or repeat a first

@@ -21,7 +21,7 @@ from flaxres.models.sknet import PathAttention, SelectiveKernelBlock
 from tests.models.test_variants import shapes
 
 RNG = np.random.default_rng(0)
-SMALL: dict[str, Any] = {"depths": (1, 3), "widths": (16, 32), "num_classes": 3}
+SMALL: dict[str, Any] = {"depths": (3,), "widths": (16,), "num_classes": 3}
 NETWORKS: dict[str, Network] = {
     "res2net": flaxres.Res2Net(**SMALL, stem_width=8, base_width=26),
     "resnest": flaxres.ResNeSt(**SMALL, stem_width=8, stem="deep", shortcut="average"),
@@ -188,6 +188,14 @@ def test_a_block_that_strides_averages_before_or_behind_its_convolution() -> Non
         outputs.append(np.asarray(block.apply(variables, x, False)))
     assert outputs[0].shape == outputs[1].shape == (1, 4, 4, 32)
     assert not np.allclose(*outputs)
+
+
+def test_files_state_whether_kernels_share_their_input() -> None:
+    """Both networks have the same leaves, and compute other functions."""
+    one = flaxres.SKNet(**SMALL, stem_width=8)
+    other = flaxres.SKNet(**SMALL, stem_width=8, split=False, cardinality=2, base_width=32)
+    assert shapes(one) == shapes(other)
+    assert "split" in one.BEYOND_LEAVES
 
 
 def test_torchvision_rounds_the_widths_of_groups_up() -> None:

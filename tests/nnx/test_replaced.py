@@ -106,3 +106,12 @@ def test_what_cannot_stand_for_a_layer_is_refused() -> None:
     del model.fc
     with pytest.raises(InputError, match="ResNet at the root has no 'fc' any more"):
         model(IMAGES)
+
+
+def test_a_dense_layer_within_a_block_is_no_head() -> None:
+    model = flaxres.nnx.ConvNeXt(depths=(1,), widths=(8,), num_classes=5, rngs=nnx.Rngs(0))
+    model.head.fc = nnx.Linear(8, 2, rngs=nnx.Rngs(1))
+    assert flaxres.nnx.to_linen(model)[0].num_classes == 2
+    model.stages[0].blocks[0].mlp.fc1 = nnx.Linear(8, 32, rngs=nnx.Rngs(1))
+    with pytest.raises(InputError, match=r"mlp.fc1 was replaced by a Linear"):
+        flaxres.nnx.to_linen(model)

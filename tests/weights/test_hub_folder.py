@@ -1,5 +1,6 @@
 """Folders in the hub's form: written here, read here and by timm."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -74,14 +75,24 @@ def test_a_folder_is_read_as_it_was_written(
     assert [path.name for path in (tmp_path / "new").iterdir() if path.name[0] == "."] == []
 
 
-def test_a_network_without_classes_keeps_the_norm_of_its_head(tmp_path: pathlib.Path) -> None:
+def test_a_head_of_several_layers_is_kept_but_for_its_classes(tmp_path: pathlib.Path) -> None:
     model = flaxres.create_model("convnext_atto", num_classes=3)
     variables = random_variables(model)
-    flaxres.save_pretrained(tmp_path, model, variables, PREPROCESS, CLASSES)
+    squashed = dataclasses.replace(PREPROCESS, squash=True)
+    flaxres.save_pretrained(tmp_path, model, variables, squashed, CLASSES)
     _, headless, _ = flaxres.load_pretrained(str(tmp_path), num_classes=0)
     head = variables["params"]["head"]
     assert headless["params"]["head"].keys() == {"norm"}
     np.testing.assert_array_equal(headless["params"]["head"]["norm"]["bias"], head["norm"]["bias"])
+    card = (tmp_path / "README.md").read_text()
+    assert "Both sides are resized to" in card
+    scaled = model.clone(layer_scale=0.1)  # an initial value, which the weights replace
+    flaxres.save_pretrained(tmp_path / "scaled", scaled, variables)
+    bare = model.clone(num_classes=0)
+    flaxres.save_pretrained(tmp_path / "bare", bare, headless)
+    _, three, _ = flaxres.load_pretrained(str(tmp_path / "bare"), num_classes=3)
+    assert three["params"]["head"]["fc"]["kernel"].shape == (320, 3)
+    np.testing.assert_array_equal(three["params"]["head"]["norm"]["bias"], head["norm"]["bias"])
     _, five, _ = flaxres.load_pretrained(str(tmp_path), num_classes=5)
     assert five["params"]["head"]["fc"]["kernel"].shape == (320, 5)
     np.testing.assert_array_equal(five["params"]["head"]["norm"]["bias"], head["norm"]["bias"])
@@ -98,9 +109,11 @@ def test_a_network_without_classes_keeps_the_norm_of_its_head(tmp_path: pathlib.
         pytest.param("resnetv2_50x1_bit", {}, marks=pytest.mark.slow),
         pytest.param("densenet121", {}, marks=pytest.mark.slow),
         pytest.param("resnest14d", {}, marks=pytest.mark.slow),
-        pytest.param("skresnet18", {}, marks=pytest.mark.slow),
-        pytest.param("regnety_002", {}, marks=pytest.mark.slow),
-        pytest.param("convnextv2_atto", {}, marks=pytest.mark.slow),
+        pytest.param("skresnet18", {"output_stride": 8}, marks=pytest.mark.slow),
+        pytest.param("regnety_002", {"output_stride": 16}, marks=pytest.mark.slow),
+        pytest.param(
+            "convnextv2_atto", {"in_channels": 1, "output_stride": 16}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_timm_loads_a_folder(name: str, attributes: dict[str, int], tmp_path: pathlib.Path) -> None:
