@@ -57,16 +57,16 @@ def reference(name: str, **attributes: Any) -> Any:
                 module.running_var.uniform_(0.5, 1.5)
         for module in network.modules():
             # The last scale of a residual block is small, as in a trained network.
-            if hasattr(module, "downsample") and (norms := last_norms(module)):
-                norms[0].weight.uniform_(0.1, 0.4)
+            if hasattr(module, "downsample") and (norm := last_norm(module)) is not None:
+                norm.weight.uniform_(0.1, 0.4)
     return network
 
 
-def last_norms(block: Any) -> list[Any]:
-    """Returns the norms of a block of timm with batch norms behind convolutions, the last first."""
+def last_norm(block: Any) -> Any:
+    """Returns the last batch norm of a block of timm, None if none is behind a convolution."""
     layers = [getattr(block, name, None) for name in ("bn3", "conv3", "bn2", "conv2")]
     norms = [getattr(layer, "bn", layer) for layer in layers]
-    return [norm for norm in norms if hasattr(norm, "running_mean")]
+    return next((norm for norm in norms if hasattr(norm, "running_mean")), None)
 
 
 def feature_names(name: str, network: Any) -> dict[str, str]:
@@ -74,11 +74,10 @@ def feature_names(name: str, network: Any) -> dict[str, str]:
     if name.startswith("densenet"):
         stages = {f"stage{i}": f"features.denseblock{i}" for i in range(1, 5)}
         return {"stem": network.feature_info[0]["module"]} | stages
-    if name.startswith("resnetv2"):
-        stem = "stem.conv3" if hasattr(network.stem, "conv3") else "stem.conv"
+    if name.startswith(("resnetv2", "convnext")):
+        layers = (f"stem.{layer}" for layer in ("conv3", "conv") if hasattr(network.stem, layer))
+        stem = next(layers, "stem")
         return {"stem": stem} | {f"stage{i}": f"stages.{i - 1}" for i in range(1, 5)}
-    if name.startswith("convnext"):
-        return {"stem": "stem"} | {f"stage{i}": f"stages.{i - 1}" for i in range(1, 5)}
     if name.startswith("regnet"):
         return {"stem": "stem"} | {f"stage{i}": f"s{i}" for i in range(1, 5)}
     return {"stem": "act1"} | {f"stage{i}": f"layer{i}" for i in range(1, 5)}

@@ -8,21 +8,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from flaxres.errors import InputError
-from flaxres.models.convnext import ConvNeXt
-from flaxres.models.densenet import DenseNet
 from flaxres.models.network import Network
-from flaxres.models.regnet import RegNet
-from flaxres.models.res2net import Res2Net
-from flaxres.models.resnest import ResNeSt
-from flaxres.models.resnet import ResNet
-from flaxres.models.resnet9 import ResNet9
-from flaxres.models.resnetv2 import ResNetV2
-from flaxres.models.sknet import SKNet
+from flaxres.models.registry import MODELS
 
-NETWORKS: dict[str, type[Network]] = {
-    network.__name__: network
-    for network in (ResNet, ResNetV2, ResNet9, DenseNet, Res2Net, ResNeSt, SKNet, RegNet, ConvNeXt)
-}
+_classes: set[Any] = {row.func for row in MODELS.values()}
+NETWORKS: dict[str, type[Network]] = {network.__name__: network for network in _classes}
 NETWORK, PREPROCESS, CLASSES = "flaxres.network", "flaxres.preprocess", "flaxres.classes"
 V1 = "flaxres.v1"  # in files of older versions
 PREPROCESSING = ("size", "resize", "interpolation", "mean", "std", "exif", "squash")

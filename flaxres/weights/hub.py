@@ -201,7 +201,7 @@ def _attributes(architecture: str, arguments: dict[str, Any]) -> dict[str, Any]:
         if name in ours:
             sizes = isinstance(value, list)
             attributes[ours[name]] = tuple(map(int, value)) if sizes else int(value)
-        elif (name == "ls_init_value") and value is not None:
+        elif name == "ls_init_value" and value is not None:
             continue  # of parameters that the weights have
         elif name not in TRAINING_ARGUMENTS and (name, value) != ("global_pool", "avg"):
             raise ValueError(f"model_args has {name}={value!r}")
