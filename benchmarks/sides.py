@@ -16,15 +16,16 @@ import random
 import sys
 from typing import Any
 
+from benchmarks import command, quick
+
 # Each size of each network is compiled once and run once.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = quick.flags(level=0)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import flaxres
-from benchmarks import command
 from benchmarks.parity import difference, feature_names, reference
 from benchmarks.peers import torch_and_timm
 from flaxres.errors import unknown

@@ -3,20 +3,11 @@
 import os
 import shutil
 import tempfile
-from importlib.metadata import version
+
+from benchmarks import quick
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of the time of the suite is XLA's, which compiles with LLVM's level 1 in two thirds of it,
-# and without emitters of fusions in half. jaxlib 0.12 does not know that flag, and an unknown flag
-# ends the process. Flags of the environment come last and thus count.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=1 --xla_cpu_parallel_codegen_split_count=1",
-        *(["--xla_cpu_use_fusion_emitters=false"] if version("jaxlib") < "0.11" else []),
-        os.environ.get("XLA_FLAGS", ""),
-    ]
-)
+os.environ["XLA_FLAGS"] = quick.flags(level=1, devices=8)
 os.environ.setdefault("JAX_ENABLE_X64", "0")
 # Many tests compile the same programs, and each operation outside of a program is one too. Each is
 # compiled once, by the first worker or process; the workers inherit the folder.

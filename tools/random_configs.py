@@ -26,21 +26,15 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks import command, quick
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling takes most of the time.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-        os.environ.get("XLA_FLAGS", ""),
-    ]
-)
+os.environ["XLA_FLAGS"] = quick.flags(level=0, devices=8)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import command
 from flaxres import save_weights
 from flaxres.config.check import check
 from flaxres.config.schema import Config

@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 def random_configs(*words: str) -> dict[str, Any]:
     """Runs `python -m tools.random_configs` in a process of its own, whose JAX has float64."""
     program = [sys.executable, "-m", "tools.random_configs", *words, "--json"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     done = subprocess.run(program, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
