@@ -4,16 +4,16 @@ Batches of uint8 images are augmented and normalised. Random numbers are derived
 of each sample, so an image is augmented alike in any batch and on any device.
 """
 
-import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num, UInt8, UInt32
 
-from flaxres.data import autoaugment, operations
+from flaxres.data import autoaugment, operations, quantiles
 from flaxres.data.choices import Fill
 from flaxres.data.operations import rounded, uniforms
 
@@ -239,10 +239,10 @@ def random_erasing(
     if not probability:
         return images
     height, width = images.shape[1:3]
-    apart = jax.vmap(lambda key: jax.random.split(key, 3))(_keys_for(keys, ERASE))
-    sizes, aspects, tops, lefts = jnp.moveaxis(uniforms(apart[:, 0], 4, ERASE_TRIES), 1, 0)
+    apart = jax.vmap(lambda key: jax.random.split(key, 4))(_keys_for(keys, ERASE))
+    sizes, tops, lefts = jnp.moveaxis(uniforms(apart[:, 0], 3, ERASE_TRIES), 1, 0)
     target = height * width * (area[0] + rounded((area[1] - area[0]) * sizes))
-    aspect = jnp.exp(math.log(ratio[0]) + rounded(math.log(ratio[1] / ratio[0]) * aspects))
+    aspect = quantiles.draw(apart[:, 3], quantiles.log_uniform(*ratio), ERASE_TRIES)
     h = jnp.round(jnp.sqrt(target * aspect)).astype(jnp.int32)
     w = jnp.round(jnp.sqrt(target / aspect)).astype(jnp.int32)
     fits = (h < height) & (w < width)
@@ -322,30 +322,27 @@ def mix(
     apart = jax.vmap(lambda key: jax.random.split(key, 5))(_keys_for(draws, MIX))
     applied = uniforms(apart[:, 0]) < probability
     cuts = applied & (uniforms(apart[:, 1]) < (switch if mixup and cutmix else float(cutmix > 0)))
-    share = jnp.where(applied & ~cuts, _betas(apart[:, 2], mixup), 1.0)
-    side = jnp.sqrt(1 - _betas(apart[:, 3], cutmix))
+    wide = jnp.promote_types(jnp.float32, images.dtype)
+    shares = quantiles.beta(mixup) if mixup else np.ones(1)
+    sides = np.sqrt(1 - quantiles.beta(cutmix)) if cutmix else np.zeros(1)
+    share = jnp.where(applied & ~cuts, quantiles.draw(apart[:, 2], shares, dtype=wide), 1.0)
+    side = quantiles.draw(apart[:, 3], sides)
     h, w = (height * side).astype(jnp.int32), (width * side).astype(jnp.int32)
     centre = uniforms(apart[:, 4], 2)
     y, x = (centre[:, 0] * height).astype(jnp.int32), (centre[:, 1] * width).astype(jnp.int32)
     box = _rectangles((height, width), y - h // 2, x - w // 2, h, w)
     pasted = box & cuts[:, None, None, None]
-    share = jnp.where(cuts, 1 - pasted.mean((1, 2, 3), dtype=jnp.float32), share)
+    share = jnp.where(cuts, rounded((~pasted).mean((1, 2, 3), dtype=wide)), share)
 
     others = _neighbours(images)
     mixed = jnp.where(
         cuts[:, None, None, None],
         jnp.where(pasted, others, images),
-        images + (1 - share)[:, None, None, None] * (others - images),
+        images + rounded((1 - share)[:, None, None, None] * (others - images)),
     )
     share = share[:, None]
-    return mixed.astype(images.dtype), share * targets + (1 - share) * _neighbours(targets)
-
-
-def _betas(keys: Array, alpha: float) -> Float[Array, " n"]:
-    """Draws from the symmetric beta distribution for each key; ones if `alpha` is 0."""
-    if not alpha:
-        return jnp.ones(len(keys), jnp.float32)
-    return jax.vmap(lambda key: jax.random.beta(key, alpha, alpha, (), jnp.float32))(keys)
+    blended = rounded(share * targets) + rounded((1 - share) * _neighbours(targets))
+    return mixed.astype(images.dtype), blended
 
 
 def _neighbours(rows: Num[Array, "n ..."]) -> Num[Array, "n ..."]:

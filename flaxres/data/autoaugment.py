@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flaxres.data import quantiles
 from flaxres.data.operations import OPERATIONS, Levels, Operations, numbered, rounded, uniforms
 from flaxres.errors import InputError
 
@@ -94,7 +95,7 @@ class RandAugment:
         if math.isinf(self.deviation):
             magnitude = self.magnitude * uniforms(apart[:, 3])
         else:
-            noise = jax.vmap(lambda key: jax.random.normal(key, (), jnp.float32))(apart[:, 3])
+            noise = quantiles.draw(apart[:, 3], quantiles.normal())
             magnitude = self.magnitude + rounded(self.deviation * noise)
         levels = self.levels(jnp.clip(magnitude, 0, TOP), sign, size)
         level = jnp.take_along_axis(levels, choice[:, None], 1)[:, 0]

@@ -1,5 +1,7 @@
 """Augmentation on the device: its results, which are the same on any number of devices."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from PIL import Image
 
 from flaxres import AugmentConfig, DataConfig
+from flaxres.data import quantiles
 from flaxres.data.augment import (
     color_jitter,
     cutout,
@@ -242,3 +245,36 @@ def test_mixing_with_a_probability_and_a_switch() -> None:
     assert 0.3 < (half == 1).mean() < 0.75
     _, both = mixing(True, 0.4, 1.0)
     assert (both.max(1) < 1).mean() > 0.6
+
+
+def test_mixing_is_the_same_to_the_bit_on_8_devices() -> None:
+    """XLA's logarithms are not: `jax.random.beta` gave a fifth of these keys another number."""
+    count = 2048
+
+    def mixed(positions: jax.Array, images: jax.Array, targets: jax.Array) -> Any:
+        keys = sample_keys(jax.random.key(3), positions)
+        return mix(keys, images, targets, 0.25, 1.0)
+
+    images = np.random.default_rng(0).standard_normal((count, 4, 4, 3)).astype(np.float32)
+    targets = np.eye(10, dtype=np.float32)[np.arange(count) % 10]
+    batch = np.arange(count, dtype=np.uint32), images, targets
+    ours, theirs = (
+        jax.jit(mixed, in_shardings=split(data_mesh(devices)))(*batch) for devices in (1, 8)
+    )
+    for one, eight in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one, eight)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.2, 1.0, 4.0])
+def test_quantiles_are_those_of_numpys_draws(alpha: float) -> None:
+    rng, at = np.random.default_rng(0), np.linspace(0.02, 0.98, 49)
+    for table, drawn in (
+        (quantiles.beta(alpha), rng.beta(alpha, alpha, 200_000)),
+        (quantiles.normal(), rng.standard_normal(200_000)),
+        (quantiles.log_uniform(0.3, 3.3), np.exp(rng.uniform(*np.log([0.3, 3.3]), 200_000))),
+    ):
+        assert (np.diff(table) >= 0).all()
+        np.testing.assert_allclose(np.quantile(table, at), np.quantile(drawn, at), atol=0.02)
+        picked = quantiles.draw(KEYS, table, 500)
+        assert picked.shape == (64, 500)
+        np.testing.assert_allclose(np.quantile(picked, at), np.quantile(drawn, at), atol=0.06)

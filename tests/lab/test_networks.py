@@ -96,17 +96,20 @@ def test_the_claims_hold_of_trained_networks(
 ) -> None:
     """Runs the experiments that train networks, for a third of the epochs.
 
-    Networks have 20 and 56 layers; each is trained once.
+    Networks have 20 and 32 layers; each is trained once.
     """
     flaxres.use_native_convolutions()  # as `flaxres lab` does
     out = tmp_path_factory.mktemp("lab")
     settings = Settings(out, data_dir=str(out / "data"), scale=0.35)
-    monkeypatch.setattr(degradation, "DEPTHS", (20, 56))
+    monkeypatch.setattr(degradation, "DEPTHS", (20, 32))
+    for module in (features, landscape, lesion, paths):
+        monkeypatch.setattr(module, "DEEP", 32)
     monkeypatch.setattr(degradation, "SHADES", degradation.SHADES[:2])
     monkeypatch.setattr(landscape, "POINTS", 9)
     # Few blocks suffice for the stacks, whose claims are tested in test_stacks.py.
     monkeypatch.setattr(lesion, "BLOCKS", 40)
     monkeypatch.setattr(lesion, "BYPASSED", 20)
+    monkeypatch.setattr(lesion, "TAKEN", lesion.TAKEN[:5])
     facts = {}
     for name, experiment in (
         ("degradation", degradation),
