@@ -1,7 +1,7 @@
 """Random numbers of other distributions than the uniform one, by tables of their quantiles.
 
-XLA rounds logarithms, powers and exponentials in one program otherwise than in another. The shares
-of `jax.random.beta` differed for a fifth of the keys between 1 and 2 devices. Here the host
+XLA rounds an exponential in one way or another, depending on what it fuses it with. When mixup drew
+its shares by `jax.random.beta`, a fifth of them differed between 1 and 2 devices. Here the host
 computes a table of equally likely values, and the device looks one up. So each key gives the same
 number, to the bit, on any number of devices and any kind of them.
 """

@@ -248,7 +248,7 @@ def test_mixing_with_a_probability_and_a_switch() -> None:
 
 
 def test_mixing_is_the_same_to_the_bit_on_8_devices() -> None:
-    """XLA's logarithms are not: `jax.random.beta` gave a fifth of these keys another number."""
+    """Shares drawn by `jax.random.beta` were not: a fifth of them differed here."""
     count = 2048
 
     def mixed(positions: jax.Array, images: jax.Array, targets: jax.Array) -> Any:
