@@ -147,7 +147,7 @@ def stop_at(started: list[subprocess.Popen[str]], workdir: pathlib.Path, step: i
 def resume(folder: pathlib.Path, quick: bool) -> dict[str, float]:
     """Compares runs that are resumed on other processes or devices to an uninterrupted one."""
     figures: dict[str, float] = {}
-    steps, apart = (80, 20) if quick else (200, 30)
+    steps, apart = (48, 12) if quick else (200, 30)
     alone = folder / "alone"
     finish(start(training(alone, "float64", steps, quick=quick), 1, x64=True))
     for name, stages in (

@@ -1,5 +1,6 @@
 """The base class of all networks: shared attributes, checks of the input, and the head."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,9 @@ from flaxres.errors import InputError, unknown
 from flaxres.models.layers import BatchNorm, Conv, EvoNorm, GroupNorm, head_init
 from flaxres.models.stochastic import Dropout
 from flaxres.ops.norm import at_least_float32
+
+# Whole numbers of networks whose 0 stands for none; all others are at least 1.
+MAY_BE_ZERO = ("num_classes", "hidden")
 
 
 class Nested(nn.Module):
@@ -183,6 +187,10 @@ class Network(nn.Module):
             raise InputError(
                 f"num_classes (={self.num_classes}): the rule is >= 0; 0 returns pooled features"
             )
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and value < 1 and field.name not in MAY_BE_ZERO:
+                raise InputError(f"{field.name} (={value}): the rule is >= 1")
         for attribute, (value, allowed) in choices.items():
             if value not in allowed:
                 raise unknown(attribute, value, map(str, allowed))

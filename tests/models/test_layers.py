@@ -200,11 +200,15 @@ def test_aligned_groups_need_no_communication(
 
 
 @pytest.mark.parametrize(
-    "layer",
-    [BatchNorm(), BatchNorm(2), BatchNorm(frozen=True), GroupNorm(groups=3)],
-    ids=["batch", "groups", "frozen", "group norm"],
+    ("layer", "dtype"),
+    [
+        pytest.param(BatchNorm(), jnp.float32, id="batch"),
+        pytest.param(BatchNorm(), jnp.bfloat16, id="batch-bfloat16"),
+        pytest.param(BatchNorm(2), jnp.float32, id="groups"),
+        pytest.param(BatchNorm(frozen=True), jnp.float32, id="frozen"),
+        pytest.param(GroupNorm(groups=3), jnp.float32, id="group norm"),
+    ],
 )
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_pooling_before_a_norm_is_pooling_after_it(layer: Any, dtype: jnp.dtype) -> None:
     """Compares values, statistics and gradients, in training and at rest.
 
@@ -291,8 +295,9 @@ def test_gradients_of_each_image_apart() -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("group", [None, 2])
+@pytest.mark.parametrize(
+    ("group", "dtype"), [(None, jnp.float32), (2, jnp.float32), (2, jnp.bfloat16)]
+)
 def test_a_rectified_norm_is_a_norm_and_a_relu(group: int | None, dtype: jnp.dtype) -> None:
     """Compares values, statistics and derivatives of both modes and of the second order.
 

@@ -44,7 +44,6 @@ def equal(a: Any, b: Any) -> bool:
     [
         "resnet20",
         "resnet9",
-        "resnet18",
         "resnet10t",
         "seresnet18",
         "resnetv2_164",
@@ -55,7 +54,8 @@ def equal(a: Any, b: Any) -> bool:
     ],
 )
 def test_the_round_trip_is_exact(name: str, tmp_path: pathlib.Path) -> None:
-    model: Any = flaxres.create_model(name)
+    depths = flaxres.create_model(name).depths  # type: ignore[attr-defined]
+    model: Any = flaxres.create_model(name, depths=(1,) * len(depths))
     variables = random_variables(model)
     flaxres.save_weights(tmp_path / "w.safetensors", variables, model)
     assert equal(flaxres.load_weights(tmp_path / "w.safetensors", model), variables)
