@@ -123,7 +123,7 @@ def losses(folder: pathlib.Path, processes: list[int], quick: bool) -> dict[str,
     """Compares losses of several processes to those of one."""
     figures = {}
     for precision, steps in (("float32", 1), ("float64", 20)):
-        for group in (None,) if quick and steps == 1 else (None, 16):
+        for group in ((None,) if steps == 1 else (16,)) if quick else (None, 16):
             alone = folder / f"{precision}-{group}-1"
             for count in (1, *processes):
                 workdir = folder / f"{precision}-{group}-{count}"

@@ -15,6 +15,7 @@ from flaxres.cli._process import EXIT_REFUSED, refusing
 from flaxres.cli._push import push
 from flaxres.cli._report import report
 from flaxres.cli._serve import serve
+from flaxres.cli._sweep import sweep
 from flaxres.cli._train import checkpoints, train
 from flaxres.errors import unknown
 
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "push": push,
     "report": report,
     "serve": serve,
+    "sweep": sweep,
 }
 
 USAGE = """usage: flaxres COMMAND ...
@@ -53,6 +55,7 @@ USAGE = """usage: flaxres COMMAND ...
   push         weights to the Hugging Face hub            flaxres push DIR OWNER/NAME
   report       an HTML page about runs                    flaxres report RUN...
   serve        classify images by HTTP                    flaxres serve DIR
+  sweep        train several seeds; mean and deviation    flaxres sweep --config FILE --seeds 5
 
 flaxres COMMAND --help shows the options of a command; flaxres --version the versions."""
 

@@ -2,10 +2,13 @@
 
 import os
 from collections.abc import Sequence
+from typing import TypeVar
 
 from flaxres.cli._options import Parser, asks_for_help, parse_run, show, value_of
 from flaxres.cli._process import joined, keep_memory, silence, use_compiler
 from flaxres.errors import InputError, unknown
+
+Number = TypeVar("Number", int, float)
 
 
 def bench(arguments: Sequence[str]) -> None:
@@ -29,6 +32,46 @@ def bench_schedule(arguments: list[str]) -> None:
     target = target or "schedule.png"
     facts = schedule(config, target)
     print("\n".join([*(f"{name}: {value}" for name, value in facts.items()), f"drew {target}"]))
+
+
+def bench_lr(arguments: list[str]) -> None:
+    """Trains at rising learning rates."""
+    target, rest = value_of(arguments, "--out")
+    steps, rest = value_of(rest, "--steps")
+    low, rest = value_of(rest, "--from")
+    high, rest = value_of(rest, "--to")
+    description = (
+        "Train at rising learning rates and draw the loss "
+        "(--steps N, --from RATE, --to RATE, --out FILE.png)."
+    )
+    config, _ = parse_run(joined(rest), None, "flaxres bench lr", description)
+    silence()
+    from flaxres.diagnostics.range_test import draw, range_test
+
+    found = range_test(
+        config,
+        _number("--steps", steps or "200", int),
+        _number("--from", low or "1e-5", float),
+        _number("--to", high or "10", float),
+    )
+    target = target or "lr.png"
+    draw(found, config, target)
+    print(f"steepest_fall: {found.steepest:.3g}")
+    print(f"a_tenth_of_the_lowest: {found.lowest / 10:.3g}")
+    print(f"drew {target}")
+
+
+def _number(option: str, text: str, kind: type[Number]) -> Number:
+    """Returns the number that an option gives.
+
+    Raises:
+      InputError: it is none.
+    """
+    try:
+        return kind(text)
+    except ValueError as error:
+        word = "a whole number" if kind is int else "a number"
+        raise InputError(f"{option}={text!r}: the rule is {word}") from error
 
 
 def bench_rates(arguments: list[str]) -> None:
@@ -117,6 +160,7 @@ def bench_inference(arguments: list[str]) -> None:
 
 BENCHES = {
     "schedule": bench_schedule,
+    "lr": bench_lr,
     "rates": bench_rates,
     "plan": bench_plan,
     "inference": bench_inference,
@@ -124,6 +168,7 @@ BENCHES = {
 BENCH = """usage: flaxres bench COMMAND --config FILE [--section.field VALUE ...]
 
   schedule  draw the learning rate and the image size by epoch   --out schedule.png
+  lr        train at rising learning rates and draw the loss     --steps 200 --out lr.png
   rates     images a second of the step, of the input, of both   --steps 20
   plan      memory and traffic on accelerators not attached      --topology v5e:16x16, h200:8
   inference latency and throughput by batch, beside peers        --model resnet50 --batches 1 32

@@ -168,6 +168,11 @@ def _check_optim(optim: OptimConfig) -> None:
         raise InputError(
             "optim.nesterov=True with optim.momentum=0: Nesterov's step needs momentum, e.g. 0.9"
         )
+    if optim.class_balance and optim.loss != "cross_entropy":
+        raise InputError(
+            f"optim.class_balance={optim.class_balance:g} with optim.loss={optim.loss!r}: it "
+            "weighs the cross entropy; leave one out"
+        )
     if optim.schedule == "step" and not (optim.milestones or optim.milestone_steps):
         raise InputError(
             "optim.schedule='step' with optim.milestones=(): give the epochs of the steps, "

@@ -1,7 +1,12 @@
 """Checks of the labels of every kind of dataset, each the number of a class; names of classes."""
 
+import concurrent.futures
+import itertools
 import pathlib
 from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int64
 
 from flaxres.data.source import Source
 from flaxres.errors import InputError
@@ -61,6 +66,28 @@ def require_labels(source: Source) -> None:
             f"{len(source.classes) - 1}; choose a labelled split, or {source.remedy} "
             "with correct labels"
         )
+
+
+def class_counts(source: Source) -> Int64[np.ndarray, " classes"]:
+    """Returns the number of examples of each class.
+
+    Where the labels are not known, all records are read, without decoding their images.
+
+    Args:
+      source: the split.
+
+    Raises:
+      InputError: a record can't be read, or its label is not the number of a class.
+    """
+    labels = source.labels
+    if labels is None:
+        parts = np.array_split(np.arange(len(source)), -(-len(source) // SAMPLE))
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            read = pool.map(lambda part: [source.read(int(i))[1] for i in part], parts)
+            labels = np.asarray(list(itertools.chain.from_iterable(read)), np.int64)
+    for record in np.flatnonzero((labels < 0) | (labels >= len(source.classes)))[:1]:
+        require_label(source, int(record), int(labels[record]))
+    return np.bincount(labels, minlength=len(source.classes))
 
 
 def class_names(

@@ -5,13 +5,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
+from jaxtyping import Float
 
 from flaxres.config.schema import Config, OptimConfig
 from flaxres.models.network import Network
 from flaxres.training.augmentation import Batch
-from flaxres.training.losses import distillation_losses, example_losses
+from flaxres.training.losses import distillation_losses, example_losses, weighted
 from flaxres.training.state import State
 
 
@@ -32,12 +34,16 @@ class Gradients(NamedTuple):
 
 
 def gradients(
-    config: Config, model: Network, teacher: Network | None
+    config: Config,
+    model: Network,
+    teacher: Network | None,
+    class_weights: Float[np.ndarray, " classes"] | None = None,
 ) -> Callable[[Any, State, Batch, Any, jax.Array], Gradients]:
     """Returns `(params, state, batch, teacher_variables, key) -> Gradients`.
 
-    The batch has `image` and `target` as `inputs` returns them, `position`, and the `expected`
-    position. With `train.non_finite="stop"`, examples at other positions make the loss NaN.
+    Each class counts in the loss by its weight; None weighs all alike. The batch has `image` and
+    `target` as `inputs` returns them, `position`, and the `expected` position. With
+    `train.non_finite="stop"`, examples at other positions make the loss NaN.
     """
     optim, stops = config.optim, config.train.non_finite == "stop"
 
@@ -48,7 +54,8 @@ def gradients(
         logits, new = model.apply(
             variables, batch["image"], train=True, mutable=["batch_stats"], rngs={"dropout": key}
         )
-        losses = example_losses(optim, logits, batch["target"].astype(logits.dtype))
+        targets = weighted(batch["target"].astype(logits.dtype), class_weights)
+        losses = example_losses(optim, logits, targets)
         if teacher is not None:
             teacher_logits: Any = teacher.apply(teacher_variables, batch["image"])
             teacher_logits = lax.stop_gradient(teacher_logits).astype(logits.dtype)

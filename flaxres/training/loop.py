@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import pathlib
-import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,6 +24,7 @@ from flaxres.training.evaluation import Evaluator, Report
 from flaxres.training.lock import Lock, lock_workdir
 from flaxres.training.log import Log
 from flaxres.training.non_finite import NonFiniteError
+from flaxres.training.patience import Patience
 from flaxres.training.profiler import Profile
 from flaxres.training.provenance import (
     Progress,
@@ -40,7 +40,7 @@ from flaxres.training.resume import (
     start_or_resume,
 )
 from flaxres.training.run import Run, feed, prepare_run
-from flaxres.training.signals import Preempted, stop_signals
+from flaxres.training.signals import Preempted, Stop, stop_signals, time_limit
 from flaxres.training.state import State
 from flaxres.training.stepper import Stepper
 from flaxres.training.summary import finish, headline
@@ -72,7 +72,8 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
 
     Raises:
       InputError: the config could not train; raised before anything is compiled.
-      Preempted: a SystemExit with code 75, after SIGTERM or SIGINT, once the state is saved.
+      Preempted: a SystemExit with code 75, after SIGTERM, SIGINT or `train.stop_after_minutes`,
+        once the state is saved.
       NonFiniteError: a loss or gradient is not finite; the state before that step is saved.
       WriteError: a checkpoint or a log can't be written.
 
@@ -160,6 +161,7 @@ def _start(run: Run, folder: pathlib.Path, origin: Provenance, lock: Lock | None
     keep = config.train.keep_checkpoints, config.train.keep_best
     with (
         stop_signals() as stop,
+        time_limit(stop, config.train.stop_after_minutes),
         Checkpoints(
             folder / CHECKPOINTS, *keep, writing=True, say=notes.append, lock=lock
         ) as checkpoints,
@@ -169,11 +171,18 @@ def _start(run: Run, folder: pathlib.Path, origin: Provenance, lock: Lock | None
         with Display(run.steps, first, hosts.leader(), config.train.progress) as display:
             for line in [*notes, headline(run, first)]:
                 display.say(line)
-            if first < run.steps:
+            patience = Patience(config.train, progress)
+            if first < run.steps and not patience.over:
+                if hosts.leader():  # of a run that ended early
+                    (folder / SUMMARY).unlink(missing_ok=True)
                 return _train(run, folder, state, checkpoints, origin, progress, display, stop)
+            longer = (
+                "give a larger train.patience"
+                if patience.over
+                else "give more epochs and train.extend, or another workdir"
+            )
             display.say(
-                f"step {first:,} was the last one: this run is finished; to train longer, give "
-                "more epochs and another workdir"
+                f"step {first:,} was the last one: this run is finished; to train longer, {longer}"
             )
             if not hosts.gather((folder / SUMMARY).exists())[0]:  # as the leader sees it
                 finish(run, folder, Evaluator(run, display.say)(state), progress, display)
@@ -188,7 +197,7 @@ def _train(
     origin: Provenance,
     progress: Progress,
     display: Display,
-    stop: threading.Event,
+    stop: Stop,
 ) -> State:
     """Trains from `state` to the last step, and writes everything that a run leaves."""
     train, first = run.config.train, int(state.step)
@@ -243,12 +252,14 @@ class _Loop:
         self.evaluator = Evaluator(run, display.say)
         self.stepper = Stepper(run)
         self.votes = hosts.Votes(run.mesh)
+        self.patience = Patience(run.config.train, progress)
         self.report: Report | None = None
 
-    def train(
-        self, state: State, batches: Iterable[Any], stop: threading.Event
-    ) -> tuple[State, Report]:
-        """Trains to the last step; returns the final state and its evaluation.
+    def train(self, state: State, batches: Iterable[Any], stop: Stop) -> tuple[State, Report]:
+        """Trains to the last step, or until `train.patience` is over.
+
+        Returns:
+          The final state and its evaluation.
 
         Raises:
           Preempted: `stop` was set in one of the processes, and the state is saved.
@@ -266,17 +277,16 @@ class _Loop:
             # If one of several processes was asked to stop, the votes say so in all of them at the
             # same step, a few steps later.
             stopping = self.votes(stop.is_set()) and not due.last
-            saves = due.saves or stopping
-            self.handle_non_finite(state, wait=due.evaluates or saves)
+            self.handle_non_finite(state, wait=due.evaluates or due.saves or stopping)
             if due.evaluates:
                 self.evaluate(state, step)
-            if saves:
+            if due.saves or stopping or self.patience.over:
                 self.watchdog.at(f"the save of step {step}")
                 self.save(state, step)
-            if stopping:
-                self.end_by_signal(step)
-            if due.last:
+            if due.last or self.patience.over:
                 break
+            if stopping:
+                self.end_by_request(step, stop.reason)
             self.watchdog.at(f"loading the batch of step {step + 1}")
         assert self.report is not None
         return state, self.report
@@ -335,6 +345,9 @@ class _Loop:
             self.log.name_stragglers()
             self.report = self.evaluator(state)
             self.log.report(self.report)
+        self.patience.see(self.report)
+        if self.patience.over:
+            self.display.say(f"step {step} is the last one: {self.patience}")
 
     def save(self, state: State, step: int) -> None:
         """Starts to save the state."""
@@ -344,7 +357,7 @@ class _Loop:
             content = provenance_json(self.origin, self.progress_now())
             self.checkpoints.save(state, step, content, accuracy)
 
-    def end_by_signal(self, step: int) -> None:
+    def end_by_request(self, step: int, reason: str) -> None:
         """Ends the process once the state is saved.
 
         Raises:
@@ -352,7 +365,7 @@ class _Loop:
         """
         self.checkpoints.wait()
         self.display.say(
-            f"stopped by a signal; step {step} is saved: start the same command again to resume"
+            f"stopped by {reason}; step {step} is saved: start the same command again to resume"
         )
         raise Preempted(step)
 
@@ -364,6 +377,8 @@ class _Loop:
             seconds=self.log.all_times(),
             left_out=self.left_out,
             skipped=tuple(sorted({*self.earlier.skipped, *skipped})),
+            best=self.patience.best,
+            waited=self.patience.waited,
         )
 
 

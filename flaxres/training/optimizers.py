@@ -18,8 +18,9 @@ from flaxres.models.blocks import SCANNED
 def learning_rate(config: OptimConfig, steps: int, steps_per_epoch: float) -> optax.Schedule:
     """Returns the learning rate by step: a linear warmup, then the schedule of the config.
 
-    `cosine` is that of Loshchilov & Hutter 2017, without restarts. A decay spans the steps that the
-    warmup leaves, and reaches its end at `steps`.
+    `cosine` is that of Loshchilov & Hutter 2017, without restarts. `wsd` is that of Hu et al. 2024,
+    section 4, with a line at the end. A decay spans the steps that the warmup leaves, and reaches
+    its end at `steps`.
 
     Args:
       config: the optimizer's settings.
@@ -74,6 +75,10 @@ def _decay(config: OptimConfig, warmup: int, left: int, steps_per_epoch: float) 
         counts = collections.Counter(step - warmup for step in at)
         factors = {step: config.gamma**count for step, count in counts.items()}
         return optax.piecewise_constant_schedule(peak, factors)
+    if config.schedule == "wsd":
+        falling = min(max(round(config.decay_share * (warmup + left)), 1), left)
+        fall = optax.linear_schedule(peak, peak * config.final_scale, falling)
+        return optax.join_schedules([optax.constant_schedule(peak), fall], [left - falling])
     return optax.constant_schedule(peak)
 
 

@@ -81,11 +81,15 @@ class Progress:
       seconds: spent in training, and of these, waited for input.
       left_out: steps that were not finite and were left out.
       skipped: numbers of the records that could not be decoded, ascending.
+      best: the best value of `train.monitor`; None before the first evaluation.
+      waited: evaluations since the best one.
     """
 
     seconds: tuple[float, float] = (0.0, 0.0)
     left_out: int = 0
     skipped: tuple[int, ...] = ()
+    best: float | None = None
+    waited: int = 0
 
 
 def to_json(provenance: Provenance, progress: Progress) -> dict[str, Any]:
@@ -103,9 +107,9 @@ def from_json(saved: Mapping[str, Any]) -> tuple[Provenance, Progress]:
     # Checkpoints from before the C++ convolutions don't name them.
     provenance = Provenance(**{"convolutions": "XLA"} | values(Provenance))
     progress = values(Progress)
-    seconds, stalled = progress["seconds"]
-    skipped = tuple(progress["skipped"])
-    return provenance, Progress((seconds, stalled), progress["left_out"], skipped)
+    for name in ("seconds", "skipped"):
+        progress[name] = tuple(progress[name])
+    return provenance, Progress(**progress)
 
 
 def shared_facts(config: Config, provenance: Provenance) -> dict[str, Any]:

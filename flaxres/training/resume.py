@@ -8,7 +8,7 @@ import jax
 
 from flaxres.config.check import check_devices
 from flaxres.config.files import from_json, from_sections, resolved
-from flaxres.config.schema import Config
+from flaxres.config.schema import Config, TrainConfig
 from flaxres.config.settings import differences
 from flaxres.data.source import Source
 from flaxres.errors import InputError
@@ -56,11 +56,31 @@ def require_same_config(config: Config, folder: pathlib.Path, measuring: bool = 
     """
     if not steps(folder / CHECKPOINTS) or not (folder / CONFIG).exists():
         return
-    if changed := differences(resolved(from_json(folder / CONFIG)), config, measuring):
+    before = resolved(from_json(folder / CONFIG))
+    if config.train.extend:
+        _require_no_shorter(before.train, config.train)
+    if changed := differences(before, config, measuring):
         raise InputError(
             f"workdir {str(folder)!r} has a run with another config ({'; '.join(changed)}): use "
             "another --workdir, or that config"
         )
+
+
+def _require_no_shorter(before: TrainConfig, now: TrainConfig) -> None:
+    """Checks the length of a run with `train.extend`.
+
+    Raises:
+      InputError: it is shorter than before, or given in another unit.
+    """
+    for name in ("steps", "epochs"):
+        old, new = getattr(before, name), getattr(now, name)
+        if (old is None) != (new is None) or (old is not None and new < old):
+            raise InputError(
+                f"train.extend=True with train.{name}={new}: the run has train.{name}={old}; give "
+                f"{'a larger number' if old is not None else 'train.epochs'}"
+            )
+        if old is not None:  # steps override epochs
+            return
 
 
 def start_or_resume(
@@ -97,7 +117,23 @@ def start_or_resume(
             f"the run computed its convolutions by {saved.convolutions} and now does by "
             f"{provenance.convolutions}: its bits differ from those of an uninterrupted run"
         )
+    if line := _extension(run, saved, checkpoints.step):
+        say(line)
     return checkpoints.restore(run.abstract_state()), progress
+
+
+def _extension(run: Run, saved: Provenance, step: int) -> str:
+    """Returns a line about a run that is longer than it was planned, '' for any other."""
+    if saved.config is None:  # of an older version
+        return ""
+    before = Run(resolved(from_sections(saved.config)), run.train, run.evaluation)
+    if run.steps == before.steps:
+        return ""
+    old, new = float(before.schedule(step)), float(run.schedule(step))
+    return (
+        f"the run is extended from {before.steps:,} to {run.steps:,} steps: the learning rate at "
+        f"step {step:,} is {new:.3g}, and was {old:.3g} by the shorter schedule"
+    )
 
 
 def require_same_facts(config: Config, saved: Provenance, ours: Provenance) -> None:

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
+from jaxtyping import Float
 
 from flaxres.config.check import check, check_devices
 from flaxres.config.schema import Config, DataConfig
 from flaxres.data import decode
 from flaxres.data.datasets import open_or_prepare
-from flaxres.data.labels import require_labels
+from flaxres.data.labels import class_counts, require_labels
 from flaxres.data.loader import Loader, Speed
 from flaxres.data.resident import require_resident, resident
 from flaxres.data.rows import training_rows
@@ -26,6 +27,7 @@ from flaxres.data.source import Source
 from flaxres.errors import InputError
 from flaxres.models.network import Network
 from flaxres.models.registry import create_model
+from flaxres.training.losses import class_weights
 from flaxres.training.mesh import data_mesh, place, replicated, split
 from flaxres.training.optimizers import learning_rate, optimizer
 from flaxres.training.state import State, abstract_state, create_state, random_variables
@@ -131,7 +133,14 @@ class Run:
             self.mesh,
             self.steps_per_epoch,
             self.teacher,
+            self.class_weights,
         )
+
+    @functools.cached_property
+    def class_weights(self) -> Float[np.ndarray, " classes"] | None:
+        """The weights of the classes in the loss, None without `optim.class_balance`."""
+        power = self.config.optim.class_balance
+        return class_weights(class_counts(self.train), power) if power else None
 
     def eval_step(self) -> Any:
         """Returns the jitted evaluation step: see `compiled_eval_step`."""

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Signals and time limits that ask a run to stop."""
 
 import contextlib
 import signal
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Preempted(SystemExit):
-    """SIGTERM, SIGINT or SIGHUP arrived and the state is saved: exit code 75.
+    """A signal or a time limit stopped the run and the state is saved: exit code 75.
 
     The same command, started again, resumes the run.
 
@@ -21,14 +21,50 @@ class Preempted(SystemExit):
         self.step = step
 
 
+class Stop(threading.Event):
+    """An event that asks a run to stop.
+
+    Attributes:
+      reason: the cause, for a message; another process's where this one was not asked.
+
+    Examples:
+      >>> stop = Stop()
+      >>> stop.ask("a signal")
+      >>> stop.is_set(), stop.reason
+      (True, 'a signal')
+    """
+
+    reason = "another process"
+
+    def ask(self, reason: str) -> None:
+        """Sets the event."""
+        self.reason = reason
+        self.set()
+
+
 @contextlib.contextmanager
-def stop_signals() -> Iterator[threading.Event]:
+def time_limit(stop: Stop, minutes: float | None) -> Iterator[None]:
+    """Sets an event once some minutes have passed; None is never."""
+    if minutes is None:
+        yield
+        return
+    timer = threading.Timer(60 * minutes, stop.ask, [f"train.stop_after_minutes={minutes:g}"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Stop]:
     """Yields an event that SIGTERM and SIGINT set, and SIGHUP, unless `nohup` ignores it.
 
     A second signal has the effect that it would have without us. Only the main thread can listen
     to signals; in others the event is never set.
     """
-    stop = threading.Event()
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
@@ -37,7 +73,7 @@ def stop_signals() -> Iterator[threading.Event]:
         before[signal.SIGHUP] = hangup
 
     def handle(number: int, frame: Any) -> None:
-        stop.set()
+        stop.ask("a signal")
         signal.signal(number, before[signal.Signals(number)])
 
     for number in before:

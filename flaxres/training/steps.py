@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
@@ -32,6 +33,7 @@ def train_step(
     schedule: optax.Schedule,
     steps_per_epoch: float = 1.0,
     teacher: Network | None = None,
+    class_weights: Float[np.ndarray, " classes"] | None = None,
 ) -> Callable[..., tuple[State, Metrics]]:
     """Returns `(state, batch) -> (state, metrics)`; with a teacher, its variables come third.
 
@@ -51,9 +53,10 @@ def train_step(
       schedule: the learning rate by step, for the metrics.
       steps_per_epoch: may be fractional.
       teacher: the network that is distilled from.
+      class_weights: weights of the classes in the loss; None weighs all alike.
     """
     size = round(steps_per_epoch * config.train.batch_size)
-    batch_gradients = _batch_gradients(config, model, teacher)
+    batch_gradients = _batch_gradients(config, model, teacher, class_weights)
 
     def step(state: State, batch: Batch, *teacher_variables: Any) -> tuple[State, Metrics]:
         images, targets = inputs(config, batch, size, state.step, model.num_classes)
@@ -85,10 +88,13 @@ def train_step(
 
 
 def _batch_gradients(
-    config: Config, model: Network, teacher: Network | None
+    config: Config,
+    model: Network,
+    teacher: Network | None,
+    class_weights: Float[np.ndarray, " classes"] | None,
 ) -> Callable[..., Gradients]:
     """Returns `(state, batch, [teacher_variables], key=key) -> Gradients` of a whole batch."""
-    gradients_of = gradients(config, model, teacher)
+    gradients_of = gradients(config, model, teacher, class_weights)
 
     def compute(
         state: State, batch: Batch, teacher_variables: Any = None, *, key: jax.Array
@@ -310,14 +316,17 @@ def compiled_train_step(
     mesh: Mesh,
     steps_per_epoch: float = 1.0,
     teacher: Network | None = None,
+    class_weights: Float[np.ndarray, " classes"] | None = None,
 ) -> Any:
-    """Returns the jitted training step over `mesh`, which donates its state.
+    """Returns the jitted training step over `mesh`, which donates its state; see `train_step`.
 
     After the state it takes a batch that is split over the axis `data`. Where the dataset is
     resident it takes the whole dataset instead, and the number of steps too where
     `steps_per_dispatch` is more than one. The variables of a teacher come last.
     """
-    step: Callable[..., Any] = train_step(config, model, tx, schedule, steps_per_epoch, teacher)
+    step: Callable[..., Any] = train_step(
+        config, model, tx, schedule, steps_per_epoch, teacher, class_weights
+    )
     whole = replicated(mesh)
     feeds: tuple[Any, ...] = (split(mesh),)
     if config.data.resident:

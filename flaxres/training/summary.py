@@ -48,7 +48,7 @@ def _summary(run: Run, report: Report, progress: Progress) -> dict[str, Any]:
     return {
         **{key: value for key, value in dataclasses.asdict(report).items() if value is not None},
         "seconds": seconds,
-        "images_per_second": run.steps * run.config.train.batch_size / seconds,
+        "images_per_second": report.step * run.config.train.batch_size / seconds,
         "input_stall_percent": 100 * stalled / seconds,
         **{name: count for name, count in lost.items() if count},
     }

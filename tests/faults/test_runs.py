@@ -314,6 +314,7 @@ def test_fault_30_a_damaged_or_forbidden_compile_cache(
     assert run("forbidden") == expected
 
 
+@pytest.mark.slow
 def test_fault_31_an_odd_evaluation_batch_compiles_once_before_step_1(
     data_dir: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

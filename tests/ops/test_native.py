@@ -98,7 +98,10 @@ def reverse_over_reverse(f: Any) -> Function:
     )
 
 
-@pytest.mark.parametrize(("shape", "size", "stride"), CASES)
+@pytest.mark.parametrize(
+    ("shape", "size", "stride"),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (i % 2)) for i, case in enumerate(CASES)],
+)
 def test_it_is_xlas_convolution_to_any_order(
     shape: tuple[int, ...], size: int, stride: int
 ) -> None:

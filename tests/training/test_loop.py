@@ -247,6 +247,7 @@ def test_many_steps_in_a_dispatch_are_the_same_steps_however_they_are_cut(
     assert int(alone.step) == 10
 
 
+@pytest.mark.slow
 def test_pictures_grow_with_the_epochs_and_each_size_compiles_once(
     photographs: Callable[..., pathlib.Path],
     data_dir: str,

@@ -105,6 +105,10 @@ def steps(step: int) -> float:
             ),
         ),
         (OptimConfig(learning_rate=0.4, schedule="step", milestone_steps=(50, 100)), steps),
+        (
+            OptimConfig(learning_rate=0.4, schedule="wsd", warmup_steps=40, final_scale=0.1),
+            lambda s: 0.4 * (s / 40 if s < 40 else 1 - 0.9 * max(s - 160, 0) / 40),
+        ),
     ],
 )
 def test_schedules_equal_their_formulas(config: OptimConfig, formula: object) -> None:

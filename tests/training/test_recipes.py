@@ -108,6 +108,7 @@ def far(ours: Any, theirs: Any) -> float:
     return max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)) for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_four_parts_of_32_are_a_batch_of_128() -> None:
     whole, _ = steps(config(128))
     parts, metrics = steps(config(128, accumulate=4), devices=4)
@@ -207,6 +208,7 @@ def test_the_scale_grows_after_enough_good_steps() -> None:
     assert (float(state.loss_scale["scale"]), int(state.loss_scale["good"])) == (2048, 0)
 
 
+@pytest.mark.slow
 def test_sharpness_aware_steps_are_the_papers() -> None:
     """By hand: the gradient at w + rho * g / |g|, with the learning rate at w."""
     base = OptimConfig(learning_rate=0.1, momentum=0.0, weight_decay=0.0, schedule="constant")

@@ -49,9 +49,12 @@ class OptimConfig:
     ascent step; 0 is off."""
     sam_every: int = setting(1, rules.POSITIVE)
     """Steps between uses of SAM."""
-    schedule: Literal["cosine", "step", "linear", "polynomial", "constant"] = setting("cosine")
+    schedule: Literal["cosine", "step", "linear", "polynomial", "constant", "wsd"] = setting(
+        "cosine"
+    )
     """Schedule after the warmup: half a cosine, a line or a polynomial of
-    `power` to `final_scale`, steps at `milestones`, or a constant."""
+    `power` to `final_scale`, steps at `milestones`, a constant; 'wsd'
+    (warmup, stable, decay) is a constant and then a line."""
     warmup_epochs: float = setting(0.0, rules.NOT_NEGATIVE)
     """Epochs of linear warmup from `warmup_scale` times the peak."""
     warmup_steps: int | None = setting(None, optional(rules.NOT_NEGATIVE))
@@ -59,8 +62,11 @@ class OptimConfig:
     warmup_scale: float = setting(0.0, rules.NOT_NEGATIVE)
     """Learning rate at the start of the warmup, as a share of the peak."""
     final_scale: float = setting(0.0, rules.NOT_NEGATIVE)
-    """Cosine, linear, polynomial: learning rate at the end, as a share of
-    the peak."""
+    """Learning rate at the end as a share of the peak: cosine, linear,
+    polynomial, WSD."""
+    decay_share: float = setting(0.2, rules.SHARE)
+    """WSD: share of the run's steps in which the rate falls to
+    `final_scale` (Hägele et al. 2024)."""
     power: float = setting(2.0, rules.POSITIVE)
     """Polynomial: exponent of (1 - progress)."""
     milestones: tuple[float, ...] = setting((), rules.MILESTONES)
@@ -72,6 +78,9 @@ class OptimConfig:
     """Step schedule: factor at each milestone."""
     label_smoothing: float = setting(0.0, rules.BELOW_ONE)
     """Share of the target that is spread evenly over all classes."""
+    class_balance: float = setting(0.0, rules.SHARE)
+    """Weight of a class in the cross entropy: 1 / its number of images, to
+    this power. 0 weighs all images alike, 1 all classes."""
     loss: Literal["cross_entropy", "binary", "binary_sum"] = setting("cross_entropy")
     """'binary' is binary cross entropy of each class (Wightman et al.
     2021), averaged over classes as in timm; 'binary_sum' sums over

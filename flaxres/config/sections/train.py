@@ -23,8 +23,19 @@ class TrainConfig:
     """Length of the training in epochs."""
     steps: int | None = setting(None, optional(rules.POSITIVE))
     """Length of the training in steps; overrides epochs."""
+    extend: bool = setting(False, resume=True)
+    """Let a run in its workdir go on with larger `epochs` or `steps`. The
+    schedule is then that of the new length, from the step it is at."""
     eval_every_epochs: float = setting(1.0, rules.POSITIVE)
     """Epochs between evaluations."""
+    patience: int = setting(0, rules.NOT_NEGATIVE, resume=True)
+    """Evaluations without a better `monitor` after which the run is
+    finished; 0 is never. The schedule still spans all epochs."""
+    monitor: Literal["top1", "loss"] = setting("top1")
+    """Figure of the evaluation that `patience` watches."""
+    stop_after_minutes: float | None = setting(None, optional(rules.POSITIVE), resume=True)
+    """Minutes after which the process saves the state and ends with code
+    75, as after a signal; the same command resumes."""
     checkpoint_every_epochs: float = setting(1.0, rules.POSITIVE, resume=True)
     """Epochs between checkpoints."""
     keep_checkpoints: int = setting(3, rules.POSITIVE, resume=True)

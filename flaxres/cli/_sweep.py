@@ -1,0 +1,124 @@
+"""`flaxres sweep`: a config trained with several seeds, and their mean and deviation."""
+
+import contextlib
+import json
+import math
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from flaxres.cli._options import parse_run, show, value_of
+from flaxres.config.files import resolved, to_json
+from flaxres.config.schema import Config
+from flaxres.errors import InputError, writing_to
+from flaxres.paths import expanded
+from flaxres.printing import say
+
+RECIPE, SWEEP = "recipe.json", "sweep.json"
+FIGURES = ("top1", "top5", "loss", "seconds")
+
+
+def sweep(arguments: Sequence[str]) -> None:
+    """Trains a config with several seeds, one process after another."""
+    from flaxres.training.workdir import replace_file
+
+    count, rest = value_of(arguments, "--seeds")
+    as_json = "--json" in rest
+    config, workdir = parse_run(
+        [word for word in rest if word != "--json"],
+        "digits",
+        "flaxres sweep",
+        "Train a config with several seeds, from train.seed on, each in a folder of the workdir, "
+        "and show the mean and the deviation (--seeds N, by default 5; --json). The same command "
+        "goes on where it was stopped, and adds seeds to a finished sweep.",
+    )
+    if count is not None and not (count.isdigit() and int(count)):
+        raise InputError(f"--seeds={count!r}: the rule is a whole number > 0")
+    folder = expanded(workdir)
+    seeds = range(config.train.seed, config.train.seed + int(count or 5))
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / RECIPE, to_json(resolved(config)))
+    for seed in seeds:
+        _train(folder, seed, len(seeds))
+    facts = summary(config, folder, seeds)
+    with writing_to(folder):
+        replace_file(folder / SWEEP, json.dumps(facts, indent=1) + "\n")
+    show(as_json, facts, table(facts))
+
+
+def _train(folder: pathlib.Path, seed: int, count: int) -> None:
+    """Trains one seed in a process of its own, or resumes it.
+
+    Raises:
+      SystemExit: with the code of that process, if it is not 0.
+    """
+    workdir = folder / f"seed{seed}"
+    words = ["--config", str(folder / RECIPE), "--workdir", str(workdir), "--train.seed", str(seed)]
+    say(f"seed {seed}, one of {count}, in {workdir}")
+    with subprocess.Popen([sys.executable, "-m", "flaxres.cli", "train", *words]) as child:
+        with _forwarding(child):
+            code = child.wait()
+    if code:
+        say(f"flaxres: seed {seed} ended with code {code}: start the same command again to go on")
+        raise SystemExit(code if code > 0 else 128 - code)
+
+
+@contextlib.contextmanager
+def _forwarding(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Leaves signals to a process, which saves its state and ends.
+
+    A terminal sends Ctrl-C to it as well, and a second one would end it at once.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def summary(config: Config, folder: pathlib.Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """Returns the figures of finished runs by seed, with mean, deviation and standard error.
+
+    The deviation is that of a sample; both are None for a single seed.
+    """
+    from flaxres.training.workdir import SUMMARY
+
+    runs = {
+        str(seed): json.loads((folder / f"seed{seed}" / SUMMARY).read_text(encoding="utf-8"))
+        for seed in seeds
+    }
+    facts: dict[str, Any] = {"model": config.model.name, "dataset": config.data.name, "runs": runs}
+    for name in FIGURES:
+        values = [run[name] for run in runs.values() if name in run]
+        if len(values) < len(runs):  # top-5 of five classes or fewer
+            continue
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        error = None if deviation is None else deviation / math.sqrt(len(values))
+        mean = statistics.fmean(values)
+        facts[name] = {"mean": mean, "deviation": deviation, "standard_error": error}
+    return facts
+
+
+def table(facts: dict[str, Any]) -> list[str]:
+    """Returns the lines that the command prints."""
+
+    def row(head: str, values: dict[str, float | None]) -> str:
+        cells = [
+            f"{value * scale:>9.{digits}f}" if (value := values.get(name)) is not None else " " * 9
+            for name, scale, digits in (("top1", 100, 2), ("loss", 1, 4), ("seconds", 1 / 60, 1))
+        ]
+        return f"{head:<10}{''.join(cells)}"
+
+    lines = [f"{'seed':<10}{'top-1 %':>9}{'loss':>9}{'minutes':>9}"]
+    lines += [row(seed, run) for seed, run in facts["runs"].items()]
+    for key in ("mean", "deviation"):
+        lines.append(row(key, {name: facts[name][key] for name in FIGURES if name in facts}))
+    return lines
