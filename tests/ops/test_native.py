@@ -179,6 +179,7 @@ def test_vectors_of_other_processors(options: str, tmp_path: pathlib.Path) -> No
         assert_alike((forward, of_image, of_kernel), (y, *back(y)))
 
 
+@pytest.mark.slow
 def test_a_network_trains_as_without() -> None:
     model = flaxres.create_model("resnet20", num_classes=10)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(8, 32, 32, 3)), jnp.float32)

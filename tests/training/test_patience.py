@@ -46,6 +46,7 @@ def evaluations(folder: pathlib.Path, name: str) -> dict[int, float]:
     return {row["step"]: row[name] for row in rows if row.get(name) is not None}
 
 
+@pytest.mark.slow
 def test_training_ends_when_evaluations_are_no_better_and_goes_on_with_more_patience(
     data_dir: str, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_loss_that_is_not_finite_is_never_the_best(loss: float) -> None:
     assert (patience.best, patience.waited) == (2.0, 0)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_extended_and_says_what_that_does_to_the_schedule(
     data_dir: str, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
