@@ -2,13 +2,10 @@
 
 import os
 from collections.abc import Sequence
-from typing import TypeVar
 
-from flaxres.cli._options import Parser, asks_for_help, parse_run, show, value_of
+from flaxres.cli._options import Parser, asks_for_help, count_of, parse_run, show, value_of
 from flaxres.cli._process import joined, keep_memory, silence, use_compiler
 from flaxres.errors import InputError, unknown
-
-Number = TypeVar("Number", int, float)
 
 
 def bench(arguments: Sequence[str]) -> None:
@@ -37,7 +34,7 @@ def bench_schedule(arguments: list[str]) -> None:
 def bench_lr(arguments: list[str]) -> None:
     """Trains at rising learning rates."""
     target, rest = value_of(arguments, "--out")
-    steps, rest = value_of(rest, "--steps")
+    steps, rest = count_of(rest, "--steps", 200)
     low, rest = value_of(rest, "--from")
     high, rest = value_of(rest, "--to")
     description = (
@@ -49,10 +46,7 @@ def bench_lr(arguments: list[str]) -> None:
     from flaxres.diagnostics.range_test import draw, range_test
 
     found = range_test(
-        config,
-        _number("--steps", steps or "200", int),
-        _number("--from", low or "1e-5", float),
-        _number("--to", high or "10", float),
+        config, steps, _number("--from", low or "1e-5"), _number("--to", high or "10")
     )
     target = target or "lr.png"
     draw(found, config, target)
@@ -61,24 +55,21 @@ def bench_lr(arguments: list[str]) -> None:
     print(f"drew {target}")
 
 
-def _number(option: str, text: str, kind: type[Number]) -> Number:
+def _number(option: str, text: str) -> float:
     """Returns the number that an option gives.
 
     Raises:
       InputError: it is none.
     """
     try:
-        return kind(text)
+        return float(text)
     except ValueError as error:
-        word = "a whole number" if kind is int else "a number"
-        raise InputError(f"{option}={text!r}: the rule is {word}") from error
+        raise InputError(f"{option}={text!r}: the rule is a number") from error
 
 
 def bench_rates(arguments: list[str]) -> None:
     """Measures the images a second of the step, of the input, and of both."""
-    steps, rest = value_of(arguments, "--steps")
-    if steps is not None and not (steps.isdigit() and int(steps)):
-        raise InputError(f"--steps={steps!r}: the rule is a whole number > 0")
+    steps, rest = count_of(arguments, "--steps", 20)
     description = (
         "Measure the images a second of the step, of the input, and of both "
         "(--steps N a measurement)."
@@ -87,7 +78,7 @@ def bench_rates(arguments: list[str]) -> None:
     silence()
     from flaxres.diagnostics.rates import rates
 
-    for name, value in rates(config, int(steps or 20)).items():
+    for name, value in rates(config, steps).items():
         print(f"{name}: {value:,.3f}")
 
 

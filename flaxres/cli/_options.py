@@ -125,6 +125,22 @@ def value_of(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]
     return value, rest
 
 
+def count_of(arguments: Sequence[str], name: str, default: int) -> tuple[int, list[str]]:
+    """Takes an option that counts something out of the words, as `value_of` does.
+
+    Raises:
+      InputError: it is no whole number above 0.
+
+    Examples:
+      >>> count_of(["--steps", "3"], "--steps", 20)
+      (3, [])
+    """
+    value, rest = value_of(arguments, name)
+    if value is not None and not (value.isdigit() and int(value)):
+        raise InputError(f"{name}={value!r}: the rule is a whole number > 0")
+    return int(value or default), rest
+
+
 def groups(arguments: Sequence[str]) -> list[list[str]]:
     """Returns one list for each option, with its values."""
     options_: list[list[str]] = []

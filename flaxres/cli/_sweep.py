@@ -11,12 +11,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from flaxres.cli._options import parse_run, show, value_of
+from flaxres.cli._options import count_of, parse_run, show
 from flaxres.config.files import resolved, to_json
 from flaxres.config.schema import Config
-from flaxres.errors import InputError, writing_to
+from flaxres.errors import writing_to
 from flaxres.paths import expanded
 from flaxres.printing import say
+from flaxres.training.workdir import SUMMARY, replace_file
 
 RECIPE, SWEEP = "recipe.json", "sweep.json"
 FIGURES = ("top1", "top5", "loss", "seconds")
@@ -24,9 +25,7 @@ FIGURES = ("top1", "top5", "loss", "seconds")
 
 def sweep(arguments: Sequence[str]) -> None:
     """Trains a config with several seeds, one process after another."""
-    from flaxres.training.workdir import replace_file
-
-    count, rest = value_of(arguments, "--seeds")
+    count, rest = count_of(arguments, "--seeds", 5)
     as_json = "--json" in rest
     config, workdir = parse_run(
         [word for word in rest if word != "--json"],
@@ -36,10 +35,8 @@ def sweep(arguments: Sequence[str]) -> None:
         "and show the mean and the deviation (--seeds N, by default 5; --json). The same command "
         "goes on where it was stopped, and adds seeds to a finished sweep.",
     )
-    if count is not None and not (count.isdigit() and int(count)):
-        raise InputError(f"--seeds={count!r}: the rule is a whole number > 0")
     folder = expanded(workdir)
-    seeds = range(config.train.seed, config.train.seed + int(count or 5))
+    seeds = range(config.train.seed, config.train.seed + count)
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / RECIPE, to_json(resolved(config)))
@@ -89,8 +86,6 @@ def summary(config: Config, folder: pathlib.Path, seeds: Sequence[int]) -> dict[
 
     The deviation is that of a sample; both are None for a single seed.
     """
-    from flaxres.training.workdir import SUMMARY
-
     runs = {
         str(seed): json.loads((folder / f"seed{seed}" / SUMMARY).read_text(encoding="utf-8"))
         for seed in seeds

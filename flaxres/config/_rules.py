@@ -29,6 +29,7 @@ class Facts:
       resume: a resumed run may change the setting, since it does not change the result.
       local: processes of one run may have different values.
       measure: the setting only says how a trained model is measured.
+      length: a resumed run may change the setting with `train.extend`.
     """
 
     rule: Rule | None = None
@@ -37,6 +38,7 @@ class Facts:
     resume: bool = False
     local: bool = False
     measure: bool = False
+    length: bool = False
 
 
 FACTS = "flaxres"

@@ -39,9 +39,6 @@ def flat(config: Config) -> dict[str, Any]:
     }
 
 
-LENGTH = ("train.epochs", "train.steps")
-
-
 def differences(old: Config, new: Config, measuring: bool = False) -> list[str]:
     """Lists the settings that differ and that a resumed run may not change.
 
@@ -49,7 +46,6 @@ def differences(old: Config, new: Config, measuring: bool = False) -> list[str]:
     `measuring`, settings that only say how the model is measured may differ, too, and with
     `train.extend` in `new` the length of the run.
     """
-    length = LENGTH if new.train.extend else ()
     before, after = flat(old), flat(new)
     return [
         f"{name}: {before[name]!r} -> {after[name]!r}"
@@ -57,5 +53,5 @@ def differences(old: Config, new: Config, measuring: bool = False) -> list[str]:
         if before[name] != after[name]
         and not declared.facts.resume
         and not (measuring and declared.facts.measure)
-        and name not in length
+        and not (new.train.extend and declared.facts.length)
     ]

@@ -52,11 +52,9 @@ def require_labels(source: Source) -> None:
       InputError: there is such a label; the message gives the first, and their number.
     """
     size = len(source)
-    records = range(0, size, 1 if size <= ALL else size // SAMPLE)
-    if source.labels is not None:
-        records, labels = range(size), dict(enumerate(source.labels.tolist()))
-    else:
-        labels = {record: source.read(record)[1] for record in records}
+    every = source.labels is not None or size <= ALL
+    records = range(0, size, 1 if every else size // SAMPLE)
+    labels = dict(zip(records, _labels(source, records).tolist(), strict=True))
     wrong = [record for record in records if not 0 <= labels[record] < len(source.classes)]
     if wrong:
         first = wrong[0]
@@ -79,15 +77,20 @@ def class_counts(source: Source) -> Int64[np.ndarray, " classes"]:
     Raises:
       InputError: a record can't be read, or its label is not the number of a class.
     """
-    labels = source.labels
-    if labels is None:
-        parts = np.array_split(np.arange(len(source)), -(-len(source) // SAMPLE))
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            read = pool.map(lambda part: [source.read(int(i))[1] for i in part], parts)
-            labels = np.asarray(list(itertools.chain.from_iterable(read)), np.int64)
+    labels = _labels(source, range(len(source)))
     for record in np.flatnonzero((labels < 0) | (labels >= len(source.classes)))[:1]:
         require_label(source, int(record), int(labels[record]))
     return np.bincount(labels, minlength=len(source.classes))
+
+
+def _labels(source: Source, records: range) -> Int64[np.ndarray, " records"]:
+    """Returns the labels of some records, which are read where the labels are not known."""
+    if source.labels is not None:
+        return source.labels[records.start : records.stop : records.step]
+    parts = [records[first : first + SAMPLE] for first in range(0, len(records), SAMPLE)]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        read = pool.map(lambda part: [source.read(record)[1] for record in part], parts)
+        return np.asarray(list(itertools.chain.from_iterable(read)), np.int64)
 
 
 def class_names(

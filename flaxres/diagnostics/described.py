@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int64
 
 from flaxres.config.check import check
 from flaxres.config.schema import Config
@@ -30,6 +32,11 @@ class Described:
 
     def __len__(self) -> int:
         return self.size
+
+    @property
+    def labels(self) -> Int64[np.ndarray, " n"]:
+        """Labels of classes of the same size, for `optim.class_balance`."""
+        return np.arange(self.size) % len(self.classes)
 
 
 def described_run(config: Config) -> Run:

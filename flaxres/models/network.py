@@ -17,8 +17,8 @@ from flaxres.models.layers import BatchNorm, Conv, EvoNorm, GroupNorm, head_init
 from flaxres.models.stochastic import Dropout
 from flaxres.ops.norm import at_least_float32
 
-# Whole numbers of networks whose 0 stands for none; all others are at least 1.
-MAY_BE_ZERO = ("num_classes", "hidden")
+# The meaning of 0 for whole numbers of networks; all others are at least 1.
+ZERO = {"num_classes": "returns pooled features", "hidden": "leaves the layer out"}
 
 
 class Nested(nn.Module):
@@ -183,14 +183,11 @@ class Network(nn.Module):
         Raises:
           InputError: one of them does not fit.
         """
-        if self.num_classes < 0:
-            raise InputError(
-                f"num_classes (={self.num_classes}): the rule is >= 0; 0 returns pooled features"
-            )
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and value < 1 and field.name not in MAY_BE_ZERO:
-                raise InputError(f"{field.name} (={value}): the rule is >= 1")
+            value, zero = getattr(self, field.name), ZERO.get(field.name)
+            if field.type is int and value < (1 if zero is None else 0):
+                rule = ">= 1" if zero is None else f">= 0; 0 {zero}"
+                raise InputError(f"{field.name} (={value}): the rule is {rule}")
         for attribute, (value, allowed) in choices.items():
             if value not in allowed:
                 raise unknown(attribute, value, map(str, allowed))

@@ -14,6 +14,7 @@ from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig,
 from flaxres.config.check import check
 from flaxres.data.datasets import open_or_prepare
 from flaxres.data.labels import class_counts
+from flaxres.diagnostics.described import described_run
 from flaxres.errors import InputError
 from flaxres.training.augmentation import inputs
 from flaxres.training.losses import class_weights, example_losses, smooth_targets
@@ -93,6 +94,12 @@ def test_a_step_weighs_the_classes_of_its_dataset(config: Config, copy: bool) ->
     logits, _ = run.model.apply(variables, images, train=True, mutable=["batch_stats"])
     losses = -(jax.nn.log_softmax(logits) * targets * np.array([0.6, 3.0])).sum(-1)
     assert float(np.ravel(metrics["loss"])[0]) == pytest.approx(float(losses.mean()), rel=1e-4)
+
+
+def test_a_dataset_that_is_not_there_has_classes_of_one_size() -> None:
+    """Else `flaxres bench plan` of such a config would need the images."""
+    config = Config(data=DataConfig("cifar10"), optim=OptimConfig(class_balance=1.0))
+    np.testing.assert_allclose(described_run(config).class_weights, np.ones(10))
 
 
 def test_what_it_does_not_weigh_is_refused() -> None:

@@ -19,9 +19,9 @@ class TrainConfig:
     """Global batch size, over all devices and hosts."""
     eval_batch_size: int = setting(256, rules.POSITIVE, resume=True)
     """Global batch size of evaluation."""
-    epochs: float = setting(90.0, rules.POSITIVE)
+    epochs: float = setting(90.0, rules.POSITIVE, length=True)
     """Length of the training in epochs."""
-    steps: int | None = setting(None, optional(rules.POSITIVE))
+    steps: int | None = setting(None, optional(rules.POSITIVE), length=True)
     """Length of the training in steps; overrides epochs."""
     extend: bool = setting(False, resume=True)
     """Let a run in its workdir go on with larger `epochs` or `steps`. The
