@@ -38,6 +38,7 @@ NETWORKS: dict[str, Network] = {
     "regnety": flaxres.RegNet(**SMALL, stem_width=8, se_ratio=0.25),
 }
 
+VARIANTS = ("resnest of one map", "sknext", "regnetx")
 SHAPE = {"kind": "bottleneck", "width": 8, "stride": 1, "stochastic": True}
 BLOCKS: dict[str, Any] = {
     "res2net": functools.partial(MultiScaleBlock, **SHAPE),
@@ -66,7 +67,8 @@ def filled_block(block: Any, x: jax.Array) -> Any:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(NETWORKS.keys() - {"resnest of one map", "sknext", "regnetx"})
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name in NETWORKS],
 )
 def test_a_scanned_network_is_the_unrolled_one(name: str) -> None:
     model, images = NETWORKS[name], jnp.asarray(RNG.normal(size=(2, 32, 32, 3)), jnp.float32)

@@ -59,8 +59,13 @@ def test_strict_settings(name: str) -> None:
         trace_gradient((NETWORKS | MORE)[name])
 
 
-# Other variants differ by operations that these have too.
-@pytest.mark.parametrize("name", [name for name in NETWORKS | MORE if "dilated" not in name])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * ("dilated" in name))
+        for name in NETWORKS | MORE
+    ],
+)
 def test_strict_settings_on_an_explicit_mesh(name: str) -> None:
     """Traces the gradient on `jax.make_mesh`'s default, a mesh of explicit axes."""
     mesh = jax.make_mesh((4,), ("data",))

@@ -46,7 +46,12 @@ def limited(name: str, blocks: int, stages: int = 4) -> dict[str, Any]:
     return attributes
 
 
-@pytest.mark.parametrize("name", SAMPLE)
+LONG = ("resnet20", "resnetrs50", "resnetv2_18", "convnext_large_mlp")
+
+
+@pytest.mark.parametrize(
+    "name", [*SAMPLE, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)]
+)
 def test_the_program_of_a_name_is_linens(name: str) -> None:
     linen, nnx_ = programs(name, **limited(name, 1, 2))
     assert linen == nnx_

@@ -31,7 +31,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "devices", "size"), [("float32", 8, 160), ("bfloat16", 1, 96)])
+@pytest.mark.parametrize(("dtype", "devices", "size"), [("float32", 8, 224), ("bfloat16", 1, 128)])
 def test_the_imagenet_config_trains_and_counts_all_250(
     dtype: str, devices: int, size: int, source: pathlib.Path, data_dir: str, tmp_path: pathlib.Path
 ) -> None:
