@@ -1,16 +1,22 @@
-"""Loads the server of exported folders: `python -m benchmarks.serving FOLDER... [--json]`.
+"""Loads the server of networks: `python -m benchmarks.serving NETWORK... [--json]`.
 
-Each folder's `serve.py` is started in turn on a free port and gets `--requests` POSTs of one image
-by `--clients` clients at once, each request on a new connection. With `--mixed`, of ten clients one
-pauses in the middle of its image, one sends an invalid Content-Length, and one closes the
-connection in the middle of its image. `lost` counts the requests of all others, and of those that
-pause, that did not get classes within a minute; the rate counts the others. Clients and server
-share the machine. Exports of older versions have another serve.py, and can be compared.
+A network is a folder of `flaxres export`, whose `serve.py` is started, the workdir of a run, or a
+pretrained tag; the last two are given to `flaxres serve`. Each is started in turn on a free port
+and gets `--requests` POSTs by `--clients` clients at once, each request on a new connection. The
+images are those of `--images`, in turn, or a single one. Every response is compared with what
+`flaxres predict` gives.
+
+With `--mixed`, of ten clients one pauses in the middle of its image, one sends an invalid
+Content-Length, and one closes the connection in the middle of its image. `lost` counts the requests
+of all others, and of those that pause, that did not get classes within a minute; the rate counts
+the others. Clients and server share the machine. Exports of older versions have another serve.py,
+and can be compared.
 """
 
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -18,12 +24,18 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from benchmarks.scaling import loopback
+from flaxres.inference import predict
+from flaxres.inference.artifacts import SERVER, WEIGHTS
+
+Classes = dict[str, float]
+"""The likeliest classes of an image with their probabilities."""
 
 PAUSE, PATIENCE = 0.2, 60.0
 
@@ -44,8 +56,8 @@ def request(body: bytes, length: str | None = None) -> bytes:
     return (head + "Content-Type: image/jpeg\r\nConnection: close\r\n\r\n").encode() + body
 
 
-async def one(port: int, body: bytes, role: str) -> bool:
-    """Runs a client; returns False if it got no classes though it should."""
+async def one(port: int, body: bytes, role: str) -> Classes | None:
+    """Runs a client; returns the classes that it got, none if it asked for none, None if lost."""
     writer: asyncio.StreamWriter | None = None
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -54,52 +66,97 @@ async def one(port: int, body: bytes, role: str) -> bool:
             writer.write(data[: len(data) // 2])
             await writer.drain()
             if role == "gone":
-                return True
+                return {}
             await asyncio.sleep(PAUSE)
             data = data[len(data) // 2 :]
         writer.write(data)
-        response = await reader.read()
-        return role == "invalid" or b" 200 " in response.partition(b"\r\n")[0]
-    except OSError:
-        return role == "invalid"
+        head, _, content = (await reader.read()).partition(b"\r\n\r\n")
+        if role == "invalid":
+            return {}
+        classes: list[Classes] = json.loads(content)
+        return classes[0] if b" 200 " in head.partition(b"\r\n")[0] else None
+    except (OSError, ValueError):
+        return {} if role == "invalid" else None
     finally:
         if writer is not None:
             writer.close()
 
 
+@dataclasses.dataclass
+class Outcome:
+    """The results of many requests.
+
+    Attributes:
+      requests: number of requests.
+      lost: number of requests that did not get classes though they should.
+      seconds: until the last response.
+      largest_difference: of a probability from the expected one.
+      other_order: number of responses whose classes are others, or in another order.
+    """
+
+    requests: int
+    lost: int = 0
+    seconds: float = 0.0
+    largest_difference: float = 0.0
+    other_order: int = 0
+
+    def compare(self, got: Classes, expected: Classes) -> None:
+        """Compares the classes of a response."""
+        self.other_order += list(got) != list(expected)
+        for name, probability in got.items():
+            difference = abs(probability - expected.get(name, probability))
+            self.largest_difference = max(self.largest_difference, difference)
+
+
 async def load(
-    port: int, body: bytes, requests: int, clients: int, mixed: bool
-) -> tuple[int, float]:
-    """Sends all requests; returns how many were lost, and the seconds."""
+    port: int, images: Sequence[tuple[bytes, Classes]], requests: int, clients: int, mixed: bool
+) -> Outcome:
+    """Sends all requests, and compares each response with the expected classes."""
     roles = ["good"] * 7 + (["slow", "invalid", "gone"] if mixed else ["good"] * 3)
-    numbers, lost = iter(range(requests)), 0
+    numbers, outcome = iter(range(requests)), Outcome(requests)
 
     async def client() -> None:
-        nonlocal lost
         for i in numbers:
+            body, expected = images[i // len(roles) % len(images)]
             try:
-                done = await asyncio.wait_for(one(port, body, roles[i % 10]), PATIENCE)
+                got = await asyncio.wait_for(one(port, body, roles[i % len(roles)]), PATIENCE)
             except TimeoutError:
-                done = False
-            lost += not done
+                got = None
+            outcome.lost += got is None
+            if got:
+                outcome.compare(got, expected)
 
     began = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(clients)))
-    return lost, time.perf_counter() - began
+    outcome.seconds = time.perf_counter() - began
+    return outcome
+
+
+def predictor_of(network: str) -> predict.Predictor:
+    """Returns the network as `flaxres predict` runs it; of an export, with its weights."""
+    folder = pathlib.Path(network)
+    if (folder / SERVER).exists():
+        return predict.from_weights(str(folder / WEIGHTS)).for_photographs()
+    predictor = predict.from_workdir(network) if folder.is_dir() else predict.from_tag(network)
+    return predictor.for_photographs()
 
 
 @contextlib.contextmanager
-def served(folder: pathlib.Path) -> Iterator[int]:
-    """Serves a folder; yields the port once an image was classified."""
-    port = int(loopback().partition(":")[2])
-    words = [sys.executable, str(folder / "serve.py"), str(port)]
+def served(network: str) -> Iterator[int]:
+    """Serves a network; yields the port once an image was classified."""
+    port, folder = loopback().partition(":")[2], pathlib.Path(network)
+    if (folder / SERVER).exists():
+        words = [sys.executable, str(folder / SERVER), port]
+    else:
+        origin = "--workdir" if folder.is_dir() else "--tag"
+        words = [sys.executable, "-m", "flaxres.cli", "serve", origin, network, "--port", port]
     server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
-            if asyncio.run(one(port, encoded(64, 64), "good")):
+            if asyncio.run(one(int(port), encoded(64, 64), "good")) is not None:
                 break
             time.sleep(0.5)
-        yield port
+        yield int(port)
     finally:
         server.kill()
         server.wait()
@@ -108,23 +165,29 @@ def served(folder: pathlib.Path) -> Iterator[int]:
 def main() -> None:
     """Runs the program."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving")
-    parser.add_argument("folders", nargs="+", type=pathlib.Path, metavar="FOLDER")
+    parser.add_argument("networks", nargs="+", metavar="NETWORK")
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=100)
+    parser.add_argument("--images", metavar="FOLDER", help="of images to send, at any depth")
     parser.add_argument("--image", type=int, nargs=2, default=(500, 375), metavar=("W", "H"))
     parser.add_argument("--mixed", action="store_true", help="slow and broken clients among them")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     chosen = parser.parse_args()
-    body, results = encoded(*chosen.image), {}
-    for folder in chosen.folders:
-        with served(folder) as port:
-            lost, seconds = asyncio.run(
-                load(port, body, chosen.requests, chosen.clients, chosen.mixed)
-            )
-        rate = (chosen.requests - lost) / seconds
-        results[str(folder)] = {"lost": lost, "requests_per_second": round(rate, 1)}
+    bodies = [encoded(*chosen.image)]
+    if chosen.images:
+        bodies = [pathlib.Path(path).read_bytes() for path in predict.image_files([chosen.images])]
+    results: dict[str, Any] = {}
+    for network in chosen.networks:
+        expected = map(dict, predictor_of(network)(bodies))
+        images = list(zip(bodies, expected, strict=True))
+        with served(network) as port:
+            outcome = asyncio.run(load(port, images, chosen.requests, chosen.clients, chosen.mixed))
+        rate = (outcome.requests - outcome.lost) / outcome.seconds
+        results[network] = dataclasses.asdict(outcome) | {"requests_per_second": round(rate, 1)}
         print(
-            f"{folder}: {lost:,} of {chosen.requests:,} requests lost, {rate:,.1f} others a second"
+            f"{network}: {outcome.lost:,} of {outcome.requests:,} requests lost, {rate:,.1f} "
+            f"others a second; probabilities within {outcome.largest_difference:.1e} of predict's, "
+            f"{outcome.other_order:,} in another order"
         )
     if chosen.json:
         print(json.dumps(results | {"cpus": os.cpu_count()}))

@@ -111,11 +111,23 @@ def write_files(config: Config) -> None:
         save_weights(path, {**variables, "params": lifted}, network)
 
 
-def difference(ours: Any, theirs: Any) -> float:
-    """Returns the largest difference as a share of the largest value.
+def least(config: Config) -> float:
+    """Returns the size that the largest value of an array is taken to have at least.
 
-    Values below `ROUNDING` are compared as if the largest were that: a gradient that is zero but
-    for rounding has no digits to agree in. A value that is not finite must be the same in both.
+    A gradient that is zero but for rounding has no digits to agree in. An optimizer that divides by
+    its size moves the parameter by the learning rate times that rounding over `optim.epsilon`.
+    """
+    optim = config.optim
+    if optim.name not in ("lamb", "adamw", "muon"):
+        return ROUNDING
+    moved = np.finfo(np.float64).eps * optim.learning_rate / optim.epsilon
+    return max(ROUNDING, moved / TOLERANCE)
+
+
+def difference(ours: Any, theirs: Any, least: float) -> float:
+    """Returns the largest difference as a share of the largest value, or of `least` if larger.
+
+    A value that is not finite must be the same in both.
     """
     a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     finite = np.isfinite(a) & np.isfinite(b)
@@ -124,7 +136,7 @@ def difference(ours: Any, theirs: Any) -> float:
     if not finite.any():
         return 0.0
     a, b = a[finite], b[finite]
-    return float(np.abs(a - b).max() / max(np.abs(b).max(), ROUNDING))
+    return float(np.abs(a - b).max() / max(np.abs(b).max(), least))
 
 
 def compare(config: Config) -> tuple[float, str]:
@@ -143,7 +155,8 @@ def compare(config: Config) -> tuple[float, str]:
         other = outcome(run_of(config, DEVICES[1]), state)
     except InputError as error:
         raise MismatchError(f"refused on {DEVICES[1]} devices alone: {error}") from error
-    differences = {name: difference(other[name], value) for name, value in first.items()}
+    size = least(config)
+    differences = {name: difference(other[name], value, size) for name, value in first.items()}
     worst = max(differences, key=lambda name: differences[name])
     return differences[worst], worst
 

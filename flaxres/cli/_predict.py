@@ -21,9 +21,9 @@ if typing.TYPE_CHECKING:
     from flaxres.inference.predict import Best, Predictor
 
 
-def add_origin(parser: argparse.ArgumentParser) -> None:
+def add_origin(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Adds the options that choose a network with its weights."""
-    origin = parser.add_mutually_exclusive_group(required=True)
+    origin = parser.add_mutually_exclusive_group(required=required)
     origin.add_argument("--workdir", help="a run of train.py: its newest checkpoint")
     origin.add_argument(
         "--weights", help="a file of weights; needs --model unless flaxres wrote it"

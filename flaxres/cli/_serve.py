@@ -1,15 +1,19 @@
 """`flaxres serve`."""
 
-import contextlib
-import pathlib
-import tempfile
-from collections.abc import Iterator, Sequence
+import argparse
+import typing
+from collections.abc import Callable, Sequence
 
 from flaxres.cli._options import Parser
+from flaxres.cli._predict import add_origin, predictor_of
 from flaxres.cli._process import keep_compiled, silence
 from flaxres.errors import InputError
-from flaxres.printing import say
+from flaxres.paths import expanded
 from flaxres.serving.errors import StartError
+
+if typing.TYPE_CHECKING:
+    from flaxres.inference.predict import Predictor
+    from flaxres.serving.model import Model
 
 
 def serve(arguments: Sequence[str]) -> None:
@@ -18,35 +22,55 @@ def serve(arguments: Sequence[str]) -> None:
 
     parser = Parser(
         "flaxres serve",
-        description="Serve a network by HTTP on this machine, with a page for browsers.",
+        description="Serve a network by HTTP on this machine, with a page for browsers: an export, "
+        "a run, a file of weights, or a pretrained tag of timm.",
     )
     parser.add_argument(
-        "folder", metavar="FOLDER", help="a folder of `flaxres export`, or the workdir of a run"
+        "folder",
+        nargs="?",
+        metavar="FOLDER",
+        help="a folder of `flaxres export`, or the workdir of a run",
     )
+    add_origin(parser, required=False)
     serving.add_options(parser)
     chosen = parser.parse_args(arguments)
     silence()
     keep_compiled()
     try:
-        options = serving.options_of(chosen)
-        with _exported(pathlib.Path(chosen.folder)) as folder:
-            serving.serve(folder, options)
+        serving.serve(_network(chosen), serving.options_of(chosen))
     except StartError as error:
         raise InputError(str(error)) from error
 
 
-@contextlib.contextmanager
-def _exported(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields the folder of an export; a run is exported into a temporary one."""
+def _network(chosen: argparse.Namespace) -> "Callable[[], Model]":
+    """Returns a function that loads the network to serve.
+
+    Raises:
+      InputError: none or several are chosen.
+    """
+    origins = {f"--{name}": getattr(chosen, name) for name in ("workdir", "weights", "tag")}
+    origins = {"FOLDER": chosen.folder} | origins
+    given = [f"{name} {value!r}" for name, value in origins.items() if value is not None]
+    if not given:
+        raise InputError(f"no network: give one of {', '.join(origins)}")
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)}: give one of them; the port goes by --port")
+    if chosen.folder is None:
+        return lambda: _live(predictor_of(chosen))
+    from flaxres.serving.main import loading
     from flaxres.serving.model import PROGRAM
     from flaxres.training.workdir import CONFIG
 
+    folder = expanded(chosen.folder)
     if (folder / PROGRAM).exists() or not (folder / CONFIG).exists():
-        yield folder
-        return
-    from flaxres.inference.export import export
+        return loading(folder)
     from flaxres.inference.predict import from_workdir
 
-    with tempfile.TemporaryDirectory(prefix="flaxres-serve-") as exported:
-        say(f"flaxres: exporting the run of {folder} ...")
-        yield export(from_workdir(str(folder)), pathlib.Path(exported)).folder
+    return lambda: _live(from_workdir(chosen.folder))
+
+
+def _live(predictor: "Predictor") -> "Model":
+    """Returns the network of a predictor as the server takes it."""
+    from flaxres.inference.served import served
+
+    return served(predictor)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from flaxres import serving
 from flaxres.data.preprocess import Preprocess
 from flaxres.inference.predict import Predictor
+from flaxres.inference.served import served_crop, takes_photographs
 from flaxres.models.count import multiply_accumulates, parameters
-from flaxres.serving.model import CLASSES, PREPROCESS, PROGRAM, Crop
+from flaxres.serving.model import CLASSES, PREPROCESS, PROGRAM
 
 WEIGHTS, ONNX, README = "weights.safetensors", "model.onnx", "README.md"
 SERVER, PACKAGE = "serve.py", "serving"
@@ -125,8 +126,8 @@ def _facts(predictor: Predictor, form: Form) -> dict[str, str]:
 
 
 def has_server(predictor: Predictor, form: Form) -> bool:
-    """Returns True if the program takes photographs: colours, as pixels."""
-    return form.pixels and predictor.model.in_channels == 3
+    """Returns True if the program takes photographs as pixels."""
+    return form.pixels and takes_photographs(predictor)
 
 
 def write_server(folder: pathlib.Path, preprocess: Preprocess) -> None:
@@ -134,11 +135,9 @@ def write_server(folder: pathlib.Path, preprocess: Preprocess) -> None:
 
     Args:
       folder: the folder of the export.
-      preprocess: of the network. Photographs are turned upright, as `flaxres predict` does.
+      preprocess: of the network.
     """
-    given = preprocess.for_photographs()
-    crop = Crop(given.size, given.resize, given.interpolation, given.exif, given.squash)
-    (folder / PREPROCESS).write_text(crop.to_json(), encoding="utf-8")
+    (folder / PREPROCESS).write_text(served_crop(preprocess).to_json(), encoding="utf-8")
     (folder / SERVER).write_text(_SERVE, encoding="utf-8")
     package = folder / PACKAGE
     package.mkdir(exist_ok=True)

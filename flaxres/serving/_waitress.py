@@ -23,6 +23,7 @@ from .sockets import (
     GRACE_SECONDS,
     QUEUED_CONNECTIONS,
     SILENT_SECONDS,
+    Pace,
     linger_apart,
 )
 
@@ -96,12 +97,31 @@ class _ErrorTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
 
 
 class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
-    """A connection whose client reads why its request is refused."""
+    """A connection whose client reads why its request is refused.
+
+    Attributes:
+      app: the application.
+      request: the one that is being received.
+      pace: of that request.
+      lingers: the client is still to read a response.
+    """
 
     app: App
-    request: Any = None  # that is being received
+    request: Any = None
     error_task_class = _ErrorTask
+    pace = Pace()
     lingers = False
+
+    def received(self, data: bytes) -> bool:
+        """Parses what the client sent; a client that is too slow is given up."""
+        before = self.request
+        went_on: bool = super().received(data)
+        if self.request is not before:
+            self.pace = Pace()
+        self.pace.count(len(data))
+        if self.request is not None and self.pace.left < 0:
+            self.will_close = True
+        return went_on
 
     def rejection(self, request: Any) -> Reply:
         """Returns the response to a request with an error, and counts it."""
@@ -127,7 +147,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
         rejection = RequestError(400, "the request ended early: send all of it")
         if request.content_length:
             rejection = cut_short(request.body_bytes_received, request.content_length)
-        if self.will_close:  # the client was silent for too long
+        if self.will_close:  # the client was silent for too long, or too slow
             rejection = RequestError(408, str(rejection))
         self.app.metrics.count(rejection.status)
         reply = refused(rejection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import select
 import socket
 import socketserver
@@ -14,7 +15,14 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from .app import App, refused
 from .errors import RequestError
-from .sockets import CONNECTIONS, GRACE_SECONDS, QUEUED_CONNECTIONS, SILENT_SECONDS, linger
+from .sockets import (
+    CONNECTIONS,
+    GRACE_SECONDS,
+    QUEUED_CONNECTIONS,
+    SILENT_SECONDS,
+    Pace,
+    linger,
+)
 
 
 def serve(app: App, listening: socket.socket, stop: threading.Event) -> None:
@@ -98,6 +106,12 @@ class _Handler(WSGIRequestHandler):
     server: _Server
     timeout = SILENT_SECONDS
 
+    def setup(self) -> None:
+        """Makes the files of the connection; reading ends for a client that is too slow."""
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_Paced(self.connection, self.timeout))
+
     def log_message(self, format: str, *arguments: Any) -> None:
         """Prints nothing: /metrics counts the requests."""
 
@@ -113,3 +127,31 @@ class _Handler(WSGIRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(reply.body)
+
+
+class _Paced(io.RawIOBase):
+    """Reads from a client; raises TimeoutError if the client is too slow.
+
+    Args:
+      connection: the client's socket.
+      silent: seconds that a client may send nothing.
+    """
+
+    def __init__(self, connection: socket.socket, silent: float) -> None:
+        self._connection, self._silent, self._pace = connection, silent, Pace()
+
+    def readable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Reads into a buffer; returns the number of bytes."""
+        if (left := self._pace.left) <= 0:
+            raise TimeoutError
+        self._connection.settimeout(min(left, self._silent))
+        try:
+            count = self._connection.recv_into(buffer)
+        finally:
+            self._connection.settimeout(self._silent)
+        self._pace.count(count)
+        return count

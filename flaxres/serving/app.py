@@ -55,7 +55,7 @@ class Reply(NamedTuple):
 
 
 class App:
-    """The WSGI application of an exported network.
+    """The WSGI application that serves a network.
 
     | path | method | response |
     |---|---|---|

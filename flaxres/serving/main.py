@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from .errors import StartError
 
 if TYPE_CHECKING:  # so that --help needs no package
     from .app import App
+    from .model import Model
 
 EXIT_REFUSED, EXIT_INTERRUPTED = 2, 130
 HERE = pathlib.Path(__file__).resolve().parents[1]
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_options(parser)
     chosen = parser.parse_args(arguments)
     try:
-        serve(HERE, options_of(chosen))
+        serve(loading(HERE), options_of(chosen))
     except StartError as error:
         print(f"serve.py: {error}", file=sys.stderr)
         return EXIT_REFUSED
@@ -117,24 +118,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def serve(folder: pathlib.Path, options: Options) -> None:
-    """Serves a folder that `flaxres export` wrote, until SIGTERM or Ctrl-C.
+def loading(folder: pathlib.Path) -> Callable[[], Model]:
+    """Returns a function that loads the network of a folder that `flaxres export` wrote."""
+
+    def loaded() -> Model:
+        from .model import load
+
+        return load(folder)
+
+    return loaded
+
+
+def serve(load: Callable[[], Model], options: Options) -> None:
+    """Serves a network until SIGTERM or Ctrl-C.
 
     The program is compiled for all sizes of batches before the port is opened. After the signal,
     the requests that wait are finished.
 
     Args:
-      folder: the folder.
+      load: returns the network. It is called once the port is known to be free.
       options: see `Options`.
 
     Raises:
-      StartError: the port is taken, or the folder has no network.
+      StartError: the port is taken; and what `load` raises.
     """
     from .app import App
-    from .model import load
 
     with sockets.bound(options.host, options.port) as listening, stopped_by_signals() as stop:
-        model = load(folder)
+        model = load()
         app = App(model, options.max_batch, options.max_queue, options.max_mb * 1_000_000)
         sizes = ", ".join(map(str, app.batches.sizes))
         print(f"compiling for batches of {sizes} images ...", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The network of an export, with the crop and the classes that belong to it."""
+"""A network to serve, with the crop and the classes that belong to it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,11 +85,12 @@ class Crop:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """An exported network.
+    """A network to serve.
 
     Attributes:
       crop: preprocesses an image.
-      classes: the names of the classes, no two alike, in the order of the probabilities.
+      classes: the names of the classes, no two alike, in the order of the probabilities; see
+        `distinct`.
       program: maps (N, S, S, 3) uint8 images to (N, classes) float32 probabilities. It is compiled
         for each N on first use.
     """
@@ -131,10 +132,20 @@ def _read(path: pathlib.Path, parse: Callable[[str], Any]) -> Any:
 
 
 def _class_names(text: str) -> tuple[str, ...]:
-    """Returns the names of the classes; names that occur twice get their number."""
+    """Reads the content of classes.json."""
     names = json.loads(text)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("the rule is one JSON list of names")
+    return distinct(names)
+
+
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Returns names of classes, no two alike: those that occur twice get their number.
+
+    Examples:
+      >>> distinct(["crane", "lark", "crane"])
+      ('crane (0)', 'lark', 'crane (2)')
+    """
     counts = collections.Counter(names)
     return tuple(name if counts[name] == 1 else f"{name} ({i})" for i, name in enumerate(names))
 

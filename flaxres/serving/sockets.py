@@ -1,4 +1,4 @@
-"""Sockets of the servers: binding a port, and closing a connection so that its response is read."""
+"""Sockets of the servers: binding a port, slow clients, and closing so that responses are read."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from .errors import StartError
 # processes often may open 1,024.
 CONNECTIONS = 300
 QUEUED_CONNECTIONS = 1024
-# A client that sends nothing for so long is given up.
-SILENT_SECONDS = 30
+# A client that sends nothing for so long is given up, and one that sends a request slower than so
+# many bytes a second on average after that time.
+SILENT_SECONDS, LEAST_RATE = 30, 1000
 # The requests that wait when the server is stopped have so long.
 GRACE_SECONDS = 20
 LINGER_SECONDS, LINGERING = 2.0, 32
@@ -66,6 +67,32 @@ def address_of(listening: socket.socket) -> str:
     """Returns the URL of a socket."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Pace:
+    """The time that a client has left to send its request.
+
+    Each byte adds to the time, so that a large body may take long, and a client that sends a byte
+    now and then can't hold its connection.
+
+    Examples:
+      >>> pace = Pace()
+      >>> pace.count(60_000)
+      >>> 89 < pace.left <= 90
+      True
+    """
+
+    def __init__(self) -> None:
+        self._end = time.monotonic() + SILENT_SECONDS
+
+    @property
+    def left(self) -> float:
+        """Seconds left, below zero if the client is too slow."""
+        return self._end - time.monotonic()
+
+    def count(self, received: int) -> None:
+        """Adds the time of some bytes."""
+        self._end += received / LEAST_RATE
 
 
 def linger(connection: socket.socket) -> None:

@@ -19,11 +19,13 @@ import pytest
 from PIL import Image
 
 import flaxres
+from flaxres import save_weights
 from flaxres.cli import main
 from flaxres.data.preprocess import Preprocess
 from flaxres.inference.artifacts import PACKAGE, SERVER
 from flaxres.inference.export import Form, export
 from flaxres.inference.predict import Predictor
+from flaxres.inference.served import served
 from flaxres.serving.errors import StartError
 from flaxres.serving.model import CLASSES, PREPROCESS, PROGRAM, load
 
@@ -128,6 +130,42 @@ def test_the_server_alone_gives_what_predict_gives(
     for row, best in zip(rows, expected(images, top=10), strict=True):
         assert row == pytest.approx(dict(best), abs=1e-6)
         assert list(row) == [name for name, _ in best]
+
+
+def test_a_network_that_is_not_exported_gives_what_predict_gives(
+    predictor: Predictor, tmp_path: pathlib.Path
+) -> None:
+    shown = predictor.for_photographs()
+    path, images = tmp_path / "network.safetensors", photographs()
+    save_weights(path, shown.variables, shown.model, shown.preprocess, shown.classes)
+    words = [sys.executable, "-m", "flaxres.cli", "serve", "--weights", str(path), "--port", "0"]
+    with started(words) as (_, port), ThreadPoolExecutor(4) as pool:
+        rows = list(pool.map(lambda data: predict(port, data), images))
+    for row, best in zip(rows, shown(images, top=10), strict=True):
+        assert row == pytest.approx(dict(best), abs=1e-6)
+        assert list(row) == [name for name, _ in best]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no network: give one of FOLDER, --workdir, --weights, --tag"),
+        (["8000", "--tag", "resnet50"], "FOLDER '8000' and --tag 'resnet50': give one of them"),
+        (["--tag", "resnet5"], "unknown pretrained tag 'resnet5': did you mean resnet50 or"),
+    ],
+)
+def test_one_network_is_served(
+    words: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--port", "0", *words]) == 2
+    assert message in capfd.readouterr().err
+
+
+def test_a_network_without_colours_is_refused() -> None:
+    model = flaxres.ResNet9(depths=(1,), widths=(8,), num_classes=2, in_channels=1)
+    variables = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 1)))
+    with pytest.raises(flaxres.InputError, match="1-channel images: the server takes colours"):
+        served(Predictor(model, variables, Preprocess(32, 36), ("cat", "dog")))
 
 
 def test_without_waitress_the_standard_library_serves(folder: pathlib.Path) -> None:

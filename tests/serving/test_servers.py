@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import select
 import socket
 import threading
 import time
@@ -172,6 +173,37 @@ def test_a_silent_client_is_given_up(server: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("server", ["waitress", "wsgiref"])
+def test_a_client_that_sends_a_byte_now_and_then_is_given_up(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "SILENT_SECONDS", 1)
+    with serving(server) as (address, _, _, _), socket.create_connection(address) as connection:
+        connection.settimeout(30)
+        began = time.monotonic()
+        connection.sendall(request(IMAGES["red"], length=5000)[:-20])
+        while not select.select([connection], [], [], 0.1)[0]:
+            connection.sendall(b"x")
+            assert time.monotonic() - began < 20
+        status, content = response(connection)
+    assert status == 408
+    assert "5,000 bytes" in content["error"]
+
+
+@pytest.mark.parametrize("server", ["waitress", "wsgiref"])
+def test_a_slow_body_takes_its_time(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "SILENT_SECONDS", 0.5)
+    body = IMAGES["red"] + bytes(4000)
+    with serving(server) as (address, _, _, _), socket.create_connection(address) as connection:
+        connection.settimeout(30)
+        data = request(body)
+        for first in range(0, len(data), 500):
+            connection.sendall(data[first : first + 500])
+            time.sleep(0.2)
+        status, _ = response(connection)
+    assert status == 200
+
+
+@pytest.mark.parametrize("server", ["waitress", "wsgiref"])
 def test_a_stop_finishes_the_requests_that_wait(server: str) -> None:
     gate = Gate()
     with serving(server, gate) as (address, stop, thread, served), ThreadPoolExecutor(8) as pool:
@@ -197,6 +229,6 @@ def test_a_port_in_use_is_one_line(tmp_path: pathlib.Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(StartError, match=f"port {port} of 127.0.0.1 can't be used"):
-            main.serve(tmp_path, Options(port=port))
+            main.serve(main.loading(tmp_path), Options(port=port))
     with pytest.raises(StartError, match="can't be used"):
         sockets.bound("no.such.host.invalid", 8000)
