@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from flaxres.errors import InputError
 from flaxres.ops import kept
 from flaxres.ops.convolution import convolution
+from flaxres.ops.grouped import grouped_convolution
 from flaxres.ops.norm import (
     NORMALISED,
     NORMALISED_AND_RECTIFIED,
@@ -89,7 +90,10 @@ class Conv(nn.Module):
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         pad = self.dilation * (size // 2)
         usual = size % 2 and self.stride <= 2 and self.padding in (None, (pad, pad))
-        if usual and self.dilation == self.groups == 1:
+        if self.groups > 1:
+            padding = self.padding or (pad, pad)
+            y = grouped_convolution(x, kernel, self.stride, padding, self.dilation, self.groups)
+        elif usual and self.dilation == 1:
             y = convolution(x, kernel, self.stride)
         else:
             y = lax.conv_general_dilated(
@@ -99,7 +103,6 @@ class Conv(nn.Module):
                 [self.padding or (pad, pad)] * 2,
                 rhs_dilation=(self.dilation, self.dilation),
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                feature_group_count=self.groups,
             )
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)

@@ -1,0 +1,141 @@
+"""Grouped convolutions have the right gradients however images are split over devices."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flaxres.ops.grouped import grouped_convolution
+
+Function = Callable[[jax.Array, jax.Array], Any]
+SETTINGS = {
+    "two groups": (3, 1, (1, 1), 1, 2),
+    "strided": (3, 2, (0, 1), 1, 4),
+    "depthwise": (7, 1, (3, 3), 1, 8),
+    "dilated": (3, 1, (2, 2), 2, 2),
+}
+
+
+def usual(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Any, dilation: int, groups: int
+) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [padding] * 2,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def arrays(size: int, groups: int) -> tuple[jax.Array, jax.Array]:
+    """Returns images and a kernel."""
+    keys = jax.random.split(jax.random.key(size), 2)
+    x = jax.random.normal(keys[0], (8, 6, 5, 8))
+    return x, jax.random.normal(keys[1], (size, size, 8 // groups, 8))
+
+
+def loss(convolve: Function, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    y = convolve(x, kernel)
+    return (jnp.sin(y) * jnp.cos(jnp.arange(y.size)).reshape(y.shape)).sum()
+
+
+def first_order(convolve: Function) -> Function:
+    return jax.grad(functools.partial(loss, convolve), (0, 1))
+
+
+def second_order(convolve: Function) -> Function:
+    def norm(x: jax.Array, kernel: jax.Array) -> Any:
+        return sum((leaf * leaf).sum() for leaf in first_order(convolve)(x, kernel))
+
+    return jax.grad(norm, (0, 1))
+
+
+def forward_mode(convolve: Function) -> Function:
+    return lambda x, kernel: jax.jvp(convolve, (x, kernel), (jnp.cos(x), jnp.sin(kernel)))
+
+
+def require_alike(ours: Any, theirs: Any) -> None:
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize("derivative", [first_order, second_order, forward_mode])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_derivatives_are_those_of_xla_on_one_device(
+    name: str, derivative: Callable[[Function], Function]
+) -> None:
+    size, *settings = SETTINGS[name]
+    x, kernel = arrays(size, settings[-1])
+    ours, theirs = (lambda x, k, f=f: f(x, k, *settings) for f in (grouped_convolution, usual))
+    require_alike(jax.jit(derivative(ours))(x, kernel), jax.jit(derivative(theirs))(x, kernel))
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ((8, 1), PartitionSpec("data")),
+        ((4, 2), PartitionSpec("data")),
+        ((2, 4), PartitionSpec("data")),
+        ((2, 4), PartitionSpec(("model", "data"))),
+        ((4, 2), PartitionSpec(None, "model")),
+        ((2, 4), PartitionSpec()),
+    ],
+)
+def test_the_gradient_of_the_kernel_is_the_same_on_every_mesh(
+    shape: tuple[int, int], spec: PartitionSpec
+) -> None:
+    """XLA's own is a multiple of it where several devices have the same images."""
+    x, kernel = arrays(3, 2)
+    settings = (1, (1, 1), 1, 2)
+    devices = np.array(jax.devices()[:8])[[3, 1, 7, 0, 5, 2, 6, 4]]
+    mesh = Mesh(devices.reshape(shape), ("data", "model"))
+    place = lambda array, spec: jax.device_put(array, NamedSharding(mesh, spec))  # noqa: E731
+    gradient = jax.jit(first_order(lambda x, k: grouped_convolution(x, k, *settings)))
+    require_alike(
+        gradient(place(x, spec), place(kernel, PartitionSpec())),
+        jax.jit(first_order(lambda x, k: usual(x, k, *settings)))(x, kernel),
+    )
+
+
+def test_parts_of_a_batch_on_some_of_the_devices() -> None:
+    """The rows of a part lie on every other pair of devices; XLA's own gradient is twice this."""
+    x, kernel = arrays(3, 2)
+    x = jnp.concatenate([x, jnp.flip(x)])
+
+    def part(x: jax.Array, kernel: jax.Array) -> Any:
+        rows = x.reshape(-1, 2, 4, *x.shape[1:])[:, 1].reshape(-1, *x.shape[1:])
+        return first_order(lambda x, k: grouped_convolution(x, k, 1, (1, 1), 1, 2))(rows, kernel)
+
+    mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
+    split = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+    whole = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
+    require_alike(jax.jit(part)(split, whole), jax.jit(part)(x, kernel))
+
+
+def test_under_vmap_and_shard_map() -> None:
+    x, kernel = arrays(3, 4)
+    gradient = first_order(lambda x, k: grouped_convolution(x, k, 1, (1, 1), 1, 4))
+    expected = gradient(x, kernel)
+    mapped = jax.vmap(gradient, in_axes=(None, 0))(x, jnp.stack([kernel, kernel]))
+    require_alike(jax.tree.map(lambda leaf: leaf[1], mapped), expected)
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
+    split, whole = PartitionSpec("data"), PartitionSpec()
+    local = jax.shard_map(
+        lambda x, kernel: jax.grad(lambda k: grouped_convolution(x, k, 1, (1, 1), 1, 4).sum())(
+            kernel
+        ),
+        mesh=mesh,
+        in_specs=(split, whole),
+        out_specs=whole,
+    )
+    alone = jax.grad(lambda k: usual(x, k, 1, (1, 1), 1, 4).sum())(kernel)
+    require_alike(jax.jit(local)(x, kernel), alone)
