@@ -34,8 +34,9 @@ def define(
     """
 
     def shape(*operands: ShapedArray, **settings: Any) -> ShapedArray:
-        result = jax.eval_shape(functools.partial(usual, **settings), *operands)
-        aval: ShapedArray = jax.typeof(result)
+        # Not `jax.eval_shape`: its result lacks the mesh within a `jax.shard_map` over some axes.
+        program = jax.make_jaxpr(functools.partial(usual, **settings))(*operands)
+        aval: ShapedArray = program.out_avals[0]
         return aval
 
     def batched(

@@ -17,7 +17,7 @@ from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import mlir
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from flaxres.ops.bilinear import define
@@ -84,8 +84,9 @@ def bound(
 
 def kernel_gradient(x: jax.Array, cotangent: jax.Array, window: Window) -> jax.Array:
     """Computes the gradient of the kernel from the images and the gradient of the result."""
-    forms = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, cotangent))
-    return bound(kernel_gradient_p, x, cotangent, window, program=traced(window, *forms))
+    forms = (jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (x, cotangent))
+    program = traced(window, jax.sharding.get_abstract_mesh(), *forms)
+    return bound(kernel_gradient_p, x, cotangent, window, program=program)
 
 
 def direct(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -176,8 +177,13 @@ partitioned_kernel_gradient.def_partition(
 
 
 @functools.cache
-def traced(window: Window, x: jax.ShapeDtypeStruct, cotangent: jax.ShapeDtypeStruct) -> ClosedJaxpr:
-    """Returns the program of `partitioned_kernel_gradient`.
+def traced(
+    window: Window,
+    mesh: AbstractMesh,
+    x: jax.ShapeDtypeStruct,
+    cotangent: jax.ShapeDtypeStruct,
+) -> ClosedJaxpr:
+    """Returns the program of `partitioned_kernel_gradient`, traced within the present mesh.
 
     The primitive carries it as a setting. JAX sees the partitioned operation in it, and tells the
     lowering rules the devices.
@@ -185,12 +191,48 @@ def traced(window: Window, x: jax.ShapeDtypeStruct, cotangent: jax.ShapeDtypeStr
     return jax.make_jaxpr(partitioned_kernel_gradient, static_argnums=2)(x, cotangent, window)
 
 
+def kernel_gradient_by_taps(x: jax.Array, cotangent: jax.Array, window: Window) -> jax.Array:
+    """Computes the gradient of the kernel as a product for each tap, which XLA partitions well.
+
+    It is slower than `direct_kernel_gradient`: each product reads the images.
+    """
+    pad, groups = (window.padding, window.padding), window.groups
+    padded = jnp.pad(x, ((0, 0), *pad, (0, 0)))
+    after = cotangent.reshape(*cotangent.shape[:3], groups, -1)
+
+    def tap(row: int, column: int) -> jax.Array:
+        rows, columns = (
+            slice(
+                start := window.dilation * tap, start + window.stride * (n - 1) + 1, window.stride
+            )
+            for tap, n in zip((row, column), cotangent.shape[1:3], strict=True)
+        )
+        seen = padded[:, rows, columns]
+        product = jnp.einsum("nhwgi,nhwgo->igo", seen.reshape(*seen.shape[:3], groups, -1), after)
+        return product.reshape(len(product), -1)
+
+    return jnp.stack(
+        [jnp.stack([tap(i, j) for j in range(window.size[1])]) for i in range(window.size[0])]
+    )
+
+
 def lower_kernel_gradient(
     context: mlir.LoweringRuleContext, *operands: Any, window: Window, program: Any
 ) -> Any:
-    """Lowers the gradient of the kernel to its program, which is `direct` on a single device."""
-    function = jaxpr_as_fun(program)
-    return mlir.lower_fun(function, multiple_results=True)(context, *operands)
+    """Lowers the gradient of the kernel to its program, which is `direct` on a single device.
+
+    `jax.export` can't keep that program, and it can't lie within a `jax.shard_map` over some axes
+    of a mesh. These two get `kernel_gradient_by_taps`.
+    """
+    module = context.module_context
+    axes: Any = module.axis_context
+    manual: Any = getattr(axes, "manual_axes", ())
+    some_manual = bool(manual) and set(manual) != set(axes.mesh.axis_names)
+    exported = getattr(module.lowering_parameters, "for_export", False)
+    if some_manual or (exported and getattr(axes, "num_devices", 1) != 1):
+        taps = functools.partial(kernel_gradient_by_taps, window=window)
+        return mlir.lower_fun(taps, multiple_results=False)(context, *operands)
+    return mlir.lower_fun(jaxpr_as_fun(program), multiple_results=True)(context, *operands)
 
 
 define(

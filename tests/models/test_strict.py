@@ -74,6 +74,24 @@ def test_strict_settings_on_an_explicit_mesh(name: str) -> None:
         trace_gradient((NETWORKS | MORE)[name], NamedSharding(mesh, PartitionSpec("data")))
 
 
+@pytest.mark.parametrize("name", ["dense", "resnext50_32x4d"])
+def test_in_a_shard_map_over_one_of_two_axes(name: str) -> None:
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    rows, whole = PartitionSpec("data"), PartitionSpec()
+    model = (NETWORKS | MORE)[name].clone(axis_name="data")
+    images = jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    rest = {"batch_stats": variables["batch_stats"]}
+    gradient = jax.shard_map(
+        jax.grad(functools.partial(loss, model)),
+        mesh=mesh,
+        in_specs=(whole, whole, rows),
+        out_specs=whole,
+        axis_names={"data"},
+    )
+    jax.jit(gradient).lower(variables["params"], rest, images)
+
+
 @pytest.mark.slow
 def test_explicit_mesh_gives_the_gradient_of_one_device() -> None:
     model = NETWORKS["dense"]  # of 1x1 convolutions, whose gradient names its sharding

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flaxres.ops.grouped import grouped_convolution
+from flaxres.ops.grouped import Window, grouped_convolution, kernel_gradient_by_taps
 
 Function = Callable[[jax.Array, jax.Array], Any]
 SETTINGS = {
@@ -121,21 +122,46 @@ def test_parts_of_a_batch_on_some_of_the_devices() -> None:
     require_alike(jax.jit(part)(split, whole), jax.jit(part)(x, kernel))
 
 
-def test_under_vmap_and_shard_map() -> None:
+def sum_of_result(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return grouped_convolution(x, kernel, 1, (1, 1), 1, 4).sum()
+
+
+def test_under_vmap() -> None:
     x, kernel = arrays(3, 4)
     gradient = first_order(lambda x, k: grouped_convolution(x, k, 1, (1, 1), 1, 4))
-    expected = gradient(x, kernel)
     mapped = jax.vmap(gradient, in_axes=(None, 0))(x, jnp.stack([kernel, kernel]))
-    require_alike(jax.tree.map(lambda leaf: leaf[1], mapped), expected)
+    require_alike(jax.tree.map(lambda leaf: leaf[1], mapped), gradient(x, kernel))
+
+
+@pytest.mark.parametrize("axes", [{"data"}, {"data", "model"}])
+def test_in_a_shard_map_over_some_axes_or_all(axes: set[str]) -> None:
+    x, kernel = arrays(3, 4)
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
-    split, whole = PartitionSpec("data"), PartitionSpec()
     local = jax.shard_map(
-        lambda x, kernel: jax.grad(lambda k: grouped_convolution(x, k, 1, (1, 1), 1, 4).sum())(
-            kernel
-        ),
+        jax.grad(sum_of_result, 1),
         mesh=mesh,
-        in_specs=(split, whole),
-        out_specs=whole,
+        in_specs=(PartitionSpec("data"), PartitionSpec()),
+        out_specs=PartitionSpec(),
+        axis_names=axes,
     )
-    alone = jax.grad(lambda k: usual(x, k, 1, (1, 1), 1, 4).sum())(kernel)
-    require_alike(jax.jit(local)(x, kernel), alone)
+    require_alike(jax.jit(local)(x, kernel), jax.grad(sum_of_result, 1)(x, kernel))
+
+
+def test_exported_for_several_devices() -> None:
+    x, kernel = arrays(3, 4)
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
+    shardings = [NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec())]
+    gradient = jax.jit(jax.grad(sum_of_result, 1), in_shardings=shardings)
+    exported = jax.export.deserialize(jax.export.export(gradient)(x, kernel).serialize())
+    placed = jax.device_put((x, kernel), tuple(shardings))
+    require_alike(jax.jit(exported.call)(*placed), jax.grad(sum_of_result, 1)(x, kernel))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_products_of_taps_are_the_gradient(name: str) -> None:
+    size, *settings = SETTINGS[name]
+    x, kernel = arrays(size, settings[-1])
+    y, transpose = jax.vjp(lambda kernel: usual(x, kernel, *settings), kernel)
+    stride, padding, dilation, groups = settings
+    window = Window(x.shape[1:3], kernel.shape[:2], stride, padding, dilation, groups)
+    require_alike(kernel_gradient_by_taps(x, y, window), transpose(y)[0])
