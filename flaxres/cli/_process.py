@@ -142,6 +142,9 @@ def keep_compiled() -> None:
         say(f"flaxres: compiled programs are not kept: {error}")
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    # Programs of `flaxres.ops.grouped` are kept too: the address of a function in this process,
+    # which the partitioner calls, is left out of their keys.
+    jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
 
 
 def use_compiler() -> None:

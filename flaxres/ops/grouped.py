@@ -1,13 +1,18 @@
-"""Grouped convolutions, whose kernel gradient is right on every mesh.
+"""Grouped convolutions, computed by each device for its own images.
 
-XLA's partitioner adds the gradient of a grouped convolution's kernel over all devices of the mesh.
-Devices that have the same images, as on a mesh of two axes of which the batch is split along one,
-are then counted several times: the gradient is a multiple of the right one (jax 0.10.2 to 0.12.0.1,
-`findings/grouped-gradient-on-two-axes.sh`). In programs for several devices each device here
-computes the gradient of its images, and the sum goes over the axes that split the batch.
+XLA's partitioner has two faults with them (jax 0.10.2 to 0.12.0.1). It adds the gradient of the
+kernel over all devices. Devices that have the same images, as on a mesh of two axes of which one
+splits the batch, are then counted several times, and the gradient is a multiple of the right one
+(`findings/xla_grouped_gradient_two_axes.sh`). And it gathers the whole batch on each device for the
+convolution itself, unless every channel is a group.
+
+In programs for several devices the operations here tell the partitioner that each device computes
+its images, and that the kernel's gradient is the sum over the devices that have the whole batch
+once.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,13 +22,13 @@ from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import mlir
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Float
 
-from flaxres.ops.bilinear import define
+from flaxres.ops.bilinear import Form, define
 from flaxres.ops.kept import jax_only, varying_alike
 
-grouped_p = Primitive("flaxres_grouped_convolution")
+convolution_p = Primitive("flaxres_grouped_convolution")
 image_gradient_p = Primitive("flaxres_grouped_image_gradient")
 kernel_gradient_p = Primitive("flaxres_grouped_kernel_gradient")
 
@@ -69,24 +74,30 @@ def grouped_convolution(
       groups: number of groups.
     """
     window = Window(x.shape[1:3], kernel.shape[:2], stride, padding, dilation, groups)
-    if jax_only.get():
-        return direct(x, kernel, window)
-    return bound(grouped_p, x, kernel, window)
+    return direct(x, kernel, window) if jax_only.get() else convolve(x, kernel, window)
 
 
-def bound(
-    primitive: Primitive, left: jax.Array, right: jax.Array, window: Window, **settings: Any
-) -> jax.Array:
-    """Binds one of the primitives."""
-    result: jax.Array = primitive.bind(*varying_alike(left, right), window=window, **settings)
+def bound(primitive: Primitive, form: Form, *operands: jax.Array, window: Window) -> jax.Array:
+    """Binds a primitive with the program of its partitioned form."""
+    shapes = (jax.ShapeDtypeStruct(array.shape, array.dtype) for array in operands)
+    program = traced(form, window, jax.sharding.get_abstract_mesh(), *shapes)
+    result: jax.Array = primitive.bind(*varying_alike(*operands), window=window, program=program)
     return result
+
+
+def convolve(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """Convolves images."""
+    return bound(convolution_p, partitioned_convolution, x, kernel, window=window)
+
+
+def image_gradient(cotangent: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """Computes the gradient of the images from that of the result."""
+    return bound(image_gradient_p, partitioned_image_gradient, cotangent, kernel, window=window)
 
 
 def kernel_gradient(x: jax.Array, cotangent: jax.Array, window: Window) -> jax.Array:
     """Computes the gradient of the kernel from the images and the gradient of the result."""
-    forms = (jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (x, cotangent))
-    program = traced(window, jax.sharding.get_abstract_mesh(), *forms)
-    return bound(kernel_gradient_p, x, cotangent, window, program=program)
+    return bound(kernel_gradient_p, partitioned_kernel_gradient, x, cotangent, window=window)
 
 
 def direct(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -103,7 +114,7 @@ def direct(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 
 def direct_image_gradient(cotangent: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """Computes the gradient of the images: a convolution with stride and dilation exchanged."""
+    """Computes `image_gradient`: a convolution of the cotangent with zeros between its pixels."""
     size, inner, outer, groups = window.size[0], *kernel.shape[2:], window.groups
     apart = kernel[::-1, ::-1].reshape(size, size, inner, groups, outer // groups)
     turned = apart.swapaxes(2, 4).reshape(size, size, outer // groups, inner * groups)
@@ -126,7 +137,7 @@ def direct_image_gradient(cotangent: jax.Array, kernel: jax.Array, window: Windo
 
 
 def direct_kernel_gradient(x: jax.Array, cotangent: jax.Array, window: Window) -> jax.Array:
-    """Computes the gradient of the kernel as JAX's transpose of `direct`."""
+    """Computes `kernel_gradient` as JAX's transpose of `direct`."""
     shape = (*window.size, x.shape[3] // window.groups, cotangent.shape[3])
     kernel = varying_alike(jnp.zeros(shape, x.dtype), x)[0]
     transpose = jax.linear_transpose(lambda kernel: direct(x, kernel, window), kernel)
@@ -134,65 +145,8 @@ def direct_kernel_gradient(x: jax.Array, cotangent: jax.Array, window: Window) -
     return gradient
 
 
-partitioned_kernel_gradient = custom_partitioning(direct_kernel_gradient, static_argnums=(2,))
-
-
-def partition(window: Window, mesh: Mesh, operands: Any, result: Any) -> Any:
-    """Returns the program of a device, and the shardings of its result and operands.
-
-    Images may be split along the batch. Each set of devices that has the whole batch once adds up
-    its gradients.
-    """
-    shape, sharding = operands[0].shape, operands[0].sharding
-    places: dict[Any, list[int]] = {}
-    indices = sharding.devices_indices_map(shape)
-    for place, (rows, *rest) in enumerate(indices.values()):
-        if any(part.indices(n)[:2] != (0, n) for part, n in zip(rest, shape[1:], strict=True)):
-            places = {}
-            break
-        places.setdefault(rows.indices(shape[0]), []).append(place)
-    line = Mesh(np.array(list(indices)), ("devices",))
-    whole = NamedSharding(line, PartitionSpec())
-
-    def program(x: jax.Array, cotangent: jax.Array) -> jax.Array:
-        gradient = direct_kernel_gradient(x, cotangent, window)
-        if len(places) < 2:
-            return gradient
-        sets = [list(one) for one in zip(*places.values(), strict=True)]
-        total: jax.Array = lax.psum(gradient, "devices", axis_index_groups=sets)
-        return total
-
-    return line, program, whole, (sharding, sharding) if places else (whole, whole)
-
-
-partitioned_kernel_gradient.def_partition(
-    partition=partition,
-    infer_sharding_from_operands=lambda window, mesh, operands, result: NamedSharding(
-        Mesh(np.array(list(operands[0].sharding.device_set)), ("devices",)), PartitionSpec()
-    ),
-    decode_shardings=False,
-    sharding_rule="n h w c, n p q k -> a b d e",
-    need_replication_factors=tuple("hwcpqkabde"),
-)
-
-
-@functools.cache
-def traced(
-    window: Window,
-    mesh: AbstractMesh,
-    x: jax.ShapeDtypeStruct,
-    cotangent: jax.ShapeDtypeStruct,
-) -> ClosedJaxpr:
-    """Returns the program of `partitioned_kernel_gradient`, traced within the present mesh.
-
-    The primitive carries it as a setting. JAX sees the partitioned operation in it, and tells the
-    lowering rules the devices.
-    """
-    return jax.make_jaxpr(partitioned_kernel_gradient, static_argnums=2)(x, cotangent, window)
-
-
 def kernel_gradient_by_taps(x: jax.Array, cotangent: jax.Array, window: Window) -> jax.Array:
-    """Computes the gradient of the kernel as a product for each tap, which XLA partitions well.
+    """Computes `kernel_gradient` as a product for each tap, which XLA partitions well.
 
     It is slower than `direct_kernel_gradient`: each product reads the images.
     """
@@ -200,59 +154,154 @@ def kernel_gradient_by_taps(x: jax.Array, cotangent: jax.Array, window: Window) 
     padded = jnp.pad(x, ((0, 0), *pad, (0, 0)))
     after = cotangent.reshape(*cotangent.shape[:3], groups, -1)
 
-    def tap(row: int, column: int) -> jax.Array:
+    def product(*tap: int) -> jax.Array:
         rows, columns = (
-            slice(
-                start := window.dilation * tap, start + window.stride * (n - 1) + 1, window.stride
-            )
-            for tap, n in zip((row, column), cotangent.shape[1:3], strict=True)
+            slice(start := window.dilation * i, start + window.stride * (n - 1) + 1, window.stride)
+            for i, n in zip(tap, cotangent.shape[1:3], strict=True)
         )
         seen = padded[:, rows, columns]
-        product = jnp.einsum("nhwgi,nhwgo->igo", seen.reshape(*seen.shape[:3], groups, -1), after)
-        return product.reshape(len(product), -1)
+        result = jnp.einsum("nhwgi,nhwgo->igo", seen.reshape(*seen.shape[:3], groups, -1), after)
+        return result.reshape(len(result), -1)
 
-    return jnp.stack(
-        [jnp.stack([tap(i, j) for j in range(window.size[1])]) for i in range(window.size[0])]
-    )
+    height, width = window.size
+    products = [product(i, j) for i in range(height) for j in range(width)]
+    return jnp.stack(products).reshape(height, width, -1, cotangent.shape[3])
 
 
-def lower_kernel_gradient(
-    context: mlir.LoweringRuleContext, *operands: Any, window: Window, program: Any
-) -> Any:
-    """Lowers the gradient of the kernel to its program, which is `direct` on a single device.
+def places_by_rows(sharding: Sharding, shape: tuple[int, ...]) -> list[list[int]]:
+    """Returns the places of the devices that have each part of the rows.
 
-    `jax.export` can't keep that program, and it can't lie within a `jax.shard_map` over some axes
-    of a mesh. These two get `kernel_gradient_by_taps`.
+    Empty if a device has some rows only in part, or all devices have all rows.
     """
-    module = context.module_context
-    axes: Any = module.axis_context
-    manual: Any = getattr(axes, "manual_axes", ())
-    some_manual = bool(manual) and set(manual) != set(axes.mesh.axis_names)
-    exported = getattr(module.lowering_parameters, "for_export", False)
-    if some_manual or (exported and getattr(axes, "num_devices", 1) != 1):
-        taps = functools.partial(kernel_gradient_by_taps, window=window)
-        return mlir.lower_fun(taps, multiple_results=False)(context, *operands)
-    return mlir.lower_fun(jaxpr_as_fun(program), multiple_results=True)(context, *operands)
+    places: dict[Any, list[int]] = {}
+    for place, (rows, *rest) in enumerate(sharding.devices_indices_map(shape).values()):
+        if any(part.indices(n)[:2] != (0, n) for part, n in zip(rest, shape[1:], strict=True)):
+            return []
+        places.setdefault(rows.indices(shape[0]), []).append(place)
+    return list(places.values()) if len(places) > 1 else []
 
 
-define(
-    grouped_p,
+def partition(
+    form: Form, sums: bool, window: Window, mesh: Mesh, operands: Any, result: Any
+) -> tuple[Mesh, Callable[..., jax.Array], Sharding, tuple[Sharding, Sharding]]:
+    """Returns the program of a device, and the shardings of its result and operands.
+
+    Args:
+      form: the operation.
+      sums: it is the gradient of the kernel, which has the images' rows in both operands.
+      window: the settings of the convolution.
+      mesh: empty, since shardings are not decoded.
+      operands, result: shapes, with the shardings that XLA proposes.
+    """
+    rows = operands[0].sharding
+    places = places_by_rows(rows, operands[0].shape)
+    line = Mesh(np.array(list(rows.devices_indices_map(operands[0].shape))), ("devices",))
+    whole = NamedSharding(line, PartitionSpec())
+    if not places:
+        rows = whole
+
+    def program(left: jax.Array, right: jax.Array) -> jax.Array:
+        computed = form(left, right, window)
+        if sums and places:
+            sets = [list(once) for once in zip(*places, strict=True)]
+            computed = lax.psum(computed, "devices", axis_index_groups=sets)
+        return computed
+
+    return line, program, whole if sums else rows, (rows, rows if sums else whole)
+
+
+def partitioned(form: Form, sums: bool = False) -> Form:
+    """Returns a form that XLA partitions by `partition`."""
+
+    def infer(window: Window, mesh: Mesh, operands: Any, result: Any) -> Sharding:
+        return partition(form, sums, window, mesh, operands, result)[2]
+
+    rule = "n h w c, n p q k -> a b d e" if sums else "n h w c, a b d e -> n p q k"
+    others = (letter for letter in rule if letter.isalpha() and letter != "n")
+    made = custom_partitioning(form, static_argnums=(2,))
+    made.def_partition(
+        partition=functools.partial(partition, form, sums),
+        infer_sharding_from_operands=infer,
+        decode_shardings=False,
+        sharding_rule=rule,
+        need_replication_factors=tuple(others),
+    )
+    return made
+
+
+partitioned_convolution = partitioned(direct)
+partitioned_image_gradient = partitioned(direct_image_gradient)
+partitioned_kernel_gradient = partitioned(direct_kernel_gradient, sums=True)
+
+
+@functools.cache
+def traced(
+    form: Form, window: Window, mesh: AbstractMesh, *operands: jax.ShapeDtypeStruct
+) -> ClosedJaxpr:
+    """Returns the program of a partitioned form, traced within the present mesh.
+
+    The primitive carries it as a setting. JAX sees the partitioned operation in it, and tells the
+    lowering rules the devices.
+    """
+    return jax.make_jaxpr(form, static_argnums=2)(*operands, window)
+
+
+def lowered(alone: Form) -> Callable[..., Any]:
+    """Returns the lowering rule of a primitive, its partitioned program in general.
+
+    Three kinds of programs can't have that operation and get `alone`: those for several TPUs, those
+    of `jax.export` for several devices, and those within a `jax.shard_map` over some axes of a
+    mesh.
+    """
+
+    def rule(
+        context: mlir.LoweringRuleContext, *operands: Any, window: Window, program: ClosedJaxpr
+    ) -> Any:
+        module = context.module_context
+        axes: Any = module.axis_context
+        manual: Any = getattr(axes, "manual_axes", ())
+        some_manual = bool(manual) and set(manual) != set(axes.mesh.axis_names)
+        kept = getattr(module.lowering_parameters, "for_export", False)
+        kept = kept or "tpu" in module.platforms
+        if some_manual or (kept and getattr(axes, "num_devices", 1) != 1):
+            function = functools.partial(alone, window=window)
+            return mlir.lower_fun(function, multiple_results=False)(context, *operands)
+        return mlir.lower_fun(jaxpr_as_fun(program), multiple_results=True)(context, *operands)
+
+    return rule
+
+
+def _defined(primitive: Primitive, form: Form, alone: Form, left: Any, right: Any) -> None:
+    """Registers the rules of a primitive; its transposes are the other two."""
+
+    def usual(x: jax.Array, y: jax.Array, window: Window, program: ClosedJaxpr) -> jax.Array:
+        return form(x, y, window)
+
+    def transpose(rule: Any) -> Callable[..., jax.Array]:
+        return lambda cotangent, x, y, window, program: rule(cotangent, x, y, window)
+
+    define(primitive, usual, transpose(left), transpose(right))
+    mlir.register_lowering(primitive, lowered(alone))
+
+
+_defined(
+    convolution_p,
     direct,
-    lambda cotangent, x, kernel, window: bound(image_gradient_p, cotangent, kernel, window),
+    direct,
+    lambda cotangent, x, kernel, window: image_gradient(cotangent, kernel, window),
     lambda cotangent, x, kernel, window: kernel_gradient(x, cotangent, window),
 )
-define(
+_defined(
     image_gradient_p,
     direct_image_gradient,
-    lambda change, cotangent, kernel, window: bound(grouped_p, change, kernel, window),
+    direct_image_gradient,
+    lambda change, cotangent, kernel, window: convolve(change, kernel, window),
     lambda change, cotangent, kernel, window: kernel_gradient(change, cotangent, window),
 )
-define(
+_defined(
     kernel_gradient_p,
-    lambda x, cotangent, window, program: direct_kernel_gradient(x, cotangent, window),
-    lambda change, x, cotangent, window, program: bound(
-        image_gradient_p, cotangent, change, window
-    ),
-    lambda change, x, cotangent, window, program: bound(grouped_p, x, change, window),
+    direct_kernel_gradient,
+    kernel_gradient_by_taps,
+    lambda change, x, cotangent, window: image_gradient(cotangent, change, window),
+    lambda change, x, cotangent, window: convolve(x, change, window),
 )
-mlir.register_lowering(kernel_gradient_p, lower_kernel_gradient)

@@ -107,6 +107,19 @@ def test_the_gradient_of_the_kernel_is_the_same_on_every_mesh(
     )
 
 
+def test_each_device_computes_its_images() -> None:
+    """XLA alone gathers the whole batch on each device."""
+    x, kernel = arrays(3, 2)
+    mesh = Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ("data", "model"))
+    split = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+    whole = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
+    gradient = first_order(lambda x, k: grouped_convolution(x, k, 1, (1, 1), 1, 2))
+    text = jax.jit(gradient).lower(split, whole).compile().as_text()
+    assert text is not None
+    assert "all-reduce" in text
+    assert "all-gather" not in text
+
+
 def test_parts_of_a_batch_on_some_of_the_devices() -> None:
     """The rows of a part lie on every other pair of devices; XLA's own gradient is twice this."""
     x, kernel = arrays(3, 2)
