@@ -36,12 +36,10 @@ SIZE, CLASSES = 8, 6
 def model(**attributes: Any) -> ResNet:
     return ResNet(
         depths=(1, 1),
-        block="basic",
-        widths=(8, 16),
+        **{"block": "basic", "widths": (8, 16)} | attributes,
         num_classes=CLASSES,
         stem="small",
         stem_width=8,
-        **attributes,
     )
 
 
@@ -114,6 +112,17 @@ def test_four_parts_of_32_are_a_batch_of_128() -> None:
     parts, metrics = steps(config(128, accumulate=4), devices=4)
     assert far(parts.variables, whole.variables) < 1e-5
     assert 0 <= float(metrics["top1"]) <= 1
+
+
+@pytest.mark.slow
+def test_parts_of_a_grouped_network_on_half_of_the_devices_each() -> None:
+    """A part is 8 neighbours of 16 images on 4 devices: two devices hold each part."""
+    settings = config(16, accumulate=2)
+    network = {"block": "bottleneck", "widths": (32, 32), "cardinality": 4, "base_width": 32}
+    network["shortcut"] = "none"  # scales of zero would hide the gradients
+    parts, _ = steps(settings, 2, devices=4, **network)
+    alone, _ = steps(settings, 2, devices=1, **network)
+    assert far(parts.variables, alone.variables) < 1e-4
 
 
 def test_parts_whose_statistics_would_be_others_are_refused() -> None:
