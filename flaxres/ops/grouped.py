@@ -168,17 +168,24 @@ def kernel_gradient_by_taps(x: jax.Array, cotangent: jax.Array, window: Window) 
     return jnp.stack(products).reshape(height, width, -1, cotangent.shape[3])
 
 
-def places_by_rows(sharding: Sharding, shape: tuple[int, ...]) -> list[list[int]]:
-    """Returns the places of the devices that have each part of the rows.
+def placed(sharding: Sharding, shape: tuple[int, ...]) -> tuple[list[Any], list[list[int]]]:
+    """Returns the devices, and the places among them that have each part of the rows.
 
-    Empty if a device has some rows only in part, or all devices have all rows.
+    There are no parts if a device has some rows only in part, if all devices have all rows, or if
+    the parts are not of one size.
     """
+    # XLA may propose to split a number of rows that the devices don't divide; JAX tells the places
+    # for divisible numbers alone.
+    multiple = tuple(n * len(sharding.device_set) for n in shape)
+    indices = sharding.devices_indices_map(multiple)
     places: dict[Any, list[int]] = {}
-    for place, (rows, *rest) in enumerate(sharding.devices_indices_map(shape).values()):
-        if any(part.indices(n)[:2] != (0, n) for part, n in zip(rest, shape[1:], strict=True)):
-            return []
-        places.setdefault(rows.indices(shape[0]), []).append(place)
-    return list(places.values()) if len(places) > 1 else []
+    for place, index in enumerate(indices.values()):
+        (start, _, _), *rest = (part.indices(n) for part, n in zip(index, multiple, strict=True))
+        if any(part[:2] != (0, n) for part, n in zip(rest, multiple[1:], strict=True)):
+            return list(indices), []
+        places.setdefault(start, []).append(place)
+    even = len(places) > 1 and shape[0] % len(places) == 0
+    return list(indices), list(places.values()) if even else []
 
 
 def partition(
@@ -194,8 +201,8 @@ def partition(
       operands, result: shapes, with the shardings that XLA proposes.
     """
     rows = operands[0].sharding
-    places = places_by_rows(rows, operands[0].shape)
-    line = Mesh(np.array(list(rows.devices_indices_map(operands[0].shape))), ("devices",))
+    devices, places = placed(rows, operands[0].shape)
+    line = Mesh(np.array(devices), ("devices",))
     whole = NamedSharding(line, PartitionSpec())
     if not places:
         rows = whole

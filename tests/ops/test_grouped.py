@@ -107,6 +107,21 @@ def test_the_gradient_of_the_kernel_is_the_same_on_every_mesh(
     )
 
 
+@pytest.mark.parametrize("rows", [1, 3, 6, 12])
+def test_rows_that_the_devices_do_not_divide(rows: int) -> None:
+    x, kernel = arrays(3, 2)
+    x = jnp.concatenate([x, jnp.flip(x)])
+    mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
+
+    def some(x: jax.Array, kernel: jax.Array) -> Any:
+        gradient = first_order(lambda x, k: grouped_convolution(x, k, 1, (1, 1), 1, 2))
+        return gradient(x[:rows], kernel)
+
+    split = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+    whole = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
+    require_alike(jax.jit(some)(split, whole), jax.jit(some)(x, kernel))
+
+
 def test_each_device_computes_its_images() -> None:
     """XLA alone gathers the whole batch on each device."""
     x, kernel = arrays(3, 2)
