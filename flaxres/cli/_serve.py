@@ -37,7 +37,8 @@ def serve(arguments: Sequence[str]) -> None:
     silence()
     keep_compiled()
     try:
-        serving.serve(_network(chosen), serving.options_of(chosen))
+        options = serving.options_of(chosen)
+        serving.serve(_network(chosen), options)
     except StartError as error:
         raise InputError(str(error)) from error
 
@@ -46,7 +47,7 @@ def _network(chosen: argparse.Namespace) -> "Callable[[], Model]":
     """Returns a function that loads the network to serve.
 
     Raises:
-      InputError: none or several are chosen.
+      InputError: none or several are chosen, or FOLDER has no network.
     """
     origins = {f"--{name}": getattr(chosen, name) for name in ("workdir", "weights", "tag")}
     origins = {"FOLDER": chosen.folder} | origins
@@ -62,8 +63,13 @@ def _network(chosen: argparse.Namespace) -> "Callable[[], Model]":
     from flaxres.training.workdir import CONFIG
 
     folder = expanded(chosen.folder)
-    if (folder / PROGRAM).exists() or not (folder / CONFIG).exists():
+    if (folder / PROGRAM).exists():
         return loading(folder)
+    if not (folder / CONFIG).exists():
+        raise InputError(
+            f"{chosen.folder!r} is no folder of `flaxres export` and no workdir of a run: give one "
+            "of them, or --weights or --tag"
+        )
     from flaxres.inference.predict import from_workdir
 
     return lambda: _live(from_workdir(chosen.folder))

@@ -151,6 +151,7 @@ def test_a_network_that_is_not_exported_gives_what_predict_gives(
     [
         ([], "no network: give one of FOLDER, --workdir, --weights, --tag"),
         (["8000", "--tag", "resnet50"], "FOLDER '8000' and --tag 'resnet50': give one of them"),
+        (["nothing"], "'nothing' is no folder of `flaxres export` and no workdir of a run: give"),
         (["--tag", "resnet5"], "unknown pretrained tag 'resnet5': did you mean resnet50 or"),
     ],
 )
