@@ -102,25 +102,26 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
     Attributes:
       app: the application.
       request: the one that is being received.
-      pace: of that request.
+      pace: of that request, if there is one.
       lingers: the client is still to read a response.
     """
 
     app: App
     request: Any = None
     error_task_class = _ErrorTask
-    pace = Pace()
+    pace: Pace
     lingers = False
 
     def received(self, data: bytes) -> bool:
         """Parses what the client sent; a client that is too slow is given up."""
         before = self.request
         went_on: bool = super().received(data)
-        if self.request is not before:
-            self.pace = Pace()
-        self.pace.count(len(data))
-        if self.request is not None and self.pace.left < 0:
-            self.will_close = True
+        if self.request is not None:
+            if self.request is not before:
+                self.pace = Pace()
+            self.pace.count(len(data))
+            if self.pace.left < 0:
+                self.will_close = True
         return went_on
 
     def rejection(self, request: Any) -> Reply:
