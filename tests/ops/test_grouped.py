@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxres.ops.grouped import Window, grouped_convolution, kernel_gradient_by_taps
 
+ROWS, WHOLE = PartitionSpec("data"), PartitionSpec()
 Function = Callable[[jax.Array, jax.Array], Any]
 SETTINGS = {
     "two groups": (3, 1, (1, 1), 1, 2),
@@ -42,6 +43,11 @@ def arrays(size: int, groups: int) -> tuple[jax.Array, jax.Array]:
     keys = jax.random.split(jax.random.key(size), 2)
     x = jax.random.normal(keys[0], (8, 6, 5, 8))
     return x, jax.random.normal(keys[1], (size, size, 8 // groups, 8))
+
+
+def on(mesh: Mesh, x: jax.Array, kernel: jax.Array, spec: PartitionSpec = ROWS) -> Any:
+    """Returns images split over a mesh, and a kernel that each device has."""
+    return jax.device_put((x, kernel), (NamedSharding(mesh, spec), NamedSharding(mesh, WHOLE)))
 
 
 def loss(convolve: Function, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -99,10 +105,9 @@ def test_the_gradient_of_the_kernel_is_the_same_on_every_mesh(
     settings = (1, (1, 1), 1, 2)
     devices = np.array(jax.devices()[:8])[[3, 1, 7, 0, 5, 2, 6, 4]]
     mesh = Mesh(devices.reshape(shape), ("data", "model"))
-    place = lambda array, spec: jax.device_put(array, NamedSharding(mesh, spec))  # noqa: E731
     gradient = jax.jit(first_order(lambda x, k: grouped_convolution(x, k, *settings)))
     require_alike(
-        gradient(place(x, spec), place(kernel, PartitionSpec())),
+        gradient(*on(mesh, x, kernel, spec)),
         jax.jit(first_order(lambda x, k: usual(x, k, *settings)))(x, kernel),
     )
 
@@ -117,19 +122,15 @@ def test_rows_that_the_devices_do_not_divide(rows: int) -> None:
         gradient = first_order(lambda x, k: grouped_convolution(x, k, 1, (1, 1), 1, 2))
         return gradient(x[:rows], kernel)
 
-    split = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
-    whole = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
-    require_alike(jax.jit(some)(split, whole), jax.jit(some)(x, kernel))
+    require_alike(jax.jit(some)(*on(mesh, x, kernel)), jax.jit(some)(x, kernel))
 
 
 def test_each_device_computes_its_images() -> None:
     """XLA alone gathers the whole batch on each device."""
     x, kernel = arrays(3, 2)
     mesh = Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ("data", "model"))
-    split = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
-    whole = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
     gradient = first_order(lambda x, k: grouped_convolution(x, k, 1, (1, 1), 1, 2))
-    text = jax.jit(gradient).lower(split, whole).compile().as_text()
+    text = jax.jit(gradient).lower(*on(mesh, x, kernel)).compile().as_text()
     assert text is not None
     assert "all-reduce" in text
     assert "all-gather" not in text
@@ -145,9 +146,7 @@ def test_parts_of_a_batch_on_some_of_the_devices() -> None:
         return first_order(lambda x, k: grouped_convolution(x, k, 1, (1, 1), 1, 2))(rows, kernel)
 
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
-    split = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
-    whole = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
-    require_alike(jax.jit(part)(split, whole), jax.jit(part)(x, kernel))
+    require_alike(jax.jit(part)(*on(mesh, x, kernel)), jax.jit(part)(x, kernel))
 
 
 def sum_of_result(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -168,8 +167,8 @@ def test_in_a_shard_map_over_some_axes_or_all(axes: set[str]) -> None:
     local = jax.shard_map(
         jax.grad(sum_of_result, 1),
         mesh=mesh,
-        in_specs=(PartitionSpec("data"), PartitionSpec()),
-        out_specs=PartitionSpec(),
+        in_specs=(ROWS, WHOLE),
+        out_specs=WHOLE,
         axis_names=axes,
     )
     require_alike(jax.jit(local)(x, kernel), jax.grad(sum_of_result, 1)(x, kernel))
@@ -178,7 +177,7 @@ def test_in_a_shard_map_over_some_axes_or_all(axes: set[str]) -> None:
 def test_exported_for_several_devices() -> None:
     x, kernel = arrays(3, 4)
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
-    shardings = [NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec())]
+    shardings = [NamedSharding(mesh, spec) for spec in (ROWS, WHOLE)]
     gradient = jax.jit(jax.grad(sum_of_result, 1), in_shardings=shardings)
     exported = jax.export.deserialize(jax.export.export(gradient)(x, kernel).serialize())
     placed = jax.device_put((x, kernel), tuple(shardings))
