@@ -9,6 +9,11 @@ within 1e-8. Configs that are refused are drawn again. `--replay JSON` runs one 
 settings that differ from the default, and `--reduce` returns settings of a failure to the
 default as long as it still fails.
 
+Where an array differs by more, the config is trained on one device again, from parameters that are
+rounded otherwise: each is the next larger or smaller number. If that moves the array by a tenth of
+the difference or more, the config amplifies rounding, as an optimizer does that divides a gradient
+near zero by its size. It is counted as sensitive, and printed with both figures.
+
 `invalid` breaks one rule of the settings at a time, by an option or in a config file. The command
 line must refuse each in one line and with exit code 2.
 """
@@ -24,7 +29,7 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import command, quick
 
@@ -47,7 +52,10 @@ from flaxres.training.stepper import Stepper
 from tools import broken
 from tools.drawn import Values, changes, draw, of_values, tiny
 
-STEPS, DEVICES, TOLERANCE, ROUNDING = 2, (1, 8), 1e-8, 1e-7
+STEPS, DEVICES, TOLERANCE, SENSITIVE = 2, (1, 8), 1e-8, 10
+# The largest value of an array is taken to be at least this: an array that is zero but for
+# rounding has no digits to agree in.
+LEAST = 1e-7
 CLASSES = 10
 EVERY = 5
 
@@ -111,21 +119,18 @@ def write_files(config: Config) -> None:
         save_weights(path, {**variables, "params": lifted}, network)
 
 
-def least(config: Config) -> float:
-    """Returns the size that the largest value of an array is taken to have at least.
+def rounded_otherwise(state: Any) -> Any:
+    """Returns a state whose parameters are each replaced by a neighbouring number."""
+    rng = np.random.default_rng(0)
 
-    A gradient that is zero but for rounding has no digits to agree in. An optimizer that divides by
-    its size moves the parameter by the learning rate times that rounding over `optim.epsilon`.
-    """
-    optim = config.optim
-    if optim.name not in ("lamb", "adamw", "muon"):
-        return ROUNDING
-    moved = np.finfo(np.float64).eps * optim.learning_rate / optim.epsilon
-    return max(ROUNDING, moved / TOLERANCE)
+    def neighbours(leaf: np.ndarray) -> np.ndarray:
+        return np.nextafter(leaf, rng.choice([-np.inf, np.inf], leaf.shape))
+
+    return dataclasses.replace(state, params=jax.tree.map(neighbours, state.params))
 
 
-def difference(ours: Any, theirs: Any, least: float) -> float:
-    """Returns the largest difference as a share of the largest value, or of `least` if larger.
+def difference(ours: Any, theirs: Any) -> float:
+    """Returns the largest difference as a share of the largest value, or of `LEAST` if larger.
 
     A value that is not finite must be the same in both.
     """
@@ -136,11 +141,25 @@ def difference(ours: Any, theirs: Any, least: float) -> float:
     if not finite.any():
         return 0.0
     a, b = a[finite], b[finite]
-    return float(np.abs(a - b).max() / max(np.abs(b).max(), least))
+    return float(np.abs(a - b).max() / max(np.abs(b).max(), LEAST))
 
 
-def compare(config: Config) -> tuple[float, str]:
-    """Returns the largest difference between 1 and 8 devices, and what differs so much.
+class Verdict(NamedTuple):
+    """The comparison of a config.
+
+    Attributes:
+      worst: the largest difference between 1 and 8 devices.
+      failure: what differs, or the error; '' if there is none.
+      sensitive: what differs as much by other rounding alone; '' if nothing does.
+    """
+
+    worst: float
+    failure: str = ""
+    sensitive: str = ""
+
+
+def compare(config: Config) -> Verdict:
+    """Compares the results on 1 and 8 devices.
 
     Raises:
       InputError: the config is refused.
@@ -155,10 +174,18 @@ def compare(config: Config) -> tuple[float, str]:
         other = outcome(run_of(config, DEVICES[1]), state)
     except InputError as error:
         raise MismatchError(f"refused on {DEVICES[1]} devices alone: {error}") from error
-    size = least(config)
-    differences = {name: difference(other[name], value, size) for name, value in first.items()}
-    worst = max(differences, key=lambda name: differences[name])
-    return differences[worst], worst
+    differences = {name: difference(other[name], value) for name, value in first.items()}
+    worst = max(differences.values())
+    if worst <= TOLERANCE:
+        return Verdict(worst)
+    again = outcome(run_of(config, DEVICES[0]), rounded_otherwise(state))
+    rounding = {name: difference(again[name], value) for name, value in first.items()}
+    failures, sensitive = list[str](), list[str]()
+    for name, far in sorted(differences.items(), key=lambda item: -item[1]):
+        if far > TOLERANCE:
+            words = f"{name} differs by {far:.1e}, and by {rounding[name]:.1e} by rounding"
+            (sensitive if far <= SENSITIVE * rounding[name] else failures).append(words)
+    return Verdict(worst, "; ".join(failures[:3]), "; ".join(sensitive[:3]))
 
 
 @dataclasses.dataclass
@@ -168,26 +195,26 @@ class Tally:
     refusals: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     drawn: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     passed: int = 0
+    sensitive: int = 0
     worst: float = 0.0
     failures: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
-def verdict(config: Config) -> tuple[float, str]:
-    """Returns the largest difference of a config, and a failure in words or ''.
+def verdict(config: Config) -> Verdict:
+    """Compares the results of a config; an error other than InputError is a failure.
 
     Raises:
       InputError: the config is refused.
     """
     try:
-        worst, name = compare(config)
+        return compare(config)
     except InputError:
         raise
     except Exception as error:
-        return 0.0, f"{type(error).__name__}: {error}"[:2000]
+        return Verdict(0.0, f"{type(error).__name__}: {error}"[:2000])
     finally:
         jax.clear_caches()
         gc.collect()
-    return worst, "" if worst <= TOLERANCE else f"{name} differs by {worst:.1e}"
 
 
 def reduced(config: Config, base: Config) -> Config:
@@ -197,7 +224,7 @@ def reduced(config: Config, base: Config) -> Config:
         fewer = {key: value for key, value in values.items() if key != name}
         fewer |= {key: value for key, value in changes(base).items() if key == name}
         with contextlib.suppress(InputError):
-            if verdict(of_values(fewer))[1]:
+            if verdict(of_values(fewer)).failure:
                 values = fewer
     return of_values(values)
 
@@ -219,7 +246,7 @@ def judge(tally: Tally, chosen: argparse.Namespace, number: int, data_dir: str) 
     """Draws config number `number` until one is not refused, and compares it."""
     for config in configs(chosen.seed, number, data_dir, tally):
         try:
-            worst, failure = verdict(config)
+            result = verdict(config)
         except InputError as error:
             tally.refusals["by the network or the data"] += 1
             if chosen.verbose:
@@ -228,15 +255,20 @@ def judge(tally: Tally, chosen: argparse.Namespace, number: int, data_dir: str) 
         break
     base = of_values(tiny(data_dir))
     tally.drawn.update(list(changes(config, base)))
-    if not failure:
+    if not result.failure and not result.sensitive:
         tally.passed += 1
-        tally.worst = max(tally.worst, worst)
+        tally.worst = max(tally.worst, result.worst)
+        return
+    if not result.failure:
+        tally.sensitive += 1
+        print(f"config {number} of seed {chosen.seed} is sensitive: {result.sensitive}")
+        print(json.dumps(changes(config)), flush=True)
         return
     if chosen.reduce:
         config = reduced(config, base)
     settings = changes(config)
     tally.failures.append({"seed": chosen.seed, "number": number, "settings": settings})
-    print(f"config {number} of seed {chosen.seed} fails: {failure}")
+    print(f"config {number} of seed {chosen.seed} fails: {result.failure}")
     print(json.dumps(settings), flush=True)
 
 
@@ -247,8 +279,7 @@ def valid(chosen: argparse.Namespace) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         if chosen.replay:
             config = of_values(placed(json.loads(chosen.replay), folder))
-            worst, failure = verdict(config)
-            return {"largest_difference": worst, "failure": failure}
+            return verdict(config)._asdict()
         for number in range(chosen.first, chosen.first + chosen.count):
             judge(tally, chosen, number, folder)
             done = number - chosen.first + 1
@@ -263,6 +294,7 @@ def valid(chosen: argparse.Namespace) -> Figures:
     return {
         "configs": chosen.count,
         "passed": tally.passed,
+        "sensitive": tally.sensitive,
         "failures": len(tally.failures),
         "largest_difference": tally.worst,
         "refused": dict(tally.refusals),
