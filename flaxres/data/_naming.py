@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable
 
 from flaxres.data.folders import folder_split, visible
-from flaxres.errors import unknown
+from flaxres.errors import InputError, unknown
 from flaxres.paths import expanded
 
 # The version of the datasets that flaxres writes.
@@ -29,6 +29,19 @@ def version(name: str) -> str:
     return MIXED_VERSION if name in MIXED else VERSION
 
 
+def require_divisible(name: str, validation: float) -> None:
+    """Refuses a share of validation for a dataset that is no folder of images.
+
+    Raises:
+      InputError: `validation` is above 0, and `name` is not `folder`.
+    """
+    if validation and name != "folder":
+        raise InputError(
+            f"data.validation={validation:g} with data.name={name!r}: it divides folders only; set "
+            "data.validation=0 and use splits or slices such as 'train[:90%]'"
+        )
+
+
 def config_name(name: str, source: str | None, validation: float = 0.0) -> str | None:
     """Returns the name of the TFDS config that holds a folder of images.
 
@@ -42,7 +55,11 @@ def config_name(name: str, source: str | None, validation: float = 0.0) -> str |
 
     Returns:
       The name; None for any dataset but `folder`.
+
+    Raises:
+      InputError: see `require_divisible`.
     """
+    require_divisible(name, validation)
     if name != "folder" or source is None:
         return None
     root = expanded(source).resolve()

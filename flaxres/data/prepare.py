@@ -24,7 +24,7 @@ from PIL import Image
 from rich.progress import Progress
 
 from flaxres.data import integrity
-from flaxres.data._naming import config_name, require_split, version
+from flaxres.data._naming import config_name, require_divisible, require_split, version
 from flaxres.data._progress import progress_bar
 from flaxres.data.builders import BUILDERS
 from flaxres.data.choices import IN_PLACE, BadImages
@@ -125,11 +125,7 @@ def prepare(
     if name not in BUILDERS:
         raise unknown("dataset to prepare", name, BUILDERS)
     path = expanded(source) if source else None
-    if validation and name != "folder":
-        raise InputError(
-            f"data.validation={validation:g} with data.name={name!r}: it divides folders only; set "
-            "data.validation=0 and use the splits of the dataset"
-        )
+    require_divisible(name, validation)
     contents = folder(path, validation) if name == "folder" else BUILDERS[name](path)
     for split in splits:
         require_split(name, split, contents.splits)

@@ -1,5 +1,6 @@
 """Opens the datasets that are read in place, by name."""
 
+from flaxres.data._naming import require_divisible
 from flaxres.data.choices import CACHE_MIB, IN_PLACE
 from flaxres.data.idx import open_idx
 from flaxres.data.in_place import open_folder
@@ -61,11 +62,7 @@ def open_store(
         return None
     if name == "folder":
         return open_folder(source, validation)
-    if validation:
-        raise InputError(
-            f"data.validation={validation:g} with data.name={name!r}: it divides folders only; set "
-            "data.validation=0 and use splits or slices such as 'train[:90%]'"
-        )
+    require_divisible(name, validation)
     if name == "parquet":
         return open_parquet(source, cache_mib << 20)
     if (indexed := INDEXED.get(name)) is not None:

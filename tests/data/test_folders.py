@@ -87,6 +87,9 @@ def test_a_validation_split_is_refused_where_it_has_no_place(tmp_path: pathlib.P
         prepare("folder", str(root), str(tmp_path / "out"), validation=0.2)
     with pytest.raises(InputError, match="data.validation=0.2 with data.name='digits'"):
         prepare("digits", None, str(tmp_path / "out"), validation=0.2)
+    prepare("digits", None, str(tmp_path / "out"))
+    with pytest.raises(InputError, match="data.validation=0.2 with data.name='digits'"):
+        open_or_prepare("digits", ["test"], None, str(tmp_path / "out"), validation=0.2)
 
 
 def test_slices_of_datasets_sorted_by_class_are_refused(
