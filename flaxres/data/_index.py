@@ -187,10 +187,8 @@ def _index(
 
 
 def _prepared_folder(data_dir: str | None) -> pathlib.Path:
-    """Returns the folder of prepared datasets."""
-    import tensorflow_datasets as tfds
-
-    return expanded(data_dir or tfds.core.constants.DATA_DIR)
+    """Returns the folder of prepared datasets, by default TFDS's, without importing TFDS."""
+    return expanded(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def _keep(index: Index, place: pathlib.Path) -> None:

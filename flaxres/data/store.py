@@ -140,9 +140,11 @@ class Part(Sequence[Any]):
 
 def _slice(name: str, split: str, size: int) -> range:
     """Returns the records of a split in TFDS's syntax, such as `train[:90%]`."""
+    base = split.partition("[")[0]
+    if split == base and size:
+        return range(size)
     import tensorflow_datasets as tfds
 
-    base = split.partition("[")[0]
     info = tfds.core.SplitInfo(name=base, shard_lengths=[size], num_bytes=0)
     try:
         (chosen,) = tfds.core.ReadInstruction.from_spec(split).to_absolute({base: info})
