@@ -1,4 +1,4 @@
-"""Paths that people give."""
+"""Paths that people give, and files written in one step."""
 
 import contextlib
 import os
@@ -17,6 +17,36 @@ def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
       True
     """
     return pathlib.Path(os.path.expanduser(path))  # noqa: PTH111 (never raises)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a path beside `path`, and moves the file written there to `path` at the end.
+
+    A reader meets the old file or the new one, also after a kill. After an error `path` is as it
+    was before.
+
+    Args:
+      path: the file; an existing one is replaced.
+
+    Raises:
+      OSError: the file can't be moved.
+
+    Examples:
+      >>> path = pathlib.Path(tempfile.mkdtemp(), "a.txt")
+      >>> with replacing(path) as part:
+      ...     _ = part.write_text("a")
+      >>> [path.name for path in path.parent.iterdir()]
+      ['a.txt']
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        yield part
+        part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager

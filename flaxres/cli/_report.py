@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from flaxres.cli._options import Parser
 from flaxres.cli._process import silence
 from flaxres.errors import InputError
-from flaxres.paths import expanded
+from flaxres.paths import expanded, replacing
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -44,10 +44,9 @@ def report(arguments: Sequence[str]) -> None:
 
 def _write(target: pathlib.Path, content: bytes) -> None:
     """Writes the page in one step."""
-    part = target.with_name(target.name + ".part")
     try:
-        part.write_bytes(content)
-        part.replace(target)
+        with replacing(target) as part:
+            part.write_bytes(content)
     except (OSError, ValueError) as error:
         raise _unwritable(target, error) from error
 

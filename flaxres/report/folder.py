@@ -1,4 +1,4 @@
-"""The folder of a full evaluation: its files, written and read."""
+"""The folder of a full evaluation: its JSON, tables and images, written and read."""
 
 import csv
 import json
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from flaxres.paths import replacing
 from flaxres.training.metrics import finite
 
 EVALUATION = "evaluation"
@@ -35,9 +36,8 @@ def clear(folder: pathlib.Path) -> None:
 
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Writes a file of JSON in one step."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(finite(content), indent=2) + "\n", encoding="utf-8")
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(finite(content), indent=2) + "\n", encoding="utf-8")
 
 
 def write_lines(path: pathlib.Path, rows: Iterable[Any]) -> None:

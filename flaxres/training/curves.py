@@ -4,6 +4,7 @@ import pathlib
 from typing import Any
 
 from flaxres import figures
+from flaxres.paths import replacing
 from flaxres.training.metrics import read_metrics
 from flaxres.training.workdir import CURVES
 
@@ -32,10 +33,9 @@ def draw_curves(workdir: pathlib.Path, title: str) -> None:
     for axes in (loss, error):
         axes.legend()
     figure.suptitle(title)
-    part = workdir / (CURVES + ".part")
-    figure.savefig(part, dpi=110, format="png")
+    with replacing(workdir / CURVES) as part:
+        figure.savefig(part, dpi=110, format="png")
     plt.close(figure)
-    part.replace(workdir / CURVES)
 
 
 def _plot(

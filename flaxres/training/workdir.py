@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Iterator
 
 from flaxres.errors import InputError, WriteError
+from flaxres.paths import replacing
 
 CONFIG, CHECKPOINTS, PROFILE = "config.json", "checkpoints", "profile"
 METRICS, SUMMARY, CURVES = "metrics.jsonl", "summary.json", "curves.png"
@@ -18,10 +19,8 @@ def replace_file(path: pathlib.Path, text: str) -> None:
     Raises:
       WriteError: the file can't be written.
     """
-    part = path.with_name(path.name + ".part")
-    with write_errors(path):
+    with write_errors(path), replacing(path) as part:
         part.write_text(text, encoding="utf-8")
-        part.replace(path)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import safetensors.numpy
 from jaxtyping import Shaped
 
 from flaxres.errors import InputError
-from flaxres.paths import expanded
+from flaxres.paths import expanded, replacing
 
 LARGEST_HEADER = 100 << 20
 EMA = ("state_dict_ema", "model_ema", "ema_state_dict")
@@ -192,20 +192,19 @@ def write(
       InputError: the file can't be written.
     """
     path = expanded(path)
-    part = path.with_name(path.name + ".part")
     strings = {
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in metadata.items()
     }
+    # safetensors would write the memory under a view: findings/safetensors_numpy_views.sh.
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     try:
-        # safetensors would write the memory under a view: findings/safetensors_numpy_views.sh.
-        contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-        part.touch()
-        mode = part.stat().st_mode
-        safetensors.numpy.save_file(contiguous, part, strings)
-        part.chmod(mode)  # safetensors 0.8 makes a file that its owner alone can read
-        _order_metadata(part)
-        part.replace(path)
+        with replacing(path) as part:
+            part.touch()
+            mode = part.stat().st_mode
+            safetensors.numpy.save_file(contiguous, part, strings)
+            part.chmod(mode)  # safetensors 0.8 makes a file that its owner alone can read
+            _order_metadata(part)
     except OSError as error:
         raise InputError(
             f"weights can't be written to {str(path)!r} ({error.strerror}): give another path"
