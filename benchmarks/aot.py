@@ -4,11 +4,11 @@
 
 The compilers of TPUs and of CUDA need no such device. They compile two steps for a description of
 one: ours, as `flaxres train` runs it with augmentation and checks, and the textbook's. Both are in
-bfloat16, at 224 pixels, with 128 images a device; our batch statistics are of each device's 128
-images. The program prints megabytes an image by type of kernel, arithmetic, memory, collectives and
-the seconds of compiling. Among the figures are:
+bfloat16, at 224 pixels, with 128 images per device; our batch statistics are of each device's 128
+images. The program prints megabytes per image by type of kernel, arithmetic, memory, collectives
+and the seconds of compiling. Among the figures are:
 
-  *_bytes_vs_textbook   megabytes an image, ours over the textbook's; below 1 is less traffic. They
+  *_bytes_vs_textbook   megabytes per image, ours over the textbook's; below 1 is less traffic. They
                         are operands and results of all kernels, for CUDA counted in the optimised
                         program, for TPUs by the compiler's cost model.
   *_collectives         communications in a step

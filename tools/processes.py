@@ -199,7 +199,7 @@ def worker(folder: str) -> None:
     config = Config(
         ModelConfig("resnet20"), data, train=TrainConfig(48, eval_batch_size=EVAL_BATCH)
     )
-    run = hosts.together(lambda: prepare_run(config))
+    run = hosts.leader_first(lambda: prepare_run(config))
     evaluator, state, reports = Evaluator(run), run.first_state(), []
     for count in EVALUATED:
         evaluator.run = dataclasses.replace(

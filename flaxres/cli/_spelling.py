@@ -1,4 +1,4 @@
-"""Suggestions for options and values in another spelling."""
+"""Options and values in another spelling: tests of the options, tried in turn, for a suggestion."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator

@@ -123,8 +123,8 @@ class ResidualBlock(nn.Module):
         network of section 3.3.
       shortcut_size: kernel size of a 'projection' that strides or dilates.
       attention: module at the end of the branch, named `se` as in timm.
-      anti_alias: 'blur' or 'average' pooling in place of the stride of the 3x3. A 3x3 at which a
-        dilation begins is blurred too.
+      anti_alias: 'blur' or 'average' pooling in place of the stride: after the 3x3, or with `v1`
+        after a bottleneck's first 1x1. A block at which a dilation begins pools as well.
       conv, norm: layers with their dtypes bound.
       pruned: output channels of each convolution where they are fewer than those of `branch`.
       stochastic: use `drop_rate`, an argument of the call.
@@ -176,7 +176,7 @@ class ResidualBlock(nn.Module):
         )
         widths = self.pruned or [row.features for row in rows]
         rows = [row._replace(features=n) for row, n in zip(rows, widths, strict=True)]
-        # As in timm: in place of a stride, and where a dilation in place of a stride begins.
+        # As in timm: also in a block whose dilation differs from that of the stage before.
         anti_aliased = self.stride != 1 or self.dilation[0] != self.dilation[1]
         strided = 1 if self.kind == "basic" or self.v1 else 2
         y = x
@@ -199,7 +199,10 @@ class ResidualBlock(nn.Module):
         return result
 
     def changes_shape(self, x: Float[Array, "n h w c"], features: int) -> bool:
-        """Returns whether a block of `features` channels needs more of `x` than the identity."""
+        """Returns whether a block of `features` channels changes the shape of `x`.
+
+        The identity can't be its shortcut then.
+        """
         return self.stride != 1 or x.shape[-1] != features
 
     def shortcut_of(
@@ -347,8 +350,9 @@ class Stage(nn.Module):
     ) -> Float[Array, "n h2 w2 k"]:
         """Calls a block, rematerialised if `remat` is set.
 
-        Outside of a scan, barriers keep the compiler from replacing the recomputed activations by
-        those of the forward pass. Between the loops of a scan it can't.
+        Outside of a scan, `prevent_cse` adds barriers; without them the compiler reuses the
+        activations of the forward pass. In a scan it can't, since forward and backward pass are
+        loops of their own.
         """
         y: jax.Array
         if not self.remat:

@@ -28,7 +28,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "norm_kind": ("batch", "group"),
     "output_stride": (8, 16, 32),
 }
-# Values that the attributes keep in networks with blocks of their own.
+# Attributes that networks with other blocks don't support, with their only value there.
 WITHOUT_VARIANTS: dict[str, tuple[Any, ...]] = {
     "anti_alias": (None,),
     "v1": (False,),
@@ -117,7 +117,7 @@ class ResNet(Network):
       (1, 10)
     """
 
-    # Attributes that change the function and none of the leaves.
+    # Attributes that the names and shapes of leaves don't determine; files of weights state them.
     BEYOND_LEAVES: ClassVar[tuple[str, ...]] = ("shortcut", "v1", "anti_alias", "output_stride")
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
@@ -171,8 +171,16 @@ class ResNet(Network):
             dilation = dilations[1]
             first = functools.partial(sized, stride=stride, dilation=dilations)
             rest = functools.partial(sized, stride=1, dilation=(dilation, dilation))
-            stage = functools.partial(Stage, first, rest, drops, self.scan_blocks, self.remat)
-            x = stage(self.pruned_blocks(i - 1), name=f"layer{i}")(x, train)
+            stage = Stage(
+                first=first,
+                rest=rest,
+                drop_rates=drops,
+                scan=self.scan_blocks,
+                remat=self.remat,
+                pruned=self.pruned_blocks(i - 1),
+                name=f"layer{i}",
+            )
+            x = stage(x, train)
             maps[f"stage{i}"] = x
         maps["pooled"] = self.pooled(x)
         return maps if features else self.head(maps["pooled"], train, self.head_name)
@@ -197,8 +205,8 @@ class ResNet(Network):
                 raise unknown("block", block, EXPANSION)
         if len(blocks) != len(self.depths):
             raise InputError(
-                f"block (={blocks}) and depths (={self.depths}) must be equally many: give one "
-                "type of block, or one of each stage"
+                f"block (={blocks}) and depths (={self.depths}) must have the same "
+                "length: give one type of block, or one for each stage"
             )
         return blocks
 
@@ -231,7 +239,7 @@ class ResNet(Network):
         return [f"layer{i}" for i, _ in enumerate(self.depths, 1)]
 
     def extents(self, side: int) -> list[int] | None:
-        """Returns the extent of each stage's map, see `Network.extents`.
+        """Returns the extent of each stage's map, or None; see `Network.extents`.
 
         An average of two pixels drops an odd last one, which the shortcut keeps. A blur reflects
         the pixel beside an edge, so there must be two.

@@ -1,4 +1,4 @@
-"""Networks of NNX by name, and the way between them and Linen variables."""
+"""Networks of NNX by name, and the place of each of their leaves among Linen variables."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping

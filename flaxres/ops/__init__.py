@@ -2,12 +2,16 @@
 
 The networks in `flaxres.models` read like their papers. This package holds everything that a paper
 does not mention: custom derivatives, forms of one operation for CPU, GPU and TPU, and hints to
-XLA's compilers. Each form computes the same function; only speed and memory traffic differ.
-Nothing here imports `flaxres.models`. `docs/ops.md` gives the reason for each form and its gain.
+XLA's compilers. Each form computes the same function. Only speed and memory traffic differ, but for
+`grouped`, which also avoids a wrong gradient of XLA's. Nothing here imports `flaxres.models`.
+`docs/ops.md` gives the reason for each form and its gain.
 
 Modules:
   kept: ReLU, and an identity that stops XLA's CPU compiler from fusing.
   convolution: 1x1, 3x3 and larger convolutions, and products in their place on CPUs.
+  grouped: convolutions of groups of channels, on several devices.
+  product: a product over channels, and the gradient of its kernel.
+  bilinear: the rules of a primitive that is linear in each of two operands.
   native: C++ convolutions for CPUs, compiled on the user's machine from `native.cc`.
   norm: normalisation with and without a ReLU, and batch statistics.
   pool: max pooling.

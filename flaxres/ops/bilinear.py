@@ -19,18 +19,18 @@ def define(
     usual: Form,
     left: Any,
     right: Any,
-    cpu: Form | None = None,
-    on_cpu: Callable[..., Any] | None = None,
+    cpu_form: Form | None = None,
+    cpu_lowering: Callable[..., Any] | None = None,
 ) -> None:
     """Registers the rules of a bilinear primitive.
 
     Args:
       primitive: the primitive to define.
-      usual: its form on platforms other than CPUs.
+      usual: its form, unless the last two replace it on CPUs.
       left: transpose rule for the first operand.
       right: transpose rule for the second operand.
-      cpu: its form on CPUs under `jax.vmap`; `usual` if None.
-      on_cpu: its lowering rule on CPUs elsewhere; that of `usual` if None.
+      cpu_form: its form on CPUs under `jax.vmap`.
+      cpu_lowering: its lowering rule on CPUs without `jax.vmap`.
     """
 
     def shape(*operands: ShapedArray, **settings: Any) -> ShapedArray:
@@ -43,9 +43,9 @@ def define(
         operands: Sequence[jax.Array], axes: Sequence[int | None], **settings: Any
     ) -> tuple[jax.Array, int]:
         form = functools.partial(usual, **settings)
-        if cpu is not None:
-            form_on_cpu = functools.partial(cpu, **settings)
-            form = functools.partial(by_platform, cpu=form_on_cpu, default=form)
+        if cpu_form is not None:
+            on_cpu = functools.partial(cpu_form, **settings)
+            form = functools.partial(by_platform, cpu=on_cpu, default=form)
         return jax.vmap(form, in_axes=tuple(axes))(*operands), 0
 
     @functools.cache
@@ -57,5 +57,5 @@ def define(
     ad.defbilinear(primitive, left, right)
     batching.primitive_batchers[primitive] = batched
     mlir.register_lowering(primitive, mlir.lower_fun(usual, multiple_results=False))
-    if on_cpu is not None:
-        mlir.register_lowering(primitive, on_cpu, platform="cpu")
+    if cpu_lowering is not None:
+        mlir.register_lowering(primitive, cpu_lowering, platform="cpu")

@@ -80,8 +80,8 @@ def dilated(
 ) -> jax.Array:
     """Convolves `x` with `input_dilation - 1` zeros between its pixels.
 
-    Zeros behind the image give the result the height and width `extent`. With `turned` the
-    kernel is turned first: see `turn`.
+    Zeros after the image give the result the height and width `extent`. With `turned` the kernel is
+    turned first: see `turn`.
     """
     kernel = turn(kernel) if turned else kernel
     size, pad = kernel.shape[0], kernel.shape[0] // 2
@@ -118,13 +118,10 @@ def dense(
 def dense_pays(pixels: Sequence[int], kernel: Any) -> bool:
     """Returns whether `dense` is faster than XLA's convolution on CPUs, by measurement.
 
-    It depends on the smaller of the two images. In a convolution that is the result, and in the
-    gradient of its image, which is the same primitive, the cotangent.
-
     Args:
-      pixels: height and width of the smaller image.
+      pixels: height and width of the image that is convolved. `convolution` gives those of its
+        result, which decide for the gradient of its image: there the cotangent is convolved.
       kernel: the kernel.
-
     """
     # XLA's CPU compiler uses naive loops where the kernel is larger than the image. With few
     # channels these loops cost little.
@@ -228,11 +225,11 @@ def pointwise(
 ) -> jax.Array:
     """Computes `dilated` for a 1x1 kernel as a product.
 
-    Only programs with native calls come here, for what no native call computes.
-    `pointwise_product` is the 1x1 convolution of all others.
+    It serves 1x1 convolutions that native code does not cover, after `use_native_convolutions`.
+    Without native code `convolution` calls `pointwise_product`.
     """
     y = plain_product(x[:, ::stride, ::stride], kernel[0, 0].T if turned else kernel[0, 0])
-    # Zeros between the pixels, and behind the last one.
+    # Zeros between the pixels, and after the last one.
     edges = [
         (0, out - (given - 1) * input_dilation - 1, input_dilation - 1)
         for out, given in zip(extent, y.shape[1:3], strict=True)
@@ -334,14 +331,14 @@ define(
     dilated,
     image_transpose,
     kernel_transpose,
-    on_cpu,
-    native_or(on_cpu, native_convolution),
+    cpu_form=on_cpu,
+    cpu_lowering=native_or(on_cpu, native_convolution),
 )
 define(
     kernel_gradient_p,
     usual_kernel_gradient,
     gradient_of_image,
     gradient_of_cotangent,
-    kernel_gradient_on_cpu,
-    native_or(kernel_gradient_on_cpu, native_kernel_gradient),
+    cpu_form=kernel_gradient_on_cpu,
+    cpu_lowering=native_or(kernel_gradient_on_cpu, native_kernel_gradient),
 )

@@ -1,14 +1,14 @@
 """Grouped convolutions, computed by each device for its own images.
 
-XLA's partitioner has two faults with them (jax 0.10.2 to 0.12.0.1). It adds the gradient of the
-kernel over all devices. Devices that have the same images, as on a mesh of two axes of which one
-splits the batch, are then counted several times, and the gradient is a multiple of the right one
-(`findings/xla_grouped_gradient_two_axes.sh`). And it gathers the whole batch on each device for the
-convolution itself, unless every channel is a group.
+XLA's partitioner has two faults with them (jax 0.10.2 to 0.12.0.1). It sums the gradient of the
+kernel over all devices. Where several devices hold the same images, as on a mesh of two axes of
+which one splits the batch, the sum is too large by the number of copies
+(`findings/xla_grouped_gradient_two_axes.sh`). It also gathers the whole batch on each device for
+the convolution itself, unless every channel is a group.
 
 In programs for several devices the operations here tell the partitioner that each device computes
-its images, and that the kernel's gradient is the sum over the devices that have the whole batch
-once.
+its images, and that the kernel's gradient is summed over devices that together hold each image
+exactly once.
 """
 
 import functools
@@ -42,7 +42,7 @@ class Window(NamedTuple):
       extent: height and width of the images.
       size: height and width of the kernel.
       stride: of both axes.
-      padding: pixels before and behind, for both axes.
+      padding: pixels before and after, for both axes.
       dilation: distance of the kernel's taps.
       groups: groups of channels.
     """
@@ -63,13 +63,13 @@ def grouped_convolution(
     dilation: int,
     groups: int,
 ) -> Float[Array, "n h2 w2 k"]:
-    """Convolves groups of channels apart.
+    """Convolves each group of channels separately.
 
     Args:
       x: images `(N, H, W, C)`.
       kernel: `(S, S, C / groups, K)`.
       stride: of both axes.
-      padding: zeros before and behind each axis.
+      padding: zeros before and after each axis.
       dilation: distance of the kernel's taps.
       groups: number of groups.
     """
@@ -169,10 +169,10 @@ def kernel_gradient_by_taps(x: jax.Array, cotangent: jax.Array, window: Window) 
 
 
 def placed(sharding: Sharding, shape: tuple[int, ...]) -> tuple[list[Any], list[list[int]]]:
-    """Returns the devices, and the places among them that have each part of the rows.
+    """Returns the devices, and for each slice of the batch the indices of those that hold it.
 
-    There are no parts if a device has some rows only in part, if all devices have all rows, or if
-    the parts are not of one size.
+    There are no slices if the arrays are split along another axis than the batch, if they are not
+    split, or if the slices are not of one size.
     """
     # XLA may propose to split a number of rows that the devices don't divide; JAX tells the places
     # for divisible numbers alone.
@@ -210,8 +210,9 @@ def partition(
     def program(left: jax.Array, right: jax.Array) -> jax.Array:
         computed = form(left, right, window)
         if sums and places:
-            sets = [list(once) for once in zip(*places, strict=True)]
-            computed = lax.psum(computed, "devices", axis_index_groups=sets)
+            # Each group of devices holds every slice of the batch once.
+            groups = [list(group) for group in zip(*places, strict=True)]
+            computed = lax.psum(computed, "devices", axis_index_groups=groups)
         return computed
 
     return line, program, whole if sums else rows, (rows, rows if sums else whole)
@@ -253,12 +254,12 @@ def traced(
     return jax.make_jaxpr(form, static_argnums=2)(*operands, window)
 
 
-def lowered(alone: Form) -> Callable[..., Any]:
-    """Returns the lowering rule of a primitive, its partitioned program in general.
+def lowered(unpartitioned: Form) -> Callable[..., Any]:
+    """Returns the lowering rule of a primitive, normally its partitioned program.
 
-    Three kinds of programs can't have that operation and get `alone`: those for several TPUs, those
-    of `jax.export` for several devices, and those within a `jax.shard_map` over some axes of a
-    mesh.
+    Three kinds of program can't contain a custom partitioning, and get `unpartitioned` instead:
+    those for several TPUs, those of `jax.export` for several devices, and those within a
+    `jax.shard_map` over some axes of a mesh.
     """
 
     def rule(
@@ -268,17 +269,17 @@ def lowered(alone: Form) -> Callable[..., Any]:
         axes: Any = module.axis_context
         manual: Any = getattr(axes, "manual_axes", ())
         some_manual = bool(manual) and set(manual) != set(axes.mesh.axis_names)
-        kept = getattr(module.lowering_parameters, "for_export", False)
-        kept = kept or "tpu" in module.platforms
-        if some_manual or (kept and getattr(axes, "num_devices", 1) != 1):
-            function = functools.partial(alone, window=window)
+        several = getattr(axes, "num_devices", 1) != 1
+        exported = getattr(module.lowering_parameters, "for_export", False)
+        if some_manual or (several and (exported or "tpu" in module.platforms)):
+            function = functools.partial(unpartitioned, window=window)
             return mlir.lower_fun(function, multiple_results=False)(context, *operands)
         return mlir.lower_fun(jaxpr_as_fun(program), multiple_results=True)(context, *operands)
 
     return rule
 
 
-def _defined(primitive: Primitive, form: Form, alone: Form, left: Any, right: Any) -> None:
+def _defined(primitive: Primitive, form: Form, unpartitioned: Form, left: Any, right: Any) -> None:
     """Registers the rules of a primitive; its transposes are the other two."""
 
     def usual(x: jax.Array, y: jax.Array, window: Window, program: ClosedJaxpr) -> jax.Array:
@@ -288,7 +289,7 @@ def _defined(primitive: Primitive, form: Form, alone: Form, left: Any, right: An
         return lambda cotangent, x, y, window, program: rule(cotangent, x, y, window)
 
     define(primitive, usual, transpose(left), transpose(right))
-    mlir.register_lowering(primitive, lowered(alone))
+    mlir.register_lowering(primitive, lowered(unpartitioned))
 
 
 _defined(
@@ -302,13 +303,13 @@ _defined(
     image_gradient_p,
     direct_image_gradient,
     direct_image_gradient,
-    lambda change, cotangent, kernel, window: convolve(change, kernel, window),
-    lambda change, cotangent, kernel, window: kernel_gradient(change, cotangent, window),
+    lambda tangent, cotangent, kernel, window: convolve(tangent, kernel, window),
+    lambda tangent, cotangent, kernel, window: kernel_gradient(tangent, cotangent, window),
 )
 _defined(
     kernel_gradient_p,
     direct_kernel_gradient,
     kernel_gradient_by_taps,
-    lambda change, x, cotangent, window: image_gradient(cotangent, change, window),
-    lambda change, x, cotangent, window: convolve(x, change, window),
+    lambda tangent, x, cotangent, window: image_gradient(cotangent, tangent, window),
+    lambda tangent, x, cotangent, window: convolve(x, tangent, window),
 )

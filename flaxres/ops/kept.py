@@ -3,10 +3,10 @@
 `keep` and `keep_gradient` return their argument. On CPUs XLA can't optimise them away; on other
 platforms they produce no code. XLA's CPU compiler fuses a chain of elementwise operations into
 every kernel that reads the end of the chain. It then computes the chain again in each of them,
-transposed where the kernel computes a gradient. A matrix product or convolution that reads a binary
-elementwise operation is an exception: nothing is fused into it. The identities are therefore
-written as binary operations. With them a training step of ResNet-50 takes 2.2 s instead of 2.7 s
-(two cores, batch 16).
+transposed where the kernel computes a gradient. There is one exception: it does not fuse a binary
+elementwise operation into the matrix product or convolution that reads it. The identities are
+therefore written as binary operations. With them a training step of ResNet-50 takes 2.2 s instead
+of 2.7 s (two cores, batch 16).
 
 `gate` is the derivative of a ReLU: it passes a tangent where the ReLU's input is above 0. On GPUs
 it compares the ReLU's result instead, which is in memory for the layers that read it. XLA's GPU
@@ -76,19 +76,19 @@ def keep(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Returns `x`, and stops XLA's CPU compiler from fusing across it or across its gradient."""
     if jax_only.get():
         return x
-    kept: jax.Array = keep_p.bind(x, value=True)
+    kept: jax.Array = keep_p.bind(x, forward=True)
     return kept
 
 
 def keep_gradient(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns `x`, and stops XLA's CPU compiler from fusing across its gradient alone.
+    """Returns `x`, and stops XLA's CPU compiler from fusing across its gradient only.
 
     This suits the result of a convolution, which is in memory anyway: the compiler fuses nothing
     into a convolution.
     """
     if jax_only.get():
         return x
-    same: jax.Array = keep_p.bind(x, value=False)
+    same: jax.Array = keep_p.bind(x, forward=False)
     return same
 
 
@@ -152,27 +152,27 @@ def gate_batched(
     return gate(rows[0], rows[1], rows[2], apart), 0
 
 
-def on_cpu(x: jax.Array, value: bool) -> jax.Array:
+def on_cpu(x: jax.Array, forward: bool) -> jax.Array:
     """Lowers `keep` on CPUs to `max(x, min(x, 0))`, which is `x`.
 
-    With `value=False` it is `x` itself: only the gradient is kept apart.
+    With `forward=False` it is `x` itself, and only the gradient is not fused.
     """
-    return jnp.maximum(x, jnp.minimum(x, jnp.zeros((), x.dtype))) if value else x
+    return jnp.maximum(x, jnp.minimum(x, jnp.zeros((), x.dtype))) if forward else x
 
 
 def kept_cotangent(
-    cotangent: jax.Array | ad.Zero, x: jax.Array, value: bool
+    cotangent: jax.Array | ad.Zero, x: jax.Array, forward: bool
 ) -> list[jax.Array | ad.Zero]:
     if isinstance(cotangent, ad.Zero):
         return [cotangent]
-    return [keep_p.bind(cotangent, value=True)]
+    return [keep_p.bind(cotangent, forward=True)]
 
 
-keep_p.def_impl(lambda x, value: x)
-keep_p.def_abstract_eval(lambda x, value: x)
+keep_p.def_impl(lambda x, forward: x)
+keep_p.def_abstract_eval(lambda x, forward: x)
 ad.deflinear2(keep_p, kept_cotangent)
 batching.defvectorized(keep_p)
-mlir.register_lowering(keep_p, lambda context, x, value: [x])
+mlir.register_lowering(keep_p, lambda context, x, forward: [x])
 mlir.register_lowering(keep_p, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu")
 
 gate_p.def_impl(by_input)

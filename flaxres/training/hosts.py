@@ -137,7 +137,7 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
 
 
-def together(function: Callable[[], Result]) -> Result:
+def leader_first(function: Callable[[], Result]) -> Result:
     """Calls `function` in the first process, then in the others, which see what it wrote.
 
     Raises:

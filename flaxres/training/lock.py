@@ -124,7 +124,7 @@ def lock_workdir(folder: pathlib.Path) -> Iterator[Lock | None]:
       InputError: another run holds the lock; the message names it.
       WriteError: the file can't be written.
     """
-    lock = hosts.together(lambda: acquire(folder / LOCK) if hosts.leader() else None)
+    lock = hosts.leader_first(lambda: acquire(folder / LOCK) if hosts.leader() else None)
     try:
         yield lock
     finally:

@@ -34,7 +34,7 @@ from flaxres.training.provenance import (
     to_json as provenance_json,
 )
 from flaxres.training.resume import (
-    prepare_workdir,
+    prepare_run_in,
     require_same_config,
     restore_run,
     start_or_resume,
@@ -94,12 +94,12 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
     folder = expanded(workdir)
     check(config)
     config = resolved(config)
-    run = hosts.together(lambda: prepare_workdir(config, folder))
+    run = hosts.leader_first(lambda: prepare_run_in(config, folder))
     origin = provenance(run)
     hosts.require_same(shared_facts(config, origin))
     with lock_workdir(folder) as lock:
         # Another run may have finished here since the first look.
-        hosts.together(lambda: require_same_config(config, folder))
+        hosts.leader_first(lambda: require_same_config(config, folder))
         _write_config(run, folder)
         return _start(run, folder, origin, lock)
 
@@ -113,9 +113,12 @@ def evaluate(
     """Evaluates a checkpoint or weights on the evaluation split, every example once.
 
     Args:
-      config: the settings of the run; those that only measure may differ.
+      config: the settings of the run; those that affect only the evaluation may differ.
       workdir: the workdir, of which the newest checkpoint is evaluated.
-      weights: a file of weights in its place; see `load_weights`.
+      weights: a file of weights to evaluate instead; see `load_weights`.
+
+    Returns:
+      The loss and accuracies, each over all examples.
 
     Raises:
       InputError: both or none of `workdir` and `weights` are given, there is no checkpoint, or the
@@ -149,7 +152,7 @@ def restored(
         raise InputError("evaluate needs a workdir or weights: give one of them")
     if weights is None:
         return restore_run(config, expanded(workdir or ""), training=False)
-    run = hosts.together(lambda: prepare_run(config))
+    run = hosts.leader_first(lambda: prepare_run(config))
     variables = run.placed(load_weights(weights, run.model))
     step = jnp.zeros((), jnp.int32)
     return run, State(step, variables["params"], variables["batch_stats"], ())
@@ -173,7 +176,8 @@ def _start(run: Run, folder: pathlib.Path, origin: Provenance, lock: Lock | None
                 display.say(line)
             patience = Patience(config.train, progress)
             if first < run.steps and not patience.over:
-                if hosts.leader():  # of a run that ended early
+                # The summary of a run that ended early is out of date.
+                if hosts.leader():
                     (folder / SUMMARY).unlink(missing_ok=True)
                 return _train(run, folder, state, checkpoints, origin, progress, display, stop)
             longer = (
@@ -184,7 +188,8 @@ def _start(run: Run, folder: pathlib.Path, origin: Provenance, lock: Lock | None
             display.say(
                 f"step {first:,} was the last one: this run is finished; to train longer, {longer}"
             )
-            if not hosts.gather((folder / SUMMARY).exists())[0]:  # as the leader sees it
+            # All processes follow what the leader sees.
+            if not hosts.gather((folder / SUMMARY).exists())[0]:
                 finish(run, folder, Evaluator(run, display.say)(state), progress, display)
             return state
 
@@ -256,7 +261,7 @@ class _Loop:
         self.report: Report | None = None
 
     def train(self, state: State, batches: Iterable[Any], stop: Stop) -> tuple[State, Report]:
-        """Trains to the last step, or until `train.patience` is over.
+        """Trains to the last step, or until `train.patience` runs out.
 
         Returns:
           The final state and its evaluation.
@@ -299,7 +304,7 @@ class _Loop:
                 self.stepper.prepare(state, batch)
 
     def due_after(self, step: int) -> _Due:
-        """Returns the end of the dispatch after `step`: at most the next evaluation or save."""
+        """Returns the end of the next dispatch, no later than the next evaluation or save."""
         train = self.run.config.train
         evaluation = self.run.next_end(step, train.eval_every_epochs)
         checkpoint = self.run.next_end(step, train.checkpoint_every_epochs)
@@ -326,8 +331,8 @@ class _Loop:
         if not (steps := self.log.non_finite(wait)):
             return
         if self.run.config.train.non_finite == "stop":
-            # The first of these steps did not count, and the state ignored all later batches: it
-            # still is the state before them (`train_step`).
+            # `train_step` changed nothing from the first of these steps on, so the state is still
+            # the one before it, and so is its step number.
             self.watchdog.at("a save")
             self.save(state, int(state.step))
             self.checkpoints.wait()

@@ -28,7 +28,7 @@ from flaxres.training.verification import steps
 from flaxres.training.workdir import CHECKPOINTS, CONFIG, require_writable
 
 
-def prepare_workdir(config: Config, folder: pathlib.Path) -> Run:
+def prepare_run_in(config: Config, folder: pathlib.Path) -> Run:
     """Prepares the run, with nothing compiled yet, and creates the workdir.
 
     Raises:
@@ -233,7 +233,7 @@ def restore_run(
     config = resolved(config)
     require_same_config(config, folder, measuring=True)
     require_checkpoints(folder)
-    run = hosts.together(lambda: prepare_run(config, training))
+    run = hosts.leader_first(lambda: prepare_run(config, training))
     with Checkpoints(folder / CHECKPOINTS, say=say) as checkpoints:
         saved, _ = read_provenance(checkpoints.provenance())
         require_saved_config(config, saved, measuring=True)

@@ -74,7 +74,7 @@ def test_processes_take_turns_and_a_result_may_be_none(
     monkeypatch.setattr(hosts, "leader", lambda: leads)
     monkeypatch.setattr(hosts, "wait_for_all", lambda what: events.append("wait"))
     monkeypatch.setattr(hosts, "gather", lambda value: [value, ""])
-    assert hosts.together(lambda: events.append("call")) is None
+    assert hosts.leader_first(lambda: events.append("call")) is None
     assert events == (["call", "wait"] if leads else ["wait", "call"])
 
 
