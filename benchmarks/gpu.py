@@ -1,13 +1,21 @@
 """Correctness and speed on this machine's accelerator.
 
-    benchmarks/gpu.sh [--json] [--out DIR]
+    benchmarks/gpu.sh [--json] [--out DIR] [--parts PART ...]
     python -m benchmarks.gpu --smoke                on a CPU
 
-Correctness comes first: logits and gradients of ResNet-50 in float32 are compared to this machine's
-CPU, and a repeated step must return the same bits. Then follow training images/s in bfloat16 with a
-plain SGD step: ours and the textbook's in turn (the median of three), and torchvision's under
-`torch.compile` (channels_last, autocast). They come with memory, seconds of compiling, bytes moved,
-and the share of this device's copy rate. The last figures are the device's time by type of kernel.
+`benchmarks/GPU.md` has the calls in order. The parts are:
+
+  main           logits and gradients of ResNet-50 in float32 against this machine's CPU, and
+                 whether a repetition returns the same bits; training images/s in bfloat16 with a
+                 plain SGD step: ours and the textbook's in turn (the median of three), and
+                 torchvision's under `torch.compile` (channels_last, autocast), with memory, seconds
+                 of compiling, bytes moved and the share of this device's copy rate; the device's
+                 time by type of kernel
+  deterministic  the step with `xla_gpu_deterministic_ops` and without, in turn; arrays of which a
+                 repetition of three steps has other bits
+  sweep          the rates of main at other batches
+  networks       the rates of main for other networks
+
 A measurement that fails, or for which no time is left, is named, and the others go on.
 """
 
@@ -45,7 +53,8 @@ PROGRAMS = [
     ("resnet152", 224, (128,)),
     ("densenet121", 224, (256,)),
 ]
-SMOKE = [("resnet18", 64, (4,)), ("resnet20", 32, (8,))]
+SMOKE = [("resnet18", 64, (4, 2)), ("resnet20", 32, (8,))]
+PARTS = ("main", "deterministic", "sweep", "networks")
 # Type of kernel -> parts of its names.
 KERNELS = {
     "convolution": ("conv", "cudnn", "wgrad", "dgrad", "fprop", "implicit"),
@@ -79,7 +88,9 @@ def batch_of(size: int, count: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
 class Steps:
     """A compiled training step of a Linen module, with its state."""
 
-    def __init__(self, model: Any, size: int, count: int) -> None:
+    def __init__(
+        self, model: Any, size: int, count: int, options: dict[str, Any] | None = None
+    ) -> None:
         self.images, self.labels = batch_of(size, count, jnp.bfloat16)
         tx = optax.sgd(0.01, 0.9, nesterov=True)
         init = jax.jit(lambda key, images: model.init(key, images, train=False))
@@ -87,7 +98,8 @@ class Steps:
         self.carry: tuple[Any, ...] = (variables, tx.init(variables["params"]))
         start = time.perf_counter()
         step = jax.jit(plain_step(model, tx), donate_argnums=(0, 1))
-        self.compiled = step.lower(*self.carry, self.images, self.labels).compile()
+        lowered = step.lower(*self.carry, self.images, self.labels)
+        self.compiled = lowered.compile(compiler_options=options)
         self.compile_seconds = time.perf_counter() - start
 
     def run(self, count: int) -> float:
@@ -192,7 +204,26 @@ def compare(name: str, size: int, count: int, steps: int, copies: float) -> dict
     return figures
 
 
-def torch_rate(name: str, size: int, count: int, steps: int) -> dict[str, float]:
+def deterministic(name: str, size: int, count: int, steps: int) -> dict[str, float]:
+    """Measures what repeatable kernels cost, and whether the bits of three steps repeat."""
+    model = flaxres.create_model(name, dtype=jnp.bfloat16)
+    usual = Steps(model, size, count)
+    fixed = Steps(model, size, count, {"xla_gpu_deterministic_ops": True})
+    figures: dict[str, float] = {}
+    for key, program in (("usual", usual), ("deterministic", fixed)):
+        first = jax.device_get(program.carry)
+        ends = []
+        for _ in range(2):
+            program.carry = jax.device_put(first)
+            program.run(3)
+            ends.append(jax.tree.leaves(jax.device_get(program.carry)))
+        differ = sum(a.tobytes() != b.tobytes() for a, b in zip(*ends, strict=True))
+        figures[f"{key}_arrays_not_repeated"] = differ
+    ratios = [usual.run(steps) / fixed.run(steps) for _ in range(3)]
+    return figures | {"deterministic_vs_usual": statistics.median(ratios)}
+
+
+def torch_rate(name: str, size: int, count: int, steps: int, smoke: bool) -> dict[str, float]:
     """Measures images/s of PyTorch's network in bfloat16, channels_last, compiled."""
     torch, timm = torch_and_timm()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -211,7 +242,8 @@ def torch_rate(name: str, size: int, count: int, steps: int) -> dict[str, float]
         optimizer.step()
         return loss
 
-    step = torch.compile(train)
+    # The usual backend compiles C++ for CPUs, which takes minutes.
+    step = torch.compile(train, backend="eager" if smoke else "inductor")
     start = time.perf_counter()
     for _ in range(3):
         step().item()
@@ -251,20 +283,35 @@ def kernel_type(name: str) -> str:
     return "other"
 
 
-def programs(rows: list[Any], steps: int, copies: float) -> Iterator[tuple[str, Measurement]]:
-    """Yields the measurements with their names, the most important first."""
-    for name, size, counts in rows:
-        key = f"{name}_{counts[0]}"
-        yield key, functools.partial(compare, name, size, counts[0], steps, copies)
-        if name != "resnet20":
-            yield key, functools.partial(torch_rate, name, size, counts[0], steps)
-    name, size, counts = rows[0]
-    yield (
-        f"{name}_profile_percent",
-        lambda: profile(Steps(flaxres.create_model(name, dtype=jnp.bfloat16), size, counts[0])),
-    )
-    for count in counts[1:]:
-        yield f"{name}_{count}", functools.partial(compare, name, size, count, steps, copies)
+def rates(row: Any, steps: int, copies: float, smoke: bool) -> Iterator[tuple[str, Measurement]]:
+    """Yields the measurements of a network against the textbook's and PyTorch's."""
+    name, size, counts = row
+    key = f"{name}_{counts[0]}"
+    yield key, functools.partial(compare, name, size, counts[0], steps, copies)
+    if name != "resnet20":
+        yield key, functools.partial(torch_rate, name, size, counts[0], steps, smoke)
+
+
+def programs(
+    part: str, rows: list[Any], steps: int, copies: float, smoke: bool
+) -> Iterator[tuple[str, Measurement]]:
+    """Yields the measurements of a part with their names, the most important first."""
+    (name, size, counts), *others = rows
+    if part == "main":
+        yield "correctness", functools.partial(correctness, size)
+        yield from rates(rows[0], steps, copies, smoke)
+        yield (
+            f"{name}_profile_percent",
+            lambda: profile(Steps(flaxres.create_model(name, dtype=jnp.bfloat16), size, counts[0])),
+        )
+    elif part == "deterministic":
+        yield f"{name}_repeated", functools.partial(deterministic, name, size, counts[0], steps)
+    elif part == "sweep":
+        for count in counts[1:]:
+            yield f"{name}_{count}", functools.partial(compare, name, size, count, steps, copies)
+    else:
+        for row in others:
+            yield from rates(row, steps, copies, smoke)
 
 
 def measured(
@@ -298,21 +345,22 @@ def main() -> None:
         help="folder for gpu.json, written after each measurement",
     )
     parser.add_argument("--minutes", type=float, default=8.5)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
     parser.add_argument(
         "--smoke", action="store_true", help="tiny sizes, to check that the program works"
     )
     chosen = parser.parse_args()
     clock = Clock(60 * chosen.minutes)
     figures: dict[str, Any] = {"device": jax.devices()[0].device_kind}
-    rows, steps, size = (SMOKE, 2, 64) if chosen.smoke else (PROGRAMS, 20, 224)
+    rows, steps = (SMOKE, 2) if chosen.smoke else (PROGRAMS, 20)
     figures["versions"] = {
         name: importlib.import_module(name).__version__
         for name in ("jax", "flax", "optax", "torch", "torchvision", "timm")
     }
     copies = copy_rate(64 if chosen.smoke else 2048)
     figures["copy_gigabytes_per_second"] = copies / 1e9
-    first = ("correctness", functools.partial(correctness, size))
-    measured([first, *programs(rows, steps, copies)], figures, chosen, clock)
+    for part in chosen.parts:
+        measured([*programs(part, rows, steps, copies, chosen.smoke)], figures, chosen, clock)
     for figure in figures.values():
         if isinstance(figure, dict) and {"images_per_second", "torch_images_per_second"} <= set(
             figure
