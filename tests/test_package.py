@@ -67,6 +67,7 @@ COMPUTE = [
         "data/augment.py",
         "data/autoaugment.py",
         "data/choices.py",
+        "data/mixing.py",
         "data/operations.py",
         "data/order.py",
         "data/quantiles.py",

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num, UInt8, UInt32
@@ -40,7 +39,7 @@ def sample_keys(key: Array, positions: UInt32[Array, " n"]) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
 
 
-def _keys_for(keys: Array, number: int) -> Array:
+def keys_for(keys: Array, number: int) -> Array:
     """Returns the keys of one augmentation."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
@@ -60,7 +59,7 @@ def random_flip(keys: Array, images: Images) -> Images:
     """
     # The default probability has the default float type, and so other bits with jax_enable_x64.
     half = jnp.asarray(0.5, jnp.float32)
-    flips = jax.vmap(lambda key: jax.random.bernoulli(key, half))(_keys_for(keys, FLIP))
+    flips = jax.vmap(lambda key: jax.random.bernoulli(key, half))(keys_for(keys, FLIP))
     return flip_where(flips, images)
 
 
@@ -100,7 +99,7 @@ def random_shift(keys: Array, images: Images, pad: int) -> Images:
     def window(image: Array, at: Array) -> Array:
         return lax.dynamic_slice(image, (at[0], at[1], jnp.int32(0)), images.shape[1:])
 
-    return jax.vmap(window)(padded, jax.vmap(offset)(_keys_for(keys, SHIFT)))
+    return jax.vmap(window)(padded, jax.vmap(offset)(keys_for(keys, SHIFT)))
 
 
 def color_jitter(
@@ -119,7 +118,7 @@ def color_jitter(
     """
     if not any(strength):
         return images
-    apart = jax.vmap(lambda key: jax.random.split(key, 3))(_keys_for(keys, JITTER))
+    apart = jax.vmap(lambda key: jax.random.split(key, 3))(keys_for(keys, JITTER))
     drawn = rounded(jnp.asarray(strength, jnp.float32) * (2 * uniforms(apart[:, 0], 4) - 1))
     factors = jnp.maximum(1 + drawn[:, :3], 0)
     order = jax.vmap(lambda key: jax.random.permutation(key, 3))(apart[:, 1])
@@ -198,12 +197,12 @@ def auto_augment(
       policy: see `flaxres.data.autoaugment.policy`.
       fill: colour of pixels that a warp takes from outside the image.
     """
-    for operation, level in policy.draw(_keys_for(keys, AUTO), (images.shape[1], images.shape[2])):
+    for operation, level in policy.draw(keys_for(keys, AUTO), (images.shape[1], images.shape[2])):
         images = operations.apply(images, operation, level, fill)
     return images
 
 
-def _rectangles(
+def rectangles(
     shape: tuple[int, int],
     top: Int[Array, " n"],
     left: Int[Array, " n"],
@@ -239,7 +238,7 @@ def random_erasing(
     if not probability:
         return images
     height, width = images.shape[1:3]
-    apart = jax.vmap(lambda key: jax.random.split(key, 4))(_keys_for(keys, ERASE))
+    apart = jax.vmap(lambda key: jax.random.split(key, 4))(keys_for(keys, ERASE))
     sizes, tops, lefts = jnp.moveaxis(uniforms(apart[:, 0], 3, ERASE_TRIES), 1, 0)
     target = height * width * (area[0] + rounded((area[1] - area[0]) * sizes))
     aspect = quantiles.draw(apart[:, 3], quantiles.log_uniform(*ratio), ERASE_TRIES)
@@ -251,7 +250,7 @@ def random_erasing(
     first = jnp.argmax(fits, 1)[:, None]
     box = [jnp.take_along_axis(value, first, 1)[:, 0] for value in (top, left, h, w)]
     chosen = fits.any(1) & (uniforms(apart[:, 1]) < probability)
-    erased = _rectangles((height, width), *box) & chosen[:, None, None, None]
+    erased = rectangles((height, width), *box) & chosen[:, None, None, None]
     filling = jnp.zeros((), images.dtype)
     if fill == "noise":
         shape, dtype = images.shape[1:], images.dtype
@@ -276,78 +275,11 @@ def cutout(keys: Array, images: Float[Array, "n h w c"], side: int) -> Float[Arr
     def pixel(key: Array) -> Array:
         return jax.random.randint(key, (2,), 0, jnp.asarray([height, width]), jnp.int32)
 
-    centre = jax.vmap(pixel)(_keys_for(keys, CUTOUT))
+    centre = jax.vmap(pixel)(keys_for(keys, CUTOUT))
     top, left = centre[:, 0] - side // 2, centre[:, 1] - side // 2
     sides = jnp.full(len(images), side, jnp.int32)
-    hole = _rectangles((height, width), top, left, sides, sides)
+    hole = rectangles((height, width), top, left, sides, sides)
     return jnp.where(hole, jnp.zeros((), images.dtype), images)
-
-
-def mix(
-    keys: Array,
-    images: Float[Array, "n h w c"],
-    targets: Float[Array, "n k"],
-    mixup: float,
-    cutmix: float,
-    probability: float = 1.0,
-    switch: float = 0.5,
-) -> tuple[Float[Array, "n h w c"], Float[Array, "n k"]]:
-    """Mixes each image and its target with those of its neighbour.
-
-    Applies mixup (Zhang et al. 2018, section 2) or cutmix (Yun et al. 2019, section 3.2).
-    Neighbours are rows 2i and 2i + 1 of the batch. The order of the batch is random already, and
-    neighbours are on one device, so nothing is transferred.
-
-    Args:
-      keys: one key for the whole batch, of shape (), or a key for each image.
-      images: a batch of an even number of images.
-      targets: probabilities of the classes.
-      mixup, cutmix: parameter of the symmetric beta distribution; 0 turns the method off.
-      probability: probability that a batch, or an image, is mixed at all.
-      switch: probability of cutmix if both methods are on.
-
-    Returns:
-      The mixed images and targets.
-
-    Examples:
-      >>> images = jnp.stack([jnp.zeros((4, 4, 3)), jnp.ones((4, 4, 3))])
-      >>> mixed, targets = mix(jax.random.key(0), images, jnp.eye(2), mixup=0.2, cutmix=0.0)
-      >>> mixed.shape, targets.sum(1).tolist()
-      ((2, 4, 4, 3), [1.0, 1.0])
-    """
-    if not (mixup or cutmix):
-        return images, targets
-    height, width = images.shape[1:3]
-    draws = jnp.reshape(keys, (-1,))
-    apart = jax.vmap(lambda key: jax.random.split(key, 5))(_keys_for(draws, MIX))
-    applied = uniforms(apart[:, 0]) < probability
-    cuts = applied & (uniforms(apart[:, 1]) < (switch if mixup and cutmix else float(cutmix > 0)))
-    wide = jnp.promote_types(jnp.float32, images.dtype)
-    shares = quantiles.beta(mixup) if mixup else np.ones(1)
-    sides = np.sqrt(1 - quantiles.beta(cutmix)) if cutmix else np.zeros(1)
-    share = jnp.where(applied & ~cuts, quantiles.draw(apart[:, 2], shares, dtype=wide), 1.0)
-    side = quantiles.draw(apart[:, 3], sides)
-    h, w = (height * side).astype(jnp.int32), (width * side).astype(jnp.int32)
-    centre = uniforms(apart[:, 4], 2)
-    y, x = (centre[:, 0] * height).astype(jnp.int32), (centre[:, 1] * width).astype(jnp.int32)
-    box = _rectangles((height, width), y - h // 2, x - w // 2, h, w)
-    pasted = box & cuts[:, None, None, None]
-    share = jnp.where(cuts, rounded((~pasted).mean((1, 2, 3), dtype=wide)), share)
-
-    others = _neighbours(images)
-    mixed = jnp.where(
-        cuts[:, None, None, None],
-        jnp.where(pasted, others, images),
-        images + rounded((1 - share)[:, None, None, None] * (others - images)),
-    )
-    share = share[:, None]
-    blended = rounded(share * targets) + rounded((1 - share) * _neighbours(targets))
-    return mixed.astype(images.dtype), blended
-
-
-def _neighbours(rows: Num[Array, "n ..."]) -> Num[Array, "n ..."]:
-    """Returns rows 1, 0, 3, 2, ... of an even number of rows."""
-    return rows.reshape(len(rows) // 2, 2, *rows.shape[1:])[:, ::-1].reshape(rows.shape)
 
 
 def normalise(

@@ -6,7 +6,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from flaxres.config.schema import AugmentConfig, Config, DataConfig
-from flaxres.data import augment, autoaugment
+from flaxres.data import augment, autoaugment, mixing
 from flaxres.data.order import mirrored
 from flaxres.training.losses import smooth_targets
 from flaxres.training.state import AUGMENT, MIX, purpose
@@ -81,7 +81,7 @@ def inputs(
         keys = jax.random.fold_in(key, step)
     else:
         keys = augment.sample_keys(key, batch["position"])
-    images, targets = augment.mix(
+    images, targets = mixing.mix(
         keys,
         images,
         targets,

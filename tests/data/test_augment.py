@@ -13,7 +13,6 @@ from flaxres.data import quantiles
 from flaxres.data.augment import (
     color_jitter,
     cutout,
-    mix,
     normalise,
     random_erasing,
     random_flip,
@@ -21,6 +20,7 @@ from flaxres.data.augment import (
     sample_keys,
     turn_hue,
 )
+from flaxres.data.mixing import mix
 from flaxres.training.augmentation import augmented
 from flaxres.training.mesh import data_mesh, split
 
