@@ -9,8 +9,9 @@ Scales of norms are uniform in 0.5 to 1.5, the last one of a residual block in 0
 of them around one, a hundred blocks with squeeze and excitation amplify the rounding of float32 a
 hundred thousand times (resnetrs152: 0.4 in float32, 2e-8 in float64).
 
-`--write` writes the table to benchmarks/PARITY.md. All names take about 45 minutes on two cores and
-the largest ones most of 24 GiB; `--most` leaves them out. Needs the extra `parity` (PyTorch, timm).
+`--write` writes the table to benchmarks/PARITY.md, or with a pattern the rows of its names. All
+names take about 45 minutes on two cores and the largest ones most of 24 GiB; `--most` leaves them
+out. Needs the extra `parity` (PyTorch, timm).
 """
 
 import datetime
@@ -30,6 +31,9 @@ from flaxres.models.count import parameters
 from flaxres.models.registry import list_models
 from flaxres.weights.transfer import torch_from_variables, variables_from_torch
 
+PAGE = pathlib.Path(__file__).parent / "PARITY.md"
+HEAD = "| name | logits, largest relative difference | feature maps | torch -> flaxres -> torch |\n"
+RULE = "|---|---|---|---|\n"
 IMAGES = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
 
 
@@ -122,42 +126,43 @@ def difference(ours: Any, theirs: np.ndarray) -> float:
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 
+def row_of(name: str, theirs: set[str], most: float | None) -> str:
+    """Compares a network, if timm has it and it is not too large, and returns its row."""
+    if name not in theirs:
+        return f"| {name} | not in timm | | |"
+    millions = parameters(flaxres.create_model(name)) / 1e6
+    if most is not None and millions > most:
+        return f"| {name} | {millions:,.0f} million parameters, not compared | | |"
+    logits, features, exact = compare(name)
+    jax.clear_caches()  # of programs that no other name has
+    return f"| {name} | {logits:.1e} | {features:.1e} | {'exact' if exact else 'DIFFERS'} |"
+
+
+def renewed(page: str, rows: dict[str, str]) -> str:
+    """Returns a page with rows in place of those of the same names, and new ones in order."""
+    head, table = page.split(RULE)
+    known = {line.split("|")[1].strip(): line for line in table.splitlines()} | rows
+    return head + RULE + "".join(f"{known[name]}\n" for name in list_models() if name in known)
+
+
 def main() -> None:
     parser = command.parser(__doc__)
     parser.add_argument("pattern", nargs="?", default="*", help="names of networks (all)")
-    parser.add_argument("--write", action="store_true", help="write the table, of all networks")
+    parser.add_argument("--write", action="store_true", help="write the rows to PARITY.md")
     parser.add_argument(
         "--most", type=float, metavar="MILLIONS", help="of parameters of a network that is compared"
     )
     chosen = parser.parse_args()
-    if chosen.write and chosen.pattern != "*":
-        parser.error(f"--write with {chosen.pattern!r}: the table has all names, give no pattern")
     try:
         torch, timm = torch_and_timm()
     except ModuleNotFoundError as error:
         sys.exit(f"{error}: install the extra `parity`")
     if not (names := list_models(chosen.pattern)):
         raise unknown("model", chosen.pattern, list_models())
-    theirs, results, rows = set(timm.list_models()), {}, []
+    theirs, rows = set(timm.list_models()), dict[str, str]()
     for name in names:
-        if name not in theirs:
-            rows.append(f"| {name} | not in timm | | |")
-            continue
-        millions = parameters(flaxres.create_model(name)) / 1e6
-        if chosen.most is not None and millions > chosen.most:
-            rows.append(f"| {name} | {millions:,.0f} million parameters, not compared | | |")
-            continue
-        logits, features, exact = compare(name)
-        jax.clear_caches()  # of programs that no other name has
-        results[name] = logits
-        rows.append(
-            f"| {name} | {logits:.1e} | {features:.1e} | {'exact' if exact else 'DIFFERS'} |"
-        )
-        print(rows[-1], file=sys.stderr, flush=True)
-    head = (
-        "| name | logits, largest relative difference | feature maps | torch -> flaxres -> torch |"
-    )
-    table = "\n".join([head, "|---|---|---|---|", *rows, ""])
+        rows[name] = row_of(name, theirs, chosen.most)
+        print(rows[name], file=sys.stderr, flush=True)
     if chosen.write:
         title = (
             f"# Agreement with timm {timm.__version__}\n\n"
@@ -165,8 +170,9 @@ def main() -> None:
             f"jax {jax.__version__}, PyTorch {torch.__version__}, CPU, float32, "
             "two images of 64 pixels.\n\n"
         )
-        (pathlib.Path(__file__).parent / "PARITY.md").write_text(title + table)
-    print(json.dumps(results) if chosen.json else table)
+        page = title + HEAD + RULE if chosen.pattern == "*" else PAGE.read_text()
+        PAGE.write_text(renewed(page, rows))
+    print(json.dumps(rows) if chosen.json else HEAD + RULE + "\n".join(rows.values()))
 
 
 if __name__ == "__main__":
