@@ -115,10 +115,19 @@ def test_the_table_of_modules_is_that_of_the_docstrings() -> None:
     )
 
 
+def test_the_table_of_agreement_has_every_name() -> None:
+    rows = re.findall(r"^\| (\w+) \|", (ROOT / "benchmarks/PARITY.md").read_text(), re.MULTILINE)
+    names = flaxres.list_models()
+    assert rows[1:] == names, (
+        f"run python -m benchmarks.parity NAME --write for {set(rows[1:]) ^ set(names)}"
+    )
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/guide/models.md"])
 def test_pages_have_the_number_of_models(page: str) -> None:
     numbers = re.findall(r"(\d+) names", (ROOT / page).read_text())
-    assert str(len(flaxres.list_models())) in numbers, f"{page} must have the number of names"
+    count = str(len(flaxres.list_models()))
+    assert count in numbers, f"{page}: write '{count} names' in place of one of {numbers}"
 
 
 def test_the_readme_is_short() -> None:

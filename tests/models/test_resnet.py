@@ -9,6 +9,7 @@ import pytest
 
 import flaxres
 from flaxres.errors import InputError
+from flaxres.models import registry
 from flaxres.models.count import multiply_accumulates
 
 # torchvision's counts. Those of the CIFAR networks are akamaster/pytorch_resnet_cifar10's; the
@@ -24,6 +25,14 @@ PARAMETERS = {
     "resnet44": 658_586,
     "resnet56": 853_018,
     "resnet110": 1_727_962,
+    # Counted by hand, from the widths in the papers; the first three have PyTorch's layers.
+    "resnet50_v1": 25_557_032,
+    "resnet101_v1": 44_549_160,
+    "resnet152_v1": 60_192_808,
+    "resnet1202": 19_421_274,
+    "resnetv2_164": 1_703_258,
+    "resnetv2_1001": 10_327_706,
+    "resnet9": 6_573_130,
     # timm's.
     "res2net50_26w_4s": 25_699_120,
     "res2net50_14w_8s": 25_059_816,
@@ -57,6 +66,11 @@ def shapes(model: flaxres.ResNet, size: int = 64) -> dict[str, dict[str, jax.Sha
 def test_parameter_counts(name: str) -> None:
     model = flaxres.create_model(name, scan_blocks=True)  # traces equal blocks once
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes(model)["params"])) == PARAMETERS[name]
+
+
+def test_every_name_that_timm_lacks_has_a_count() -> None:
+    missing = set(registry.OWN) - set(PARAMETERS)
+    assert not missing, f"add the number of parameters of {sorted(missing)} to PARAMETERS"
 
 
 def test_multiply_accumulates_of_small_pictures_are_those_of_large_ones_by_pixel() -> None:
