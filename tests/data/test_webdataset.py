@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import pickle
+import sys
 import tarfile
 from typing import Any
 
@@ -41,6 +42,16 @@ def root(tmp_path: pathlib.Path) -> pathlib.Path:
     write_tar(tmp_path / "tars" / "train-000000.tar", MEMBERS[:6])
     write_tar(tmp_path / "tars" / "imagenet-val-000000.tar", MEMBERS[:4])
     return tmp_path / "tars"
+
+
+def test_reading_in_place_needs_no_tfds(
+    root: pathlib.Path, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "prepared"))
+    (source,) = open_or_prepare("webdataset", ["train"], str(root))
+    assert len(source) == len(IMAGES)
+    assert list((tmp_path / "prepared" / "webdataset").iterdir())
 
 
 def test_samples_are_read_in_the_order_of_the_tars(root: pathlib.Path) -> None:
