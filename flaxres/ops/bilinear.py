@@ -21,6 +21,7 @@ def define(
     right: Any,
     cpu_form: Form | None = None,
     cpu_lowering: Callable[..., Any] | None = None,
+    batching_rule: Callable[..., Any] | None = None,
 ) -> None:
     """Registers the rules of a bilinear primitive.
 
@@ -31,6 +32,7 @@ def define(
       right: transpose rule for the second operand.
       cpu_form: its form on CPUs under `jax.vmap`.
       cpu_lowering: its lowering rule on CPUs without `jax.vmap`.
+      batching_rule: its rule under `jax.vmap`, in place of that of the forms.
     """
 
     def shape(*operands: ShapedArray, **settings: Any) -> ShapedArray:
@@ -55,7 +57,7 @@ def define(
     primitive.def_impl(lambda *operands, **settings: program(**settings)(*operands))
     primitive.def_abstract_eval(shape)
     ad.defbilinear(primitive, left, right)
-    batching.primitive_batchers[primitive] = batched
+    batching.primitive_batchers[primitive] = batching_rule or batched
     mlir.register_lowering(primitive, mlir.lower_fun(usual, multiple_results=False))
     if cpu_lowering is not None:
         mlir.register_lowering(primitive, cpu_lowering, platform="cpu")

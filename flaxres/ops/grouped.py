@@ -12,7 +12,7 @@ exactly once.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +45,7 @@ class Window(NamedTuple):
       padding: pixels before and after, for both axes.
       dilation: distance of the kernel's taps.
       groups: groups of channels.
+      vmapped: `jax.vmap` made some of the groups: see `batched`.
     """
 
     extent: tuple[int, ...]
@@ -53,6 +54,7 @@ class Window(NamedTuple):
     padding: Pad
     dilation: int
     groups: int
+    vmapped: bool = False
 
 
 def grouped_convolution(
@@ -259,7 +261,8 @@ def lowered(unpartitioned: Form) -> Callable[..., Any]:
 
     Three kinds of program can't contain a custom partitioning, and get `unpartitioned` instead:
     those for several TPUs, those of `jax.export` for several devices, and those within a
-    `jax.shard_map` over some axes of a mesh.
+    `jax.shard_map` over some axes of a mesh. So do groups that `jax.vmap` made, for several
+    devices: these may be split over devices, which XLA does well.
     """
 
     def rule(
@@ -271,7 +274,8 @@ def lowered(unpartitioned: Form) -> Callable[..., Any]:
         some_manual = bool(manual) and set(manual) != set(axes.mesh.axis_names)
         several = getattr(axes, "num_devices", 1) != 1
         exported = getattr(module.lowering_parameters, "for_export", False)
-        if some_manual or (several and (exported or "tpu" in module.platforms)):
+        kept = exported or window.vmapped or "tpu" in module.platforms
+        if some_manual or (several and kept):
             function = functools.partial(unpartitioned, window=window)
             return mlir.lower_fun(function, multiple_results=False)(context, *operands)
         return mlir.lower_fun(jaxpr_as_fun(program), multiple_results=True)(context, *operands)
@@ -279,7 +283,69 @@ def lowered(unpartitioned: Form) -> Callable[..., Any]:
     return rule
 
 
-def _defined(primitive: Primitive, form: Form, unpartitioned: Form, left: Any, right: Any) -> None:
+def fold(array: jax.Array, axes: str, axis: str, groups: int) -> jax.Array:
+    """Merges the first axis of an array, which is that of `jax.vmap`, into another.
+
+    Args:
+      array: of more axes by one than `axes`, whose last two are one.
+      axes: names of the other axes: `nhwgi` of images, `abigo` of kernels, `nhwgo` of results.
+      axis: the axis that grows. It stays the slower one, so that a split of a batch remains one;
+        among groups, `jax.vmap` is the slower one.
+      groups: size of the axis `g`.
+    """
+    apart = array.reshape(*array.shape[:-1], groups, -1)
+    place = axes.index(axis)
+    moved = jnp.moveaxis(apart, 0, place + (axis != "g"))
+    shape = moved.shape
+    merged = moved.reshape(*shape[:place], shape[place] * shape[place + 1], *shape[place + 2 :])
+    return merged.reshape(*merged.shape[:-2], -1)
+
+
+def unfold(array: jax.Array, axes: str, axis: str, groups: int, size: int) -> jax.Array:
+    """Inverts `fold`; `groups` counts those of the folded array, `size` is that of `jax.vmap`."""
+    apart = array.reshape(*array.shape[:-1], groups, -1)
+    place, shape = axes.index(axis), apart.shape
+    first, second = (size, -1) if axis == "g" else (-1, size)
+    split = apart.reshape(*shape[:place], first, second, *shape[place + 1 :])
+    moved = jnp.moveaxis(split, place + (axis != "g"), 0)
+    return moved.reshape(*moved.shape[:-2], -1)
+
+
+def batched(
+    bind: Callable[..., jax.Array], layouts: tuple[str, str, str], axes: tuple[str, str]
+) -> Callable[..., tuple[jax.Array, int]]:
+    """Returns the rule of a primitive under `jax.vmap`: the same operation over a longer axis.
+
+    Args:
+      bind: binds the primitive.
+      layouts: axes of the two operands and of the result, as in `fold`.
+      axes: the axis that grows where only the first operand is mapped, and where only the second
+        is. Where both are, there are more groups.
+    """
+
+    def rule(
+        operands: Sequence[jax.Array],
+        places: Sequence[int | None],
+        window: Window,
+        program: ClosedJaxpr,
+    ) -> tuple[jax.Array, int]:
+        both = None not in places
+        axis = "g" if both else axes[places[0] is None]
+        size = next(x.shape[i] for x, i in zip(operands, places, strict=True) if i is not None)
+        folded = [
+            x if i is None else fold(jnp.moveaxis(x, i, 0), layout, axis, window.groups)
+            for x, i, layout in zip(operands, places, layouts[:2], strict=True)
+        ]
+        if both:
+            window = window._replace(groups=size * window.groups, vmapped=True)
+        return unfold(bind(*folded, window), layouts[2], axis, window.groups, size), 0
+
+    return rule
+
+
+def _defined(
+    primitive: Primitive, form: Form, unpartitioned: Form, left: Any, right: Any, vmapped: Any
+) -> None:
     """Registers the rules of a primitive; its transposes are the other two."""
 
     def usual(x: jax.Array, y: jax.Array, window: Window, program: ClosedJaxpr) -> jax.Array:
@@ -288,7 +354,7 @@ def _defined(primitive: Primitive, form: Form, unpartitioned: Form, left: Any, r
     def transpose(rule: Any) -> Callable[..., jax.Array]:
         return lambda cotangent, x, y, window, program: rule(cotangent, x, y, window)
 
-    define(primitive, usual, transpose(left), transpose(right))
+    define(primitive, usual, transpose(left), transpose(right), batching_rule=vmapped)
     mlir.register_lowering(primitive, lowered(unpartitioned))
 
 
@@ -298,6 +364,7 @@ _defined(
     direct,
     lambda cotangent, x, kernel, window: image_gradient(cotangent, kernel, window),
     lambda cotangent, x, kernel, window: kernel_gradient(x, cotangent, window),
+    batched(convolve, ("nhwgi", "abigo", "nhwgo"), ("n", "o")),
 )
 _defined(
     image_gradient_p,
@@ -305,6 +372,7 @@ _defined(
     direct_image_gradient,
     lambda tangent, cotangent, kernel, window: convolve(tangent, kernel, window),
     lambda tangent, cotangent, kernel, window: kernel_gradient(tangent, cotangent, window),
+    batched(image_gradient, ("nhwgo", "abigo", "nhwgi"), ("n", "i")),
 )
 _defined(
     kernel_gradient_p,
@@ -312,4 +380,5 @@ _defined(
     kernel_gradient_by_taps,
     lambda tangent, x, cotangent, window: image_gradient(cotangent, tangent, window),
     lambda tangent, x, cotangent, window: convolve(x, tangent, window),
+    batched(kernel_gradient, ("nhwgi", "nhwgo", "abigo"), ("i", "o")),
 )

@@ -153,11 +153,54 @@ def sum_of_result(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return grouped_convolution(x, kernel, 1, (1, 1), 1, 4).sum()
 
 
-def test_under_vmap() -> None:
-    x, kernel = arrays(3, 4)
-    gradient = first_order(lambda x, k: grouped_convolution(x, k, 1, (1, 1), 1, 4))
-    mapped = jax.vmap(gradient, in_axes=(None, 0))(x, jnp.stack([kernel, kernel]))
-    require_alike(jax.tree.map(lambda leaf: leaf[1], mapped), gradient(x, kernel))
+@pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_derivatives_under_vmap(name: str, axes: tuple[int | None, int | None]) -> None:
+    size, *settings = SETTINGS[name]
+    x, kernel = arrays(size, settings[-1])
+    places = (2, 1)  # of the mapped axis
+    stacked = [jnp.stack([a, jnp.cos(a), -a], i) for a, i in zip((x, kernel), places, strict=True)]
+    operands = [b if i == 0 else a for a, b, i in zip((x, kernel), stacked, axes, strict=True)]
+    where = tuple(place if i == 0 else None for place, i in zip(places, axes, strict=True))
+
+    def within(convolve: Function) -> Function:
+        return jax.vmap(convolve, in_axes=where)
+
+    def twice(convolve: Function) -> Function:
+        return jax.vmap(jax.vmap(convolve, in_axes=(None, 0)), in_axes=(0, None))
+
+    ours, theirs = (lambda x, k, f=f: f(x, k, *settings) for f in (grouped_convolution, usual))
+    for derivative in (first_order, forward_mode):
+        for transform in (
+            lambda f, d=derivative: within(d(f)),
+            lambda f, d=derivative: d(within(f)),
+        ):
+            a, b = (jax.jit(transform(f))(*operands) for f in (ours, theirs))
+            require_alike(a, b)
+    images, kernels = (jnp.stack([a, 2 * a]) for a in (x, kernel))
+    a, b = (jax.jit(first_order(twice(f)))(images, kernels) for f in (ours, theirs))
+    require_alike(a, b)
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
+@pytest.mark.parametrize("split", [None, "model"])
+def test_under_vmap_on_a_mesh(split: str | None, axes: tuple[int | None, int | None]) -> None:
+    """XLA's own gradient of the kernel is a multiple of this for half of them."""
+    mesh = Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ("data", "model"))
+    settings = (1, (1, 1), 1, 2)
+    x, kernel = arrays(3, 2)
+    stacked = [jnp.stack([a, jnp.sin(a)]) for a in (x, kernel)]
+    operands = [b if i == 0 else a for a, b, i in zip((x, kernel), stacked, axes, strict=True)]
+    specs = [
+        PartitionSpec(split, "data") if axes[0] == 0 else ROWS,
+        PartitionSpec(split) if axes[1] == 0 else WHOLE,
+    ]
+    placed = jax.device_put(operands, [NamedSharding(mesh, spec) for spec in specs])
+
+    def gradient(f: Any) -> Any:
+        return jax.jit(first_order(jax.vmap(lambda x, k: f(x, k, *settings), in_axes=axes)))
+
+    require_alike(gradient(grouped_convolution)(*placed), gradient(usual)(*operands))
 
 
 @pytest.mark.parametrize("axes", [{"data"}, {"data", "model"}])
