@@ -48,7 +48,7 @@ USAGE = """usage: flaxres COMMAND ...
   convert      weights to torchvision/timm safetensors    flaxres convert IN OUT --model resnet50
   data         prepare datasets and look at them          flaxres data prepare folder --source DIR
   explain      draw what a prediction depends on          flaxres explain PHOTO --tag TAG
-  export       a program that needs jax alone             flaxres export --workdir DIR --out DIR
+  export       a program that needs only jax              flaxres export --workdir DIR --out DIR
   lab          experiments on skip connections            flaxres lab all --out DIR
   models       list the models, or the layers of one      flaxres models 'resnet*'
   predict      classify images                            flaxres predict IMAGE... --workdir DIR

@@ -158,7 +158,7 @@ def groups(arguments: Sequence[str]) -> list[list[str]]:
 
 
 def try_each(arguments: Sequence[str], names: dict[str, Any], start: Config) -> None:
-    """Parses each option alone, so that the error names the one that can't be parsed.
+    """Parses each option separately, so that the error names the one that can't be parsed.
 
     Args:
       arguments: the words.

@@ -157,7 +157,7 @@ def _print_results(results: "dict[str, Best]", chosen: argparse.Namespace) -> No
 
 
 def export(arguments: Sequence[str]) -> None:
-    """Exports a network as a program that needs jax alone."""
+    """Exports a network as a program that needs only jax."""
     parser = Parser(
         "flaxres export",
         description="Write a network as a program for any batch size and device. For a run, also "

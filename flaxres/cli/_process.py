@@ -148,7 +148,7 @@ def keep_compiled() -> None:
 
 
 def use_compiler() -> None:
-    """Uses convolutions in C++, compiled on this machine, where JAX has CPUs alone.
+    """Uses convolutions in C++, compiled on this machine, where JAX has only CPUs.
 
     FLAXRES_NATIVE_CONVOLUTIONS=0 in the environment turns them off.
     """

@@ -195,7 +195,7 @@ def _keep(index: Index, place: pathlib.Path) -> None:
     """Writes an index; where that is not allowed, the next start indexes again."""
     arrays = dataclasses.asdict(index)
     arrays["names"] = np.frombuffer(json.dumps(list(index.names)).encode(), np.uint8)
-    # Not by tempfile, whose files the owner alone can read; datasets are shared.
+    # Not by tempfile, whose files only the owner can read; datasets are shared.
     part = place.with_name(f"{place.name}.{os.getpid()}.part")
     with contextlib.suppress(OSError):
         try:

@@ -7,7 +7,7 @@ from flaxres.errors import InputError
 from flaxres.paths import expanded
 
 _SPLIT = r"(?:.*-)?(?P<split>\w+(?:\.\w+)*)-(?P<number>\d+)"
-# train-00000-of-00005.parquet, also with a digest behind, and train-000000.tar
+# train-00000-of-00005.parquet, also with a digest at the end, and train-000000.tar
 _COUNTED = re.compile(_SPLIT + r"-of-(?P<count>\d+)(?:-[0-9a-f]+)?")
 _NUMBERED = re.compile(_SPLIT)
 TFRECORD = ".tfrecord"

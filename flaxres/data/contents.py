@@ -32,7 +32,7 @@ class Contents:
 
 
 def shuffled(items: Sequence[T], name: Callable[[T], str]) -> list[T]:
-    """Returns items in an order that depends on their names alone.
+    """Returns items in an order that depends only on their names.
 
     Args:
       items: any items.

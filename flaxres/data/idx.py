@@ -4,7 +4,7 @@
 begin with `t10k` or `test` are the split `test`. Names may have a prefix, as EMNIST's, and end in
 `.gz`. `classes.txt` beside the files names the classes; without it they are numbers.
 
-Each image becomes a PGM, pixels behind a short header, so that the loader treats it as any other.
+Each image becomes a PGM, pixels after a short header, so that the loader treats it as any other.
 The digest covers all pixels and labels.
 
 The form is that of http://yann.lecun.com/exdb/mnist (LeCun, Cortes and Burges 1998).

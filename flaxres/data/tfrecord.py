@@ -34,7 +34,7 @@ IMAGES = ("image/encoded", "image")
 LABELS = ("image/class/label", "label")
 NAMES = ("image/filename", "file_name")
 GZIP = b"\x1f\x8b"
-# Bytes before a record (its length, and the checksum of that) and behind it (its checksum).
+# Bytes before a record (its length, and the checksum of that) and after it (its checksum).
 HEAD, TAIL = 12, 4
 # Wire types of protocol buffers.
 VARINT, BYTES = 0, 2
@@ -209,7 +209,7 @@ def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, A
 
 
 def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
-    """Returns an integer of variable length and the place behind it.
+    """Returns an integer of variable length and the place after it.
 
     Raises:
       ValueError: it has more than ten bytes.

@@ -1,1 +1,1 @@
-"""Measurements and pictures of a config before it is trained, and of compiled programs."""
+"""Measurements and figures of a config before it is trained, and of compiled programs."""

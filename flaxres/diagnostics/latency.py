@@ -38,7 +38,7 @@ def measure(
       batches: batch sizes.
       size: of the images, pixels; None takes the model's.
       pairs: number of alternating measurements.
-      peers: names of `PEERS`, compared with where they are installed, on CPUs alone; None takes
+      peers: names of `PEERS`, compared with where they are installed, only on CPUs; None takes
         all.
 
     Returns:

@@ -43,7 +43,7 @@ def rates(config: Config, steps: int = 20, pairs: int = 3) -> dict[str, float]:
 
 
 def rates_of(run: Run, pairs: int, steps: int) -> dict[str, float]:
-    """Measures the step on one batch that stays, the input alone, and both together, in turn.
+    """Measures the step on one batch that stays, the input by itself, and both together, in turn.
 
     Args:
       run: the run.

@@ -41,7 +41,7 @@ def grad_cam(
       classes: number of the class for each image, or one for all images; None takes the likeliest.
       layer: a feature map, `stage1`, `stage2` and so on, or the name of a layer with such a map, as
         in `flaxres.summary`; None takes the last stage. The maps of a ResNetV2 are sums before any
-        norm; `norm` is the map behind the last one, as is `features.norm5` of a DenseNet-121.
+        norm; `norm` is the map after the last one, as is `features.norm5` of a DenseNet-121.
       upsample: interpolate the map bilinearly to the height and width of the images, with centres
         of pixels aligned (OpenCV's `INTER_LINEAR`), before it is scaled. Otherwise the result has
         the height and width of the layer's map.

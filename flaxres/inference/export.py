@@ -1,4 +1,4 @@
-"""Exports a network: a program that needs jax alone, weights, a model card and a server."""
+"""Exports a network: a program that needs only jax, weights, a model card and a server."""
 
 import dataclasses
 import importlib

@@ -1,4 +1,4 @@
-"""Networks of finished runs, from the workdir alone."""
+"""Networks of finished runs, from nothing but the workdir."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ class LoadedRun(NamedTuple):
 def load_run(workdir: str | os.PathLike[str]) -> LoadedRun:
     """Returns the network of a run's newest checkpoint that verifies.
 
-    Needs the workdir alone: neither the dataset, nor the devices of the run. Only runs of older
+    Needs only the workdir: neither the dataset, nor the devices of the run. Only runs of older
     versions, which wrote no classes.json, need the dataset for the names of the classes.
 
     Args:

@@ -172,7 +172,7 @@ def claims(result: Result) -> list[Claim]:
     """Tests whether the residual network's loss is lower and rises less around it.
 
     The rise is the median over everything that is drawn. Near a network that learned next to
-    nothing, as deep plain ones do, the loss is flat for that reason alone.
+    nothing, as deep plain ones do, the loss is flat for no other reason.
     """
     rise = {
         kind: float(np.median(np.nan_to_num(result.excess(kind), nan=np.inf, posinf=np.inf)))

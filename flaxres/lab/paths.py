@@ -28,14 +28,14 @@ class Result:
 
     Attributes:
       trained: of the trained residual network.
-      born: of the residual network at initialisation (He's, with all scales one).
+      initial: of the residual network at initialisation (He's, with all scales one).
       plain: of the trained plain network.
       path: kind -> cosine between each block's output and that of the first block of its stage,
         which shows how much of the early information is still there.
     """
 
     trained: Float[np.ndarray, " blocks"]
-    born: Float[np.ndarray, " blocks"]
+    initial: Float[np.ndarray, " blocks"]
     plain: Float[np.ndarray, " blocks"]
     path: dict[str, Float[np.ndarray, " blocks"]]
 
@@ -52,7 +52,7 @@ def run(settings: Settings, say: Say) -> Result:
     initial = _initial(residual.model, images, settings.seed)
     measured = {
         "trained": contributions(residual.model, residual.variables, images),
-        "born": contributions(residual.model, initial, images),
+        "initial": contributions(residual.model, initial, images),
         "plain": contributions(plain.model, plain.variables, images),
     }
     shares = {name: share for name, (share, _) in measured.items()}
@@ -62,7 +62,7 @@ def run(settings: Settings, say: Say) -> Result:
         f"  a residual block changes its input by {changes['trained']} on average, a plain one by "
         f"{changes['plain']}"
     )
-    return Result(shares["trained"], shares["born"], shares["plain"], path)
+    return Result(shares["trained"], shares["initial"], shares["plain"], path)
 
 
 def _initial(model: Network, images: Float[np.ndarray, "n s s 3"], seed: int) -> Variables:
@@ -132,7 +132,7 @@ def draw(result: Result) -> Any:
     blocks = 1 + np.arange(len(result.trained))
     for values, label, kind in (
         (result.trained, "residual, trained", "residual"),
-        (result.born, "residual, at initialisation", "preactivation"),
+        (result.initial, "residual, at initialisation", "preactivation"),
         (result.plain, "plain, trained", "plain"),
     ):
         left.plot(blocks, np.maximum(values, 1e-3), label=label, markersize=4, **STYLES[kind])
@@ -159,7 +159,7 @@ def rows(result: Result) -> list[dict[str, Any]]:
         {
             "block": i + 1,
             "residual_trained": result.trained[i],
-            "residual_born": result.born[i],
+            "residual_initial": result.initial[i],
             "plain_trained": result.plain[i],
             "residual_cosine": cosines["residual"][i],
             "plain_cosine": cosines["plain"][i],

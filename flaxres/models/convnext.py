@@ -85,7 +85,7 @@ class Mlp(nn.Module):
     Attributes:
       dense: makes a layer of a number of channels.
       inner: channels between the two.
-      response_norm: `GlobalResponseNorm` behind the GELU, or None.
+      response_norm: `GlobalResponseNorm` after the GELU, or None.
     """
 
     dense: Callable[..., nn.Module]
@@ -153,7 +153,7 @@ class Downsampling(nn.Module):
 
     Attributes:
       features: channels of the result.
-      stride: 2, or 1 where a dilation takes its place; the edge is then padded behind.
+      stride: 2, or 1 where a dilation takes its place; the image is then padded at its end.
       dilation: of the convolution.
       conv, norm: layers with their dtypes bound.
     """
@@ -179,7 +179,7 @@ class Downsampling(nn.Module):
 
 
 class ConvNeXtStage(nn.Module):
-    """The blocks of one width, behind a `Downsampling` in all stages but the first."""
+    """The blocks of one width, after a `Downsampling` in all stages but the first."""
 
     downsampling: Callable[..., nn.Module] | None
     blocks: Callable[..., nn.Module]

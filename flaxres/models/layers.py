@@ -49,7 +49,7 @@ class Conv(nn.Module):
       features: output channels.
       kernel_size, stride, groups, dilation: as in PyTorch's `Conv2d`.
       use_bias: add a bias.
-      padding: pixels before and behind, on both axes, in place of the default.
+      padding: pixels before and after, on both axes, in place of the default.
       standardise: epsilon of weight standardisation (Qiao et al. 2019, eq. 2 and 3); None turns
         it off.
       dtype: dtype of the computation and the result.
@@ -372,7 +372,7 @@ def zero_pad_shortcut(
     """Takes every `stride`-th pixel and pads the channels to `features` with zeros.
 
     This is option A of He et al. 2016, section 4.2. Half of the zeros come before the channels and
-    half behind.
+    half after them.
 
     Raises:
       InputError: `features` is less than the channels of `x`.

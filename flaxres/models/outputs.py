@@ -21,7 +21,7 @@ Shapes = dict[str, tuple[int, ...]]
 def in_torch(name: str) -> str:
     """Returns PyTorch's name of a layer, by its path here.
 
-    The index of a layer in a list comes behind a dot there, and the blocks of a RegNet's stage
+    The index of a layer in a list comes after a dot there, and the blocks of a RegNet's stage
     count from `b1`.
 
     Examples:

@@ -55,8 +55,8 @@ class RegNetBlock(nn.Module):
       features: channels.
       group_width: channels of a group of the 3x3.
       stride: of the 3x3 and of the shortcut.
-      dilation: of the 3x3, and of the blocks behind.
-      squeezed: inner width of a squeeze and excitation behind the 3x3; 0 leaves it out.
+      dilation: of the 3x3, and of the blocks after it.
+      squeezed: inner width of a squeeze and excitation after the 3x3; 0 leaves it out.
       conv, norm: layers with their dtypes bound.
       stochastic: use `drop_rate`, an argument of the call.
 

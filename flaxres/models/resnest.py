@@ -66,7 +66,7 @@ class SplitAttentionBlock(ResidualBlock):
 
     Attributes:
       radix: of the split attention.
-      average_first: a block that strides averages before its 3x3, and not behind it.
+      average_first: a block that strides averages before its 3x3, and not after it.
     """
 
     radix: int = 2
@@ -105,7 +105,7 @@ class ResNeSt(ResNet):
 
     Attributes:
       radix: number of maps of each split attention.
-      average_first: blocks that stride average before their 3x3, and not behind it.
+      average_first: blocks that stride average before their 3x3, and not after it.
 
     Called as `ResNet` is. In training, batch norms take statistics over the pooled maps too: a
     group of `bn_group` needs two images.

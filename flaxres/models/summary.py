@@ -62,7 +62,7 @@ def layers(model: Network, size: int | None = None, depth: int | None = None) ->
     images = jax.ShapeDtypeStruct((1, side, side, model.in_channels), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     with recorded() as shapes:
-        # First with the stem's pooling behind its norm, as in the paper.
+        # First with the stem's pooling after its norm, as in the paper.
         jax.eval_shape(functools.partial(model.apply, features=True), variables, images)
         macs = in_scopes(jax.make_jaxpr(model.apply)(variables, images).jaxpr, MARK)
     parameters: Counter[str] = Counter()
@@ -87,7 +87,7 @@ def summary(model: Network, size: int | None = None, depth: int | None = None) -
 
     A row has the layer's name, its output without the axis of images, its trainable parameters,
     and the multiply-accumulates (MACs) of its convolutions and products for one image in
-    inference. Layers without parameters have no row; a norm and the ReLU behind it are one layer.
+    inference. Layers without parameters have no row; a norm and the ReLU after it are one layer.
     Nothing is computed or compiled.
 
     Args:

@@ -49,7 +49,7 @@ def _named(
     create: Callable[..., resnet.ResNet], signature: Callable[Attributes, Any]
 ) -> Callable[Attributes, ResNet]:
     """Returns the NNX form of a named Linen network, with `rngs` among its arguments."""
-    del signature  # for the types alone
+    del signature  # only for the types
     own: Any = inspect.signature(create)
     name = create.__name__
 

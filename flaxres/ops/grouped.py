@@ -177,7 +177,7 @@ def placed(sharding: Sharding, shape: tuple[int, ...]) -> tuple[list[Any], list[
     split, or if the slices are not of one size.
     """
     # XLA may propose to split a number of rows that the devices don't divide; JAX tells the places
-    # for divisible numbers alone.
+    # only for divisible numbers.
     multiple = tuple(n * len(sharding.device_set) for n in shape)
     indices = sharding.devices_indices_map(multiple)
     places: dict[Any, list[int]] = {}

@@ -1,4 +1,4 @@
-"""Decodes images and crops their centre, with Pillow and NumPy alone.
+"""Decodes images and crops their centre, with only Pillow and NumPy.
 
 The evaluation of the trainer, `flaxres predict` and the server of an export use this one module,
 and thus give a network the same pixels.
@@ -27,7 +27,7 @@ FORMATS = {
 }
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
-# Resized images of a larger aspect ratio are computed within the crop alone: a PNG of 1 x 65,500
+# Resized images of a larger aspect ratio are computed only within the crop: a PNG of 1 x 65,500
 # pixels and a few hundred bytes would otherwise take 12 GB.
 LONGEST_RATIO = 8
 

@@ -21,7 +21,7 @@ def augmented(
 ) -> Float[Array, "n h w 3"]:
     """Augments each image of a batch by itself, and normalises it.
 
-    The random numbers of an image depend on the seed and on its position alone.
+    The random numbers of an image depend only on the seed and on its position.
 
     Args:
       batch: see `Batch`.

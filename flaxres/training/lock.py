@@ -231,7 +231,7 @@ def _create(path: pathlib.Path, holder: Holder) -> bool:
     try:
         part.write_text(json.dumps(dataclasses.asdict(holder)) + "\n", encoding="utf-8")
         try:
-            # Also on NFS a link is made by one process alone.
+            # Also on NFS only one process makes the link.
             path.hardlink_to(part)
         except FileExistsError:
             return False

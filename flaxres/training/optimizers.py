@@ -275,7 +275,7 @@ def by_layer(part: optax.GradientTransformation) -> optax.GradientTransformation
 
 
 def by_depth(decay: float) -> optax.GradientTransformation:
-    """Scales updates by `decay` to the power of the number of stages behind the parameter.
+    """Scales updates by `decay` to the power of the number of stages after the parameter.
 
     The head counts as a stage.
     """

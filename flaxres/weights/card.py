@@ -123,7 +123,7 @@ def _class(model: Network) -> type[Network] | None:
 
 
 def _stated(network: Network | None, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the attributes that no leaf shows; older files state `v1` alone."""
+    """Returns the attributes that no leaf shows; older files state only `v1`."""
     if network is None:
         return {"v1": metadata[V1] == "True"} if V1 in metadata else {}
     return {name: getattr(network, name) for name in getattr(network, "BEYOND_LEAVES", ())}

@@ -203,7 +203,7 @@ def write(
             part.touch()
             mode = part.stat().st_mode
             safetensors.numpy.save_file(contiguous, part, strings)
-            part.chmod(mode)  # safetensors 0.8 makes a file that its owner alone can read
+            part.chmod(mode)  # safetensors 0.8 makes a file that only its owner can read
             _order_metadata(part)
     except OSError as error:
         raise InputError(

@@ -122,7 +122,7 @@ def _initialised(flat: dict[Path, np.ndarray | None], model: Network) -> dict[Pa
     """Returns the leaves with freshly initialised ones in place of None."""
     unrolled = model.clone(scan_blocks=False, parent=None)
 
-    @jax.jit  # which computes the missing leaves alone
+    @jax.jit  # which computes only the missing leaves
     def init(key: jax.Array) -> dict[str, jax.Array]:
         images = jnp.zeros((1, 64, 64, model.in_channels))
         initial = dict(leaves(unrolled.init(key, images)))
@@ -341,7 +341,7 @@ def save_weights(
 
     PyTorch loads the file with `strict=True`. The file's metadata hold the network's attributes,
     with which `load_weights` refuses a network that computes another function of the same leaves.
-    With the preprocessing and the classes, `flaxres predict --weights` needs the file alone.
+    With the preprocessing and the classes, `flaxres predict --weights` needs only the file.
 
     Args:
       path: of the file; an existing one is replaced. `~` is the home folder.

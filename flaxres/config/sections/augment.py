@@ -12,7 +12,7 @@ from flaxres.data.autoaugment import policy
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
     """Settings of the augmentation on the device, in order of application.
-    Random numbers depend on the sample's position alone.
+    Random numbers depend only on the sample's position.
 
     >>> AugmentConfig(mixup=0.2).mixup
     0.2

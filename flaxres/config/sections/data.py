@@ -40,7 +40,7 @@ class DataConfig:
     """Split for evaluation, in TFDS's syntax."""
     exif: bool | None = setting(None)
     """Turn photographs upright by their EXIF orientation; None: those of
-    `folder` and `manifest` alone."""
+    `folder` and `manifest` only."""
     image_size: int = setting(224, rules.POSITIVE)
     """Side of the training images in pixels."""
     eval_size: int = setting(224, rules.POSITIVE, measure=True)
