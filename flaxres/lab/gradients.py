@@ -163,8 +163,8 @@ def draw(result: Result) -> Any:
     handles = axes[0, 0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=len(KINDS))
     figure.suptitle(
-        "What arrives of the gradient at each layer: stacks of dense layers on digits, "
-        "at initialisation and while they train"
+        "Gradient norm at each layer: stacks of dense layers on digits, "
+        "at initialisation and during training"
     )
     return figure
 
@@ -190,7 +190,7 @@ def _draw_training(losses: Any, later: Any, result: Result) -> None:
         _plot_norms(later, kind, result.trained[kind, steps], TRAINED)
     title = f"Training {TRAINED} layers (Glorot's, no norm)"
     losses.set(title=title, xlabel="step", ylabel="loss, nats", yscale="log")
-    title, ylabel = "gradients after it", "|dJ/dx|, of the last layer's"
+    title, ylabel = "gradients after training", "|dJ/dx|, of the last layer's"
     later.set(title=title, xlabel="layer", ylabel=ylabel, yscale="log")
 
 

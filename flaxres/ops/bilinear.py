@@ -27,12 +27,12 @@ def define(
 
     Args:
       primitive: the primitive to define.
-      usual: its form, unless the last two replace it on CPUs.
+      usual: its form, unless `cpu_form` and `cpu_lowering` replace it on CPUs.
       left: transpose rule for the first operand.
       right: transpose rule for the second operand.
       cpu_form: its form on CPUs under `jax.vmap`.
       cpu_lowering: its lowering rule on CPUs without `jax.vmap`.
-      batching_rule: its rule under `jax.vmap`, in place of that of the forms.
+      batching_rule: its rule under `jax.vmap`, in place of `jax.vmap` of its form.
     """
 
     def shape(*operands: ShapedArray, **settings: Any) -> ShapedArray:

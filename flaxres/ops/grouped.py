@@ -261,8 +261,8 @@ def lowered(unpartitioned: Form) -> Callable[..., Any]:
 
     Three kinds of program can't contain a custom partitioning, and get `unpartitioned` instead:
     those for several TPUs, those of `jax.export` for several devices, and those within a
-    `jax.shard_map` over some axes of a mesh. So do groups that `jax.vmap` made, for several
-    devices: these may be split over devices, which XLA does well.
+    `jax.shard_map` over some axes of a mesh. In programs for several devices, groups that
+    `jax.vmap` made get it too: they may be split over the devices, which XLA does well.
     """
 
     def rule(
@@ -289,8 +289,8 @@ def fold(array: jax.Array, axes: str, axis: str, groups: int) -> jax.Array:
     Args:
       array: of more axes by one than `axes`, whose last two are one.
       axes: names of the other axes: `nhwgi` of images, `abigo` of kernels, `nhwgo` of results.
-      axis: the axis that grows. It stays the slower one, so that a split of a batch remains one;
-        among groups, `jax.vmap` is the slower one.
+      axis: the axis that grows. It is the major one of the two, so that a split of a batch remains
+        one. Among groups the axis of `jax.vmap` is the major one, for the same reason.
       groups: size of the axis `g`.
     """
     apart = array.reshape(*array.shape[:-1], groups, -1)

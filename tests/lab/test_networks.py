@@ -94,13 +94,13 @@ def test_a_surface_that_overflows_is_a_steep_one() -> None:
 def test_the_claims_hold_of_trained_networks(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Runs the experiments that train networks, for a third of the epochs.
+    """Runs the experiments that train networks, for a quarter of the epochs.
 
     Networks have 20 and 32 layers; each is trained once.
     """
     flaxres.use_native_convolutions()  # as `flaxres lab` does
     out = tmp_path_factory.mktemp("lab")
-    settings = Settings(out, data_dir=str(out / "data"), scale=0.35)
+    settings = Settings(out, data_dir=str(out / "data"), scale=0.25)
     monkeypatch.setattr(degradation, "DEPTHS", (20, 32))
     for module in (features, landscape, lesion, paths):
         monkeypatch.setattr(module, "DEEP", 32)

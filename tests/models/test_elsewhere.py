@@ -65,7 +65,12 @@ def close(a: Any, b: Any, tolerance: float = 1e-5) -> None:
         pytest.param(
             "scanned", flaxres.ResNet(**SMALL), id="scanned-resnet", marks=pytest.mark.slow
         ),
-        pytest.param("scanned and remat", flaxres.ResNet(**SMALL), id="both-resnet"),
+        pytest.param(
+            "scanned and remat",
+            flaxres.ResNet(**SMALL),
+            id="both-resnet",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("scanned", NINE, id="scanned-resnet9"),
         pytest.param("remat", NINE, id="remat-resnet9"),
     ],

@@ -45,7 +45,7 @@ def test_each_stage_may_have_blocks_of_its_type() -> None:
     assert names["layer2.0.conv3.weight"] == (1, 1, 16, 64)
     for block, message in (
         (("basic", "wide"), "unknown block 'wide'"),
-        (("basic",), "must be equally many"),
+        (("basic",), "must have the same length"),
     ):
         with pytest.raises(InputError, match=message):
             shapes(flaxres.ResNet(**small, block=block))

@@ -76,7 +76,7 @@ def config(photographs: Callable[..., pathlib.Path], tmp_path: pathlib.Path) -> 
     )
 
 
-@pytest.mark.parametrize("copy", [True, False])
+@pytest.mark.parametrize("copy", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_step_weighs_the_classes_of_its_dataset(config: Config, copy: bool) -> None:
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, copy=copy))
     run = prepare_run(config)

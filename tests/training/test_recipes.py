@@ -170,6 +170,7 @@ def test_the_average_is_its_formula_and_evaluation_uses_it() -> None:
     assert state.eval_variables is state.ema
 
 
+@pytest.mark.slow
 def test_fault_28_an_overflow_leaves_everything_but_the_scale() -> None:
     half = dataclasses.replace(
         config(ema_decay=0.9), model=ModelConfig("resnet20", dtype="float16", bn_group=8)
