@@ -106,6 +106,7 @@ def probabilities(
     return np.load(folder / "probabilities.npz")
 
 
+@pytest.mark.slow
 def test_a_process_without_flaxres_gives_the_same_probabilities(tmp_path: pathlib.Path) -> None:
     network = predictor("resnet20")
     done = export(network, tmp_path / "out")
@@ -139,8 +140,8 @@ def test_every_device_is_in_the_program(tmp_path: pathlib.Path) -> None:
     ("name", "attributes", "norms"),
     [
         ("resnet20", {"depths": (1, 2, 1)}, 9),
-        ("resnet50", {"depths": (1, 1), "widths": (16, 32)}, 8),
-        ("resnet10t", {"widths": (16, 32, 64, 128)}, 15),
+        pytest.param("resnet50", {"depths": (1, 1), "widths": (16, 32)}, 8, marks=pytest.mark.slow),
+        pytest.param("resnet10t", {"widths": (16, 32, 64, 128)}, 15, marks=pytest.mark.slow),
         # A norm before a convolution stays, as the first of each block and the last one do.
         ("resnetv2_50", {"depths": (1, 1), "widths": (64, 128)}, 4),
         ("densenet121", {"depths": (2, 2)}, 5),

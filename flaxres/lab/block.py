@@ -127,7 +127,7 @@ def draw(result: Result) -> Any:
         left.plot(result.scales, result.distance[name], label=name, markersize=4, **STYLES[name])
         right.plot(result.scales, result.gradient[name], label=name, markersize=4, **STYLES[name])
     left.set(title="Distance of the output from the input", ylabel="|y - x| / |x|")
-    right.set(title="Norm of the gradient before the block over that after it", ylabel="|dJ/dx| / |dJ/dy|")
+    right.set(title="Ratio of gradient norms, input to output", ylabel="|dJ/dx| / |dJ/dy|")
     label = "scale of the weights (1: He's initialisation)"
     for axes in (left, right):
         axes.set(xlabel=label, xlim=(0, 1), ylim=(0, None))

@@ -71,7 +71,7 @@ def close(a: Any, b: Any, tolerance: float = 1e-5) -> None:
             id="both-resnet",
             marks=pytest.mark.slow,
         ),
-        pytest.param("scanned", NINE, id="scanned-resnet9"),
+        pytest.param("scanned", NINE, id="scanned-resnet9", marks=pytest.mark.slow),
         pytest.param("remat", NINE, id="remat-resnet9"),
     ],
 )

@@ -92,6 +92,7 @@ def test_logits_gradients_and_statistics_are_linens(name: str, options: dict[str
     assert sum(bool(leaf.any()) for leaf in jax.tree.leaves(gradients)) > 5
 
 
+@pytest.mark.slow
 def test_steps_of_an_nnx_optimizer_are_linens() -> None:
     """Takes two steps of SGD with momentum from the same key."""
     name, tx = "resnet9", optax.sgd(0.1, 0.9)

@@ -339,7 +339,7 @@ np.testing.assert_array_equal(convolution(x, kernel, 1), direct(x, kernel, 1))
 """
 
 
-@pytest.mark.parametrize("writable", [True, False])
+@pytest.mark.parametrize("writable", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_the_cache_is_the_users_own_and_done_without_where_there_is_none(
     tmp_path: pathlib.Path, writable: bool
 ) -> None:

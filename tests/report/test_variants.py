@@ -39,6 +39,7 @@ def make(root: pathlib.Path, *names: str) -> str:
     return str(root)
 
 
+@pytest.mark.slow
 def test_the_network_chooses_among_the_classes_of_the_folder(
     made: Made, folder: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
