@@ -8,9 +8,12 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import flaxres
+from flaxres.data.builders import read_digits
 from tools import module_table
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -107,6 +110,20 @@ def test_the_python_of_a_page_runs(
     namespace: dict[str, object] = {}
     for block in runnable(path):
         exec(compile(block, name_of(path), "exec"), namespace)
+
+
+def test_the_tutorial_writes_the_digits(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "docs/tutorial.md"
+    exec(compile(runnable(path)[0], name_of(path), "exec"), {})
+    digits, labels, test = read_digits()
+    for i in (0, 1042):
+        written = Image.open(f"digits/{'val' if test[i] else 'train'}/{labels[i]}/{i}.png")
+        shrunk = np.asarray(written.resize((8, 8)), float)
+        # Enlarging and shrinking blurs.
+        assert np.abs(shrunk - digits[i] / 16 * 255).mean() < 20
 
 
 def test_the_table_of_modules_is_that_of_the_docstrings() -> None:
