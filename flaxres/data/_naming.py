@@ -55,11 +55,7 @@ def config_name(name: str, source: str | None, validation: float = 0.0) -> str |
 
     Returns:
       The name; None for any dataset but `folder`.
-
-    Raises:
-      InputError: see `require_divisible`.
     """
-    require_divisible(name, validation)
     if name != "folder" or source is None:
         return None
     root = expanded(source).resolve()

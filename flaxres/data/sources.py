@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from flaxres.data import digests, integrity
-from flaxres.data._naming import MIXED, MIXED_VERSION, config_name, require_split, version
+from flaxres.data._naming import (
+    MIXED,
+    MIXED_VERSION,
+    config_name,
+    require_divisible,
+    require_split,
+    version,
+)
 from flaxres.data.builders import BUILDERS
 from flaxres.data.choices import IN_PLACE
 from flaxres.data.folders import require_folder
@@ -157,6 +164,7 @@ def describe(
 
 def _find(name: str, source: str | None, data_dir: str | None, validation: float = 0.0) -> Any:
     """Returns the TFDS builder of a prepared dataset."""
+    require_divisible(name, validation)
     if name == "folder":
         require_folder(source)
     config = config_name(name, source, validation)
