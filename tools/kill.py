@@ -1,6 +1,6 @@
 """Sends SIGKILL to training runs at random times, and resumes them.
 
-    python -m tools.kill --kills 5 [--points] [--outputs] [--processes 2] --json
+    python -m tools.kill --kills 5 [--points] [--outputs] [--processes 2] [--store s3] --json
 
 The final digest is the SHA-256 over every leaf of the final state (parameters, batch statistics,
 optimizer state, step). The program prints:
@@ -12,14 +12,18 @@ optimizer state, step). The program prints:
   seconds_lost_per_kill   time that a kill cost
   seconds_to_end          longest time that the other processes ran after the kill of one
 
-With several processes one of them is killed, in turn.
+With several processes one of them is killed, in turn. With --store the workdirs are in an object
+store (see tools/stores.py). Before every second resume the folder that the run worked in is
+deleted, as if it went on on another machine.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,13 +37,18 @@ import jax
 import numpy as np
 
 from benchmarks import command
+from flaxres.cache import cache_folder
 from flaxres.config.files import from_json
 from flaxres.data.prepare import prepare
+from flaxres.remote import RemoteFolder, is_address
 from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.metrics import read_metrics
 from flaxres.training.run import prepare_run
+from flaxres.training.staging import local, staging_folder, steps_of
+from flaxres.training.verification import steps
 from tools import processes
-from tools.killed import LEADING, MOST, POINTS, RESUMING
+from tools.killed import LEADING, MOST, POINTS, RESUMING, STORING
+from tools.stores import KINDS, served
 
 TIMES = ("images_per_second", "input_stall_percent")
 OUTPUTS = ("kept", "tee", "tee dies", "closed")
@@ -47,7 +56,7 @@ Started = list[subprocess.Popen[str]]
 Hit = tuple[str, str, int]  # signal, point, and the number of the call that it comes at
 
 
-def arguments(workdir: pathlib.Path, data_dir: pathlib.Path, *more: str) -> list[str]:
+def arguments(workdir: pathlib.Path | str, data_dir: pathlib.Path, *more: str) -> list[str]:
     """Returns the options of a run of 40 steps on the digits, through the host's loader.
 
     An epoch is 10 steps, and each ends in an evaluation and a checkpoint.
@@ -102,6 +111,18 @@ def lead_output(process: subprocess.Popen[str], output: str, seconds: float) -> 
 def ended(started: Started, seconds: float = 600) -> list[str]:
     """Waits for all processes and returns their output."""
     return [process.communicate(timeout=seconds)[0] for process in started]
+
+
+def place_of(workdir: str) -> pathlib.Path:
+    """Returns the folder that the first process of a run works in."""
+    return staging_folder(workdir, "runs") if is_address(workdir) else pathlib.Path(workdir)
+
+
+def has_steps(workdir: str) -> bool:
+    """Returns whether a workdir holds a checkpoint, sound or not."""
+    if is_address(workdir):
+        return bool(steps_of(RemoteFolder(workdir).names()))
+    return bool(steps(pathlib.Path(workdir) / "checkpoints"))
 
 
 def wait_for_step(workdir: pathlib.Path, step: int, started: Started) -> None:
@@ -160,8 +181,7 @@ def interrupted(
     Raises:
       RuntimeError: the run failed, or other processes say that it is finished.
     """
-    workdir = pathlib.Path(words[1])
-    saved = any((workdir / "checkpoints").glob("[0-9]*"))
+    saved = has_steps(words[1])
     fitting = [i for i, point in enumerate(points) if saved or point not in RESUMING]
     point = points.pop(fitting[-1]) if fitting else "random"
     victim = 0 if point in LEADING else victim
@@ -172,7 +192,7 @@ def interrupted(
     for process in started if outputs else ():
         lead_output(process, rng.choice(outputs), rng.uniform(0, whole))
     if point == "mid-epoch":
-        wait_for_step(workdir, 15, started)
+        wait_for_step(place_of(words[1]), 15, started)
     elif not hits:
         time.sleep(rng.uniform(0, whole))
     if not hits:
@@ -221,13 +241,20 @@ def points_of(chosen: Any, rng: random.Random) -> list[str]:
     """Returns the points to kill at; they are taken from the end."""
     points: list[str] = []
     if chosen.points:
-        pool = [*POINTS, *["random"] * (len(POINTS) // 2)] * (chosen.kills // 20 + 1)
+        stages = [point for point in POINTS if chosen.store or point not in STORING]
+        pool = [*stages, *["random"] * (len(stages) // 2)] * (chosen.kills // 20 + 1)
         points = rng.sample(pool, chosen.kills)
     return [*points, "mid-epoch"]  # the first kill is always in the middle of an epoch
 
 
-def session(chosen: Any, base: pathlib.Path) -> Tally:
-    """Trains once without kills, then kills and resumes runs until there are enough kills."""
+def session(chosen: Any, base: pathlib.Path, address: str | None = None) -> Tally:
+    """Trains once without kills, then kills and resumes runs until there are enough kills.
+
+    Args:
+      chosen: the options.
+      base: a folder for the data and the reference.
+      address: the bucket of the workdirs; None is `base`.
+    """
     rng, tally, count = random.Random(chosen.seed), Tally(), chosen.processes
     points = points_of(chosen, rng)
     outputs = OUTPUTS if chosen.outputs else ()
@@ -238,7 +265,7 @@ def session(chosen: Any, base: pathlib.Path) -> Tally:
     whole = time.perf_counter() - begin
     expected, lines = digest(base / "reference"), log(base / "reference")
     while tally.kills < chosen.kills:
-        workdir, begin = base / f"killed{tally.runs}", time.perf_counter()
+        workdir, begin = f"{address or base}/killed{tally.runs}", time.perf_counter()
         tally.runs += 1
         words = arguments(workdir, data_dir)
         try:
@@ -249,13 +276,16 @@ def session(chosen: Any, base: pathlib.Path) -> Tally:
                     break  # the run ended first
                 tally.kills += 1
                 tally.seconds_to_end = max(tally.seconds_to_end, seconds)
+                if tally.kills % 2:
+                    shutil.rmtree(cache_folder() / "runs", ignore_errors=True)
             processes.finish(start(words, count))
         except RuntimeError as error:
             tally.losses += 1
             print(error, file=sys.stderr)
             continue
         tally.seconds_lost += time.perf_counter() - begin - whole
-        tally.mismatches += digest(workdir) != expected or log(workdir) != lines
+        ours = local(workdir)
+        tally.mismatches += digest(ours) != expected or log(ours) != lines
         if not chosen.json:
             print(
                 f"{tally.kills} kills in {tally.runs} runs: {tally.mismatches} mismatches, "
@@ -285,10 +315,16 @@ def main() -> None:
         help="lead outputs into tee, into a tee that is killed, or close them at random times",
     )
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--store", choices=KINDS, help="have the workdirs in an object store")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        tally = session(chosen, pathlib.Path(folder))
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        address = None
+        if chosen.store:
+            store = stack.enter_context(served(chosen.store))
+            os.environ.update(store.environment, XDG_CACHE_HOME=f"{folder}/cache")
+            address = store.address
+        tally = session(chosen, pathlib.Path(folder), address)
     command.show(tally.figures(chosen.processes), chosen.json, "")
 
 

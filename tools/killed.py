@@ -15,6 +15,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
+from flaxres import remote
 from flaxres.cli._process import refusing
 from flaxres.cli._train import train
 from flaxres.training import checkpoints, curves, evaluation, log, loop, metrics, stepper
@@ -40,12 +41,18 @@ POINTS: dict[str, tuple[Any, str, str]] = {
     "read_back": (checkpoints.Checkpoints, "read_back", "-"),
     "summary": (metrics, "write_summary", "-"),
     "curves": (curves, "draw_curves", "-"),
+    "upload": (remote.RemoteFolder, "upload", "-"),
+    "uploaded": (remote.RemoteFolder, "upload", "+"),
+    "remove": (remote.RemoteFolder, "remove", "-"),
+    "download": (remote.RemoteFolder, "download", "-"),
 }
 
 # Points that only a run with a checkpoint reaches.
-RESUMING = ("restore", "restored")
+RESUMING = ("restore", "restored", "download")
+# Points of runs whose workdir is in an object store.
+STORING = ("upload", "uploaded", "remove", "download")
 # Points that only the first of several processes reaches.
-LEADING = ("digest", "digested", "summary", "curves")
+LEADING = ("digest", "digested", "summary", "curves", "upload", "uploaded", "remove")
 # How often a short run reaches the points that it reaches more than once.
 MOST = {
     "step": 9,
@@ -59,6 +66,10 @@ MOST = {
     "digested": 2,
     "seal": 2,
     "sealed": 2,
+    "upload": 50,
+    "uploaded": 50,
+    "remove": 20,
+    "download": 20,
 }
 
 

@@ -20,6 +20,7 @@ from flaxres.config.schema import Config
 from flaxres.config.settings import SETTINGS
 from flaxres.errors import InputError, unknown
 from flaxres.paths import expanded
+from flaxres.remote import is_address
 
 
 def flag(field: str) -> str:
@@ -54,12 +55,15 @@ def parse_run(
 
     chosen, rest = value_of(arguments, "--config")
     where, rest = value_of(rest, "--workdir")
-    where = where and str(expanded(where))
-    saved = pathlib.Path(where or "") / "config.json"
+    saved = _workdir_of(where) / "config.json"
+    if where and not is_address(where):
+        where = str(expanded(where))
     has_run = os.path.exists(saved)  # noqa: PTH110 (Path.exists raises for a closed folder)
     if chosen is None and (default is None or (where and has_run)):
         if not where and not asks_for_help(rest):
             raise InputError("--workdir is missing: give the workdir of a run")
+        if where and is_address(where) and not has_run and not asks_for_help(rest):
+            raise InputError(f"{where!r} holds no run: give the workdir of one")
         file = str(saved)
         start = Config() if asks_for_help(rest) and not has_run else from_json(saved)
     else:
@@ -77,9 +81,12 @@ def parse_run(
                 metavar="FILE",
             ),
         ] = file
-        workdir: Annotated[str, tyro.conf.arg(help="The folder of the run.", metavar="DIR")] = (
-            folder
-        )
+        workdir: Annotated[
+            str,
+            tyro.conf.arg(
+                help="The folder of the run, or its address (gs://, s3://).", metavar="DIR"
+            ),
+        ] = folder
         config: Annotated[Config, tyro.conf.arg(name="")] = start
 
     Options.__doc__ = description
@@ -89,6 +96,15 @@ def parse_run(
         Options, args=rest, default=Options(), prog=program, config=(tyro.conf.FlagConversionOff,)
     )
     return parsed.config, folder
+
+
+def _workdir_of(where: str | None) -> pathlib.Path:
+    """Returns the folder of a workdir; of one in an object store, a copy without checkpoints."""
+    if where and is_address(where):
+        from flaxres.training.staging import local
+
+        return local(where, "none")
+    return expanded(where or "")
 
 
 def version_line() -> str:

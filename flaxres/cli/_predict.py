@@ -15,6 +15,7 @@ from flaxres.cli._process import silence
 from flaxres.errors import InputError
 from flaxres.paths import expanded
 from flaxres.printing import say
+from flaxres.remote import is_address
 
 if typing.TYPE_CHECKING:
     from flaxres.data.preprocess import Preprocess
@@ -245,7 +246,9 @@ def convert(arguments: Sequence[str]) -> None:
 
     preprocess: Preprocess | None
     about: dict[str, str] = {}
-    if os.path.isdir(expanded(chosen.source)):  # noqa: PTH112 (false where it can't be read)
+    if is_address(chosen.source) or os.path.isdir(  # noqa: PTH112 (false where it can't be read)
+        expanded(chosen.source)
+    ):
         model, variables, preprocess, names = load_run(chosen.source)
         about = _about(chosen.source) if chosen.hub else {}
     else:

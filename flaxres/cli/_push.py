@@ -58,10 +58,11 @@ def _folder(chosen: argparse.Namespace, place: pathlib.Path) -> pathlib.Path:
     """Returns the folder to upload; a run's is written first."""
     from flaxres.inference.about import about_run
     from flaxres.inference.runs import load_run
+    from flaxres.training.staging import local
     from flaxres.training.workdir import CHECKPOINTS
     from flaxres.weights.hub_folder import save_pretrained
 
-    source = expanded(chosen.source)
+    source = local(chosen.source)
     if not (source / CHECKPOINTS).is_dir():
         if chosen.license or chosen.dry_run:
             raise InputError(

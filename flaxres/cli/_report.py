@@ -30,6 +30,7 @@ def report(arguments: Sequence[str]) -> None:
     silence()
     from flaxres.report.page import render
     from flaxres.report.runs import read_runs
+    from flaxres.training.staging import publish, shown
 
     runs = read_runs(chosen.runs)
     target = runs[0].path / "report.html" if chosen.out is None else expanded(chosen.out)
@@ -39,7 +40,11 @@ def report(arguments: Sequence[str]) -> None:
     # A name may hold what UTF-8 does not have.
     content = text.encode("utf-8", "replace")
     _write(target, content)
-    print(f"wrote {target} ({len(content) / 1000:,.0f} kB)")
+    place = str(target)
+    if chosen.out is None:
+        publish(chosen.runs[0], target)
+        place = f"{shown(target.parent)}/{target.name}"
+    print(f"wrote {place} ({len(content) / 1000:,.0f} kB)")
 
 
 def _write(target: pathlib.Path, content: bytes) -> None:

@@ -8,7 +8,6 @@ from flaxres.cli._options import Parser
 from flaxres.cli._predict import add_origin, predictor_of
 from flaxres.cli._process import keep_compiled, silence
 from flaxres.errors import InputError
-from flaxres.paths import expanded
 from flaxres.serving.errors import StartError
 
 if typing.TYPE_CHECKING:
@@ -60,9 +59,10 @@ def _network(chosen: argparse.Namespace) -> "Callable[[], Model]":
         return lambda: _live(predictor_of(chosen))
     from flaxres.serving.main import loading
     from flaxres.serving.model import PROGRAM
+    from flaxres.training.staging import local
     from flaxres.training.workdir import CONFIG
 
-    folder = expanded(chosen.folder)
+    folder = local(chosen.folder)
     if (folder / PROGRAM).exists():
         return loading(folder)
     if not (folder / CONFIG).exists():

@@ -1,6 +1,5 @@
 """`flaxres train` and `flaxres checkpoints`."""
 
-import pathlib
 from collections.abc import Sequence
 
 from flaxres.cli._options import Parser, parse_run, show, version_line
@@ -41,9 +40,10 @@ def checkpoints(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args(arguments)
     silence()
+    from flaxres.training.staging import local
     from flaxres.training.verification import REFUSED, read_provenance, survey
 
-    folder = pathlib.Path(chosen.workdir) / "checkpoints"
+    folder = local(chosen.workdir, "all") / "checkpoints"
     if not folder.is_dir():
         raise InputError(
             f"workdir {chosen.workdir!r} has no checkpoints: give the workdir of a run"

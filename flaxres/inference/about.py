@@ -9,8 +9,8 @@ from flaxres.config.files import from_json
 from flaxres.config.schema import Config
 from flaxres.config.settings import SETTINGS, flat
 from flaxres.errors import InputError
-from flaxres.paths import expanded
 from flaxres.training.provenance import ARITHMETIC, from_json as read_origin
+from flaxres.training.staging import local, shown
 from flaxres.training.verification import newest_sound, read_provenance
 from flaxres.training.workdir import CHECKPOINTS, CONFIG, SUMMARY
 
@@ -28,12 +28,13 @@ def about_run(workdir: str | os.PathLike[str]) -> str:
       InputError: the folder has no run, no checkpoint that verifies, or no `summary.json` of that
         checkpoint.
     """
-    folder = expanded(workdir)
+    folder = local(workdir)
     config = from_json(folder / CONFIG)
     step, _ = newest_sound(folder / CHECKPOINTS)
     if step is None:
         raise InputError(
-            f"workdir {str(folder)!r} has no checkpoint that verifies: give that of a finished run"
+            f"workdir {shown(folder)!r} has no checkpoint that verifies: give that of a finished "
+            "run"
         )
     summary = _summary(folder / SUMMARY, step)
     origin, progress = read_origin(read_provenance(folder / CHECKPOINTS / str(step)))

@@ -29,10 +29,11 @@ from flaxres.inference.predict import Predictor
 from flaxres.inference.quantise import in_8_bits, in_floats
 from flaxres.models.blocks import unstack_blocks
 from flaxres.ops.kept import jax_operations_only
-from flaxres.paths import completed, expanded
+from flaxres.paths import completed
 from flaxres.serving.model import CLASSES, PREPROCESS, PROGRAM
 from flaxres.training.evaluation import Evaluator
 from flaxres.training.run import prepare_run
+from flaxres.training.staging import local
 from flaxres.training.state import State
 from flaxres.training.workdir import CONFIG
 from flaxres.weights.transfer import save_weights
@@ -211,7 +212,7 @@ def accuracies(workdir: str, predictor: Predictor, form: Form) -> dict[str, floa
     Returns:
       `top1_trained` and `top1_exported` in [0, 1], and the number of `examples`.
     """
-    config = from_json(expanded(workdir) / CONFIG)
+    config = from_json(local(workdir, "none") / CONFIG)
     # The program has no mirror images, no shifts and no scanned blocks.
     data = dataclasses.replace(config.data, eval_flip=False, eval_shift=0)
     model = dataclasses.replace(config.model, scan_blocks=False)

@@ -15,12 +15,12 @@ from flaxres.data.preprocess import Preprocess
 from flaxres.data.source import Source
 from flaxres.errors import InputError
 from flaxres.models.network import Network
-from flaxres.paths import expanded
 from flaxres.printing import say
 from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.provenance import from_json as read_provenance
 from flaxres.training.resume import require_checkpoints, restore_run
 from flaxres.training.run import Run, require_x64
+from flaxres.training.staging import local
 from flaxres.training.state import State
 from flaxres.training.workdir import CHECKPOINTS, CLASSES, CONFIG
 
@@ -56,7 +56,7 @@ def load_run(workdir: str | os.PathLike[str]) -> LoadedRun:
     versions, which wrote no classes.json, need the dataset for the names of the classes.
 
     Args:
-      workdir: the workdir.
+      workdir: the workdir, a folder or an address in an object store.
 
     Returns:
       `(model, variables, preprocess, classes)`, a named tuple.
@@ -78,7 +78,7 @@ def load_run(workdir: str | os.PathLike[str]) -> LoadedRun:
       ((1, 10), ('0', '1'))
       >>> folder.cleanup()
     """
-    folder = expanded(workdir)
+    folder = local(workdir)
     config = resolved(from_json(folder / CONFIG))
     if (folder / CLASSES).exists():
         run, state = restore_alone(config, folder)

@@ -22,6 +22,7 @@ from flaxres.training.hosts import leader
 from flaxres.training.loop import restored
 from flaxres.training.resume import require_same_config
 from flaxres.training.run import Run, evaluation_transform
+from flaxres.training.staging import local, publish
 from flaxres.training.state import State
 
 # Mistakes that are stored as images.
@@ -73,7 +74,7 @@ def evaluate_fully(
         run, state, numbers = _on_images(config, workdir, images)
     possible = None if real is None else read_labels(real, len(run.train.classes))
     name = files.EVALUATION if images is None else f"{files.EVALUATION}-{run.evaluation.name}"
-    target = expanded(workdir or "") / name if out is None else expanded(out)
+    target = local(workdir or "") / name if out is None else expanded(out)
     if leader():
         with writing_to(target):
             files.clear(target)
@@ -86,6 +87,8 @@ def evaluate_fully(
     if leader():
         with writing_to(target):
             _write(target, run, outputs, rows, content)
+        if out is None:
+            publish(workdir or "", target)
     return content
 
 
@@ -107,7 +110,7 @@ def _on_images(
     """Returns a run whose evaluation split is a folder, its state, and the folder's classes."""
     if workdir is None or jax.process_count() > 1:
         raise InputError("--images needs a workdir, and one process: give --workdir alone")
-    config, folder = resolved(config), expanded(workdir)
+    config, folder = resolved(config), local(workdir)
     require_same_config(config, folder, measuring=True)
     run, state = restore_alone(config, folder)
     source, numbers = open_variant(images, run.train.classes)

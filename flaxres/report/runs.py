@@ -12,10 +12,10 @@ from typing import Any
 from flaxres.config.files import from_json
 from flaxres.config.schema import Config
 from flaxres.errors import InputError
-from flaxres.paths import expanded
 from flaxres.report import folder as files
 from flaxres.report.summary import PER_CLASS
 from flaxres.training.metrics import read_metrics
+from flaxres.training.staging import local, shown
 from flaxres.training.verification import DIGESTS, newest_sound, read_provenance
 from flaxres.training.workdir import CHECKPOINTS, CONFIG, SUMMARY
 
@@ -81,13 +81,14 @@ class RunFiles:
     @property
     def evaluate(self) -> str:
         """The command that makes the full evaluation."""
-        return f"flaxres evaluate --full --workdir {shlex.quote(str(self.path))}"
+        return f"flaxres evaluate --full --workdir {shlex.quote(shown(self.path))}"
 
     @property
     def again(self) -> str:
         """The command that does the run again, in another workdir."""
         path = shlex.quote(str(self.path / CONFIG))
-        return f"flaxres train --config {path} --workdir {shlex.quote(f'{self.path}-again')}"
+        again = shlex.quote(f"{shown(self.path)}-again")
+        return f"flaxres train --config {path} --workdir {again}"
 
 
 def read_runs(workdirs: Sequence[str]) -> list[RunFiles]:
@@ -96,7 +97,7 @@ def read_runs(workdirs: Sequence[str]) -> list[RunFiles]:
     Raises:
       InputError: one is no workdir or is named twice, or a file of an evaluation can't be read.
     """
-    paths = [pathlib.Path(expanded(workdir)) for workdir in workdirs]
+    paths = [local(workdir) for workdir in workdirs]
     for path, workdir in zip(paths, workdirs, strict=True):
         if not path.is_dir():
             raise InputError(f"{workdir!r} is not a folder: give the workdir of a run")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 from orbax.checkpoint.utils import TMP_DIR_SUFFIX
@@ -14,7 +15,10 @@ from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 from flaxres.errors import InputError, WriteError
 from flaxres.training import hosts
 from flaxres.training.lock import Lock
+from flaxres.training.mesh import place
+from flaxres.training.staging import is_staged, shown
 from flaxres.training.state import State
+from flaxres.training.uploads import Workdir
 from flaxres.training.verification import (
     DIGESTS,
     newest_sound,
@@ -38,6 +42,19 @@ class _Steps(type(ocp.path.step.standard_name_format())):  # type: ignore[misc]
         return (found for found in super().find_all(base_path) if found.path.name in map(str, ours))
 
 
+def _all_processes() -> ocp.options.MultiprocessingOptions:
+    """Returns the options of a folder that all processes see."""
+    return ocp.options.MultiprocessingOptions()
+
+
+def _only_this_process() -> ocp.options.MultiprocessingOptions:
+    """Returns the options of a folder that only this process sees."""
+    number = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=number, active_processes={number}, barrier_sync_key_prefix=f"alone{number}"
+    )
+
+
 class Checkpoints:
     """The folder `checkpoints/` of a workdir. A context manager, which waits for the last save.
 
@@ -48,6 +65,10 @@ class Checkpoints:
       writing: creates the folder, and sets steps aside that do not verify.
       say: gets a line about each step that does not verify.
       lock: the lock of the workdir, which a save requires; None in processes that hold none.
+      workdir: uploads a step once it is sealed; None where nobody reads the steps elsewhere.
+
+    In a staging folder of an address, which other processes don't see, the first process saves the
+    state, which all have, and each restores it from its own folder.
 
     Attributes:
       step: the newest step that is saved and verifies, or None.
@@ -62,8 +83,11 @@ class Checkpoints:
         writing: bool = False,
         say: Callable[[str], None] = print,
         lock: Lock | None = None,
+        workdir: Workdir | None = None,
     ) -> None:
         self.folder, self.lock = folder.resolve(), lock
+        self.workdir = workdir or Workdir(self.folder.parent)
+        self.alone = jax.process_count() > 1 and is_staged(self.folder.parent)
         self.step = self._newest(writing, say)
         best = BestN(get_metric_fn=_top1, n=keep_best, keep_checkpoints_without_metrics=False)
         policies = [LatestN(keep), *([best] if keep_best else [])]
@@ -72,9 +96,12 @@ class Checkpoints:
             best_fn=_top1,
             enable_async_checkpointing=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self.digest),
-            create=writing,
+            create=writing and not self.alone,
             step_name_format=_Steps(),
+            multiprocessing_options=_only_this_process() if self.alone else _all_processes(),
         )
+        if writing and self.alone:  # Orbax refuses to, where it saves in one process
+            self.folder.mkdir(parents=True, exist_ok=True)
         handlers = {
             "state": ocp.StandardCheckpointHandler(),
             "provenance": ocp.JsonCheckpointHandler(),
@@ -134,12 +161,16 @@ class Checkpoints:
         """
         if step == self.step:
             return
+        if self.alone and not hosts.leader():
+            self.step = step
+            return
         if self.lock is not None:
             self.lock.require()
         self.wait()
         self.saving, self.saving_since = step, time.monotonic()
+        saved = jax.device_get(state) if self.alone else state
         content = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), provenance=ocp.args.JsonSave(dict(provenance))
+            state=ocp.args.StandardSave(saved), provenance=ocp.args.JsonSave(dict(provenance))
         )
         measured = None if accuracy is None else {"top1": accuracy}
         if not self.manager.save(step, args=content, metrics=measured):
@@ -169,6 +200,7 @@ class Checkpoints:
             folder = self.folder / str(step)
             if hosts.leader() and (folder / DIGESTS).exists():
                 write_seal(folder)
+                self.workdir.push()
         except OSError as error:
             # A step without its seal is sound, but the error may concern the next save too.
             self.seal_error = error
@@ -187,6 +219,14 @@ class Checkpoints:
         step = self._required_step()
         metadata = self.manager.item_metadata(step)["state"].tree
         require_same_structure(metadata, like, self.folder / str(step))
+        if not self.alone:
+            return self._read(step, like)
+        arrays = self._read(step, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like))
+        state: State = jax.tree.map(lambda array, leaf: place(array, leaf.sharding), arrays, like)
+        return state
+
+    def _read(self, step: int, like: State) -> State:
+        """Reads a step as arrays of the kind of `like`: on devices, or of NumPy."""
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(like))
         state: State = self.manager.restore(step, args=arguments)["state"]
         return state
@@ -205,8 +245,8 @@ class Checkpoints:
     def _required_step(self) -> int:
         if self.step is None:
             raise InputError(
-                f"{str(self.folder)!r} holds no checkpoint that verifies: train first, or give "
-                "another workdir"
+                f"workdir {shown(self.folder.parent)!r} holds no checkpoint that verifies: train "
+                "first, or give another workdir"
             )
         return self.step
 
@@ -220,6 +260,7 @@ class Checkpoints:
             raise WriteError(
                 f"step {self.step} in {self.folder} is saved, but not its seal: {self.seal_error}"
             ) from self.seal_error
+        self.workdir.check()
 
     def wait(self) -> None:
         """Waits for the save under way; raises WriteError where it failed."""
@@ -229,6 +270,7 @@ class Checkpoints:
             raise self._write_error(error) from error
         if self.sealer:
             self.sealer.join()
+        self.workdir.wait()
         self.check()
 
     def _write_error(self, error: Exception) -> WriteError:
@@ -249,7 +291,7 @@ class Checkpoints:
         reason = problem(self.folder / str(self.step)) if hosts.leader() else ""
         hosts.wait_for_all("last step is verified")
         reason = hosts.gather(reason)[0]
-        if not reason and not self._restores(state):
+        if not reason and not all(hosts.gather(self._restores(state))):
             reason = "what was read back is not what was saved"
         if reason:
             raise WriteError(
@@ -257,12 +299,18 @@ class Checkpoints:
             )
 
     def _restores(self, state: State) -> bool:
-        """Returns True if the newest step equals `state`, bit for bit."""
-        like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
-            state,
-        )
-        saved, expected = jax.device_get(self.restore(like)), jax.device_get(state)
+        """Returns True if the newest step equals `state`, bit for bit, or is not here."""
+        expected = jax.device_get(state)
+        if self.alone:
+            if not hosts.leader():
+                return True
+            saved = self._read(self._required_step(), expected)
+        else:
+            like = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+                state,
+            )
+            saved = jax.device_get(self.restore(like))
         same = jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), saved, expected)
         return bool(jax.tree.all(same))
 

@@ -16,7 +16,6 @@ from flaxres.config.files import resolved, to_json
 from flaxres.config.schema import Config
 from flaxres.data.loader import Loader
 from flaxres.errors import InputError
-from flaxres.paths import expanded
 from flaxres.training import hosts
 from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.display import Display
@@ -41,9 +40,11 @@ from flaxres.training.resume import (
 )
 from flaxres.training.run import Run, feed, prepare_run
 from flaxres.training.signals import Preempted, Stop, stop_signals, time_limit
+from flaxres.training.staging import is_staged, local
 from flaxres.training.state import State
 from flaxres.training.stepper import Stepper
 from flaxres.training.summary import finish, headline
+from flaxres.training.uploads import Workdir, working_folder
 from flaxres.training.watchdog import Watchdog
 from flaxres.training.workdir import (
     CHECKPOINTS,
@@ -65,7 +66,8 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
 
     Args:
       config: the settings of the run.
-      workdir: the folder of the run; it is created.
+      workdir: the folder of the run, which is created, or an address in an object store, such as
+        gs://bucket/run; see `flaxres.training.uploads`.
 
     Returns:
       The state after the last step.
@@ -91,17 +93,18 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
       ...     int(fit(Config(model=model, data=data, train=train), f"{folder}/run").step)
       2
     """
-    folder = expanded(workdir)
     check(config)
     config = resolved(config)
-    run = hosts.leader_first(lambda: prepare_run_in(config, folder))
-    origin = provenance(run)
-    hosts.require_same(shared_facts(config, origin))
-    with lock_workdir(folder) as lock:
-        # Another run may have finished here since the first look.
-        hosts.leader_first(lambda: require_same_config(config, folder))
-        _write_config(run, folder)
-        return _start(run, folder, origin, lock)
+    with working_folder(workdir) as place:
+        folder = place.folder
+        run = hosts.leader_first(lambda: prepare_run_in(config, folder))
+        origin = provenance(run)
+        hosts.require_same(shared_facts(config, origin))
+        with lock_workdir(folder) as lock:
+            # Another run may have finished here since the first look.
+            hosts.leader_first(lambda: require_same_config(config, folder))
+            _write_config(run, folder)
+            return _start(run, place, origin, lock)
 
 
 def evaluate(
@@ -151,22 +154,27 @@ def restored(
     if (workdir is None) == (weights is None):
         raise InputError("evaluate needs a workdir or weights: give one of them")
     if weights is None:
-        return restore_run(config, expanded(workdir or ""), training=False)
+        return restore_run(config, local(workdir or ""), training=False)
     run = hosts.leader_first(lambda: prepare_run(config))
     variables = run.placed(load_weights(weights, run.model))
     step = jnp.zeros((), jnp.int32)
     return run, State(step, variables["params"], variables["batch_stats"], ())
 
 
-def _start(run: Run, folder: pathlib.Path, origin: Provenance, lock: Lock | None) -> State:
+def _start(run: Run, place: Workdir, origin: Provenance, lock: Lock | None) -> State:
     """Trains from the newest checkpoint, in a workdir that this run has locked."""
-    config, notes = run.config, list[str]()
+    config, folder, notes = run.config, place.folder, list[str]()
     keep = config.train.keep_checkpoints, config.train.keep_best
     with (
         stop_signals() as stop,
         time_limit(stop, config.train.stop_after_minutes),
         Checkpoints(
-            folder / CHECKPOINTS, *keep, writing=True, say=notes.append, lock=lock
+            folder / CHECKPOINTS,
+            *keep,
+            writing=True,
+            say=notes.append,
+            lock=lock,
+            workdir=place,
         ) as checkpoints,
     ):
         state, progress = start_or_resume(run, checkpoints, origin, notes.append)
@@ -179,7 +187,7 @@ def _start(run: Run, folder: pathlib.Path, origin: Provenance, lock: Lock | None
                 # The summary of a run that ended early is out of date.
                 if hosts.leader():
                     (folder / SUMMARY).unlink(missing_ok=True)
-                return _train(run, folder, state, checkpoints, origin, progress, display, stop)
+                return _train(run, place, state, checkpoints, origin, progress, display, stop)
             longer = (
                 "give a larger train.patience"
                 if patience.over
@@ -190,13 +198,13 @@ def _start(run: Run, folder: pathlib.Path, origin: Provenance, lock: Lock | None
             )
             # All processes follow what the leader sees.
             if not hosts.gather((folder / SUMMARY).exists())[0]:
-                finish(run, folder, Evaluator(run, display.say)(state), progress, display)
+                finish(run, place, Evaluator(run, display.say)(state), progress, display)
             return state
 
 
 def _train(
     run: Run,
-    folder: pathlib.Path,
+    place: Workdir,
     state: State,
     checkpoints: Checkpoints,
     origin: Provenance,
@@ -205,7 +213,7 @@ def _train(
     stop: Stop,
 ) -> State:
     """Trains from `state` to the last step, and writes everything that a run leaves."""
-    train, first = run.config.train, int(state.step)
+    train, folder, first = run.config.train, place.folder, int(state.step)
     with (
         Watchdog(folder, train.watchdog_seconds, lambda: checkpoints.saving_since) as watchdog,
         feed(run, first, display.say) as (batches, loader),
@@ -220,7 +228,7 @@ def _train(
         progress = loop.progress_now()
         watchdog.at("reading the last checkpoint back")
         checkpoints.read_back(state)
-    finish(run, folder, report, progress, display)
+    finish(run, place, report, progress, display)
     return state
 
 
@@ -393,6 +401,8 @@ def _write_config(run: Run, folder: pathlib.Path) -> None:
         replace_file(folder / CLASSES, json.dumps(run.train.classes, indent=0) + "\n")
         replace_file(folder / CONFIG, to_json(run.config))
     hosts.wait_for_all("workdir is written to")
+    if is_staged(folder):  # each process has its own
+        return
     if not all(hosts.gather((folder / CONFIG).exists())):
         raise InputError(
             f"workdir {str(folder)!r} is not the same folder for all processes: it must be on a "

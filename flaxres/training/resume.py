@@ -23,6 +23,7 @@ from flaxres.training.provenance import (
     from_json as read_provenance,
 )
 from flaxres.training.run import Run, prepare_run
+from flaxres.training.staging import shown
 from flaxres.training.state import State
 from flaxres.training.verification import steps
 from flaxres.training.workdir import CHECKPOINTS, CONFIG, require_writable
@@ -61,7 +62,7 @@ def require_same_config(config: Config, folder: pathlib.Path, measuring: bool = 
         _require_no_shorter(before.train, config.train)
     if changed := differences(before, config, measuring):
         raise InputError(
-            f"workdir {str(folder)!r} has a run with another config ({'; '.join(changed)}): use "
+            f"workdir {shown(folder)!r} has a run with another config ({'; '.join(changed)}): use "
             "another --workdir, or that config"
         )
 
@@ -209,7 +210,7 @@ def require_checkpoints(folder: pathlib.Path) -> None:
     """
     if not (folder / CHECKPOINTS).is_dir():
         raise InputError(
-            f"workdir {str(folder)!r} has no checkpoints: train first, or give another --workdir"
+            f"workdir {shown(folder)!r} has no checkpoints: train first, or give another --workdir"
         )
 
 

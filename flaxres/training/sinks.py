@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from flaxres.training.staging import is_staged, shown
+
 # Its thread ends at the first error, and a full queue would then block the run.
 TENSORBOARD_QUEUE = 2**14
 
@@ -61,7 +63,8 @@ class WandB:
     """
 
     def __init__(self, workdir: pathlib.Path, project: str) -> None:
-        run_id = hashlib.sha256(str(workdir.resolve()).encode(errors="surrogateescape"))
+        name = shown(workdir) if is_staged(workdir) else str(workdir.resolve())
+        run_id = hashlib.sha256(name.encode(errors="surrogateescape"))
         self.run = importlib.import_module("wandb").init(
             project=project,
             id=run_id.hexdigest()[:16],

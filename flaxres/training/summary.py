@@ -1,7 +1,6 @@
 """The first and the last line of a run, and the files that it ends with."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import jax
@@ -11,6 +10,8 @@ from flaxres.training.display import Display
 from flaxres.training.evaluation import Report
 from flaxres.training.provenance import Progress
 from flaxres.training.run import Run
+from flaxres.training.staging import shown
+from flaxres.training.uploads import Workdir
 
 
 def headline(run: Run, first: int) -> str:
@@ -25,19 +26,18 @@ def headline(run: Run, first: int) -> str:
     )
 
 
-def finish(
-    run: Run, folder: pathlib.Path, report: Report, progress: Progress, display: Display
-) -> None:
+def finish(run: Run, place: Workdir, report: Report, progress: Progress, display: Display) -> None:
     """Writes curves.png and, last, summary.json, whose presence says that the run is complete."""
     if hosts.leader():
         accuracy = f"top-1 {100 * report.top1:.2f}% of {report.examples:,} evaluation examples"
         title = f"{run.config.model.name} on {run.train.name}: {accuracy}"
-        curves.draw_curves(folder, title)
-        metrics.write_summary(folder, _summary(run, report, progress))
+        curves.draw_curves(place.folder, title)
+        metrics.write_summary(place.folder, _summary(run, report, progress))
+    place.wait()
     hosts.wait_for_all("run is finished")
     display.say(
         f"finished: top-1 {100 * report.top1:.2f}% of {report.examples:,} examples; everything is "
-        f"in {folder}"
+        f"in {shown(place.folder)}"
     )
 
 

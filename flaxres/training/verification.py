@@ -106,14 +106,18 @@ def read_provenance(folder: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def steps(folder: pathlib.Path) -> list[int]:
-    """Returns the numbers of the steps in a folder of checkpoints, the newest first, unverified.
+def step_number(name: str) -> int | None:
+    """Returns the step that a folder is named after, None for any other name.
 
-    A step is a folder with a name that we write: "10", but not "010", nor a digit of another
-    script.
+    Only names count that we write: "10", but not "010", nor a digit of another script.
     """
-    names = [path.name for path in folder.glob("*") if _STEP.fullmatch(path.name) and path.is_dir()]
-    return sorted(map(int, names), reverse=True)
+    return int(name) if _STEP.fullmatch(name) else None
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    """Returns the numbers of the steps in a folder of checkpoints, the newest first, unverified."""
+    found = [step_number(path.name) for path in folder.glob("*") if path.is_dir()]
+    return sorted((step for step in found if step is not None), reverse=True)
 
 
 def survey(folder: pathlib.Path) -> list[SavedStep]:

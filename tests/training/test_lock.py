@@ -20,13 +20,16 @@ from flaxres.data.datasets import ensure_prepared
 from flaxres.errors import InputError
 from flaxres.training import hosts, lock
 from flaxres.training.checkpoints import Checkpoints
-from flaxres.training.lock import Holder, acquire, lock_workdir
+from flaxres.training.lock import acquire, lock_workdir
+from flaxres.training.lock_file import LockFile
+from flaxres.training.lock_holder import Holder, this_process
 from flaxres.training.state import State
 from flaxres.training.workdir import CHECKPOINTS, LOCK
 
 ROOT = pathlib.Path(__file__).parents[2]
 HOLD = "import sys, time, pathlib; from flaxres.training.lock import acquire; "
-HOLD += "acquire(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(100)"
+HOLD += "from flaxres.training.lock_file import LockFile; "
+HOLD += "acquire(LockFile(pathlib.Path(sys.argv[1]))); print('held', flush=True); time.sleep(100)"
 
 
 @contextlib.contextmanager
@@ -45,7 +48,7 @@ def other_process(path: pathlib.Path) -> Iterator[subprocess.Popen[str]]:
 
 def written(path: pathlib.Path, **changes: object) -> Holder:
     """Writes the lock of a process that this machine does not run."""
-    holder = dataclasses.replace(lock._this_process(), **changes)
+    holder = dataclasses.replace(this_process(), **changes)
     path.write_text(json.dumps(dataclasses.asdict(holder)))
     return holder
 
@@ -73,7 +76,7 @@ def test_a_second_run_is_refused_by_name_and_a_killed_one_is_not_in_the_way(
         process.kill()
         process.wait()
         begun = time.monotonic()
-        acquire(path).release()
+        acquire(LockFile(path)).release()
         assert time.monotonic() - begun < 1
     assert not path.exists()
 
@@ -82,10 +85,10 @@ def test_the_lock_of_a_process_number_that_another_process_has_now_is_stale(
     path: pathlib.Path,
 ) -> None:
     written(path, started="1")
-    acquire(path).release()
+    acquire(LockFile(path)).release()
     written(path)
     with pytest.raises(InputError, match=f"process {os.getpid()} on "):
-        acquire(path)
+        acquire(LockFile(path))
 
 
 def test_on_another_machine_the_beats_tell_the_living_from_the_dead(
@@ -94,12 +97,12 @@ def test_on_another_machine_the_beats_tell_the_living_from_the_dead(
     monkeypatch.setattr(lock, "STALE_SECONDS", 1.0)
     written(path, machine="another", host="node7")
     os.utime(path, (time.time() - 100,) * 2)
-    acquire(path).release()  # no beat for longer than the limit
+    acquire(LockFile(path)).release()  # no beat for longer than the limit
 
     written(path, machine="another", host="node7")
     os.utime(path, (time.time() + 1000,) * 2)  # by a clock that is wrong
     begun = time.monotonic()
-    acquire(path).release()
+    acquire(LockFile(path)).release()
     assert 0.9 < time.monotonic() - begun < 5
 
     written(path, machine="another", host="node7")
@@ -113,7 +116,7 @@ def test_on_another_machine_the_beats_tell_the_living_from_the_dead(
     thread.start()
     try:
         with pytest.raises(InputError, match="on node7 since"):
-            acquire(path)
+            acquire(LockFile(path))
     finally:
         ended.set()
         thread.join()
@@ -124,8 +127,8 @@ def test_a_lock_cut_short_is_taken_over(
 ) -> None:
     monkeypatch.setattr(lock, "STALE_SECONDS", 0.3)
     path.write_text('{"host": ')
-    held = acquire(path)
-    assert lock._read(path) == held.holder
+    held = acquire(LockFile(path))
+    assert LockFile(path).read() == held.holder
     held.release()
 
 
@@ -143,14 +146,14 @@ def test_of_many_that_find_a_stale_lock_one_gets_it(
 
     def attempt(_: int) -> lock.Lock | None:
         try:
-            return acquire(path)
+            return acquire(LockFile(path))
         except InputError:
             return None
 
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         held = [result for result in pool.map(attempt, range(16)) if result is not None]
     (winner,) = held
-    assert lock._read(path) == winner.holder
+    assert LockFile(path).read() == winner.holder
     winner.release()
     assert not list(path.parent.iterdir())
 
@@ -159,22 +162,22 @@ def test_a_deleted_lock_is_written_again_and_a_lost_one_ends_the_run(
     path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
-    held = acquire(path)
+    held = acquire(LockFile(path))
     before = path.stat().st_mtime_ns
     time.sleep(0.3)
     assert path.stat().st_mtime_ns > before
     path.unlink()
     held.require()
-    assert lock._read(path) == held.holder
+    assert LockFile(path).read() == held.holder
     other = written(path, host="node7", token="other")
     with pytest.raises(InputError, match="was taken over by process .* on node7"):
         held.require()
     held.release()
-    assert lock._read(path) == other
+    assert LockFile(path).read() == other
 
 
 def test_a_save_requires_the_lock(path: pathlib.Path) -> None:
-    held = acquire(path)
+    held = acquire(LockFile(path))
     other = written(path, host="node7", token="other")
     folder = path.parent / CHECKPOINTS
     with (
@@ -184,7 +187,7 @@ def test_a_save_requires_the_lock(path: pathlib.Path) -> None:
         checkpoints.save(State(jnp.zeros((), jnp.int32), {}, {}, ()), 1, {})
     assert not list(folder.glob("1*"))
     held.release()
-    assert lock._read(path) == other
+    assert LockFile(path).read() == other
 
 
 def test_of_several_processes_only_the_first_holds_the_lock(
