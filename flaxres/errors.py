@@ -31,8 +31,9 @@ class WriteError(OSError):
 
 # Packages of the extra `train` that flax itself does not bring.
 TRAINER_PACKAGES = {
-    *("array_record", "cv2", "flatbuffers", "huggingface_hub", "importlib_resources", "jinja2"),
-    *("matplotlib", "PIL", "pyarrow", "simplejpeg", "tensorboardX", "tensorflow_datasets", "tyro"),
+    *("array_record", "cv2", "flatbuffers", "fsspec", "huggingface_hub", "importlib_resources"),
+    *("jinja2", "matplotlib", "PIL", "pyarrow", "simplejpeg", "tensorboardX", "tyro"),
+    "tensorflow_datasets",
 }
 
 

@@ -21,6 +21,7 @@ from flaxres.config.settings import SETTINGS
 from flaxres.errors import InputError, unknown
 from flaxres.paths import expanded
 from flaxres.remote import is_address
+from flaxres.training.workdir import CONFIG
 
 
 def flag(field: str) -> str:
@@ -55,20 +56,9 @@ def parse_run(
 
     chosen, rest = value_of(arguments, "--config")
     where, rest = value_of(rest, "--workdir")
-    saved = _workdir_of(where) / "config.json"
     if where and not is_address(where):
         where = str(expanded(where))
-    has_run = os.path.exists(saved)  # noqa: PTH110 (Path.exists raises for a closed folder)
-    if chosen is None and (default is None or (where and has_run)):
-        if not where and not asks_for_help(rest):
-            raise InputError("--workdir is missing: give the workdir of a run")
-        if where and is_address(where) and not has_run and not asks_for_help(rest):
-            raise InputError(f"{where!r} holds no run: give the workdir of one")
-        file = str(saved)
-        start = Config() if asks_for_help(rest) and not has_run else from_json(saved)
-    else:
-        file = chosen or str(default)
-        start = load_config(file)
+    file, start = _first_config(chosen, where, default, asks_for_help(rest))
     folder = where or f"runs/{pathlib.Path(file).stem}"
 
     @dataclasses.dataclass(frozen=True)
@@ -98,13 +88,30 @@ def parse_run(
     return parsed.config, folder
 
 
-def _workdir_of(where: str | None) -> pathlib.Path:
-    """Returns the folder of a workdir; of one in an object store, a copy without checkpoints."""
-    if where and is_address(where):
+def _first_config(
+    chosen: str | None, where: str | None, default: str | None, for_help: bool
+) -> tuple[str, Config]:
+    """Returns the file of the config that options change, and the config.
+
+    It is the chosen one, that of the run in the workdir `where`, or the default, in this order.
+    """
+    folder = pathlib.Path(where or "")
+    if chosen is None and where and is_address(where):
         from flaxres.training.staging import local
 
-        return local(where, "none")
-    return expanded(where or "")
+        folder = local(where, "none")
+    saved = folder / CONFIG
+    has_run = os.path.exists(saved)  # noqa: PTH110 (Path.exists raises for a closed folder)
+    if chosen is not None or (default is not None and not (where and has_run)):
+        file = chosen or str(default)
+        return file, load_config(file)
+    if for_help and not has_run:
+        return str(saved), Config()
+    if not where:
+        raise InputError("--workdir is missing: give the workdir of a run")
+    if is_address(where) and not has_run:
+        raise InputError(f"{where!r} holds no run: give the workdir of one")
+    return str(saved), from_json(saved)
 
 
 def version_line() -> str:

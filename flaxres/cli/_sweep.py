@@ -8,6 +8,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from flaxres.config.schema import Config
 from flaxres.errors import writing_to
 from flaxres.paths import expanded
 from flaxres.printing import say
+from flaxres.remote import RemoteError, RemoteFolder, is_address
+from flaxres.training.lock_object import refusal
+from flaxres.training.staging import local
 from flaxres.training.workdir import SUMMARY, replace_file
 
 RECIPE, SWEEP = "recipe.json", "sweep.json"
@@ -35,27 +39,40 @@ def sweep(arguments: Sequence[str]) -> None:
         "and show the mean and the deviation (--seeds N, by default 5; --json). The same command "
         "goes on where it was stopped, and adds seeds to a finished sweep.",
     )
-    folder = expanded(workdir)
+    place = workdir if is_address(workdir) else str(expanded(workdir))
     seeds = range(config.train.seed, config.train.seed + count)
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / RECIPE, to_json(resolved(config)))
-    for seed in seeds:
-        _train(folder, seed, len(seeds))
-    facts = summary(config, folder, seeds)
-    with writing_to(folder):
-        replace_file(folder / SWEEP, json.dumps(facts, indent=1) + "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = pathlib.Path(folder) / RECIPE
+        recipe.write_text(to_json(resolved(config)), encoding="utf-8")
+        _keep(place, RECIPE, recipe.read_text(encoding="utf-8"))
+        for seed in seeds:
+            _train(recipe, f"{place}/seed{seed}", seed, len(seeds))
+    facts = summary(config, place, seeds)
+    _keep(place, SWEEP, json.dumps(facts, indent=1) + "\n")
     show(as_json, facts, table(facts))
 
 
-def _train(folder: pathlib.Path, seed: int, count: int) -> None:
+def _keep(place: str, name: str, text: str) -> None:
+    """Writes a file of the sweep into its folder, or to its address."""
+    if is_address(place):
+        try:
+            RemoteFolder(place).write(name, text.encode())
+        except RemoteError as error:
+            raise refusal(place, "written", error) from error
+        return
+    folder = pathlib.Path(place)
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / name, text)
+
+
+def _train(recipe: pathlib.Path, workdir: str, seed: int, count: int) -> None:
     """Trains one seed in a process of its own, or resumes it.
 
     Raises:
       SystemExit: with the code of that process, if it is not 0.
     """
-    workdir = folder / f"seed{seed}"
-    words = ["--config", str(folder / RECIPE), "--workdir", str(workdir), "--train.seed", str(seed)]
+    words = ["--config", str(recipe), "--workdir", workdir, "--train.seed", str(seed)]
     say(f"seed {seed}, one of {count}, in {workdir}")
     with subprocess.Popen([sys.executable, "-m", "flaxres.cli", "train", *words]) as child:
         with _forwarding(child):
@@ -81,13 +98,13 @@ def _forwarding(child: subprocess.Popen[bytes]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def summary(config: Config, folder: pathlib.Path, seeds: Sequence[int]) -> dict[str, Any]:
+def summary(config: Config, place: str, seeds: Sequence[int]) -> dict[str, Any]:
     """Returns the figures of finished runs by seed, with mean, deviation and standard error.
 
     The deviation is that of a sample; both are None for a single seed.
     """
     runs = {
-        str(seed): json.loads((folder / f"seed{seed}" / SUMMARY).read_text(encoding="utf-8"))
+        str(seed): json.loads((local(f"{place}/seed{seed}", "none") / SUMMARY).read_bytes())
         for seed in seeds
     }
     facts: dict[str, Any] = {"model": config.model.name, "dataset": config.data.name, "runs": runs}

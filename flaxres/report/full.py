@@ -85,8 +85,7 @@ def evaluate_fully(
     if possible is not None:
         content["real"] = _reassessed(run, outputs, numbers, possible)
     if leader():
-        with writing_to(target):
-            _write(target, run, outputs, rows, content)
+        _write(target, run, outputs, rows, content)
         if out is None:
             publish(workdir or "", target)
     return content
@@ -140,24 +139,25 @@ def _write(
     content: dict[str, Any],
 ) -> None:
     """Writes all files; the summary, which says that they are complete, comes last."""
-    classes = run.evaluation.classes
-    pairs = scores.confusion(outputs.labels, outputs.predicted).tolist()
-    files.write_table(
-        target / files.CONFUSION,
-        files.PAIRS,
-        ((classes[label], classes[predicted], count) for label, predicted, count in pairs),
-    )
-    files.write_table(
-        target / files.PER_CLASS, summary.PER_CLASS, (list(row.values()) for row in rows)
-    )
-    mistakes = summary.mistakes(outputs, classes)
-    transform = evaluation_transform(run.config.data)
-    for number, mistake in enumerate(mistakes):
-        mistake["file"] = run.evaluation.file_name(mistake["record"])
-        mistake["picture"] = None
-        if number < PICTURES:
-            encoded, _ = run.evaluation.read(mistake["record"])
-            pixels = transform(encoded, np.zeros(0))
-            mistake["picture"] = files.write_picture(target, number + 1, pixels)
-    files.write_lines(target / files.MISTAKES, mistakes)
-    files.write_json(target / files.SUMMARY, content)
+    with writing_to(target):
+        classes = run.evaluation.classes
+        pairs = scores.confusion(outputs.labels, outputs.predicted).tolist()
+        files.write_table(
+            target / files.CONFUSION,
+            files.PAIRS,
+            ((classes[label], classes[predicted], count) for label, predicted, count in pairs),
+        )
+        files.write_table(
+            target / files.PER_CLASS, summary.PER_CLASS, (list(row.values()) for row in rows)
+        )
+        mistakes = summary.mistakes(outputs, classes)
+        transform = evaluation_transform(run.config.data)
+        for number, mistake in enumerate(mistakes):
+            mistake["file"] = run.evaluation.file_name(mistake["record"])
+            mistake["picture"] = None
+            if number < PICTURES:
+                encoded, _ = run.evaluation.read(mistake["record"])
+                pixels = transform(encoded, np.zeros(0))
+                mistake["picture"] = files.write_picture(target, number + 1, pixels)
+        files.write_lines(target / files.MISTAKES, mistakes)
+        files.write_json(target / files.SUMMARY, content)

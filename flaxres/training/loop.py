@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
 import pathlib
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from flaxres.config.check import check
-from flaxres.config.files import resolved, to_json
+from flaxres.config.files import resolved
 from flaxres.config.schema import Config
 from flaxres.data.loader import Loader
 from flaxres.errors import InputError
@@ -37,10 +36,11 @@ from flaxres.training.resume import (
     require_same_config,
     restore_run,
     start_or_resume,
+    write_config,
 )
 from flaxres.training.run import Run, feed, prepare_run
 from flaxres.training.signals import Preempted, Stop, stop_signals, time_limit
-from flaxres.training.staging import is_staged, local
+from flaxres.training.staging import local
 from flaxres.training.state import State
 from flaxres.training.stepper import Stepper
 from flaxres.training.summary import finish, headline
@@ -48,11 +48,8 @@ from flaxres.training.uploads import Workdir, working_folder
 from flaxres.training.watchdog import Watchdog
 from flaxres.training.workdir import (
     CHECKPOINTS,
-    CLASSES,
-    CONFIG,
     PROFILE,
     SUMMARY,
-    replace_file,
 )
 from flaxres.weights.transfer import load_weights
 
@@ -103,7 +100,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> State:
         with lock_workdir(folder) as lock:
             # Another run may have finished here since the first look.
             hosts.leader_first(lambda: require_same_config(config, folder))
-            _write_config(run, folder)
+            write_config(run, folder)
             return _start(run, place, origin, lock)
 
 
@@ -392,19 +389,4 @@ class _Loop:
             skipped=tuple(sorted({*self.earlier.skipped, *skipped})),
             best=self.patience.best,
             waited=self.patience.waited,
-        )
-
-
-def _write_config(run: Run, folder: pathlib.Path) -> None:
-    """Writes config.json and classes.json in the first process, and checks that all see them."""
-    if hosts.leader():
-        replace_file(folder / CLASSES, json.dumps(run.train.classes, indent=0) + "\n")
-        replace_file(folder / CONFIG, to_json(run.config))
-    hosts.wait_for_all("workdir is written to")
-    if is_staged(folder):  # each process has its own
-        return
-    if not all(hosts.gather((folder / CONFIG).exists())):
-        raise InputError(
-            f"workdir {str(folder)!r} is not the same folder for all processes: it must be on a "
-            "file system that all of them see"
         )

@@ -1,5 +1,6 @@
 """Checks of a workdir before training starts, and the state that training starts from."""
 
+import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import jax
 
 from flaxres.config.check import check_devices
-from flaxres.config.files import from_json, from_sections, resolved
+from flaxres.config.files import from_json, from_sections, resolved, to_json
 from flaxres.config.schema import Config, TrainConfig
 from flaxres.config.settings import differences
 from flaxres.data.source import Source
@@ -23,10 +24,10 @@ from flaxres.training.provenance import (
     from_json as read_provenance,
 )
 from flaxres.training.run import Run, prepare_run
-from flaxres.training.staging import shown
+from flaxres.training.staging import is_staged, shown
 from flaxres.training.state import State
 from flaxres.training.verification import steps
-from flaxres.training.workdir import CHECKPOINTS, CONFIG, require_writable
+from flaxres.training.workdir import CHECKPOINTS, CLASSES, CONFIG, replace_file, require_writable
 
 
 def prepare_run_in(config: Config, folder: pathlib.Path) -> Run:
@@ -42,6 +43,25 @@ def prepare_run_in(config: Config, folder: pathlib.Path) -> Run:
     run = prepare_run(config)
     folder.mkdir(parents=True, exist_ok=True)
     return run
+
+
+def write_config(run: Run, folder: pathlib.Path) -> None:
+    """Writes config.json and classes.json in the first process, and checks that all see them.
+
+    Raises:
+      InputError: the workdir is not the same folder for all processes.
+    """
+    if hosts.leader():
+        replace_file(folder / CLASSES, json.dumps(run.train.classes, indent=0) + "\n")
+        replace_file(folder / CONFIG, to_json(run.config))
+    hosts.wait_for_all("workdir is written to")
+    if is_staged(folder):  # each process has its own
+        return
+    if not all(hosts.gather((folder / CONFIG).exists())):
+        raise InputError(
+            f"workdir {str(folder)!r} is not the same folder for all processes: it must be on a "
+            "file system that all of them see"
+        )
 
 
 def require_same_config(config: Config, folder: pathlib.Path, measuring: bool = False) -> None:

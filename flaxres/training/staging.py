@@ -27,7 +27,7 @@ READ, EVALUATIONS = (CONFIG, CLASSES, METRICS, SUMMARY, CURVES), "evaluation"
 
 @dataclasses.dataclass
 class Mark:
-    """What a staging folder knows of its address; kept in a file of the folder.
+    """Facts on a staging folder and its address, kept in a file of the folder.
 
     Attributes:
       address: the address.
