@@ -33,7 +33,7 @@ class WriteError(OSError):
 TRAINER_PACKAGES = {
     *("array_record", "cv2", "flatbuffers", "fsspec", "huggingface_hub", "importlib_resources"),
     *("jinja2", "matplotlib", "PIL", "pyarrow", "simplejpeg", "tensorboardX", "tyro"),
-    "tensorflow_datasets",
+    *("tensorflow_datasets", "upath"),
 }
 
 

@@ -1,6 +1,7 @@
 """Folders in an object store, given by an address such as `gs://bucket/run`, through fsspec."""
 
 import contextlib
+import functools
 import logging
 import os
 import pathlib
@@ -8,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flaxres.errors import InputError
-from flaxres.paths import replacing
+from flaxres.paths import expanded, replacing
 
 # Scheme -> what installs its package.
 EXTRAS = {"gs": "flaxres[gcs]", "gcs": "flaxres[gcs]", "s3": "flaxres[s3]", "az": "adlfs"}
@@ -55,31 +56,10 @@ class RemoteFolder:
     """
 
     def __init__(self, address: str) -> None:
-        import fsspec
-
         self.address = address.rstrip("/")
-        scheme, _, path = self.address.partition("://")
-        # Its warnings about each object would come beside our line.
-        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-        options: dict[str, Any] = OPTIONS.get(scheme, {})
-        try:
-            self.files, root = fsspec.url_to_fs(
-                self.address, use_listings_cache=False, skip_instance_cache=True, **options
-            )
-        except ImportError as error:
-            package = EXTRAS.get(scheme, str(error))
-            raise InputError(
-                f"{address!r} needs a package that is not installed: pip install {package!r}"
-            ) from error
-        except ValueError as error:
-            raise InputError(
-                f"{address!r}: the scheme {scheme!r} is unknown to fsspec: give gs://, s3:// or "
-                "another one that it knows"
-            ) from error
-        except Exception as error:
-            raise InputError(f"{address!r} can't be opened ({_reason(error)})") from error
+        self.files, root = file_system(self.address)
         self.root = root.rstrip("/")
-        if not path.partition("/")[2]:
+        if not self.address.partition("://")[2].partition("/")[2]:
             raise InputError(f"{address!r} is a whole bucket: give a folder in it, {address}/NAME")
 
     def __repr__(self) -> str:
@@ -90,7 +70,7 @@ class RemoteFolder:
 
     def names(self) -> Mapping[str, str]:
         """Returns the name of each object, also in folders, and what changes with its content."""
-        with _refusals():
+        with refusals():
             found = self.files.find(self.root, detail=True)
         names = {path.removeprefix(self.root).lstrip("/"): path for path in sorted(found)}
         # An empty name is the mark that some programs write for a folder.
@@ -98,14 +78,14 @@ class RemoteFolder:
 
     def read(self, name: str) -> bytes | None:
         """Returns the content of an object, None if there is none."""
-        with _refusals(), contextlib.suppress(FileNotFoundError):
+        with refusals(), contextlib.suppress(FileNotFoundError):
             content: bytes = self.files.cat_file(self._path(name))
             return content
         return None
 
     def write(self, name: str, content: bytes) -> None:
         """Writes an object; an existing one is replaced in one step."""
-        with _refusals():
+        with refusals():
             self.files.pipe_file(self._path(name), content)
 
     def create(self, name: str, content: bytes) -> bool:
@@ -116,7 +96,7 @@ class RemoteFolder:
         """
         if self.read(name) is not None:
             return False
-        with _refusals():
+        with refusals():
             try:
                 self.files.pipe_file(self._path(name), content, mode="create")
             except FileExistsError:
@@ -126,18 +106,18 @@ class RemoteFolder:
     def upload(self, path: pathlib.Path, name: str) -> None:
         """Writes a file as an object; FileNotFoundError where there is no such file."""
         path.stat()
-        with _refusals():
+        with refusals():
             self.files.put_file(str(path), self._path(name))
 
     def download(self, name: str, path: pathlib.Path) -> None:
         """Writes an object as a file, in one step; FileNotFoundError where it is gone."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part, _refusals(missing=True):
+        with replacing(path) as part, refusals(missing=True):
             self.files.get_file(self._path(name), str(part))
 
     def remove(self, name: str) -> None:
         """Deletes an object, if there is one."""
-        with _refusals(), contextlib.suppress(FileNotFoundError):
+        with refusals(), contextlib.suppress(FileNotFoundError):
             self.files.rm_file(self._path(name))
 
     def modified(self, name: str) -> float:
@@ -145,9 +125,77 @@ class RemoteFolder:
 
         FileNotFoundError where there is none.
         """
-        with _refusals(missing=True):
+        with refusals(missing=True):
             time: float = self.files.modified(self._path(name)).timestamp()
         return time
+
+
+def file_system(address: str) -> tuple[Any, str]:
+    """Returns the file system of fsspec for an address, and the path in it.
+
+    Raises:
+      InputError: the scheme is unknown, or its package is not installed.
+    """
+    import fsspec
+
+    scheme = address.partition("://")[0]
+    # Its warnings about each object would come beside our line.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    try:
+        files, path = fsspec.url_to_fs(
+            address, use_listings_cache=False, skip_instance_cache=True, **OPTIONS.get(scheme, {})
+        )
+    except ImportError as error:
+        package = EXTRAS.get(scheme, str(error))
+        raise InputError(
+            f"{address!r} needs a package that is not installed: pip install {package!r}"
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            f"{address!r}: the scheme {scheme!r} is unknown to fsspec: give gs://, s3:// or "
+            "another one that it knows"
+        ) from error
+    except Exception as error:
+        raise InputError(f"{address!r} can't be opened ({_reason(error)})") from error
+    return files, path
+
+
+@functools.cache
+def kept_file_system(address: str) -> tuple[Any, str]:
+    """Returns `file_system(address)`, the same one at each call: for many reads of an object."""
+    return file_system(address)
+
+
+def path_of(place: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns a path with `~` expanded; for an address, one with the same methods.
+
+    Raises:
+      InputError: the address can't be opened.
+
+    Examples:
+      >>> path_of("memory://bucket/data").name
+      'data'
+    """
+    if not is_address(place):
+        return expanded(place)
+    import upath
+
+    address = str(place).rstrip("/")
+    files, _ = file_system(address)
+    path: pathlib.Path = upath.UPath(address, **files.storage_options)
+    return path
+
+
+def read_range(address: str, offset: int, size: int) -> bytes:
+    """Returns bytes of an object, fewer where it ends before.
+
+    Raises:
+      RemoteError: the store refuses, or can't be reached after the retries of its library.
+    """
+    files, path = kept_file_system(address)
+    with refusals():
+        content: bytes = files.cat_file(path, start=offset, end=offset + size)
+    return content
 
 
 def _version(facts: Mapping[str, Any]) -> str:
@@ -157,11 +205,17 @@ def _version(facts: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _refusals(missing: bool = False) -> Iterator[None]:
+def refusals(missing: bool = False) -> Iterator[None]:
     """Turns the errors of a store, which are of many types, into RemoteError.
 
     Args:
       missing: passes FileNotFoundError on; else it tells of a missing bucket.
+
+    Examples:
+      >>> with refusals():
+      ...     raise ConnectionError("the network is gone")
+      Traceback (most recent call last):
+      flaxres.remote.RemoteError: the network is gone
     """
     try:
         yield

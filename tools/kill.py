@@ -12,9 +12,9 @@ optimizer state, step). The program prints:
   seconds_lost_per_kill   time that a kill cost
   seconds_to_end          longest time that the other processes ran after the kill of one
 
-With several processes one of them is killed, in turn. With --store the workdirs are in an object
-store (see tools/stores.py). Before every second resume the folder that the run worked in is
-deleted, as if it went on on another machine.
+With several processes one of them is killed, in turn. With --store the workdirs and the data, as
+Parquet, are in an object store (see tools/stores.py). Before every second resume the folder that
+the run worked in is deleted, as if it went on on another machine.
 """
 
 import contextlib
@@ -37,8 +37,10 @@ import jax
 import numpy as np
 
 from benchmarks import command
+from benchmarks.forms import write_parquet
 from flaxres.cache import cache_folder
 from flaxres.config.files import from_json
+from flaxres.data.datasets import open_or_prepare
 from flaxres.data.prepare import prepare
 from flaxres.remote import RemoteFolder, is_address
 from flaxres.training.checkpoints import Checkpoints
@@ -56,11 +58,21 @@ Started = list[subprocess.Popen[str]]
 Hit = tuple[str, str, int]  # signal, point, and the number of the call that it comes at
 
 
-def arguments(workdir: pathlib.Path | str, data_dir: pathlib.Path, *more: str) -> list[str]:
+def arguments(
+    workdir: pathlib.Path | str, data_dir: pathlib.Path, *more: str, parquet: str | None = None
+) -> list[str]:
     """Returns the options of a run of 40 steps on the digits, through the host's loader.
 
     An epoch is 10 steps, and each ends in an evaluation and a checkpoint.
+
+    Args:
+      workdir: the workdir, a folder or an address.
+      data_dir: folder of prepared datasets.
+      *more: more options.
+      parquet: folder or address of the digits as Parquet, which are read in place of the prepared.
     """
+    if parquet is not None:
+        more = ("--data.name", "parquet", "--data.source", parquet, *more)
     steps = "--train.steps 40 --train.batch-size 128 --train.log-every-steps 1"
     epochs = "--train.eval-every-epochs 1 --train.checkpoint-every-epochs 1"
     loader = "--data.resident False --train.tensorboard False --optim.warmup-epochs 1"
@@ -247,6 +259,14 @@ def points_of(chosen: Any, rng: random.Random) -> list[str]:
     return [*points, "mid-epoch"]  # the first kill is always in the middle of an epoch
 
 
+def write_digits(folder: pathlib.Path, data_dir: pathlib.Path) -> None:
+    """Writes the prepared digits as Parquet files."""
+    for source in open_or_prepare("digits", data_dir=str(data_dir)):
+        rows = [(source.file_name(i), *source.read(i)) for i in range(len(source))]
+        split = source.name.partition("/")[2]
+        write_parquet(folder / f"{split}-00000-of-00001.parquet", rows, source.classes, group=100)
+
+
 def session(chosen: Any, base: pathlib.Path, address: str | None = None) -> Tally:
     """Trains once without kills, then kills and resumes runs until there are enough kills.
 
@@ -261,13 +281,20 @@ def session(chosen: Any, base: pathlib.Path, address: str | None = None) -> Tall
     data_dir = base / "data"
     prepare("digits", None, str(data_dir))
     begin = time.perf_counter()
-    processes.finish(start(arguments(base / "reference", data_dir), count))
+    source = None
+    if address is not None:
+        write_digits(base / "parquet", data_dir)
+        for path in (base / "parquet").iterdir():
+            RemoteFolder(f"{address}/parquet").upload(path, path.name)
+        source = str(base / "parquet")
+    reference = arguments(base / "reference", data_dir, parquet=source)
+    processes.finish(start(reference, count))
     whole = time.perf_counter() - begin
     expected, lines = digest(base / "reference"), log(base / "reference")
     while tally.kills < chosen.kills:
         workdir, begin = f"{address or base}/killed{tally.runs}", time.perf_counter()
         tally.runs += 1
-        words = arguments(workdir, data_dir)
+        words = arguments(workdir, data_dir, parquet=source and f"{address}/parquet")
         try:
             for _ in range(min(chosen.kills_per_run, chosen.kills - tally.kills)):
                 victim = tally.kills % count

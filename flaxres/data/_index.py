@@ -19,6 +19,7 @@ from flaxres.data.labels import CLASSES, class_names
 from flaxres.data.store import Split, Store
 from flaxres.errors import InputError
 from flaxres.paths import expanded
+from flaxres.remote import is_address, read_range
 
 # Raised when the form of the index changes.
 INDEX_VERSION = 2
@@ -52,7 +53,7 @@ class Slices(Sequence[Any]):
     """Random access to images that are slices of files.
 
     Attributes:
-      files: path of each file.
+      files: path or address of each file.
       images: the place of every image.
     """
 
@@ -64,9 +65,13 @@ class Slices(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         offset, size = self.images.places[index].tolist()
-        with open(self.files[self.images.files[index]], "rb") as file:  # noqa: PTH123 (speed)
-            file.seek(offset)
-            data = file.read(size)
+        path = self.files[self.images.files[index]]
+        if is_address(path):
+            data = read_range(path, offset, size)
+        else:
+            with open(path, "rb") as file:  # noqa: PTH123 (speed)
+                file.seek(offset)
+                data = file.read(size)
         if len(data) < size:
             raise EOFError(f"the file ends before byte {offset + size:,}")
         return {

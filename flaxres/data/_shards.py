@@ -4,7 +4,7 @@ import pathlib
 import re
 
 from flaxres.errors import InputError
-from flaxres.paths import expanded
+from flaxres.remote import path_of
 
 _SPLIT = r"(?:.*-)?(?P<split>\w+(?:\.\w+)*)-(?P<number>\d+)"
 # train-00000-of-00005.parquet, also with a digest at the end, and train-000000.tar
@@ -25,7 +25,7 @@ def find_shards(
 
     Args:
       name: name of the dataset, for messages.
-      source: the folder.
+      source: the folder, or its address in an object store.
       suffix: `.parquet`, `.tar` or `.tfrecord`, which files of TensorFlow have within their names
         or not at all.
 
@@ -41,7 +41,7 @@ def find_shards(
         rule = "train-00000-of-00005, name-train.tfrecord-00000-of-00005 or train/*.tfrecord"
     if source is None:
         raise InputError(f"data.name={name!r} needs data.source: the folder that holds {rule}")
-    root = expanded(source)
+    root = path_of(source)
     if not root.is_dir():
         raise InputError(
             f"data.source={str(source)!r} is not a folder: give the one that holds {rule}"

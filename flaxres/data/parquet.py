@@ -10,6 +10,7 @@ the same dataset.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -25,6 +26,7 @@ from flaxres.data import digests
 from flaxres.data._shards import find_shards
 from flaxres.data.store import Split, Store
 from flaxres.errors import InputError
+from flaxres.remote import file_system, is_address, kept_file_system, refusals
 
 REMEDY = "download or write its files again"
 
@@ -90,7 +92,10 @@ class RowGroups:
         import pyarrow.parquet as pq
 
         # An open file is not for several threads; its metadata are, and are slow to parse.
-        with pq.ParquetFile(path, metadata=self._metadata.get(path)) as file:
+        files, place = kept_file_system(path) if is_address(path) else (None, path)
+        metadata = self._metadata.get(path)
+        guard = contextlib.nullcontext() if files is None else refusals()
+        with guard, pq.ParquetFile(place, metadata=metadata, filesystem=files) as file:
             self._metadata[path] = file.metadata
             self.reads += 1
             return file.read_row_group(group, [column], use_threads=False).column(0)
@@ -278,8 +283,9 @@ def _opened(path: pathlib.Path) -> Any:
     """Opens a Parquet file."""
     import pyarrow.parquet as pq
 
+    files, place = file_system(str(path)) if is_address(str(path)) else (None, path)
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(place, filesystem=files)
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
 

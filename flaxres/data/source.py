@@ -9,6 +9,7 @@ from jaxtyping import Int64
 
 from flaxres.data import digests
 from flaxres.errors import InputError
+from flaxres.remote import RemoteError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Source:
         try:
             record = self.records[index]
             return record[self.image_key], int(record[self.label_key])
+        except RemoteError as error:
+            raise InputError(
+                f"{self.name} record {index} can't be read from {self.file(index)!r} ({error}): "
+                "what was saved is intact; start the same command again once the store answers"
+            ) from error
         except Exception as error:  # array_record and the protobuf parser raise many types
             reason = " ".join(str(error).split())
             raise InputError(

@@ -1,7 +1,7 @@
 """Opens the datasets that are read in place, by name."""
 
 from flaxres.data._naming import require_divisible
-from flaxres.data.choices import CACHE_MIB, IN_PLACE
+from flaxres.data.choices import CACHE_MIB, FROM_ADDRESSES, IN_PLACE
 from flaxres.data.idx import open_idx
 from flaxres.data.in_place import open_folder
 from flaxres.data.manifest import open_manifest
@@ -10,6 +10,7 @@ from flaxres.data.store import Store
 from flaxres.data.tfrecord import open_tfrecord
 from flaxres.data.webdataset import open_webdataset
 from flaxres.errors import InputError
+from flaxres.remote import is_address
 
 INDEXED = {"webdataset": open_webdataset, "tfrecord": open_tfrecord}
 LISTED = {"manifest": open_manifest, "idx": open_idx}
@@ -51,6 +52,8 @@ def open_store(
       ...     [(source.name, len(source), source.classes) for source in store.sources()]
       [('folder/train', 2, ('cat', 'dog'))]
     """
+    if source is not None and is_address(source):
+        return _open_address(name, source, data_dir, validation, cache_mib)
     if copy and name == "folder":
         return None
     if name not in IN_PLACE:
@@ -63,8 +66,40 @@ def open_store(
     if name == "folder":
         return open_folder(source, validation)
     require_divisible(name, validation)
+    if name in LISTED:
+        return LISTED[name](source)
+    return _open_shards(name, source, data_dir, cache_mib)
+
+
+def _open_shards(name: str, source: str | None, data_dir: str | None, cache_mib: int) -> Store:
+    """Opens a dataset of few large files."""
     if name == "parquet":
         return open_parquet(source, cache_mib << 20)
-    if (indexed := INDEXED.get(name)) is not None:
-        return indexed(source, data_dir)
-    return LISTED[name](source)
+    return INDEXED[name](source, data_dir)
+
+
+def _open_address(
+    name: str, source: str, data_dir: str | None, validation: float, cache_mib: int
+) -> Store:
+    """Opens a dataset in an object store.
+
+    Raises:
+      InputError: the dataset is of another kind, or the store refuses or can't be reached.
+    """
+    if name not in FROM_ADDRESSES:
+        raise InputError(
+            f"data.source={source!r} with data.name={name!r}: the rule is one of "
+            f"{', '.join(FROM_ADDRESSES)} for an address; copy the files to a disk, or write them "
+            "in one of these forms"
+        )
+    require_divisible(name, validation)
+    try:
+        return _open_shards(name, source, data_dir, cache_mib)
+    except InputError:
+        raise
+    except Exception as error:  # of many types, by store
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"data.source={source!r} can't be read ({reason}): check the bucket, the network and "
+            "your credentials"
+        ) from error

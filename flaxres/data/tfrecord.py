@@ -28,6 +28,7 @@ from flaxres.data._shards import find_shards
 from flaxres.data.labels import CLASSES
 from flaxres.data.store import Store
 from flaxres.errors import InputError
+from flaxres.remote import is_address
 
 REMEDY = "download or write its file again"
 IMAGES = ("image/encoded", "image")
@@ -38,6 +39,7 @@ GZIP = b"\x1f\x8b"
 HEAD, TAIL = 12, 4
 # Wire types of protocol buffers.
 VARINT, BYTES = 0, 2
+Data = mmap.mmap | bytes
 FIXED = {1: 8, 5: 4}
 
 
@@ -87,9 +89,12 @@ def _images(path: pathlib.Path) -> list[Image]:
 
 
 @contextlib.contextmanager
-def _mapped(path: pathlib.Path) -> Iterator[mmap.mmap]:
-    """Maps a file into memory, so that only what is looked at is read."""
+def _mapped(path: pathlib.Path) -> Iterator[Data]:
+    """Maps a file into memory, so that only what is looked at is read; downloads an object."""
     try:
+        if is_address(str(path)):
+            yield path.read_bytes()
+            return
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             yield data
     except (OSError, IndexError, ValueError) as error:
@@ -100,7 +105,7 @@ def _mapped(path: pathlib.Path) -> Iterator[mmap.mmap]:
         ) from error
 
 
-def _records(path: pathlib.Path, data: mmap.mmap) -> Iterator[tuple[int, int]]:
+def _records(path: pathlib.Path, data: Data) -> Iterator[tuple[int, int]]:
     """Iterates over the places of the records of a file: the first byte, and that after the last.
 
     Raises:
@@ -121,7 +126,7 @@ def _records(path: pathlib.Path, data: mmap.mmap) -> Iterator[tuple[int, int]]:
         at = end + TAIL
 
 
-def _image(path: pathlib.Path, data: mmap.mmap, number: int, start: int, end: int) -> Image:
+def _image(path: pathlib.Path, data: Data, number: int, start: int, end: int) -> Image:
     """Returns the image of a record."""
     features = {name: (first, last) for name, first, last in _features(data, start, end)}
     image, label, name = (
@@ -140,7 +145,7 @@ def _image(path: pathlib.Path, data: mmap.mmap, number: int, start: int, end: in
     return written, bytes_[0], bytes_[1] - bytes_[0], integers
 
 
-def _features(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[str, int, int]]:
+def _features(data: Data, start: int, end: int) -> Iterator[tuple[str, int, int]]:
     """Iterates over the features of a `tf.train.Example`: name and place of each."""
     for features in _messages(data, start, end, 1):
         for entry in _messages(data, *features, 1):
@@ -150,7 +155,7 @@ def _features(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[str, int,
                 yield data[first:last].decode(), *values[-1]
 
 
-def _only(data: mmap.mmap, start: int, end: int, kind: int) -> tuple[int, int] | int | None:
+def _only(data: Data, start: int, end: int, kind: int) -> tuple[int, int] | int | None:
     """Returns the only value of a `tf.train.Feature`: the place of bytes, or an integer.
 
     Args:
@@ -176,14 +181,14 @@ def _only(data: mmap.mmap, start: int, end: int, kind: int) -> tuple[int, int] |
     return int(np.uint64(value).astype(np.int64)) if isinstance(value, int) else value
 
 
-def _messages(data: mmap.mmap, start: int, end: int, number: int) -> Iterator[tuple[int, int]]:
+def _messages(data: Data, start: int, end: int, number: int) -> Iterator[tuple[int, int]]:
     """Iterates over the places of the fields of a number, in a message, that have a length."""
     for found, wire, value in _fields(data, start, end):
         if found == number and wire == BYTES:
             yield value
 
 
-def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, Any]]:
+def _fields(data: Data, start: int, end: int) -> Iterator[tuple[int, int, Any]]:
     """Iterates over the fields of a message: number, wire type, and integer or place.
 
     Raises:
@@ -208,7 +213,7 @@ def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, A
         yield number, wire, value
 
 
-def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+def _varint(data: Data, at: int) -> tuple[int, int]:
     """Returns an integer of variable length and the place after it.
 
     Raises:

@@ -72,7 +72,7 @@ class _Member:
 def _samples(path: pathlib.Path) -> Iterator[tuple[str, list[_Member]]]:
     """Iterates over the keys of a tar and their members."""
     try:
-        with tarfile.open(path, "r:") as tar:
+        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             key, members = "", list[_Member]()
             while info := tar.next():
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all

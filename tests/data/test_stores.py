@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from benchmarks.forms import write_parquet, write_tar, write_tfrecord
+from flaxres.data.choices import FROM_ADDRESSES
 from flaxres.data.datasets import open_or_prepare
 from flaxres.data.source import Source
 from flaxres.errors import InputError
 from tests.data.stores import BATCH, loaded, on_hosts, rows_in, write_folder
 
-STORES = ["folder", "parquet", "webdataset", "tfrecord", "manifest"]
+# Read by fsspec, as an object store is.
+ADDRESSES = [f"{name} at an address" for name in FROM_ADDRESSES]
+STORES = ["folder", "parquet", "webdataset", "tfrecord", "manifest", *ADDRESSES]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,10 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
         "webdataset": {"name": "webdataset", "source": str(tars)},
         "folder": {"name": "folder", "source": str(root), "copy": False},
         "parquet": {"name": "parquet", "source": str(place / "parquet"), "cache_mib": 1},
+    }
+    forms |= {
+        f"{name} at an address": forms[name] | {"source": f"file://{forms[name]['source']}"}
+        for name in FROM_ADDRESSES
     }
     forms = {name: form | common | {"splits": ["train"]} for name, form in forms.items()}
     return Photographs(prepared, loaded(prepared), forms)
@@ -123,3 +130,28 @@ def test_slices_are_those_of_tfds(photographs: Photographs, form: str) -> None:
         photographs.source(form, "train[5:")
     with pytest.raises(InputError, match="unknown split of .* 'trian': did you mean train"):
         photographs.source(form, "trian")
+
+
+@pytest.mark.parametrize("form", ADDRESSES)
+def test_a_store_that_goes_away_is_no_damaged_image(
+    photographs: Photographs, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = photographs.source(form)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("the network is gone")
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.cat_file", refuse)
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", refuse)
+    with pytest.raises(InputError, match="network is gone.*once the store answers"):
+        loaded(source)
+
+
+def test_other_forms_are_not_read_from_an_address(photographs: Photographs) -> None:
+    for name in ("folder", "manifest", "idx", "imagenet2012"):
+        with pytest.raises(InputError, match=f"'{name}': the rule is one of parquet, webdataset"):
+            open_or_prepare(name, ["train"], "s3://bucket/data")
+    with pytest.raises(InputError, match="unknown to fsspec: give gs://, s3://"):
+        open_or_prepare("parquet", ["train"], "nowhere://bucket/data")
+    with pytest.raises(InputError, match="'memory://none/data' is not a folder"):
+        open_or_prepare("parquet", ["train"], "memory://none/data")

@@ -264,6 +264,7 @@ def test_what_did_not_change_is_not_downloaded_again(
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"2", "4"}
 
 
+@pytest.mark.slow
 def test_the_commands_take_an_address(
     config: Config,
     cache: pathlib.Path,
@@ -308,6 +309,7 @@ def test_addresses_that_can_t_be_opened_are_refused(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_runs_in_real_stores_are_killed_and_resumed(kind: str) -> None:
+    pytest.importorskip("moto", reason="the extra stores is not installed")
     words = ["-m", "tools.kill", "--kills", "2", "--points", "--store", kind, "--json"]
     done = subprocess.run(
         [sys.executable, *words], cwd=processes.ROOT, capture_output=True, text=True
@@ -320,6 +322,7 @@ def test_runs_in_real_stores_are_killed_and_resumed(kind: str) -> None:
 @pytest.fixture
 def store(cache: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """A server of S3 in another process, which this process and its children find."""
+    pytest.importorskip("moto", reason="the extra stores is not installed")
     with served("s3") as store:
         for name, value in store.environment.items():
             monkeypatch.setenv(name, value)

@@ -24,7 +24,8 @@ class DataConfig:
     source: str | None = setting(None, resume=True, local=True)
     """Location of the raw files: the folder of <split>/<class>/*.jpg, of
     <split>-00000-of-00005(.parquet), of <split>-000000.tar, of
-    <split>.csv, of MNIST's or ImageNet's files, or CIFAR-10's archive."""
+    <split>.csv, of MNIST's or ImageNet's files, or CIFAR-10's archive.
+    parquet, webdataset and tfrecord also take gs:// and s3://."""
     data_dir: str | None = setting(None, resume=True, local=True)
     """Folder of prepared datasets; None is TFDS's own ($TFDS_DATA_DIR or
     ~/tensorflow_datasets)."""
