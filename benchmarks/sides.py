@@ -1,4 +1,4 @@
-"""Agreement with timm at small and odd image sizes: `python -m benchmarks.sides [PATTERN]`.
+"""Agreement with timm at small and odd image sizes: `python -m benchmarks.sides [PATTERN ...]`.
 
 Gives every network that timm has too square images of 1 to 65 pixels, and oblong ones. Each size
 must be refused before tracing, or give feature maps of timm's shapes. At some sizes of each network
@@ -163,15 +163,16 @@ def trace(name: str) -> Result:
 
 def main() -> None:
     parser = command.parser(__doc__)
-    parser.add_argument("pattern", nargs="?", default="*", help="names of networks")
+    parser.add_argument("patterns", nargs="*", default=["*"], help="names of networks")
     parser.add_argument("--values", type=int, default=8, help="sizes whose logits are compared")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     _, timm = torch_and_timm()
-    if not (names := list_models(chosen.pattern)):
-        raise unknown("model", chosen.pattern, list_models())
+    names = [name for pattern in chosen.patterns for name in list_models(pattern)]
+    if not names:
+        raise unknown("model", " ".join(chosen.patterns), list_models())
     known, results = set(timm.list_models()), {}
-    for name in names:
+    for name in dict.fromkeys(names):
         results[name] = compare(name, chosen.values, chosen.seed) if name in known else trace(name)
         print(results[name].line(name), file=sys.stderr, flush=True)
     figures = {
