@@ -61,7 +61,9 @@ def staging_folder(address: str, use: Literal["runs", "reads"]) -> pathlib.Path:
     scheme, _, path = address.partition("://")
     bucket, name = path.partition("/")[0], pathlib.PurePosixPath(path).name
     word = hashlib.sha256(address.encode()).hexdigest()[:8]
-    process = f"-process{jax.process_index()}" if jax.process_count() > 1 else ""
+    # Without the first condition a command that only reads would start JAX's devices here.
+    several = jax.distributed.is_initialized() and jax.process_count() > 1
+    process = f"-process{jax.process_index()}" if several else ""
     return cache_folder() / use / scheme / bucket / f"{name}-{word}{process}"
 
 
