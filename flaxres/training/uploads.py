@@ -17,6 +17,8 @@ import time
 import uuid
 from collections.abc import Iterator
 
+import jax
+
 from flaxres.errors import InputError, WriteError
 from flaxres.paths import expanded
 from flaxres.remote import RemoteError, RemoteFolder, is_address
@@ -24,7 +26,7 @@ from flaxres.training import hosts
 from flaxres.training.lock import Lock, acquire
 from flaxres.training.lock_object import LockObject, refusal
 from flaxres.training.staging import READ, Mark, fetch, staging_folder, steps_of
-from flaxres.training.verification import DIGESTS, SEAL, step_number
+from flaxres.training.verification import DIGESTS, SEAL, problem, step_number, steps, write_seal
 from flaxres.training.workdir import CHECKPOINTS, LOCK
 
 UPLOAD_SECONDS = 30.0
@@ -222,7 +224,10 @@ def _open(address: str) -> Workdir:
         if isinstance(error, RemoteError):
             raise refusal(address, "written", error) from error
         raise
-    return StagedWorkdir(remote, folder, lock, mark)
+    place = StagedWorkdir(remote, folder, lock, mark)
+    if jax.process_count() > 1:  # the others download what this one resumes from
+        place.wait()
+    return place
 
 
 def _claimed(remote: RemoteFolder, folder: pathlib.Path) -> Mark:
@@ -230,6 +235,7 @@ def _claimed(remote: RemoteFolder, folder: pathlib.Path) -> Mark:
     mark = Mark.read(folder, remote.address)
     last = (remote.read(WRITER) or b"").decode(errors="replace")
     if mark.writer and mark.writer == last:
+        _seal_complete_steps(folder / CHECKPOINTS)
         listed = {name for objects in steps_of(remote.names()).values() for name in objects}
         # What a kill left half uploaded is uploaded again, or deleted.
         mark.uploaded |= {name: [] for name in listed - mark.uploaded.keys()}
@@ -241,12 +247,20 @@ def _claimed(remote: RemoteFolder, folder: pathlib.Path) -> Mark:
     return mark
 
 
+def _seal_complete_steps(folder: pathlib.Path) -> None:
+    """Seals steps whose process was killed between the end of a save and the seal."""
+    for step in steps(folder):
+        place = folder / str(step)
+        if not (place / SEAL).exists() and not problem(place):
+            write_seal(place)
+
+
 def _download(remote: RemoteFolder, folder: pathlib.Path) -> Mark:
     """Replaces a staging folder by what a run needs of the store to resume."""
     shutil.rmtree(folder, ignore_errors=True)
     names, mark = remote.names(), Mark(remote.address)
-    steps = [name for objects in steps_of(names).values() for name in objects]
-    wanted = [name for name in names if name in READ] + steps
+    saved = [name for objects in steps_of(names).values() for name in objects]
+    wanted = [name for name in names if name in READ] + saved
     fetch(remote, folder, mark, {name: names[name] for name in wanted})
     for name in wanted:
         with contextlib.suppress(FileNotFoundError):

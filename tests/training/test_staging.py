@@ -163,6 +163,24 @@ def test_a_checkpoint_that_was_not_uploaded_is_not_lost(
     assert json.loads(remote.read("summary.json") or b"")["step"] == 4
 
 
+def test_a_step_that_was_saved_but_not_sealed_is_uploaded(
+    config: Config, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flaxres.fit(config, address)
+    folder, remote = staging_folder(address, "runs"), RemoteFolder(address)
+    # As if the process was killed before the seal of the last step.
+    (folder / "checkpoints" / "4" / SEAL).unlink()
+    for name in remote.names():
+        if name.startswith("checkpoints/4/") or name == "summary.json":
+            remote.remove(name)
+    mark = Mark.read(folder, address)
+    mark.uploaded = {name: at for name, at in mark.uploaded.items() if name in remote.names()}
+    mark.write(folder)
+    assert flaxres.fit(config, address).step == 4
+    assert f"checkpoints/4/{SEAL}" in remote.names()
+    assert flaxres.evaluate(config, address).step == 4
+
+
 def test_a_staging_folder_that_another_machine_left_behind_is_replaced(
     config: Config, address: str, cache: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
