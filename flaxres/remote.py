@@ -69,7 +69,10 @@ class RemoteFolder:
         return f"{self.root}/{name}"
 
     def names(self) -> Mapping[str, str]:
-        """Returns the name of each object, also in folders, and what changes with its content."""
+        """Returns the name of each object, also in folders, with its version.
+
+        The version is a text that differs once the object was written again.
+        """
         with refusals():
             found = self.files.find(self.root, detail=True)
         names = {path.removeprefix(self.root).lstrip("/"): path for path in sorted(found)}
@@ -160,10 +163,20 @@ def file_system(address: str) -> tuple[Any, str]:
     return files, path
 
 
-@functools.cache
 def kept_file_system(address: str) -> tuple[Any, str]:
-    """Returns `file_system(address)`, the same one at each call: for many reads of an object."""
-    return file_system(address)
+    """Returns `file_system(address)`, one that is kept for each bucket: for many reads.
+
+    Raises:
+      InputError: see `file_system`.
+    """
+    scheme, _, path = address.partition("://")
+    files = _of_bucket(f"{scheme}://{path.partition('/')[0]}")
+    return files, files._strip_protocol(address)
+
+
+@functools.cache
+def _of_bucket(address: str) -> Any:
+    return file_system(address)[0]
 
 
 def path_of(place: str | os.PathLike[str]) -> pathlib.Path:
@@ -199,7 +212,7 @@ def read_range(address: str, offset: int, size: int) -> bytes:
 
 
 def _version(facts: Mapping[str, Any]) -> str:
-    """Returns what changes with an object, of the facts that its store lists."""
+    """Returns the version of an object, by the facts that its store lists."""
     names = ("ETag", "etag", "generation", "md5Hash", "LastModified", "mtime", "created")
     return " ".join(str(facts[name]) for name in ("size", *names) if facts.get(name) is not None)
 
