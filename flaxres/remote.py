@@ -134,18 +134,26 @@ class RemoteFolder:
 
 
 def file_system(address: str) -> tuple[Any, str]:
-    """Returns the file system of fsspec for an address, and the path in it.
+    """Returns the file system of fsspec for an address, one for each bucket, and the path in it.
 
     Raises:
       InputError: the scheme is unknown, or its package is not installed.
     """
+    scheme, _, path = address.partition("://")
+    files = _of_bucket(scheme, path.partition("/")[0])
+    return files, files._strip_protocol(address)
+
+
+@functools.cache
+def _of_bucket(scheme: str, bucket: str) -> Any:
+    """Makes the file system of a bucket; s3fs complains if one is dropped while it is in use."""
     import fsspec
 
-    scheme = address.partition("://")[0]
+    address = f"{scheme}://{bucket}"
     # Its warnings about each object would come beside our line.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
-        files, path = fsspec.url_to_fs(
+        files, _ = fsspec.url_to_fs(
             address, use_listings_cache=False, skip_instance_cache=True, **OPTIONS.get(scheme, {})
         )
     except ImportError as error:
@@ -160,23 +168,7 @@ def file_system(address: str) -> tuple[Any, str]:
         ) from error
     except Exception as error:
         raise InputError(f"{address!r} can't be opened ({_reason(error)})") from error
-    return files, path
-
-
-def kept_file_system(address: str) -> tuple[Any, str]:
-    """Returns `file_system(address)`, one that is kept for each bucket: for many reads.
-
-    Raises:
-      InputError: see `file_system`.
-    """
-    scheme, _, path = address.partition("://")
-    files = _of_bucket(f"{scheme}://{path.partition('/')[0]}")
-    return files, files._strip_protocol(address)
-
-
-@functools.cache
-def _of_bucket(address: str) -> Any:
-    return file_system(address)[0]
+    return files
 
 
 def path_of(place: str | os.PathLike[str]) -> pathlib.Path:
@@ -205,7 +197,7 @@ def read_range(address: str, offset: int, size: int) -> bytes:
     Raises:
       RemoteError: the store refuses, or can't be reached after the retries of its library.
     """
-    files, path = kept_file_system(address)
+    files, path = file_system(address)
     with refusals():
         content: bytes = files.cat_file(path, start=offset, end=offset + size)
     return content

@@ -26,7 +26,7 @@ from flaxres.data import digests
 from flaxres.data._shards import find_shards
 from flaxres.data.store import Split, Store
 from flaxres.errors import InputError
-from flaxres.remote import file_system, is_address, kept_file_system, refusals
+from flaxres.remote import file_system, is_address, refusals
 
 REMEDY = "download or write its files again"
 
@@ -92,7 +92,7 @@ class RowGroups:
         import pyarrow.parquet as pq
 
         # An open file is not for several threads; its metadata are, and are slow to parse.
-        files, place = kept_file_system(path) if is_address(path) else (None, path)
+        files, place = file_system(path) if is_address(path) else (None, path)
         metadata = self._metadata.get(path)
         guard = contextlib.nullcontext() if files is None else refusals()
         with guard, pq.ParquetFile(place, metadata=metadata, filesystem=files) as file:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import flaxres
-from flaxres import Config
+from flaxres import Config, remote as remote_module
 from flaxres.cache import cache_folder
 from flaxres.cli import main
 from flaxres.data.datasets import ensure_prepared
@@ -344,7 +344,9 @@ def store(cache: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stor
     with served("s3") as store:
         for name, value in store.environment.items():
             monkeypatch.setenv(name, value)
+        remote_module._of_bucket.cache_clear()
         yield store
+    remote_module._of_bucket.cache_clear()
 
 
 def words(workdir: object, data_dir: str, steps: int = 40) -> list[str]:
