@@ -98,7 +98,7 @@ def test_a_run_in_a_store_is_the_run_on_a_disk_and_goes_on_on_another_machine(
 @pytest.mark.parametrize(
     "damage", ["a byte", "cut short", "without digests", "one object is missing"]
 )
-def test_a_step_that_was_damaged_in_the_store_is_named_and_set_aside_there(
+def test_fault_39_a_step_that_was_damaged_in_the_store_is_named_and_set_aside_there(
     damage: str,
     config: Config,
     address: str,
@@ -326,7 +326,7 @@ def test_addresses_that_can_t_be_opened_are_refused(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_runs_in_real_stores_are_killed_and_resumed(kind: str) -> None:
+def test_fault_38_runs_in_real_stores_are_killed_and_resumed(kind: str) -> None:
     pytest.importorskip("moto", reason="the extra stores is not installed")
     words = ["-m", "tools.kill", "--kills", "2", "--points", "--store", kind, "--json"]
     done = subprocess.run(
@@ -377,7 +377,7 @@ def test_two_processes_that_share_no_disk_train_the_run_of_two_that_do(
 
 
 @pytest.mark.slow
-def test_a_store_that_goes_away_ends_the_run_in_a_line_and_loses_nothing(
+def test_fault_39_a_store_that_goes_away_ends_the_run_in_a_line_and_loses_nothing(
     store: Store, data_dir: str, tmp_path: pathlib.Path
 ) -> None:
     ensure_prepared("digits", data_dir=data_dir)
