@@ -125,9 +125,12 @@ def ended(started: Started, seconds: float = 600) -> list[str]:
     return [process.communicate(timeout=seconds)[0] for process in started]
 
 
-def place_of(workdir: str) -> pathlib.Path:
-    """Returns the folder that the first process of a run works in."""
-    return staging_folder(workdir, "runs") if is_address(workdir) else pathlib.Path(workdir)
+def place_of(workdir: str, count: int) -> pathlib.Path:
+    """Returns the folder that the first of so many processes works in."""
+    if not is_address(workdir):
+        return pathlib.Path(workdir)
+    folder = staging_folder(workdir, "runs")
+    return folder if count == 1 else folder.with_name(f"{folder.name}-process0")
 
 
 def has_steps(workdir: str) -> bool:
@@ -204,7 +207,7 @@ def interrupted(
     for process in started if outputs else ():
         lead_output(process, rng.choice(outputs), rng.uniform(0, whole))
     if point == "mid-epoch":
-        wait_for_step(place_of(words[1]), 15, started)
+        wait_for_step(place_of(words[1], count), 15, started)
     elif not hits:
         time.sleep(rng.uniform(0, whole))
     if not hits:
