@@ -94,15 +94,16 @@ def test_a_surface_that_overflows_is_a_steep_one() -> None:
 def test_the_claims_hold_of_trained_networks(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Runs the experiments that train networks, for a quarter of the epochs.
+    """Runs the experiments that train networks; each network is trained once.
 
-    Networks have 20 and 32 layers; each is trained once.
+    They have 20 and 32 layers, where that shows a claim. On the surfaces around a plain network of
+    32 layers, or after fewer epochs, claims depend on the rounding of the processor.
     """
     flaxres.use_native_convolutions()  # as `flaxres lab` does
     out = tmp_path_factory.mktemp("lab")
-    settings = Settings(out, data_dir=str(out / "data"), scale=0.25)
+    settings = Settings(out, data_dir=str(out / "data"))
     monkeypatch.setattr(degradation, "DEPTHS", (20, 32))
-    for module in (features, landscape, lesion, paths):
+    for module in (features, lesion, paths):
         monkeypatch.setattr(module, "DEEP", 32)
     monkeypatch.setattr(degradation, "SHADES", degradation.SHADES[:2])
     monkeypatch.setattr(landscape, "POINTS", 9)
@@ -124,4 +125,4 @@ def test_the_claims_hold_of_trained_networks(
         assert all(claim["holds"] for claim in claims), claims
     for without in facts["lesion"]["result"]["without"].values():
         assert without.count(None) == 2  # the first blocks of the second and third stages
-    assert len(list((out / "networks").iterdir())) == 4
+    assert len(list((out / "networks").iterdir())) == 6
