@@ -147,7 +147,8 @@ def compare(name: str, values: int, seed: int) -> Result:
 
 def trace(name: str) -> Result:
     """Traces a network at each size, and compares the shapes of its maps with `extents`."""
-    model: Any = flaxres.create_model(name, num_classes=CLASSES)
+    # A scanned network traces a block of each stage once.
+    model: Any = flaxres.create_model(name, num_classes=CLASSES, scan_blocks=True)
     initialise = jax.tree_util.Partial(model.init_with_output, features=True)
     result = Result()
     for size in SIZES:
