@@ -15,7 +15,6 @@ from flaxres.cli._process import silence
 from flaxres.errors import InputError
 from flaxres.paths import expanded
 from flaxres.printing import say
-from flaxres.remote import is_address
 
 if typing.TYPE_CHECKING:
     from flaxres.data.preprocess import Preprocess
@@ -241,16 +240,16 @@ def convert(arguments: Sequence[str]) -> None:
     silence()
     from flaxres.inference.predict import read_network, stated_preprocess
     from flaxres.inference.runs import load_run
+    from flaxres.training.staging import local
     from flaxres.weights.hub_folder import save_pretrained
     from flaxres.weights.transfer import save_weights
 
     preprocess: Preprocess | None
     about: dict[str, str] = {}
-    if is_address(chosen.source) or os.path.isdir(  # noqa: PTH112 (false where it can't be read)
-        expanded(chosen.source)
-    ):
-        model, variables, preprocess, names = load_run(chosen.source)
-        about = _about(chosen.source) if chosen.hub else {}
+    source = local(chosen.source)
+    if os.path.isdir(source):  # noqa: PTH112 (false where it can't be read)
+        model, variables, preprocess, names = load_run(source)
+        about = _about(source) if chosen.hub else {}
     else:
         # Only what the file says; where it says nothing, the new one does not either.
         model, variables, card = read_network(chosen.source, chosen.model)
@@ -269,7 +268,7 @@ def convert(arguments: Sequence[str]) -> None:
     print(f"{model.num_classes} classes: wrote {chosen.target}")
 
 
-def _about(workdir: str) -> dict[str, str]:
+def _about(workdir: os.PathLike[str]) -> dict[str, str]:
     """Returns the account of a run for `save_pretrained`; {} if the run is not finished."""
     from flaxres.inference.about import about_run
 

@@ -8,7 +8,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,9 +17,8 @@ from flaxres.config.schema import Config
 from flaxres.errors import writing_to
 from flaxres.paths import expanded
 from flaxres.printing import say
-from flaxres.remote import RemoteError, RemoteFolder, is_address
-from flaxres.training.lock_object import refusal
-from flaxres.training.staging import local
+from flaxres.remote import is_address
+from flaxres.training.staging import local, publish, staging_folder
 from flaxres.training.workdir import SUMMARY, replace_file
 
 RECIPE, SWEEP = "recipe.json", "sweep.json"
@@ -41,29 +39,22 @@ def sweep(arguments: Sequence[str]) -> None:
     )
     place = workdir if is_address(workdir) else str(expanded(workdir))
     seeds = range(config.train.seed, config.train.seed + count)
-    with tempfile.TemporaryDirectory() as folder:
-        recipe = pathlib.Path(folder) / RECIPE
-        recipe.write_text(to_json(resolved(config)), encoding="utf-8")
-        _keep(place, RECIPE, recipe.read_text(encoding="utf-8"))
-        for seed in seeds:
-            _train(recipe, f"{place}/seed{seed}", seed, len(seeds))
+    recipe = _keep(place, RECIPE, to_json(resolved(config)))
+    for seed in seeds:
+        _train(recipe, f"{place}/seed{seed}", seed, len(seeds))
     facts = summary(config, place, seeds)
     _keep(place, SWEEP, json.dumps(facts, indent=1) + "\n")
     show(as_json, facts, table(facts))
 
 
-def _keep(place: str, name: str, text: str) -> None:
-    """Writes a file of the sweep into its folder, or to its address."""
-    if is_address(place):
-        try:
-            RemoteFolder(place).write(name, text.encode())
-        except RemoteError as error:
-            raise refusal(place, "written", error) from error
-        return
-    folder = pathlib.Path(place)
+def _keep(place: str, name: str, text: str) -> pathlib.Path:
+    """Writes a file of the sweep, also at its address; returns its path on this machine."""
+    folder = staging_folder(place, "reads") if is_address(place) else pathlib.Path(place)
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / name, text)
+    publish(place, folder / name)
+    return folder / name
 
 
 def _train(recipe: pathlib.Path, workdir: str, seed: int, count: int) -> None:

@@ -92,7 +92,7 @@ class RowGroups:
         import pyarrow.parquet as pq
 
         # An open file is not for several threads; its metadata are, and are slow to parse.
-        files, place = file_system(path) if is_address(path) else (None, path)
+        files, place = _located(path)
         metadata = self._metadata.get(path)
         guard = contextlib.nullcontext() if files is None else refusals()
         with guard, pq.ParquetFile(place, metadata=metadata, filesystem=files) as file:
@@ -279,11 +279,16 @@ def _require_bytes(path: pathlib.Path, metadata: Any, columns: _Columns) -> None
                 )
 
 
+def _located(path: str) -> tuple[Any, str]:
+    """Returns the file system of an address and the path in it; None and the path for a path."""
+    return file_system(path) if is_address(path) else (None, path)
+
+
 def _opened(path: pathlib.Path) -> Any:
     """Opens a Parquet file."""
     import pyarrow.parquet as pq
 
-    files, place = file_system(str(path)) if is_address(str(path)) else (None, path)
+    files, place = _located(str(path))
     try:
         return pq.ParquetFile(place, filesystem=files)
     except (OSError, ValueError) as error:

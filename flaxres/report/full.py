@@ -74,7 +74,7 @@ def evaluate_fully(
         run, state, numbers = _on_images(config, workdir, images)
     possible = None if real is None else read_labels(real, len(run.train.classes))
     name = files.EVALUATION if images is None else f"{files.EVALUATION}-{run.evaluation.name}"
-    target = local(workdir or "") / name if out is None else expanded(out)
+    target = local(workdir or "", "none") / name if out is None else expanded(out)
     if leader():
         with writing_to(target):
             files.clear(target)

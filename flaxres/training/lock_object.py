@@ -23,17 +23,9 @@ class LockObject:
     def __init__(self, remote: RemoteFolder) -> None:
         self.remote, self.workdir = remote, remote.address
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Names the address in the error of a failed write.
-
-        Raises:
-          InputError: the store refuses, or can't be reached.
-        """
-        try:
-            yield
-        except RemoteError as error:
-            raise refusal(self.workdir, "written", error) from error
+    def writing(self) -> contextlib.AbstractContextManager[None]:
+        """Names the address in the error of a failed write."""
+        return naming(self.workdir, "written")
 
     def read(self) -> Holder | None:
         """Returns the holder that the object names, None if there is none."""
@@ -70,9 +62,21 @@ class LockObject:
             self.remote.remove(LOCK)
 
 
-def refusal(address: str, done: str, error: RemoteError) -> InputError:
-    """Returns the refusal of an address that can't be read or written."""
-    return InputError(
-        f"{address!r} can't be {done} ({error}): check the bucket, the network and your "
-        "credentials, or give another --workdir"
-    )
+@contextlib.contextmanager
+def naming(address: str, done: str) -> Iterator[None]:
+    """Names an address in the error of a store.
+
+    Args:
+      address: the address.
+      done: "read" or "written".
+
+    Raises:
+      InputError: the store refuses, or can't be reached.
+    """
+    try:
+        yield
+    except RemoteError as error:
+        raise InputError(
+            f"{address!r} can't be {done} ({error}): check the bucket, the network and your "
+            "credentials, or give another --workdir"
+        ) from error

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from flaxres.training.staging import is_staged, shown
+from flaxres.training.staging import shown
 
 # Its thread ends at the first error, and a full queue would then block the run.
 TENSORBOARD_QUEUE = 2**14
@@ -63,7 +63,7 @@ class WandB:
     """
 
     def __init__(self, workdir: pathlib.Path, project: str) -> None:
-        name = shown(workdir) if is_staged(workdir) else str(workdir.resolve())
+        name = shown(workdir.resolve())
         run_id = hashlib.sha256(name.encode(errors="surrogateescape"))
         self.run = importlib.import_module("wandb").init(
             project=project,

@@ -15,8 +15,8 @@ import jax
 from flaxres.cache import cache_folder
 from flaxres.errors import InputError
 from flaxres.paths import expanded, replacing
-from flaxres.remote import RemoteError, RemoteFolder, is_address
-from flaxres.training.lock_object import refusal
+from flaxres.remote import RemoteFolder, is_address
+from flaxres.training.lock_object import naming
 from flaxres.training.verification import problem, step_number
 from flaxres.training.workdir import CHECKPOINTS, CLASSES, CONFIG, CURVES, METRICS, SUMMARY
 
@@ -99,7 +99,7 @@ def local(
         return expanded(workdir)
     address = str(workdir).rstrip("/")
     remote, folder = RemoteFolder(address), staging_folder(address, "reads")
-    try:
+    with naming(address, "read"):
         names = remote.names()
         if checkpoints != "none" and CONFIG not in names:
             raise InputError(f"{address!r} holds no run: give the workdir of one")
@@ -116,8 +116,6 @@ def local(
         for step in sorted(steps, reverse=True) if checkpoints != "none" else ():
             if _fetch_step(remote, folder, mark, step, steps[step]) and checkpoints == "newest":
                 break
-    except RemoteError as error:
-        raise refusal(address, "read", error) from error
     return folder
 
 
@@ -132,11 +130,9 @@ def publish(workdir: str | os.PathLike[str], path: pathlib.Path) -> None:
     address = str(workdir).rstrip("/")
     remote, folder = RemoteFolder(address), staging_folder(address, "reads")
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    try:
+    with naming(address, "written"):
         for file in sorted(files):
             remote.upload(file, file.relative_to(folder).as_posix())
-    except RemoteError as error:
-        raise refusal(address, "written", error) from error
 
 
 def steps_of(names: Mapping[str, str]) -> dict[int, dict[str, str]]:
@@ -148,6 +144,11 @@ def steps_of(names: Mapping[str, str]) -> dict[int, dict[str, str]]:
         if step is not None:
             steps.setdefault(step, {})[name] = version
     return steps
+
+
+def objects_of_steps(names: Mapping[str, str]) -> list[str]:
+    """Returns the names of the objects of all steps."""
+    return [name for objects in steps_of(names).values() for name in objects]
 
 
 def fetch(
@@ -173,8 +174,10 @@ def _fetch_step(
         if path.is_file() and path.relative_to(folder).as_posix() not in objects:
             path.unlink()
     fetch(remote, folder, mark, objects)
-    if problem(place) and kept:
+    sound = not problem(place)
+    if kept and not sound:
         for name in kept:
             del mark.objects[name]
         fetch(remote, folder, mark, objects)
-    return not problem(place)
+        sound = not problem(place)
+    return sound

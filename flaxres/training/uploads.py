@@ -21,11 +21,11 @@ import jax
 
 from flaxres.errors import InputError, WriteError
 from flaxres.paths import expanded
-from flaxres.remote import RemoteError, RemoteFolder, is_address
+from flaxres.remote import RemoteFolder, is_address
 from flaxres.training import hosts
 from flaxres.training.lock import Lock, acquire
-from flaxres.training.lock_object import LockObject, refusal
-from flaxres.training.staging import READ, Mark, fetch, staging_folder, steps_of
+from flaxres.training.lock_object import LockObject, naming
+from flaxres.training.staging import READ, Mark, fetch, objects_of_steps, staging_folder
 from flaxres.training.verification import DIGESTS, SEAL, problem, step_number, steps, write_seal
 from flaxres.training.workdir import CHECKPOINTS, LOCK
 
@@ -54,6 +54,13 @@ class Workdir:
 
     def check(self) -> None:
         """Raises the error of the uploads, if they have failed; does not wait for them."""
+
+    def close(self, failed: bool) -> None:
+        """Ends the work in the folder.
+
+        Args:
+          failed: an error ends the run.
+        """
 
 
 class StagedWorkdir(Workdir):
@@ -200,29 +207,24 @@ def working_folder(workdir: str | os.PathLike[str]) -> Iterator[Workdir]:
     try:
         yield place
     except BaseException:
-        if isinstance(place, StagedWorkdir):
-            place.close(failed=True)
+        place.close(failed=True)
         raise
-    if isinstance(place, StagedWorkdir):
-        place.close(failed=False)
+    place.close(failed=False)
 
 
 def _open(address: str) -> Workdir:
     """Returns the staging folder of this process, with the present state of the address."""
     remote, folder = RemoteFolder(address), staging_folder(address, "runs")
     if not hosts.leader():
-        try:
+        with naming(address, "read"):
             _download(remote, folder)
-        except RemoteError as error:
-            raise refusal(address, "read", error) from error
         return Workdir(folder)
     lock = acquire(LockObject(remote))
     try:
-        mark = _claimed(remote, folder)
-    except BaseException as error:
+        with naming(address, "written"):
+            mark = _claimed(remote, folder)
+    except BaseException:
         lock.release()
-        if isinstance(error, RemoteError):
-            raise refusal(address, "written", error) from error
         raise
     place = StagedWorkdir(remote, folder, lock, mark)
     if jax.process_count() > 1:  # the others download what this one resumes from
@@ -236,9 +238,8 @@ def _claimed(remote: RemoteFolder, folder: pathlib.Path) -> Mark:
     last = (remote.read(WRITER) or b"").decode(errors="replace")
     if mark.writer and mark.writer == last:
         _seal_complete_steps(folder / CHECKPOINTS)
-        listed = {name for objects in steps_of(remote.names()).values() for name in objects}
         # What a kill left half uploaded is uploaded again, or deleted.
-        mark.uploaded |= {name: [] for name in listed - mark.uploaded.keys()}
+        mark.uploaded = {name: [] for name in objects_of_steps(remote.names())} | mark.uploaded
         return mark
     mark = _download(remote, folder)
     mark.writer = uuid.uuid4().hex
@@ -259,8 +260,7 @@ def _download(remote: RemoteFolder, folder: pathlib.Path) -> Mark:
     """Replaces a staging folder by what a run needs of the store to resume."""
     shutil.rmtree(folder, ignore_errors=True)
     names, mark = remote.names(), Mark(remote.address)
-    saved = [name for objects in steps_of(names).values() for name in objects]
-    wanted = [name for name in names if name in READ] + saved
+    wanted = [name for name in names if name in READ] + objects_of_steps(names)
     fetch(remote, folder, mark, {name: names[name] for name in wanted})
     for name in wanted:
         with contextlib.suppress(FileNotFoundError):
