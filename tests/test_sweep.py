@@ -52,6 +52,24 @@ def test_the_code_of_a_seed_that_fails_is_that_of_the_sweep(
     assert not (tmp_path / "sweep.json").exists()
 
 
+@pytest.mark.slow
+def test_a_sweep_at_an_address(
+    data_dir: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    command = words(data_dir, tmp_path, "--seeds", "1", "--json")
+    command[command.index("--workdir") + 1] = f"file://{tmp_path}/sweep"
+    assert main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "sweep" / "sweep.json").read_text()) == found
+    assert (tmp_path / "sweep" / "recipe.json").exists()
+    summary = json.loads((tmp_path / "sweep" / "seed0" / "summary.json").read_text())
+    assert found["runs"]["0"] == summary
+
+
 def test_mean_and_deviation_are_those_of_a_sample(tmp_path: pathlib.Path) -> None:
     accuracies = [0.5, 0.7, 0.9]
     for seed, top1 in enumerate(accuracies):
