@@ -70,6 +70,7 @@ COMPUTE = [
         "data/choices.py",
         "data/mixing.py",
         "data/operations.py",
+        "data/balance.py",
         "data/order.py",
         "data/quantiles.py",
         "data/__init__.py",

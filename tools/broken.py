@@ -70,6 +70,7 @@ CONTRADICTIONS: tuple[Values, ...] = (
     {"data.eval_split": "test[5%"},
     {"augment.flip": False, "augment.flip_alternates": True},
     {"augment.flip": True, "augment.flip_alternates": True, "data.repeats": 2},
+    {"augment.flip": True, "augment.flip_alternates": True, "data.balance": 0.5},
     {"augment.mixup": 0.2, "data.repeats": 16},
     {"augment.cutmix": 1.0, "train.batch_size": 15, "train.devices": 1},
     {"optim.distill_model": "resnet20"},

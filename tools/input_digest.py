@@ -101,7 +101,7 @@ def rows(config: Config, first: int = 0, stop: int | None = None) -> dict[int, s
             arrays = batch["position"], batch["label"], *augmented(batch)
             for shards in zip(*(array.addressable_shards for array in arrays), strict=True):
                 positions, labels, images, targets = (np.asarray(part.data) for part in shards)
-                records = training_ids(positions, len(run.train), seed, BATCH, repeats)
+                records = training_ids(positions, len(run.train), seed, BATCH, repeats, run.balance)
                 for i, position in enumerate(positions.tolist()):
                     pixels = digest(images[i], targets[i])
                     digests[position] = f"{records[i]} {labels[i]} {pixels}"

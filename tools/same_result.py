@@ -48,7 +48,8 @@ def run(config: Config) -> tuple[list[str], Any]:
     with feed(run, 0, print) as (batches, _):
         for number, batch in zip(range(run.steps), batches, strict=False):
             positions = np.asarray(batch["position"])
-            ids = training_ids(positions, len(run.train), seed, BATCH, config.data.repeats)
+            repeats = config.data.repeats
+            ids = training_ids(positions, len(run.train), seed, BATCH, repeats, run.balance)
             digest = hashlib.sha256(np.asarray(augment(batch)).tobytes()).hexdigest()
             ledger.append(f"{number} {ids.tolist()} {digest}")
             state, _ = step(state, batch)

@@ -143,6 +143,11 @@ def _check_augment(config: Config, batch: int) -> None:
             f"augment.flip_alternates=True with data.repeats={repeats}: an epoch sees only a "
             "part of the images; set data.repeats=1"
         )
+    if augment.flip_alternates and config.data.balance:
+        raise InputError(
+            f"augment.flip_alternates=True with data.balance={config.data.balance:g}: an epoch "
+            "sees some images more than once; leave one of them out"
+        )
     if not (augment.mixup or augment.cutmix):
         return
     if repeats == batch > 1:

@@ -66,8 +66,8 @@ def require_labels(source: Source) -> None:
         )
 
 
-def class_counts(source: Source) -> Int64[np.ndarray, " classes"]:
-    """Returns the number of examples of each class.
+def all_labels(source: Source) -> Int64[np.ndarray, " n"]:
+    """Returns the label of every record.
 
     Where the labels are not known, all records are read, without decoding their images.
 
@@ -80,7 +80,12 @@ def class_counts(source: Source) -> Int64[np.ndarray, " classes"]:
     labels = _labels(source, range(len(source)))
     for record in np.flatnonzero((labels < 0) | (labels >= len(source.classes)))[:1]:
         require_label(source, int(record), int(labels[record]))
-    return np.bincount(labels, minlength=len(source.classes))
+    return labels
+
+
+def class_counts(source: Source) -> Int64[np.ndarray, " classes"]:
+    """Returns the number of examples of each class; see `all_labels`."""
+    return np.bincount(all_labels(source), minlength=len(source.classes))
 
 
 def _labels(source: Source, records: range) -> Int64[np.ndarray, " records"]:

@@ -18,12 +18,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Integer, UInt32
 
+from flaxres.data.balance import Balance, half_bits
+
 Positions = UInt32[np.ndarray, " n"] | UInt32[Array, " n"]
 Words = UInt32[np.ndarray, "..."] | UInt32[Array, "..."]
 
 # Purposes of random streams. They are far from the small numbers that are folded into JAX keys, so
 # no two streams are the same.
-ORDER, CROP, FLIP = 0x6F726465, 0x63726F70, 0x666C6970
+ORDER, CROP, FLIP, CLASS = 0x6F726465, 0x63726F70, 0x666C6970, 0x636C6173
 # Four rounds are a random permutation in theory (Luby & Rackoff). On domains of 16 numbers they
 # were measurably uneven; eight are not.
 ROUNDS = 8
@@ -128,7 +130,14 @@ def step_positions(step: Any, batch: int) -> Any:
     return numbers.asarray(step, np.uint32) * np.uint32(batch) + within
 
 
-def training_ids(positions: Positions, size: int, seed: int, batch: int, repeats: int = 1) -> Any:
+def training_ids(
+    positions: Positions,
+    size: int,
+    seed: int,
+    batch: int,
+    repeats: int = 1,
+    balance: Balance | None = None,
+) -> Any:
     """Returns the record number of each sample of training.
 
     With repeated augmentation (Hoffer et al. 2020, section 3) each record occurs `repeats` times in
@@ -142,15 +151,18 @@ def training_ids(positions: Positions, size: int, seed: int, batch: int, repeats
       seed: seed of the run.
       batch: number of samples of a step.
       repeats: how often each record occurs in its batch.
+      balance: the share of each class; None is that of the dataset, each record once an epoch.
 
     Returns:
       uint32 record numbers of shape (n,), NumPy or JAX as `positions`.
     """
-    if repeats == 1:
-        return sample_ids(positions, size, seed)
-    different = np.uint32(batch // repeats)
-    row = positions % np.uint32(batch) % different
-    return sample_ids(positions // np.uint32(batch) * different + row, size, seed)
+    if repeats > 1:
+        different = np.uint32(batch // repeats)
+        row = positions % np.uint32(batch) % different
+        positions = positions // np.uint32(batch) * different + row
+    if balance is not None:
+        return balanced_ids(positions, balance, seed)
+    return sample_ids(positions, size, seed)
 
 
 def sample_ids(positions: Positions, size: int, seed: int) -> Any:
@@ -168,12 +180,61 @@ def sample_ids(positions: Positions, size: int, seed: int) -> Any:
       >>> sorted(sample_ids(np.arange(5, 10, dtype=np.uint32), 5, seed=0).tolist())
       [0, 1, 2, 3, 4]
     """
-    numbers: Any = jnp if isinstance(positions, jax.Array) else np
     n = np.uint32(size)
-    half = np.uint32((max(size - 1, 1).bit_length() + 1) // 2)
-    mask = np.uint32((1 << int(half)) - 1)
     epoch, offset = positions // n, positions % n
     key = threefry(_seed_words(seed), (epoch, np.asarray([ORDER], np.uint32)))
+    return _permuted(offset, n, np.uint32(half_bits(size)), key)
+
+
+def balanced_ids(positions: Positions, balance: Balance, seed: int) -> Any:
+    """Returns a record number for each position, where classes have given shares of each epoch.
+
+    An epoch has exactly `balance.shares` samples of each class, in an order of its own. The samples
+    of a class, over all epochs, go through its records again and again, each time in another order:
+    its records therefore occur equally often, up to one.
+
+    Args:
+      positions: positions of the samples.
+      balance: the records and the share of each class.
+      seed: seed of the run.
+
+    Returns:
+      uint32 record numbers of shape (n,), NumPy or JAX as `positions`.
+
+    Examples:
+      >>> tables = Balance.of(np.array([0, 0, 0, 1]), power=1.0)
+      >>> ids = balanced_ids(np.arange(4, dtype=np.uint32), tables, seed=0)
+      >>> sorted(ids.tolist())[2:]
+      [3, 3]
+    """
+    numbers: Any = jnp if isinstance(positions, jax.Array) else np
+
+    def of(table: UInt32[np.ndarray, " k"], which: Any) -> Any:
+        return numbers.asarray(table)[which]
+
+    size = np.uint32(balance.shares.sum())
+    place = sample_ids(positions, int(size), seed)
+    label = numbers.searchsorted(numbers.asarray(balance.ends), place, side="right")
+    label = label.astype(np.uint32)
+    share, count = of(balance.shares, label), of(balance.counts, label)
+    within = positions // size * share + place - (of(balance.ends, label) - share)
+    key = threefry(_seed_words(seed), (label, np.asarray([CLASS], np.uint32)))
+    key = threefry(key, (within // count, np.asarray([ORDER], np.uint32)))
+    chosen = _permuted(within % count, count, of(balance.half_bits, label), key)
+    return of(balance.records, of(balance.firsts, label) + chosen)
+
+
+def _permuted(offset: Any, n: Any, half: Any, key: tuple[Any, Any]) -> Any:
+    """Returns the places that a permutation gives to offsets.
+
+    Args:
+      offset: numbers below `n`.
+      n: the size of the range, for all offsets or for each.
+      half: `half_bits` of `n`.
+      key: the key of the permutation, for all offsets or for each.
+    """
+    numbers: Any = jnp if isinstance(offset, jax.Array) else np
+    mask = (np.uint32(1) << half) - np.uint32(1)
 
     def permuted(value: Any) -> Any:
         left, right = value >> half, value & mask

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from jaxtyping import Int64, UInt32
 
+from flaxres.data.balance import Balance
 from flaxres.data.decode import Transform
 from flaxres.data.order import training_ids
 
@@ -38,6 +39,7 @@ def training_rows(
     stop: int,
     transform: Callable[[int], Transform],
     repeats: int = 1,
+    balance: Balance | None = None,
 ) -> Iterator[Rows]:
     """Iterates over the batches of training.
 
@@ -51,7 +53,7 @@ def training_rows(
       start: the first step.
       stop: the step after the last one.
       transform: returns the transform of a step.
-      repeats: how often each record occurs in its batch; see `flaxres.data.order.training_ids`.
+      repeats, balance: see `flaxres.data.order.training_ids`.
 
     Yields:
       The rows of each step.
@@ -66,7 +68,7 @@ def training_rows(
     for first in range(start, stop, block):
         end = min(first + block, stop)
         positions = np.arange(first * batch, end * batch, dtype=np.uint32).reshape(-1, batch)
-        records = training_ids(positions, size, seed, batch, repeats).astype(np.int64)
+        records = training_ids(positions, size, seed, batch, repeats, balance).astype(np.int64)
         for i, step in enumerate(range(first, end)):
             yield Rows(positions[i], records[i], transform(step), True)
 

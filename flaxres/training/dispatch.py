@@ -9,6 +9,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from flaxres.config.schema import Config
+from flaxres.data.balance import Balance
 from flaxres.data.order import step_positions, training_ids
 from flaxres.training.augmentation import Batch
 from flaxres.training.mesh import split
@@ -28,10 +29,10 @@ def steps_per_dispatch(config: Config) -> int:
     return config.train.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 16)
 
 
-def resident_step(config: Config, step: Step, mesh: Mesh) -> Step:
+def resident_step(config: Config, step: Step, mesh: Mesh, balance: Balance | None = None) -> Step:
     """Returns `step` fed from a dataset on the devices: `(state, dataset) -> (state, metrics)`.
 
-    It takes the same samples as the loader gives.
+    It takes the same samples as the loader gives; see `flaxres.data.order.training_ids`.
     """
     seed, batch_size = config.train.seed, config.train.batch_size
 
@@ -39,7 +40,8 @@ def resident_step(config: Config, step: Step, mesh: Mesh) -> Step:
         size = dataset["label"].shape[0]
         positions = step_positions(state.step, batch_size)
         positions = lax.with_sharding_constraint(positions, split(mesh))
-        ids = training_ids(positions, size, seed, batch_size, config.data.repeats)
+        repeats = config.data.repeats
+        ids = training_ids(positions, size, seed, batch_size, repeats, balance)
         batch = {
             "image": dataset["image"][ids],
             "label": dataset["label"][ids],

@@ -39,7 +39,9 @@ def step_records(step: int, run: Run) -> list[int]:
     """Returns the record numbers of the samples of a step; the first step is 1."""
     train, repeats = run.config.train, run.config.data.repeats
     positions = step_positions(step - 1, train.batch_size)
-    ids = training_ids(positions, len(run.train), train.seed, train.batch_size, repeats)
+    ids = training_ids(
+        positions, len(run.train), train.seed, train.batch_size, repeats, run.balance
+    )
     records: list[int] = ids.tolist()
     return records
 

@@ -18,8 +18,9 @@ from jaxtyping import Float
 from flaxres.config.check import check, check_devices
 from flaxres.config.schema import Config, DataConfig
 from flaxres.data import decode
+from flaxres.data.balance import Balance
 from flaxres.data.datasets import open_or_prepare
-from flaxres.data.labels import class_counts, require_labels
+from flaxres.data.labels import all_labels, class_counts, require_labels
 from flaxres.data.loader import Loader, Speed
 from flaxres.data.resident import require_resident, resident
 from flaxres.data.rows import training_rows
@@ -134,6 +135,7 @@ class Run:
             self.steps_per_epoch,
             self.teacher,
             self.class_weights,
+            self.balance,
         )
 
     @functools.cached_property
@@ -141,6 +143,12 @@ class Run:
         """The weights of the classes in the loss, None without `optim.class_balance`."""
         power = self.config.optim.class_balance
         return class_weights(class_counts(self.train), power) if power else None
+
+    @functools.cached_property
+    def balance(self) -> Balance | None:
+        """The share of each class in an epoch, None without `data.balance`."""
+        power = self.config.data.balance
+        return Balance.of(all_labels(self.train), power) if power else None
 
     def eval_step(self) -> Any:
         """Returns the jitted evaluation step: see `compiled_eval_step`."""
@@ -322,6 +330,7 @@ def feed(
         run.steps,
         functools.partial(training_transform, run),
         data.repeats,
+        run.balance,
     )
     with Loader(run.train, rows, split(run.mesh), run.speed, data.bad_images, say) as loader:
         yield iter(loader), loader

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from flaxres.config.schema import Config, DataConfig, TrainConfig
 from flaxres.data import augment
+from flaxres.data.balance import Balance
 from flaxres.data.order import step_positions
 from flaxres.models.network import Network
 from flaxres.training.augmentation import Batch, inputs
@@ -317,12 +318,14 @@ def compiled_train_step(
     steps_per_epoch: float = 1.0,
     teacher: Network | None = None,
     class_weights: Float[np.ndarray, " classes"] | None = None,
+    balance: Balance | None = None,
 ) -> Any:
     """Returns the jitted training step over `mesh`, which donates its state; see `train_step`.
 
     After the state it takes a batch that is split over the axis `data`. Where the dataset is
-    resident it takes the whole dataset instead, and the number of steps too where
-    `steps_per_dispatch` is more than one. The variables of a teacher come last.
+    resident it takes the whole dataset instead, of which `balance` chooses the samples, and the
+    number of steps too where `steps_per_dispatch` is more than one. The variables of a teacher come
+    last.
     """
     step: Callable[..., Any] = train_step(
         config, model, tx, schedule, steps_per_epoch, teacher, class_weights
@@ -330,7 +333,7 @@ def compiled_train_step(
     whole = replicated(mesh)
     feeds: tuple[Any, ...] = (split(mesh),)
     if config.data.resident:
-        step, feeds = resident_step(config, step, mesh), (whole,)
+        step, feeds = resident_step(config, step, mesh, balance), (whole,)
         if (most := steps_per_dispatch(config)) > 1:
             step, feeds = repeated(step, most), (whole, whole)
     if teacher is not None:

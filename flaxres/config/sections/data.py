@@ -73,6 +73,10 @@ class DataConfig:
     repeats: int = setting(1, rules.POSITIVE)
     """Repeated augmentation: copies of each image in its batch, each
     augmented separately (Hoffer et al. 2020)."""
+    balance: float = setting(0.0, rules.SHARE)
+    """Balanced sampling: a class of n images has a share of each epoch
+    in proportion to n^(1 - balance). 0 takes each image once, 1 all
+    classes equally often (Kang et al. 2020); see optim.class_balance."""
     bad_images: choices.BadImages = setting("skip")
     """Treatment of an image that can't be decoded: 'skip' names and counts
     it and takes the next one; 'error' stops."""
