@@ -19,6 +19,16 @@ def torch_and_timm() -> tuple[Any, Any]:
     return torch, importlib.import_module("timm")
 
 
+def torch_and_torchmetrics() -> tuple[Any, Any]:
+    """Imports torch and torchmetrics.classification and returns the modules.
+
+    Raises:
+      ModuleNotFoundError: the extra `parity` is not installed.
+    """
+    torch, _ = torch_and_timm()  # torchmetrics imports torchvision
+    return torch, importlib.import_module("torchmetrics.classification")
+
+
 def torch_resnet20(torch: Any, classes: int) -> Any:
     """Returns the CIFAR network of He et al. 2016, section 4.2, with option A shortcuts."""
     nn: Any = torch.nn  # mypy knows no torch, hence the two ignored lines

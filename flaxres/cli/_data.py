@@ -49,6 +49,12 @@ def data(arguments: Sequence[str]) -> None:
                 action="store_false",
                 help="read a folder in place, without preparing it (data.copy)",
             )
+        if name in ("info", "verify"):
+            command.add_argument(
+                "--multi-label",
+                action="store_true",
+                help="images of a manifest or of Parquet have any number of labels",
+            )
         command.add_argument("--json", action="store_true", help="print one JSON object")
         add_options(command)
     chosen = parser.parse_args(arguments)
@@ -108,7 +114,14 @@ def data_info(chosen: argparse.Namespace) -> None:
 
     if chosen.config and not chosen.sheet:
         raise InputError("--config needs --sheet: it gives the augmentation to draw")
-    facts = describe(chosen.name, chosen.source, chosen.data_dir, chosen.validation, chosen.copy)
+    facts = describe(
+        chosen.name,
+        chosen.source,
+        chosen.data_dir,
+        chosen.validation,
+        chosen.copy,
+        chosen.multi_label,
+    )
     in_place = facts["version"] is None
     lines = [f"path: {facts['path']}", f"version: {facts['version']}"]
     if in_place:
@@ -160,9 +173,13 @@ def _draw_sheet(chosen: argparse.Namespace, splits: list[str]) -> None:
         data_dir=chosen.data_dir,
         validation=chosen.validation,
         copy=chosen.copy,
+        multi_label=chosen.multi_label,
         train_split=split if split.partition("[")[0] in splits else splits[0],
     )
-    draw_sheet(dataclasses.replace(config, data=data), chosen.sheet)
+    optim = config.optim
+    if data.multi_label and optim.loss == "cross_entropy":
+        optim = dataclasses.replace(optim, loss="binary")
+    draw_sheet(dataclasses.replace(config, data=data, optim=optim), chosen.sheet)
 
 
 def data_verify(chosen: argparse.Namespace) -> None:
@@ -176,6 +193,7 @@ def data_verify(chosen: argparse.Namespace) -> None:
         chosen.decode,
         chosen.validation,
         chosen.copy,
+        chosen.multi_label,
     )
     lines = ["files: no digests, flaxres did not write this dataset"]
     if verdict.files:

@@ -43,7 +43,10 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     report = evaluate(config, workdir) if weights is None else evaluate(config, weights=weights)
     if leader():
-        print(json.dumps(finite(dataclasses.asdict(report))))
+        content = dataclasses.asdict(report)
+        if report.mean_average_precision is None:
+            del content["mean_average_precision"]
+        print(json.dumps(finite(content)))
 
 
 def _evaluate_fully(
@@ -67,6 +70,8 @@ def _evaluate_fully(
 
 def _lines(content: dict[str, Any]) -> list[str]:
     """Returns the short table of a full evaluation."""
+    if content.get("multi_label"):
+        return _multi_label_lines(content)
     skipped = f", {content['skipped']} could not be decoded" if content["skipped"] else ""
     top = (f"top-{k} {100 * value:.2f}%" for k, value in content["top"].items())
     lines = [
@@ -87,3 +92,21 @@ def _lines(content: dict[str, Any]) -> list[str]:
         lines.append(f"hardest       {', '.join(hardest)}")
         lines.append(f"confused      {', '.join(confused)}")
     return lines
+
+
+def _multi_label_lines(content: dict[str, Any]) -> list[str]:
+    """Returns the short table where images have any number of labels."""
+    lines = [
+        f"{content['split']}: {content['examples']:,} images with {content['labels_per_image']:.2f}"
+        f" of {content['classes']:,} classes on average; step {content['step']:,}",
+        f"precision     mean average precision {100 * content['mean_average_precision']:.2f}%",
+        f"above {content['threshold']:g}     micro F1 {100 * content['micro_f1']:.2f}%  macro F1 "
+        f"{100 * content['macro_f1']:.2f}%  all labels right {100 * content['exact_match']:.2f}%",
+        f"probabilities loss {content['loss']:.4f}  ECE {content['ece']:.4f}  MCE "
+        f"{content['mce']:.4f}  Brier {content['brier']:.4f}",
+    ]
+    hardest = [
+        f"{row['class']} {100 * row['average_precision']:.1f}%"
+        for row in content["hardest"][:LISTED]
+    ]
+    return [*lines, *([f"hardest       {', '.join(hardest)}"] if hardest else [])]

@@ -238,8 +238,13 @@ def convert(arguments: Sequence[str]) -> None:
             f"--license {chosen.license} needs --hub: it is written into the model card of a folder"
         )
     silence()
+    _convert(chosen)
+
+
+def _convert(chosen: argparse.Namespace) -> None:
+    """Reads a network and writes it again."""
     from flaxres.inference.predict import read_network, stated_preprocess
-    from flaxres.inference.runs import load_run
+    from flaxres.inference.runs import read_run
     from flaxres.training.staging import local
     from flaxres.weights.hub_folder import save_pretrained
     from flaxres.weights.transfer import save_weights
@@ -248,12 +253,14 @@ def convert(arguments: Sequence[str]) -> None:
     about: dict[str, str] = {}
     source = local(chosen.source)
     if os.path.isdir(source):  # noqa: PTH112 (false where it can't be read)
-        model, variables, preprocess, names = load_run(source)
+        (model, variables, preprocess, names), config = read_run(source)
+        multi_label = config.data.multi_label
         about = _about(source) if chosen.hub else {}
     else:
         # Only what the file says; where it says nothing, the new one does not either.
         model, variables, card = read_network(chosen.source, chosen.model)
         preprocess, names = stated_preprocess(card), card.classes
+        multi_label = card.multi_label
     if chosen.hub:
         if preprocess is None:
             raise InputError(
@@ -261,10 +268,17 @@ def convert(arguments: Sequence[str]) -> None:
                 "the workdir of the run, or call flaxres.save_pretrained"
             )
         save_pretrained(
-            chosen.target, model, variables, preprocess, names, license=chosen.license, **about
+            chosen.target,
+            model,
+            variables,
+            preprocess,
+            names,
+            license=chosen.license,
+            multi_label=multi_label,
+            **about,
         )
     else:
-        save_weights(chosen.target, variables, model, preprocess, names)
+        save_weights(chosen.target, variables, model, preprocess, names, multi_label=multi_label)
     print(f"{model.num_classes} classes: wrote {chosen.target}")
 
 

@@ -57,7 +57,7 @@ def push(arguments: Sequence[str]) -> None:
 def _folder(chosen: argparse.Namespace, place: pathlib.Path) -> pathlib.Path:
     """Returns the folder to upload; a run's is written first."""
     from flaxres.inference.about import about_run
-    from flaxres.inference.runs import load_run
+    from flaxres.inference.runs import read_run
     from flaxres.training.staging import local
     from flaxres.training.workdir import CHECKPOINTS
     from flaxres.weights.hub_folder import save_pretrained
@@ -71,9 +71,16 @@ def _folder(chosen: argparse.Namespace, place: pathlib.Path) -> pathlib.Path:
             )
         return source
     about = about_run(source)
-    model, variables, preprocess, classes = load_run(source)
+    (model, variables, preprocess, classes), config = read_run(source)
     folder = expanded(chosen.dry_run) if chosen.dry_run else place
     save_pretrained(
-        folder, model, variables, preprocess, classes, about=about, license=chosen.license
+        folder,
+        model,
+        variables,
+        preprocess,
+        classes,
+        about=about,
+        license=chosen.license,
+        multi_label=config.data.multi_label,
     )
     return folder

@@ -31,7 +31,8 @@ def check(config: Config) -> None:
     _check_model(config.model)
     _check_data(config.data, config.train.steps_per_dispatch)
     _check_augment(config, batch)
-    _check_optim(config.optim)
+    _check_optim(config.optim, config.data.multi_label)
+    _check_multi_label(config)
 
 
 def check_types(config: Config) -> None:
@@ -161,7 +162,7 @@ def _check_augment(config: Config, batch: int) -> None:
         )
 
 
-def _check_optim(optim: OptimConfig) -> None:
+def _check_optim(optim: OptimConfig, multi_label: bool) -> None:
     if (optim.distill_model is None) != (optim.distill_weights is None):
         raise InputError("optim.distill_model and optim.distill_weights go together: give both")
     if optim.nesterov and optim.name in ("lamb", "adamw"):
@@ -173,16 +174,41 @@ def _check_optim(optim: OptimConfig) -> None:
         raise InputError(
             "optim.nesterov=True with optim.momentum=0: Nesterov's step needs momentum, e.g. 0.9"
         )
-    if optim.class_balance and optim.loss != "cross_entropy":
+    if optim.class_balance and optim.loss != "cross_entropy" and not multi_label:
         raise InputError(
             f"optim.class_balance={optim.class_balance:g} with optim.loss={optim.loss!r}: it "
-            "weighs the cross entropy; leave one out"
+            "weighs the cross entropy, or the labels of data.multi_label=True; leave one out"
         )
     if optim.schedule == "step" and not (optim.milestones or optim.milestone_steps):
         raise InputError(
             "optim.schedule='step' with optim.milestones=(): give the epochs of the steps, "
             "e.g. 30 60 80"
         )
+
+
+def _check_multi_label(config: Config) -> None:
+    data, optim, monitor = config.data, config.optim, config.train.monitor
+    if not data.multi_label:
+        if monitor == "mean_average_precision":
+            raise InputError(
+                f"train.monitor={monitor!r} needs data.multi_label=True: choose top1 or loss"
+            )
+        return
+    if optim.loss == "cross_entropy":
+        raise InputError(
+            "data.multi_label=True with optim.loss='cross_entropy': the classes of an image do not "
+            "exclude each other; set optim.loss='binary' or 'binary_sum'"
+        )
+    for name, value in (
+        ("data.balance", data.balance),
+        ("optim.label_smoothing", optim.label_smoothing),
+        ("optim.distill_model", optim.distill_model),
+    ):
+        if value:
+            raise InputError(
+                f"{name}={value!r} with data.multi_label=True: it is defined for one label an "
+                "image; leave it out"
+            )
 
 
 def check_devices(config: Config, available: int) -> int:

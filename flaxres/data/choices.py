@@ -8,6 +8,8 @@ from typing import Literal
 # Datasets that can be read where they lie. A folder is prepared unless `data.copy` is False; the
 # others are always read in place.
 IN_PLACE = ("folder", "parquet", "webdataset", "tfrecord", "manifest", "idx")
+# Those whose images may have any number of labels.
+MULTI_LABEL = ("manifest", "parquet")
 # Those that can be read from an object store, file by file or in ranges of large files.
 FROM_ADDRESSES = ("parquet", "webdataset", "tfrecord")
 # Photographs as cameras wrote them, which may lie on their side.

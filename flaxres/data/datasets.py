@@ -27,6 +27,7 @@ def open_or_prepare(
     validation: float = 0.0,
     copy: bool = True,
     cache_mib: int = CACHE_MIB,
+    multi_label: bool = False,
 ) -> list[Source]:
     """Opens splits of a dataset, and prepares it before if flaxres can and it is not there.
 
@@ -40,6 +41,7 @@ def open_or_prepare(
       validation: share of each class of a folder's split `train` that becomes the split `val`.
       copy: prepare a folder instead of reading it in place.
       cache_mib: maximum MiB of Parquet row groups to keep in memory.
+      multi_label: images have any number of labels; see `flaxres.data.choices.MULTI_LABEL`.
 
     Returns:
       A source for each split.
@@ -56,7 +58,7 @@ def open_or_prepare(
       (1297, 500, ('0', '1', '2'))
       >>> folder.cleanup()
     """
-    if store := open_store(name, source, data_dir, validation, copy, cache_mib):
+    if store := open_store(name, source, data_dir, validation, copy, cache_mib, multi_label):
         return store.sources(splits)
     with contextlib.suppress(NotPreparedError):
         return open_splits(name, splits, source, data_dir, validation)
@@ -70,11 +72,12 @@ def describe(
     data_dir: str | None = None,
     validation: float = 0.0,
     copy: bool = True,
+    multi_label: bool = False,
 ) -> dict[str, Any]:
     """Describes a dataset, and prepares it before like `open_or_prepare`.
 
     Args:
-      name, source, data_dir, validation, copy: the dataset; see `open_or_prepare`.
+      name, source, data_dir, validation, copy, multi_label: the dataset; see `open_or_prepare`.
 
     Returns:
       See `flaxres.data.sources.describe`, and `Store.describe` for a dataset that is read in place.
@@ -82,7 +85,7 @@ def describe(
     Raises:
       InputError: the dataset can neither be opened nor prepared.
     """
-    if store := open_store(name, source, data_dir, validation, copy):
+    if store := open_store(name, source, data_dir, validation, copy, multi_label=multi_label):
         return store.describe()
     ensure_prepared(name, source, data_dir, validation)
     return sources.describe(name, source, data_dir, validation)
@@ -95,11 +98,12 @@ def verify(
     decode: bool = False,
     validation: float = 0.0,
     copy: bool = True,
+    multi_label: bool = False,
 ) -> tuple[integrity.Verdict, str]:
     """Checks all splits of a dataset, and prepares it before like `open_or_prepare`.
 
     Args:
-      name, source, data_dir, validation, copy: the dataset; see `open_or_prepare`.
+      name, source, data_dir, validation, copy, multi_label: the dataset; see `open_or_prepare`.
       decode: decode every image too.
 
     Returns:
@@ -108,7 +112,7 @@ def verify(
     Raises:
       InputError: the dataset can neither be opened nor prepared.
     """
-    if store := open_store(name, source, data_dir, validation, copy):
+    if store := open_store(name, source, data_dir, validation, copy, multi_label=multi_label):
         return integrity.verify(store.path, store.sources(), decode), store.remedy
     ensure_prepared(name, source, data_dir, validation)
     verdict = sources.verify(name, source, data_dir, decode, validation)

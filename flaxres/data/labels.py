@@ -3,10 +3,10 @@
 import concurrent.futures
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 from flaxres.data.source import Source
 from flaxres.errors import InputError
@@ -30,10 +30,10 @@ def require_label(source: Source, record: int, label: int) -> None:
     Raises:
       InputError: the label is negative, or not below the number of classes.
     """
-    if not 0 <= label < len(source.classes):
+    if not 0 <= label < source.label_range:
         raise InputError(
             f"{source.describe(record)} has label {label}: the rule is 0 to "
-            f"{len(source.classes) - 1}, the numbers of its classes; choose a labelled split, or "
+            f"{source.label_range - 1}, the numbers of its classes; choose a labelled split, or "
             f"{source.remedy} with correct labels"
         )
 
@@ -55,13 +55,13 @@ def require_labels(source: Source) -> None:
     every = source.labels is not None or size <= ALL
     records = range(0, size, 1 if every else size // SAMPLE)
     labels = dict(zip(records, _labels(source, records).tolist(), strict=True))
-    wrong = [record for record in records if not 0 <= labels[record] < len(source.classes)]
+    wrong = [record for record in records if not 0 <= labels[record] < source.label_range]
     if wrong:
         first = wrong[0]
         raise InputError(
             f"{len(wrong):,} of {len(records):,} labels read of {source.name} are no numbers of "
             f"classes: the first is {labels[first]} in {source.describe(first)}; the rule is 0 to "
-            f"{len(source.classes) - 1}; choose a labelled split, or {source.remedy} "
+            f"{source.label_range - 1}; choose a labelled split, or {source.remedy} "
             "with correct labels"
         )
 
@@ -78,14 +78,53 @@ def all_labels(source: Source) -> Int64[np.ndarray, " n"]:
       InputError: a record can't be read, or its label is not the number of a class.
     """
     labels = _labels(source, range(len(source)))
-    for record in np.flatnonzero((labels < 0) | (labels >= len(source.classes)))[:1]:
+    for record in np.flatnonzero((labels < 0) | (labels >= source.label_range))[:1]:
         require_label(source, int(record), int(labels[record]))
     return labels
 
 
 def class_counts(source: Source) -> Int64[np.ndarray, " classes"]:
-    """Returns the number of examples of each class; see `all_labels`."""
-    return np.bincount(all_labels(source), minlength=len(source.classes))
+    """Returns the number of examples that have each class; see `all_labels`."""
+    counts = np.bincount(all_labels(source), minlength=source.label_range)
+    return counts if source.label_sets is None else counts @ source.label_sets.astype(np.int64)
+
+
+def numbered_sets(
+    several: Sequence[Iterable[int]], classes: int, name: Callable[[int], str]
+) -> tuple[Int64[np.ndarray, " n"], UInt8[np.ndarray, "sets classes"]]:
+    """Numbers the sets of labels that occur.
+
+    Args:
+      several: the labels of each record, numbers of classes.
+      classes: the number of classes.
+      name: names a record for the message.
+
+    Returns:
+      The number of each record's set, and the classes of each set as ones in its row.
+
+    Raises:
+      InputError: a label is not the number of a class.
+
+    Examples:
+      >>> numbers, sets = numbered_sets([(0, 2), (), (2, 0)], 3, str)
+      >>> numbers.tolist(), sets.tolist()
+      ([0, 1, 0], [[1, 0, 1], [0, 0, 0]])
+    """
+    known: dict[tuple[int, ...], int] = {}
+    numbers = np.empty(len(several), np.int64)
+    for record, labels in enumerate(several):
+        found = tuple(sorted(set(labels)))
+        if found and not 0 <= found[0] <= found[-1] < classes:
+            wrong = found[0] if found[0] < 0 else found[-1]
+            raise InputError(
+                f"{name(record)} has the label {wrong}: the rule is 0 to {classes - 1}, the "
+                "numbers of its classes; correct it"
+            )
+        numbers[record] = known.setdefault(found, len(known))
+    sets = np.zeros((len(known), classes), np.uint8)
+    for found, number in known.items():
+        sets[number, list(found)] = 1
+    return numbers, sets
 
 
 def _labels(source: Source, records: range) -> Int64[np.ndarray, " records"]:

@@ -74,7 +74,8 @@ class Loader:
     """Iterates over batches on the devices.
 
     A batch is a dictionary of sharded arrays: `image` (B, size, size, 3) uint8, `label` (B,) int32,
-    `position` (B,) uint32 and `weight` (B,) float32, where B is the global batch. Each process
+    `position` (B,) uint32 and `weight` (B,) float32, where B is the global batch. Where images have
+    any number of labels, `label` is (B, K) uint8, ones and zeros for K classes. Each process
     decodes only the rows of its devices. A loader is a context manager; leaving it ends its threads
     and processes.
 
@@ -220,7 +221,7 @@ class Loader:
         labels = np.asarray([label for part in loaded for label in part.labels], np.int32)
         arrays = {
             "image": images,
-            "label": np.maximum(labels, 0),
+            "label": self.source.targets(np.maximum(labels, 0)),
             "position": pending.rows.positions[pending.local],
             "weight": (labels >= 0).astype(np.float32),
         }

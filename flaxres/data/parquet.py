@@ -2,7 +2,8 @@
 
 An image column of `datasets` is a struct of `bytes` and `path`, a class label an integer. Which
 columns these are, and the names of the classes, is in the metadata `huggingface` of each file's
-schema. The records are in the order of the files, which is that of their names.
+schema. The records are in the order of the files, which is that of their names. With
+`data.multi_label`, the labels are a list of class labels.
 
 The digest covers the names and sizes of the files and their footers, which hold the place, size and
 statistics of every column. It does not depend on the times of the files, so a second download is
@@ -24,11 +25,14 @@ from jaxtyping import Int64
 
 from flaxres.data import digests
 from flaxres.data._shards import find_shards
+from flaxres.data.labels import numbered_sets
 from flaxres.data.store import Split, Store
 from flaxres.errors import InputError
 from flaxres.remote import file_system, is_address, refusals
 
 REMEDY = "download or write its files again"
+# The type of a column with any number of labels, in words.
+LABELS = "List(ClassLabel)"
 
 
 class RowGroups:
@@ -161,21 +165,23 @@ class _Columns:
     image: str
     label: str
     classes: tuple[str, ...]
+    multi_label: bool
 
 
-def open_parquet(source: str | None, cache_bytes: int) -> Store:
+def open_parquet(source: str | None, cache_bytes: int, multi_label: bool = False) -> Store:
     """Opens a folder of Parquet files.
 
     Args:
       source: the folder; see `flaxres.data._shards.find_shards`.
       cache_bytes: maximum number of bytes of row groups to keep, of all splits.
+      multi_label: images have any number of labels.
 
     Raises:
       InputError: the folder has no such files, a file is damaged, does not have one image and one
         class label, or has other classes than the rest, or a split is empty.
     """
     root, found = find_shards("parquet", source, ".parquet")
-    first = _columns(next(iter(found.values()))[0])
+    first = _columns(next(iter(found.values()))[0], multi_label)
     cache, facts = RowGroups(cache_bytes), ["parquet", *first.classes]
     splits = {}
     for name, paths in found.items():
@@ -191,7 +197,7 @@ def _split(name: str, paths: list[pathlib.Path], columns: _Columns, cache: RowGr
     """Reads the index and the labels of the files of a split."""
     labels, groups, counts, rows = [], [], [], []
     for number, path in enumerate(paths):
-        if (actual := _columns(path)) != columns:
+        if (actual := _columns(path, columns.multi_label)) != columns:
             raise InputError(
                 f"{str(path)!r} has other columns or classes than the first file ({actual.image}, "
                 f"{actual.label}, {len(actual.classes)} classes): keep one dataset in a folder"
@@ -203,7 +209,7 @@ def _split(name: str, paths: list[pathlib.Path], columns: _Columns, cache: RowGr
             except (OSError, ValueError) as error:
                 raise _damaged(path, error) from error
             metadata = file.metadata
-        labels.append(column.fill_null(-1).to_numpy().astype(np.int64))
+        labels.append(column if columns.multi_label else column.fill_null(-1).to_numpy())
         rows.append(metadata.num_rows)
         for group in range(metadata.num_row_groups):
             if count := metadata.row_group(group).num_rows:
@@ -211,7 +217,14 @@ def _split(name: str, paths: list[pathlib.Path], columns: _Columns, cache: RowGr
                 counts.append(count)
     if not sum(rows):
         raise InputError(f"split {name!r} in {str(paths[0].parent)!r} is empty: choose another")
-    known, ends = np.concatenate(labels), np.cumsum(counts, dtype=np.int64)
+    sets, ends = None, np.cumsum(counts, dtype=np.int64)
+    if columns.multi_label:
+        several = [row or () for column in labels for row in column.to_pylist()]
+        known, sets = numbered_sets(
+            several, len(columns.classes), lambda row: f"row {row:,} of split {name!r}"
+        )
+    else:
+        known = np.concatenate(labels).astype(np.int64)
     records = ParquetRecords(
         tuple(map(str, paths)),
         columns.image,
@@ -221,10 +234,21 @@ def _split(name: str, paths: list[pathlib.Path], columns: _Columns, cache: RowGr
         cache,
     )
     size = sum(path.stat().st_size for path in paths)
-    return Split(records, known, tuple(zip(records.files, rows, strict=True)), size)
+    return Split(records, known, tuple(zip(records.files, rows, strict=True)), size, sets)
 
 
-def _columns(path: pathlib.Path) -> _Columns:
+def _kind(feature: Any) -> str | None:
+    """Returns the type of a feature of `datasets`; `LABELS` for a list of class labels."""
+    if isinstance(feature, list):  # as old versions write it
+        inner = feature[0]
+    elif (feature or {}).get("_type") in ("List", "LargeList", "Sequence"):
+        inner = feature.get("feature")
+    else:
+        return (feature or {}).get("_type")
+    return LABELS if (inner or {}).get("_type") == "ClassLabel" else "List"
+
+
+def _columns(path: pathlib.Path, multi_label: bool) -> _Columns:
     """Returns the columns of a file by the metadata that `datasets` writes."""
     import pyarrow as pa
 
@@ -233,7 +257,7 @@ def _columns(path: pathlib.Path) -> _Columns:
     stored = (schema.metadata or {}).get(b"huggingface")
     try:
         features = json.loads(stored)["info"]["features"] if stored else {}
-        types = {name: (feature or {}).get("_type") for name, feature in features.items()}
+        types = {name: _kind(feature) for name, feature in features.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from error
 
@@ -241,6 +265,12 @@ def _columns(path: pathlib.Path) -> _Columns:
         names: list[str] = [
             name for name, kind in types.items() if kind == wanted and name in schema.names
         ]
+        other = "ClassLabel" if wanted == LABELS else LABELS
+        if not names and wanted != "Image" and other in types.values():
+            raise InputError(
+                f"{str(path)!r} has a column of type {other}: set data.multi_label="
+                f"{not multi_label}"
+            )
         if len(names) != 1:
             raise InputError(
                 f"{str(path)!r} has {len(names)} columns of type {wanted} ({', '.join(names)}; all "
@@ -249,19 +279,23 @@ def _columns(path: pathlib.Path) -> _Columns:
             )
         return names[0]
 
-    image, label = only("Image"), only("ClassLabel")
+    image, label = only("Image"), only(LABELS if multi_label else "ClassLabel")
     struct = schema.field(image).type
     if not pa.types.is_struct(struct) or struct.get_field_index("bytes") < 0:
         raise InputError(
             f"column {image!r} of {str(path)!r} is of type {struct}: the rule is a struct of bytes "
             "and path; write the file again with a recent version of datasets"
         )
-    if not pa.types.is_integer(schema.field(label).type):
+    kind = schema.field(label).type
+    if not pa.types.is_integer(kind.value_type if multi_label else kind):
         raise InputError(
-            f"column {label!r} of {str(path)!r} is of type {schema.field(label).type}: the rule is "
-            "integers; write the file again"
+            f"column {label!r} of {str(path)!r} is of type {kind}: the rule is integers; write the "
+            "file again"
         )
-    return _Columns(image, label, tuple(map(str, features[label].get("names") or ())))
+    feature = features[label]
+    if multi_label:
+        feature = feature[0] if isinstance(feature, list) else feature["feature"]
+    return _Columns(image, label, tuple(map(str, feature.get("names") or ())), multi_label)
 
 
 def _require_bytes(path: pathlib.Path, metadata: Any, columns: _Columns) -> None:

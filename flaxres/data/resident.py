@@ -47,7 +47,7 @@ def resident(
       threads: number of threads that decode.
 
     Returns:
-      `image` (n, size, size, 3) uint8 and `label` (n,) int32.
+      `image` (n, size, size, 3) uint8 and `label` as in a batch, (n,) int32 or (n, K) uint8.
 
     Raises:
       InputError: the images have more than 8 GiB, or a record can't be read or decoded.
@@ -68,5 +68,5 @@ def resident(
     # Not `device_put`, which would compare the whole dataset between the processes of a run.
     return {
         name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
-        for name, array in (("image", images), ("label", labels))
+        for name, array in (("image", images), ("label", source.targets(labels)))
     }

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64, UInt8
 
 from flaxres.data import digests
 from flaxres.errors import InputError
@@ -30,6 +30,8 @@ class Source:
       image_key, label_key: names of the features with the encoded image and the label.
       files: the files of the split in order, each with the number of records read from it.
       labels: the labels of all records where they are known without reading the images, else None.
+      label_sets: for images with any number of labels: the classes of each set of them that occurs,
+        as ones in its row. A record's label is then the number of a row. None for single labels.
       remedy: repairs a damaged record, for messages.
 
     Examples:
@@ -53,7 +55,26 @@ class Source:
     label_key: str
     files: tuple[tuple[str, int], ...]
     labels: Int64[np.ndarray, " n"] | None = dataclasses.field(default=None, compare=False)
+    label_sets: UInt8[np.ndarray, "sets classes"] | None = dataclasses.field(
+        default=None, compare=False
+    )
     remedy: str = "prepare the dataset again"
+
+    @property
+    def label_range(self) -> int:
+        """The number of different labels that records may have."""
+        return len(self.classes if self.label_sets is None else self.label_sets)
+
+    def targets(self, labels: Int32[np.ndarray, " n"]) -> np.ndarray:
+        """Returns what a batch holds for labels.
+
+        Args:
+          labels: the labels of records.
+
+        Returns:
+          The labels; or, for images with any number of them, (n, classes) uint8 ones and zeros.
+        """
+        return labels if self.label_sets is None else self.label_sets[labels]
 
     @property
     def class_digest(self) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64, UInt8
 
 from flaxres.data._naming import folder_word, require_split
 from flaxres.data.source import Source
@@ -26,12 +26,20 @@ class Split:
       labels: the label of each record.
       files: the files of the split in order, each with its number of records.
       size: number of bytes of the files.
+      label_sets: see `flaxres.data.source.Source`.
     """
 
     records: Sequence[Any]
     labels: Int64[np.ndarray, " n"]
     files: tuple[tuple[str, int], ...]
     size: int
+    label_sets: UInt8[np.ndarray, "sets classes"] | None = None
+
+    def class_counts(self, classes: int) -> Int64[np.ndarray, " classes"]:
+        """Returns the number of records of each class, without labels that are no classes."""
+        if self.label_sets is not None:
+            return np.asarray(self.label_sets[self.labels].sum(0, dtype=np.int64))
+        return np.bincount(self.labels[_valid(self.labels, classes)], minlength=classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +91,12 @@ class Store:
                 "shards": len(split.files),
                 "sha256": None,
             }
-            valid = (split.labels >= 0) & (split.labels < len(self.classes))
-            numbers = np.bincount(split.labels[valid], minlength=len(self.classes)).tolist()
+            numbers = split.class_counts(len(self.classes)).tolist()
             counts[name] = {label: n for label, n in zip(self.classes, numbers, strict=True) if n}
-            if wrong := int((~valid).sum()):
+            if split.label_sets is not None:
+                if without := int((split.label_sets.sum(1)[split.labels] == 0).sum()):
+                    notes.append(f"{without:,} images of split {name!r} have no label")
+            elif wrong := int((~_valid(split.labels, len(self.classes))).sum()):
                 notes.append(f"{wrong:,} labels of split {name!r} are no numbers of classes")
         return {
             "path": str(self.path),
@@ -102,7 +112,7 @@ class Store:
         require_split(self.name, split, self.splits)
         whole = self.splits[split.partition("[")[0]]
         part = _slice(self.name, split, len(whole.labels))
-        if len(part) < len(whole.labels) and not self.mixed:
+        if len(part) < len(whole.labels) and not self.mixed and whole.label_sets is None:
             _require_mixed(self.name, split, whole.labels)
         return Source(
             f"{self.name}/{split}",
@@ -114,6 +124,7 @@ class Store:
             "label",
             tuple(_files_of(whole.files, part)),
             whole.labels[part.start : part.stop],
+            whole.label_sets,
             self.remedy,
         )
 
@@ -136,6 +147,11 @@ class Part(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.records[self.part[index]]
+
+
+def _valid(labels: Int64[np.ndarray, " n"], classes: int) -> Bool[np.ndarray, " n"]:
+    """Returns which labels are numbers of classes."""
+    return np.asarray((labels >= 0) & (labels < classes))
 
 
 def _slice(name: str, split: str, size: int) -> range:

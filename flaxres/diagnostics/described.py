@@ -11,6 +11,7 @@ from jaxtyping import Int64
 from flaxres.config.check import check
 from flaxres.config.schema import Config
 from flaxres.training.dispatch import steps_per_dispatch
+from flaxres.training.evaluation import label_shape
 from flaxres.training.mesh import replicated, split
 from flaxres.training.run import Run, open_data
 
@@ -29,9 +30,15 @@ class Described:
     name: str
     size: int
     classes: tuple[str, ...]
+    label_sets: None = None
 
     def __len__(self) -> int:
         return self.size
+
+    @property
+    def label_range(self) -> int:
+        """The number of different labels, as of a `Source`."""
+        return len(self.classes)
 
     @property
     def labels(self) -> Int64[np.ndarray, " n"]:
@@ -74,7 +81,7 @@ def abstract_inputs(run: Run) -> tuple[Any, ...]:
 
     fed = {
         "image": array((count, data.image_size, data.image_size, 3), jnp.uint8, sharding),
-        "label": array((count,), jnp.int32, sharding),
+        "label": array(*label_shape(run, count), sharding),
     }
     if not data.resident:
         fed["position"] = array((batch,), jnp.uint32, sharding)

@@ -47,8 +47,12 @@ def draw_sheet(config: Config, target: str) -> None:
     augmented, targets = jax.jit(augment)(drawn)
     pixels = np.asarray(augmented, np.float32) * np.asarray(data.std) + np.asarray(data.mean)
     images = [*np.asarray(plain["image"]), *np.clip(255 * pixels, 0, 255).astype(np.uint8)]
-    names = [source.classes[label] for label in plain["label"]]
-    names += [_described(row, source.classes) for row in np.asarray(targets, np.float32)]
+    if data.multi_label:
+        labels = [*np.asarray(plain["label"]), *np.asarray(targets, np.float32)]
+        names = [_listed(row, source.classes) for row in labels]
+    else:
+        names = [source.classes[label] for label in plain["label"]]
+        names += [_described(row, source.classes) for row in np.asarray(targets, np.float32)]
     _layout(images, names, target)
 
 
@@ -69,6 +73,15 @@ def _described(target: np.ndarray, classes: tuple[str, ...]) -> str:
         return classes[first]
     share = target[first] / (target[first] + target[second])
     return f"{100 * share:.0f}% {classes[first]}\n{100 * (1 - share):.0f}% {classes[second]}"
+
+
+def _listed(target: np.ndarray, classes: tuple[str, ...]) -> str:
+    """Returns the labels of an image in words, a line each; of mixtures with their shares."""
+    lines = [
+        classes[i] if target[i] > 0.99 else f"{100 * target[i]:.0f}% {classes[i]}"
+        for i in np.flatnonzero(target > 0.01)
+    ]
+    return "\n".join([*lines[:2], "…"] if len(lines) > 3 else lines) or "no label"
 
 
 def _layout(images: list[np.ndarray], names: list[str], target: str) -> None:

@@ -40,7 +40,9 @@ def about_run(workdir: str | os.PathLike[str]) -> str:
     origin, progress = read_origin(read_provenance(folder / CHECKPOINTS / str(step)))
     evaluation, _, digest = origin.evaluation.rpartition(" ")
     versions = {name: origin.packages[name] for name in ARITHMETIC if name in origin.packages}
+    precision = summary.get("mean_average_precision")
     rows = {
+        "mean average precision": "" if precision is None else f"{100 * precision:.2f}%",
         "top-1": f"{100 * summary['top1']:.2f}% of {summary['examples']:,} examples",
         "top-5": f"{100 * summary['top5']:.2f}%" if "top5" in summary else "",
         "loss": f"{summary['loss']:.4f}",

@@ -32,6 +32,7 @@ from flaxres.ops.kept import jax_operations_only
 from flaxres.paths import completed
 from flaxres.serving.model import CLASSES, PREPROCESS, PROGRAM
 from flaxres.training.evaluation import Evaluator
+from flaxres.training.losses import probabilities
 from flaxres.training.run import prepare_run
 from flaxres.training.staging import local
 from flaxres.training.state import State
@@ -120,8 +121,14 @@ def export(
 
 
 def _write_weights(predictor: Predictor, path: pathlib.Path) -> None:
-    variables, model = predictor.variables, predictor.model
-    save_weights(path, variables, model, predictor.preprocess, predictor.classes)
+    save_weights(
+        path,
+        predictor.variables,
+        predictor.model,
+        predictor.preprocess,
+        predictor.classes,
+        multi_label=predictor.multi_label,
+    )
 
 
 def require_ready(folder: pathlib.Path, form: Form) -> None:
@@ -170,7 +177,7 @@ def program(predictor: Predictor, variables: Any, form: Form) -> Callable[[jax.A
         if form.pixels:
             images = normalise(images, preprocess.mean, preprocess.std, jnp.float32)
         logits: Any = predictor.model.apply(in_floats(variables), images)
-        return jax.nn.softmax(logits) if form.pixels else logits
+        return probabilities(logits, predictor.multi_label) if form.pixels else logits
 
     return predict
 

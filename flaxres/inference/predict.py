@@ -19,6 +19,7 @@ from flaxres.errors import InputError
 from flaxres.models.network import Network
 from flaxres.models.registry import create_model, small_images
 from flaxres.paths import expanded
+from flaxres.training.losses import probabilities
 from flaxres.training.xla import compiler_options
 from flaxres.weights.card import Card, from_metadata
 from flaxres.weights.files import read
@@ -36,6 +37,8 @@ Best = list[tuple[str, float]]
 class Predictor:
     """A network with its variables, its preprocessing and the names of its classes.
 
+    With `multi_label` each class is likely or not by itself; see `data.multi_label`.
+
     Examples:
       >>> import flaxres, jax, numpy as np
       >>> from PIL import Image
@@ -51,6 +54,7 @@ class Predictor:
     variables: Any
     preprocess: Preprocess
     classes: tuple[str, ...]
+    multi_label: bool = False
 
     def __call__(self, images: Sequence[Any], top: int = 5) -> list[Best]:
         """Returns the `top` classes of each image with their probabilities, the likeliest first.
@@ -112,7 +116,8 @@ class Predictor:
 
     def probabilities(self, batch: np.ndarray) -> np.ndarray:
         """Returns the probabilities `(N, K)` of the classes of a preprocessed batch."""
-        return np.asarray(jax.nn.softmax(self._apply(self.variables, batch)))
+        logits = self._apply(self.variables, batch)
+        return np.asarray(probabilities(logits, self.multi_label))
 
     def best(self, row: np.ndarray, top: int) -> Best:
         """Returns the `top` classes of one image's probabilities, the likeliest first."""
@@ -132,7 +137,7 @@ def from_tag(tag: str) -> Predictor:
     """Returns the predictor of a pretrained weight; see `flaxres.load_pretrained`."""
     model, variables, preprocess = load_pretrained(tag)
     names = preprocess.classes or class_names(None, model.num_classes, False)
-    return Predictor(model, variables, preprocess, names)
+    return Predictor(model, variables, preprocess, names, preprocess.multi_label)
 
 
 def from_weights(
@@ -154,7 +159,8 @@ def from_weights(
     small = name is not None and small_images(name)
     labels = card.classes if names is None else ()
     labels = labels or class_names(names, model.num_classes, small)
-    return Predictor(model, variables, _preprocess(card, size, small), labels)
+    given = _preprocess(card, size, small)
+    return Predictor(model, variables, given, labels, card.multi_label)
 
 
 def read_network(path: str, name: str | None = None) -> tuple[Network, Any, Card]:
@@ -226,9 +232,10 @@ def from_workdir(workdir: str) -> Predictor:
       InputError: the folder has no run.
     """
     # Loads Orbax, which tags and files of weights don't need.
-    from flaxres.inference.runs import load_run
+    from flaxres.inference.runs import read_run
 
-    return Predictor(*load_run(workdir))
+    run, config = read_run(workdir)
+    return Predictor(*run, config.data.multi_label)
 
 
 def class_names(path: str | None, count: int, small: bool) -> tuple[str, ...]:

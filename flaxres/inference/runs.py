@@ -78,6 +78,11 @@ def load_run(workdir: str | os.PathLike[str]) -> LoadedRun:
       ((1, 10), ('0', '1'))
       >>> folder.cleanup()
     """
+    return read_run(workdir)[0]
+
+
+def read_run(workdir: str | os.PathLike[str]) -> tuple[LoadedRun, Config]:
+    """Returns the network of a run and its config; see `load_run`."""
     folder = local(workdir)
     config = resolved(from_json(folder / CONFIG))
     if (folder / CLASSES).exists():
@@ -89,7 +94,7 @@ def load_run(workdir: str | os.PathLike[str]) -> LoadedRun:
         data.eval_size, data.eval_resize, data.interpolation, data.mean, data.std, data.uses_exif
     )
     variables = jax.device_get(state.eval_variables)
-    return LoadedRun(run.model, variables, preprocess, run.train.classes)
+    return LoadedRun(run.model, variables, preprocess, run.train.classes), config
 
 
 def restore_alone(config: Config, folder: pathlib.Path) -> tuple[Run, State]:

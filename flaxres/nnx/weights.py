@@ -59,6 +59,8 @@ def save_weights(
     model: Network,
     preprocess: Any = None,
     classes: Sequence[str] = (),
+    *,
+    multi_label: bool = False,
 ) -> None:
     """Writes the weights of a network to a safetensors file in torchvision's and timm's naming.
 
@@ -67,6 +69,7 @@ def save_weights(
       model: the network.
       preprocess: of the images, as in `flaxres.save_weights`.
       classes: names of the classes in label order.
+      multi_label: images have any number of labels, as in `flaxres.save_weights`.
 
     Raises:
       InputError: the file can't be written, or a layer of the network was replaced.
@@ -82,7 +85,7 @@ def save_weights(
       (4, 2)
     """
     network, variables = to_linen(model)
-    transfer.save_weights(path, variables, network, preprocess, classes)
+    transfer.save_weights(path, variables, network, preprocess, classes, multi_label=multi_label)
 
 
 def load_pretrained(
@@ -138,7 +141,7 @@ def save_pretrained(
     model: Network,
     preprocess: Any = None,
     classes: Sequence[str] = (),
-    **card: str,
+    **card: Any,
 ) -> None:
     """Writes a network into a folder that `load_pretrained` and timm load.
 
@@ -147,7 +150,7 @@ def save_pretrained(
       model: the network.
       preprocess: of the images; None is `Preprocess()`.
       classes: names of the classes in label order.
-      **card: `about` and `license` of the model card, as in `flaxres.save_pretrained`.
+      **card: `about`, `license` and `multi_label`, as in `flaxres.save_pretrained`.
 
     Raises:
       InputError: as `flaxres.save_pretrained`, or a layer of the network was replaced.

@@ -31,11 +31,17 @@ STYLE = {
 PANELS: tuple[tuple[str, str, tuple[str, ...], Callable[[Any], Any]], ...] = (
     ("Loss", "cross-entropy, nats", ("train/loss", "eval/loss"), lambda value: value),
     ("Top-1 error", "%", ("train/top1", "eval/top1"), lambda value: 100 * (1 - value)),
+    (
+        *("Mean average precision", "%", ("eval/mean_average_precision",)),
+        lambda value: 100 * value,
+    ),
     ("Learning rate", "", ("train/learning_rate",), lambda value: value),
     ("Gradient norm", "", ("train/gradient_norm",), lambda value: value),
     ("Throughput", "images/s", ("train/images_per_second",), lambda value: value),
     ("Waiting for input", "% of the time", ("train/input_stall_percent",), lambda value: value),
 )
+# Panels of metrics that only some runs have.
+OPTIONAL = ("Mean average precision",)
 
 
 def draw_curves(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[tuple[str, str]]:
@@ -49,6 +55,8 @@ def draw_curves(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[tuple[str, 
     return [
         (title, _draw(unit, [_curves(rows, names, form) for rows in runs]))
         for title, unit, names, form in PANELS
+        if title not in OPTIONAL
+        or any(name in row for rows in runs for row in rows for name in names)
     ]
 
 

@@ -29,7 +29,8 @@ def clear(folder: pathlib.Path) -> None:
     A folder without a summary is not complete.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SUMMARY).unlink(missing_ok=True)
+    for name in (SUMMARY, CONFUSION):
+        (folder / name).unlink(missing_ok=True)
     for path in (folder / PICTURES).glob("[0-9]*.*"):
         path.unlink()
 

@@ -11,13 +11,15 @@ import numpy as np
 
 from flaxres.config.files import resolved
 from flaxres.config.schema import Config
+from flaxres.data.source import Source
 from flaxres.data.variants import open_variant
 from flaxres.errors import InputError, writing_to
 from flaxres.inference.runs import restore_alone
 from flaxres.paths import expanded
-from flaxres.report import folder as files, scores, summary
-from flaxres.report.outputs import Outputs, collect
+from flaxres.report import folder as files, multi_label, summary
+from flaxres.report.outputs import LabelledOutputs, Outputs, collect
 from flaxres.report.reassessed import read_labels, reassessed
+from flaxres.training import scores
 from flaxres.training.hosts import leader
 from flaxres.training.loop import restored
 from flaxres.training.resume import require_same_config
@@ -42,6 +44,7 @@ def evaluate_fully(
 
     Writes `evaluation.json`, `per_class.csv`, `confusion.csv`, `mistakes.jsonl` and images of the
     most confident mistakes. Every example counts once, on any number of devices and processes.
+    Where images have any number of labels (`data.multi_label`), there is no `confusion.csv`.
 
     Args:
       config: the settings of the run; those that only measure may differ.
@@ -58,8 +61,7 @@ def evaluate_fully(
       The content of `evaluation.json`.
 
     Raises:
-      InputError: as `flaxres.evaluate` does, or the files can't be written, or there is no folder
-        for them.
+      InputError: as `flaxres.evaluate` does, or there is no folder for the files to be written to.
 
     Examples:
       >>> evaluate_fully(Config(), weights="resnet50.safetensors")
@@ -68,6 +70,8 @@ def evaluate_fully(
     """
     if out is None and weights is not None:
         raise InputError("weights without a workdir need out (--out DIR) for the files")
+    if config.data.multi_label and (option := "images" if images else "real" if real else ""):
+        raise InputError(f"--{option} with data.multi_label=True: it is for one label an image")
     if images is None:
         (run, state), numbers = restored(config, workdir, weights), None
     else:
@@ -79,16 +83,31 @@ def evaluate_fully(
         with writing_to(target):
             files.clear(target)
     outputs = collect(run, state, numbers)
-    rows = summary.class_rows(outputs, run.evaluation.classes)
-    content = _origin(run, int(state.step), weights) | summary.figures(outputs, rows)
-    content["skipped"] = len(run.evaluation) - content["examples"]
-    if possible is not None:
+    figures, rows, mistakes = _explained(outputs, run.evaluation)
+    content = _origin(run, int(state.step), weights) | figures
+    if possible is not None and isinstance(outputs, Outputs):
         content["real"] = _reassessed(run, outputs, numbers, possible)
     if leader():
-        _write(target, run, outputs, rows, content)
+        _write(target, run, outputs, rows, mistakes, content)
         if out is None:
             publish(workdir or "", target)
     return content
+
+
+def _explained(
+    outputs: Outputs | LabelledOutputs, source: Source
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Returns the figures, the row of each class, and the mistakes."""
+    classes = source.classes
+    if isinstance(outputs, LabelledOutputs):
+        rows = multi_label.class_rows(outputs, classes)
+        figures = multi_label.figures(outputs, rows)
+        mistakes = multi_label.mistakes(outputs, classes)
+    else:
+        rows = summary.class_rows(outputs, classes)
+        figures = summary.figures(outputs, rows)
+        mistakes = summary.mistakes(outputs, classes)
+    return figures | {"skipped": len(source) - figures["examples"]}, rows, mistakes
 
 
 def _reassessed(
@@ -134,23 +153,24 @@ def _origin(run: Run, step: int, weights: str | os.PathLike[str] | None) -> dict
 def _write(
     target: pathlib.Path,
     run: Run,
-    outputs: Outputs,
+    outputs: Outputs | LabelledOutputs,
     rows: Sequence[dict[str, Any]],
+    mistakes: Sequence[dict[str, Any]],
     content: dict[str, Any],
 ) -> None:
     """Writes all files; the summary, which says that they are complete, comes last."""
     with writing_to(target):
-        classes = run.evaluation.classes
-        pairs = scores.confusion(outputs.labels, outputs.predicted).tolist()
-        files.write_table(
-            target / files.CONFUSION,
-            files.PAIRS,
-            ((classes[label], classes[predicted], count) for label, predicted, count in pairs),
-        )
+        if isinstance(outputs, Outputs):
+            classes = run.evaluation.classes
+            pairs = scores.confusion(outputs.labels, outputs.predicted).tolist()
+            files.write_table(
+                target / files.CONFUSION,
+                files.PAIRS,
+                ((classes[label], classes[predicted], count) for label, predicted, count in pairs),
+            )
         files.write_table(
             target / files.PER_CLASS, summary.PER_CLASS, (list(row.values()) for row in rows)
         )
-        mistakes = summary.mistakes(outputs, classes)
         transform = evaluation_transform(run.config.data)
         for number, mistake in enumerate(mistakes):
             mistake["file"] = run.evaluation.file_name(mistake["record"])

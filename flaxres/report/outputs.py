@@ -2,14 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 from flaxres.errors import InputError
 from flaxres.printing import say
-from flaxres.training.evaluation import abstract_batch, evaluation_batches, undecodable
+from flaxres.training.evaluation import abstract_batch, evaluated_rows, evaluation_batches
 from flaxres.training.run import Run
 from flaxres.training.state import State
 
@@ -66,12 +65,36 @@ class Outputs:
         return np.take_along_axis(self.probabilities, classes[:, None], 1)[:, 0]
 
 
+@dataclasses.dataclass(frozen=True)
+class LabelledOutputs:
+    """Predictions for images with any number of labels, in the order of the records.
+
+    Attributes:
+      records: the record numbers.
+      labels: the classes that are labels of each image.
+      rank: the number of classes that are no labels and at least as likely as the likeliest label.
+      loss: the mean binary cross entropy of the classes in nats.
+      probabilities: the probability of each class by itself.
+
+    Examples:
+      >>> labels, zero = np.array([[True, False]]), np.zeros(1, int)
+      >>> LabelledOutputs(zero, labels, zero, zero + 0.5, np.array([[0.9, 0.4]])).labels.sum(1)
+      array([1])
+    """
+
+    records: Integer[np.ndarray, " n"]
+    labels: Bool[np.ndarray, "n k"]
+    rank: Integer[np.ndarray, " n"]
+    loss: Float[np.ndarray, " n"]
+    probabilities: Float[np.ndarray, "n k"]
+
+
 def collect(
     run: Run,
     state: State,
     classes: Sequence[int] | None = None,
     say: Callable[[str], None] = say,
-) -> Outputs:
+) -> Outputs | LabelledOutputs:
     """Evaluates a state on the evaluation split of its run, and keeps the result of each image.
 
     Works on any number of devices and processes; each process gets all results.
@@ -86,29 +109,21 @@ def collect(
       InputError: the results need too much memory, no image could be decoded, or the network's
         output is not finite.
     """
-    variables = state.eval_variables
     shapes = run.eval_rows(classes).lower(run.abstract_state().eval_variables, abstract_batch(run))
     program = shapes.compile()
     dtype = shapes.out_info["probabilities"].dtype
     _require_room(run, dtype.itemsize)
-    kept: list[dict[str, Any]] = []
-    for batch in evaluation_batches(run, say):
-        rows = {name: np.asarray(value) for name, value in program(variables, batch).items()}
-        # Rows of padding, and of images that can't be decoded, have weight 0.
-        counts = rows.pop("weight") > 0
-        kept.append({name: value[counts] for name, value in rows.items()})
-    joined = {name: np.concatenate([rows[name] for rows in kept]) for name in kept[0]}
-    if not len(joined["label"]):
-        raise undecodable(run)
+    joined = evaluated_rows(run, state, program, evaluation_batches(run, say))
     finite = np.isfinite(joined["probabilities"]).all(1)
     if not finite.all():
         raise InputError(
             f"the network's output is not finite for {(~finite).sum():,} of {len(finite):,} images "
             "(the training diverged): evaluate without --full, or an earlier checkpoint"
         )
-    return Outputs(
+    multi_label = run.config.data.multi_label
+    return (LabelledOutputs if multi_label else Outputs)(
         records=joined["position"].astype(np.int64),
-        labels=joined["label"],
+        labels=joined["label"].astype(bool) if multi_label else joined["label"],
         rank=joined["rank"],
         loss=joined["loss"].astype(np.float64),
         probabilities=joined["probabilities"],

@@ -17,10 +17,10 @@ from flaxres.diagnostics.sheet import draw_sheet
 from flaxres.errors import InputError
 from flaxres.report import confused
 from flaxres.report.curves import COLOURS, draw_curves, draw_reliability
-from flaxres.report.runs import RunFiles
+from flaxres.report.runs import RunFiles, is_multi_label
 
 HERE = pathlib.Path(__file__).parent
-# Rows of the table of classes; of more classes, those with the lowest recall are shown.
+# Rows of the table of classes; of more classes, those with the lowest scores are shown.
 CLASSES = 1000
 
 
@@ -82,12 +82,13 @@ def _section(run: RunFiles, colour: str) -> dict[str, Any]:
         "others": run.others,
     }
     if (found := run.evaluation) is not None:
-        rows = sorted(found.classes, key=lambda row: (row["recall"] is None, row["recall"] or 0))
+        first = "average_precision" if is_multi_label(found.scores) else "recall"
+        rows = sorted(found.classes, key=lambda row: (row[first] is None, row[first] or 0))
         section["evaluation"] = {
             "scores": found.scores,
             "classes": rows[:CLASSES],
             "hidden": len(rows[CLASSES:]),
-            "confusion": confused.matrix(found),
+            "confusion": None if is_multi_label(found.scores) else confused.matrix(found),
             "mistakes": found.mistakes,
             "reliability": Markup(draw_reliability(found.scores["calibration"], colour)),
         }

@@ -24,8 +24,9 @@ PICTURES = 24
 # Entries of `evaluation.json` that the page shows.
 FIGURES = (
     *("examples", "classes", "step", "skipped", "loss", "brier", "ece", "mce"),
-    *("balanced_accuracy", "macro_f1", "mean_average_precision"),
+    *("macro_f1", "mean_average_precision"),
 )
+SINGLE, MULTIPLE = ("balanced_accuracy",), ("labels_per_image", "exact_match", "micro_f1")
 BINNED = ("counts", "confidence", "accuracy")
 TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 
@@ -37,7 +38,8 @@ class Evaluation:
     Attributes:
       scores: the content of `evaluation.json`.
       classes: the rows of `per_class.csv`, with numbers where they are numbers.
-      pairs: label, predicted class and count, the rows of `confusion.csv`.
+      pairs: label, predicted class and count, the rows of `confusion.csv`; none where images have
+        any number of labels.
       mistakes: the first rows of `mistakes.jsonl`, with `image` as the address of an image.
     """
 
@@ -192,10 +194,8 @@ def read_evaluation(folder: pathlib.Path) -> Evaluation | None:
             {key: _number(key, value) for key, value in row.items()}
             for row in _table(folder / files.PER_CLASS, PER_CLASS)
         ]
-        pairs = [
-            (row["label"], row["predicted"], int(row["images"]))
-            for row in _table(folder / files.CONFUSION, files.PAIRS)
-        ]
+        table = [] if is_multi_label(scores) else _table(folder / files.CONFUSION, files.PAIRS)
+        pairs = [(row["label"], row["predicted"], int(row["images"])) for row in table]
         text = (folder / files.MISTAKES).read_text(encoding="utf-8")
         mistakes = [json.loads(line) for line in text.splitlines()[:PICTURES]]
         for mistake in mistakes:
@@ -209,6 +209,11 @@ def read_evaluation(folder: pathlib.Path) -> Evaluation | None:
             "flaxres evaluate --full again"
         ) from error
     return Evaluation(scores, rows, pairs, mistakes)
+
+
+def is_multi_label(scores: Mapping[str, Any]) -> bool:
+    """Returns True for an evaluation whose images have any number of labels."""
+    return scores.get("multi_label") is True
 
 
 def _table(path: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -229,7 +234,7 @@ def _require_numbers(content: Mapping[str, Any], names: Iterable[str]) -> None:
 
 def _require_scores(scores: Any) -> None:
     """Raises an error where the content of `evaluation.json` is not what the page needs."""
-    _require_numbers(scores, FIGURES)
+    _require_numbers(scores, (*FIGURES, *(MULTIPLE if is_multi_label(scores) else SINGLE)))
     _require_numbers(scores["top"], scores["top"])
     if "real" in scores:
         _require_numbers(scores["real"], ("accuracy", "examples"))

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from flaxres.report import scores
 from flaxres.report.outputs import Outputs
+from flaxres.training import scores
 
 # Mistakes that are listed, and the classes that are named for each.
 MISTAKES, NAMED = 1000, 5
@@ -43,12 +43,7 @@ def figures(outputs: Outputs, per_class: Sequence[dict[str, Any]]) -> dict[str, 
         "macro_precision": scores.macro(counted.precision, counted.images),
         "macro_f1": scores.macro(counted.f1, counted.images),
         "mean_average_precision": scores.macro(precisions, counted.images),
-        "calibration": {
-            "edges": diagram.edges.tolist(),
-            "counts": diagram.counts.tolist(),
-            "confidence": diagram.confidence.tolist(),
-            "accuracy": diagram.accuracy.tolist(),
-        },
+        "calibration": diagram.to_json(),
         "hardest": _hardest(per_class),
         "confused": _confused(outputs, [row["class"] for row in per_class]),
     }

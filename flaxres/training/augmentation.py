@@ -13,7 +13,7 @@ from flaxres.training.state import AUGMENT, MIX, purpose
 
 Batch = dict[str, jax.Array]
 """`image` (N, S, S, 3) uint8, `label` (N,) int32, `position` (N,) uint32; the loader's also have
-`weight` (N,) float32."""
+`weight` (N,) float32. With `data.multi_label`, `label` is (N, K) uint8, ones and zeros."""
 
 
 def augmented(
@@ -75,7 +75,11 @@ def inputs(
     dtype = jnp.promote_types(jnp.float32, config.model.compute_dtype)
     settings, seed = config.augment, config.train.seed
     images = augmented(batch, config.data, settings, seed, size, dtype)
-    targets = smooth_targets(batch["label"], classes, config.optim.label_smoothing, images.dtype)
+    if config.data.multi_label:
+        targets = batch["label"].astype(images.dtype)
+    else:
+        smoothing = config.optim.label_smoothing
+        targets = smooth_targets(batch["label"], classes, smoothing, images.dtype)
     key = purpose(seed, MIX)
     if settings.mix_per == "batch":
         keys = jax.random.fold_in(key, step)

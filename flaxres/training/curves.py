@@ -1,6 +1,7 @@
 """Draws the curves of a run."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from flaxres import figures
@@ -10,22 +11,30 @@ from flaxres.training.workdir import CURVES
 
 # Blue and orange of Okabe & Ito's palette, which colour-blind readers tell apart.
 BLUE, ORANGE = "#0072B2", "#D55E00"
+PRECISION = "eval/mean_average_precision"
 
 
 def draw_curves(workdir: pathlib.Path, title: str) -> None:
-    """Draws loss, top-1 error and learning rate by epoch, from metrics.jsonl, as curves.png."""
+    """Draws loss, top-1 error and learning rate by epoch, from metrics.jsonl, as curves.png.
+
+    Where images have any number of labels, the mean average precision takes the place of the error.
+    """
     rows = read_metrics(workdir)
     plt = figures.pyplot()
     figure, (loss, error, rate) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
 
     _plot(loss, rows, "train/loss", "training", BLUE)
     _plot(loss, rows, "eval/loss", "evaluation", ORANGE, marker="o")
-    _plot(error, rows, "train/top1", "training, augmented", BLUE, error=True)
-    _plot(error, rows, "eval/top1", "evaluation", ORANGE, marker="o", error=True)
+    if any(PRECISION in row for row in rows):
+        _plot(error, rows, PRECISION, "evaluation", ORANGE, "o", lambda value: 100 * value)
+        error.set(title="Mean average precision", xlabel="epoch", ylabel="precision, %")
+    else:
+        _plot(error, rows, "train/top1", "training, augmented", BLUE, "", _error)
+        _plot(error, rows, "eval/top1", "evaluation", ORANGE, "o", _error)
+        error.set(title="Top-1 error", xlabel="epoch", ylabel="error, %")
     _plot(rate, rows, "train/learning_rate", None, BLUE)
 
     loss.set(title="Loss", xlabel="epoch", ylabel="cross-entropy, nats")
-    error.set(title="Top-1 error", xlabel="epoch", ylabel="error, %")
     rate.set(title="Learning rate", xlabel="epoch", ylabel="learning rate")
     for axes in (loss, error, rate):
         axes.set_ylim(bottom=0)
@@ -45,12 +54,17 @@ def _plot(
     label: str | None,
     colour: str,
     marker: str = "",
-    error: bool = False,
+    scale: Callable[[float], float] = lambda value: value,
 ) -> None:
-    """Plots a metric by epoch; with `error`, an accuracy as an error in percent."""
+    """Plots a metric by epoch, each value as `scale` gives it."""
     points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
-    values = [100 * (1 - value) if error else value for _, value in points]
+    values = [scale(value) for _, value in points]
     if len(points) < 10:
         marker = "o"  # a line through one point can't be seen
     epochs = [epoch for epoch, _ in points]
     axes.plot(epochs, values, color=colour, label=label, marker=marker, markersize=3)
+
+
+def _error(accuracy: float) -> float:
+    """Returns the error in percent."""
+    return 100 * (1 - accuracy)

@@ -1,16 +1,18 @@
 """Exact evaluation: every example counts once, on any number of devices."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flaxres.data.loader import Loader
 from flaxres.data.rows import evaluation_rows
 from flaxres.errors import InputError
 from flaxres.printing import say
+from flaxres.training import scores
 from flaxres.training.mesh import split
 from flaxres.training.run import Run, evaluation_transform
 from flaxres.training.state import State
@@ -26,10 +28,15 @@ class Report:
       loss: mean cross-entropy in nats.
       examples: the number of examples, each counted once.
       step: the step of the state.
+      mean_average_precision: mean over the classes of the average precision; only where images have
+        any number of labels (`data.multi_label`). Top-1 and top-5 then are the shares, of images
+        that have a label, of which one is among the likeliest classes, and the loss is the mean
+        binary cross entropy of a class.
 
     Examples:
-      >>> Report(top1=0.75, top5=None, loss=0.9, examples=4, step=10).top1
-      0.75
+      >>> report = Report(top1=0.75, top5=None, loss=0.9, examples=4, step=10)
+      >>> report.score, str(report)
+      (0.75, 'top-1 75.00%')
     """
 
     top1: float
@@ -37,6 +44,19 @@ class Report:
     loss: float
     examples: int
     step: int
+    mean_average_precision: float | None = None
+
+    @property
+    def score(self) -> float:
+        """The figure by which checkpoints are compared: the mean average precision, or top-1."""
+        precision = self.mean_average_precision
+        return self.top1 if precision is None else precision
+
+    def __str__(self) -> str:
+        top1 = f"top-1 {100 * self.top1:.2f}%"
+        if self.mean_average_precision is None:
+            return top1
+        return f"mean average precision {100 * self.mean_average_precision:.2f}%, {top1}"
 
 
 class Evaluator:
@@ -54,7 +74,9 @@ class Evaluator:
         self.run, self.say = run, say
         self.kept: list[Any] | None = None
         variables = run.abstract_state().eval_variables
-        self.compiled = run.eval_step().lower(variables, abstract_batch(run)).compile()
+        self.multi_label = run.config.data.multi_label
+        step = run.eval_rows() if self.multi_label else run.eval_step()
+        self.compiled = step.lower(variables, abstract_batch(run)).compile()
 
     def batches(self) -> Iterator[Any]:
         """Yields the batches of the evaluation split."""
@@ -74,6 +96,8 @@ class Evaluator:
         Raises:
           InputError: no image could be decoded.
         """
+        if self.multi_label:
+            return _multi_label_report(self.run, state, self.compiled, self.batches())
         sums: dict[str, Any] = {}
         for batch in self.batches():
             part = self.compiled(state.eval_variables, batch)
@@ -89,6 +113,63 @@ class Evaluator:
             examples=examples,
             step=int(state.step),
         )
+
+
+def _multi_label_report(
+    run: Run, state: State, program: Callable[..., Any], batches: Iterable[Any]
+) -> Report:
+    """Returns the result of an evaluation of images with any number of labels.
+
+    Raises:
+      InputError: no image could be decoded.
+    """
+    rows = evaluated_rows(run, state, program, batches)
+    labels = rows["label"].astype(bool)
+    rank = rows["rank"][labels.any(1)]
+    if not len(rank):
+        raise InputError(
+            f"no image of {run.evaluation.name} has a label: choose another data.eval_split"
+        )
+    # A network whose output is not finite finds nothing: all classes of an image tie.
+    found = np.nan_to_num(rows["probabilities"], nan=-1.0)
+    precisions = scores.average_precisions(labels, found)
+    return Report(
+        top1=scores.top_k(rank, 1),
+        top5=scores.top_k(rank, 5) if labels.shape[1] > 5 else None,
+        loss=float(rows["loss"].astype(np.float64).mean()),
+        examples=len(labels),
+        step=int(state.step),
+        mean_average_precision=scores.macro(precisions, labels.sum(0)),
+    )
+
+
+def evaluated_rows(
+    run: Run, state: State, program: Callable[..., Any], batches: Iterable[Any]
+) -> dict[str, np.ndarray]:
+    """Returns the rows of `eval_rows` of all images that could be decoded, in their order.
+
+    Works on any number of devices and processes; each process gets all rows.
+
+    Args:
+      run: the run.
+      state: the state.
+      program: the compiled `run.eval_rows()`.
+      batches: of the evaluation split.
+
+    Raises:
+      InputError: no image could be decoded.
+    """
+    kept: list[dict[str, Any]] = []
+    for batch in batches:
+        found = program(state.eval_variables, batch)
+        rows = {name: np.asarray(value) for name, value in found.items()}
+        # Rows of padding, and of images that can't be decoded, have weight 0.
+        counts = rows.pop("weight") > 0
+        kept.append({name: value[counts] for name, value in rows.items()})
+    joined = {name: np.concatenate([rows[name] for rows in kept]) for name in kept[0]}
+    if not len(joined["label"]):
+        raise undecodable(run)
+    return joined
 
 
 def evaluation_batches(run: Run, say: Callable[[str], None] = say) -> Iterator[Any]:
@@ -111,12 +192,19 @@ def undecodable(run: Run) -> InputError:
     )
 
 
+def label_shape(run: Run, count: int) -> tuple[tuple[int, ...], Any]:
+    """Returns the shape and the dtype of the labels of `count` images."""
+    if run.config.data.multi_label:
+        return (count, len(run.train.classes)), jnp.uint8
+    return (count,), jnp.int32
+
+
 def abstract_batch(run: Run) -> dict[str, Any]:
     """Returns the shapes, dtypes and shardings of an evaluation batch."""
     count, size = run.config.train.eval_batch_size, run.config.data.eval_size
     shapes = {
         "image": ((count, size, size, 3), jnp.uint8),
-        "label": ((count,), jnp.int32),
+        "label": label_shape(run, count),
         "position": ((count,), jnp.uint32),
         "weight": ((count,), jnp.float32),
     }

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from flaxres.config.schema import Config, OptimConfig
 from flaxres.models.network import Network
 from flaxres.training.augmentation import Batch
-from flaxres.training.losses import distillation_losses, example_losses, weighted
+from flaxres.training.losses import distillation_losses, example_losses
 from flaxres.training.state import State
 
 
@@ -54,8 +54,8 @@ def gradients(
         logits, new = model.apply(
             variables, batch["image"], train=True, mutable=["batch_stats"], rngs={"dropout": key}
         )
-        targets = weighted(batch["target"].astype(logits.dtype), class_weights)
-        losses = example_losses(optim, logits, targets)
+        targets = batch["target"].astype(logits.dtype)
+        losses = example_losses(optim, logits, targets, class_weights)
         if teacher is not None:
             teacher_logits: Any = teacher.apply(teacher_variables, batch["image"])
             teacher_logits = lax.stop_gradient(teacher_logits).astype(logits.dtype)

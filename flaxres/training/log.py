@@ -164,7 +164,7 @@ class Log:
         }
         self.write(report.step, values)
         self.display.say(
-            f"step {report.step}/{self.steps}  evaluation: top-1 {100 * report.top1:.2f}%  "
+            f"step {report.step}/{self.steps}  evaluation: {report}  "
             f"loss {report.loss:.4f}  on {report.examples:,} examples"
         )
 

@@ -363,7 +363,7 @@ class _Loop:
         """Starts to save the state."""
         with self.log.paused(state):
             evaluated = self.report if self.report and self.report.step == step else None
-            accuracy = evaluated.top1 if evaluated else None
+            accuracy = evaluated.score if evaluated else None
             content = provenance_json(self.origin, self.progress_now())
             self.checkpoints.save(state, step, content, accuracy)
 

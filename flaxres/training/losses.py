@@ -52,19 +52,42 @@ def class_weights(
     return np.asarray(weights)
 
 
-def weighted(
-    targets: Float[Array, "n classes"], weights: Float[np.ndarray, " classes"] | None
-) -> Float[Array, "n classes"]:
-    """Returns targets whose cross entropy counts each class by its weight; None is 1 for all."""
-    return targets if weights is None else targets * weights.astype(targets.dtype)
+def label_weights(
+    counts: Int[np.ndarray, " classes"], examples: int, power: float
+) -> Float[np.ndarray, " classes"]:
+    """Returns weights of classes where they are one of several labels, PyTorch's `pos_weight`.
+
+    A power of 1 gives the number of examples without a label divided by that of those with it: both
+    then count the same in the binary cross entropy. A class that no example has weighs 1.
+
+    Args:
+      counts: the number of examples that have each class.
+      examples: the number of all examples.
+      power: of the ratio.
+
+    Examples:
+      >>> label_weights(np.array([50, 10, 0]), 100, 1.0).tolist()
+      [1.0, 9.0, 1.0]
+    """
+    ratios = (examples - counts) / np.maximum(counts, 1)
+    return np.asarray(np.where(counts > 0, ratios, 1.0) ** power)
 
 
 def example_losses(
-    optim: OptimConfig, logits: Float[Array, "n classes"], targets: Float[Array, "n classes"]
+    optim: OptimConfig,
+    logits: Float[Array, "n classes"],
+    targets: Float[Array, "n classes"],
+    weights: Float[np.ndarray, " classes"] | None = None,
 ) -> Float[Array, " n"]:
     """Returns the loss that `optim.loss` names, in nats.
 
     The binary losses are those of Wightman et al. 2021, section 2.2.
+
+    Args:
+      optim: the settings.
+      logits: of the network.
+      targets: a distribution over the classes, or for binary losses a number in [0, 1] for each.
+      weights: what a class counts where it is the target; None is 1 for all.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -72,13 +95,35 @@ def example_losses(
       >>> round(float(example_losses(OptimConfig(), logits, targets)[0]), 4)
       0.6931
     """
+    scale = None if weights is None else weights.astype(targets.dtype)
     if optim.loss == "cross_entropy":
+        targets = targets if scale is None else targets * scale
         cross_entropy: jax.Array = optax.softmax_cross_entropy(logits, targets)
         return cross_entropy
     if optim.binary_threshold is not None:
         targets = (targets > optim.binary_threshold).astype(logits.dtype)
     binary: jax.Array = optax.sigmoid_binary_cross_entropy(logits, targets)
+    if scale is not None:
+        binary += (scale - 1) * targets * jax.nn.softplus(-logits)
     return binary.mean(-1) if optim.loss == "binary" else binary.sum(-1)
+
+
+def probabilities(
+    logits: Float[Array, "*n classes"], multi_label: bool
+) -> Float[Array, "*n classes"]:
+    """Returns the probabilities of the classes.
+
+    Args:
+      logits: of the network.
+      multi_label: images have any number of labels: each class is likely or not by itself, by the
+        sigmoid. Otherwise the classes exclude each other, and their probabilities add up to 1.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> probabilities(jnp.zeros(4), False).tolist(), probabilities(jnp.zeros(2), True).tolist()
+      ([0.25, 0.25, 0.25, 0.25], [0.5, 0.5])
+    """
+    return jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits)
 
 
 def distillation_losses(

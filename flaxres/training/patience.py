@@ -34,7 +34,7 @@ class Patience:
 
     def see(self, report: Report) -> None:
         """Counts an evaluation."""
-        value = report.loss if self.monitor == "loss" else report.top1
+        value = getattr(report, self.monitor)
         sign = -1 if self.monitor == "loss" else 1
         better = self.best is None or sign * value > sign * self.best
         if better and math.isfinite(value):

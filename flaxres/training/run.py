@@ -28,7 +28,7 @@ from flaxres.data.source import Source
 from flaxres.errors import InputError
 from flaxres.models.network import Network
 from flaxres.models.registry import create_model
-from flaxres.training.losses import class_weights
+from flaxres.training.losses import class_weights, label_weights
 from flaxres.training.mesh import data_mesh, place, replicated, split
 from flaxres.training.optimizers import learning_rate, optimizer
 from flaxres.training.state import State, abstract_state, create_state, random_variables
@@ -141,8 +141,12 @@ class Run:
     @functools.cached_property
     def class_weights(self) -> Float[np.ndarray, " classes"] | None:
         """The weights of the classes in the loss, None without `optim.class_balance`."""
-        power = self.config.optim.class_balance
-        return class_weights(class_counts(self.train), power) if power else None
+        if not (power := self.config.optim.class_balance):
+            return None
+        counts = class_counts(self.train)
+        if self.config.data.multi_label:
+            return label_weights(counts, len(self.train), power)
+        return class_weights(counts, power)
 
     @functools.cached_property
     def balance(self) -> Balance | None:
@@ -265,6 +269,7 @@ def open_data(data: DataConfig, splits: Sequence[str]) -> list[Source]:
         data.validation,
         data.copy,
         data.cache_mib,
+        data.multi_label,
     )
 
 

@@ -19,6 +19,7 @@ from flaxres.models.network import Network
 from flaxres.training.augmentation import Batch, inputs
 from flaxres.training.dispatch import repeated, resident_step, steps_per_dispatch
 from flaxres.training.gradients import Gradients, accumulated, gradients, sharpness_aware
+from flaxres.training.losses import probabilities
 from flaxres.training.mesh import replicated, split
 from flaxres.training.state import DROPOUT, State, purpose
 from flaxres.training.xla import compiler_options
@@ -73,10 +74,9 @@ def train_step(
             state, params=params, batch_stats=result.batch_stats, opt_state=opt_state
         )
         new = _accepted(config.train, state, proposed, verdict, steps_per_epoch)
-        right = result.logits.argmax(-1) == targets.argmax(-1)
         metrics = {
             "loss": result.loss,
-            "top1": right.mean(dtype=jnp.float32),
+            "top1": _top1(result.logits, targets, config.data.multi_label),
             "gradient_norm": norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "finite": (verdict.sound | verdict.overflow).astype(jnp.float32),
@@ -86,6 +86,21 @@ def train_step(
         return new, metrics
 
     return step
+
+
+def _top1(
+    logits: Float[Array, "n classes"], targets: Float[Array, "n classes"], multi_label: bool
+) -> Float[Array, ""]:
+    """Returns the share of images whose likeliest class is the target, or one of several labels.
+
+    Images without a label don't count.
+    """
+    likeliest = logits.argmax(-1)
+    if not multi_label:
+        return (likeliest == targets.argmax(-1)).mean(dtype=jnp.float32)
+    most = targets.max(-1)
+    right = (most > 0) & (jnp.take_along_axis(targets, likeliest[:, None], 1)[:, 0] >= most)
+    return right.sum(dtype=jnp.float32) / jnp.maximum((most > 0).sum(dtype=jnp.float32), 1)
 
 
 def _batch_gradients(
@@ -233,6 +248,8 @@ def eval_outputs(
     """Returns `(variables, batch) -> {"logits", "loss", "rank"}` of each row.
 
     `rank` is the number of classes that are at least as likely as the label, without the label.
+    With `data.multi_label` it is the number of classes that are no labels and at least as likely as
+    the likeliest label, and the loss is the mean binary cross entropy of all classes.
 
     Args:
       data: gives the normalisation and the views.
@@ -250,12 +267,18 @@ def eval_outputs(
         if classes is not None:
             logits = logits[:, jnp.asarray(classes)]
         labels = batch["label"]
+        if data.multi_label:
+            targets = labels.astype(bool)
+            right = jnp.where(targets, logits, -jnp.inf).max(-1, keepdims=True)
+            losses = optax.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype))
+            losses = losses.mean(-1)
+        else:
+            targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+            right = jnp.take_along_axis(logits, labels[:, None], 1)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         # The rank counts a tie against the label: a network whose logits are all equal or NaN
         # must not count as right.
-        right = jnp.take_along_axis(logits, labels[:, None], 1)
-        others = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-        rank = (~(logits < right) & ~others).sum(-1)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        rank = (~(logits < right) & ~targets).sum(-1)
         return {"logits": logits, "loss": losses, "rank": rank}
 
     return outputs
@@ -289,7 +312,7 @@ def eval_rows(
     """Returns `(variables, batch) -> rows`: what an evaluation knows of each image.
 
     The rows are `position`, `label`, `weight`, `loss`, `rank` and `probabilities`, (B,) each but
-    the last, (B, K).
+    the last, (B, K), and with `data.multi_label` the labels.
 
     Args:
       data, model, dtype, classes: as for `eval_outputs`.
@@ -303,7 +326,7 @@ def eval_rows(
         return {
             **{name: batch[name] for name in ("position", "label", "weight")},
             **{name: rows[name] for name in ("loss", "rank")},
-            "probabilities": jax.nn.softmax(exact),
+            "probabilities": probabilities(exact, data.multi_label),
         }
 
     return step

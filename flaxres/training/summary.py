@@ -29,15 +29,15 @@ def headline(run: Run, first: int) -> str:
 def finish(run: Run, place: Workdir, report: Report, progress: Progress, display: Display) -> None:
     """Writes curves.png and, last, summary.json, whose presence says that the run is complete."""
     if hosts.leader():
-        accuracy = f"top-1 {100 * report.top1:.2f}% of {report.examples:,} evaluation examples"
+        accuracy = f"{report} of {report.examples:,} evaluation examples"
         title = f"{run.config.model.name} on {run.train.name}: {accuracy}"
         curves.draw_curves(place.folder, title)
         metrics.write_summary(place.folder, _summary(run, report, progress))
     place.wait()
     hosts.wait_for_all("run is finished")
     display.say(
-        f"finished: top-1 {100 * report.top1:.2f}% of {report.examples:,} examples; everything is "
-        f"in {shown(place.folder)}"
+        f"finished: {report} of {report.examples:,} examples; everything is in "
+        f"{shown(place.folder)}"
     )
 
 

@@ -14,6 +14,7 @@ from flaxres.models.registry import MODELS
 _classes: set[Any] = {row.func for row in MODELS.values()}
 NETWORKS: dict[str, type[Network]] = {network.__name__: network for network in _classes}
 NETWORK, PREPROCESS, CLASSES = "flaxres.network", "flaxres.preprocess", "flaxres.classes"
+MULTI_LABEL = "flaxres.multi_label"
 V1 = "flaxres.v1"  # in files of older versions
 PREPROCESSING = ("size", "resize", "interpolation", "mean", "std", "exif", "squash")
 # Attributes of every network that its function at inference depends on.
@@ -31,16 +32,18 @@ class Card:
       stated: the attributes of the network that change its function and none of its leaves.
       preprocess: the attributes of its `flaxres.data.preprocess.Preprocess`.
       classes: names of its classes in label order.
+      multi_label: each class is likely or not by itself; see `data.multi_label`.
     """
 
     network: Network | None = None
     stated: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     preprocess: dict[str, Any] | None = None
     classes: tuple[str, ...] = ()
+    multi_label: bool = False
 
 
 def to_metadata(
-    model: Network, preprocess: Any = None, classes: Sequence[str] = ()
+    model: Network, preprocess: Any = None, classes: Sequence[str] = (), multi_label: bool = False
 ) -> dict[str, str]:
     """Returns the metadata of a file of weights.
 
@@ -48,6 +51,7 @@ def to_metadata(
       model: the network; one of no class of flaxres leaves nothing about itself.
       preprocess: its `Preprocess`, or None.
       classes: names of its classes in label order.
+      multi_label: each class is likely or not by itself.
     """
     content: dict[str, Any] = {}
     if (network := _class(model)) is not None:
@@ -60,6 +64,8 @@ def to_metadata(
     metadata = {key: json.dumps(value) for key, value in content.items()}
     if classes:
         metadata[CLASSES] = json.dumps(list(classes), ensure_ascii=False)
+    if multi_label:
+        metadata[MULTI_LABEL] = json.dumps(multi_label)
     return {"format": "pt", **metadata}
 
 
@@ -86,6 +92,7 @@ def from_metadata(metadata: Mapping[str, str], path: str) -> Card:
             _stated(network, metadata),
             _preprocess(json.loads(metadata[PREPROCESS])) if PREPROCESS in metadata else None,
             tuple(map(str, json.loads(metadata.get(CLASSES, "[]")))),
+            bool(json.loads(metadata.get(MULTI_LABEL, "false"))),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(

@@ -45,12 +45,14 @@ class PretrainedPreprocess(Preprocess):
       revision: commit of the repository, '' for a folder.
       sha256: digest of the weight file.
       classes: names of the classes if the hub gives them, else ().
+      multi_label: each class is likely or not by itself; see `flaxres.save_weights`.
     """
 
     repository: str = ""
     revision: str = ""
     sha256: str = ""
     classes: tuple[str, ...] = ()
+    multi_label: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +139,7 @@ def _preprocess(
         revision="" if path == expanded(origin) / WEIGHTS else path.parent.name,
         sha256=digests.file_digest(path),
         classes=settings.classes,
+        multi_label=card.multi_label,
     )
 
 

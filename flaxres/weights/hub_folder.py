@@ -47,6 +47,10 @@ model, variables, preprocess = flaxres.load_pretrained("PATH OR OWNER/NAME")
 logits = model.apply(variables, preprocess("photo.jpg"))
 ```
 """
+SEVERAL = """
+
+An image has any number of the classes: the probability of each is the sigmoid of its logit.
+"""
 CARD_IN_TIMM = """
 ```python
 import timm
@@ -65,6 +69,7 @@ def save_pretrained(
     *,
     about: str = "An image classifier, written by flaxres.",
     license: str = "",
+    multi_label: bool = False,
 ) -> None:
     """Writes a network into a folder that `load_pretrained` and timm load.
 
@@ -81,6 +86,8 @@ def save_pretrained(
       classes: names of its classes in label order; () leaves them out.
       about: paragraphs for the model card, in Markdown.
       license: identifier of the weights' licence for the hub, e.g. `apache-2.0`.
+      multi_label: images have any number of labels: the probability of a class is the sigmoid of
+        its logit. The model card says so too.
 
     Raises:
       InputError: the network has no name in `list_models()`, there are not as many `classes` as
@@ -98,10 +105,12 @@ def save_pretrained(
     """
     preprocess = preprocess or Preprocess()
     settings = config(model, preprocess, classes)
+    about += multi_label * SEVERAL
     card = _card(settings["architecture"], model.num_classes, preprocess, classes, about, license)
     try:
         with completed(expanded(folder)) as part:
-            save_weights(part / WEIGHTS, variables, model, preprocess, classes)
+            path = part / WEIGHTS
+            save_weights(path, variables, model, preprocess, classes, multi_label=multi_label)
             text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
             (part / CONFIG).write_text(text, encoding="utf-8")
             (part / README).write_text(card, encoding="utf-8")

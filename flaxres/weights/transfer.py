@@ -336,6 +336,8 @@ def save_weights(
     model: Network,
     preprocess: Any = None,
     classes: Sequence[str] = (),
+    *,
+    multi_label: bool = False,
 ) -> None:
     """Writes variables to a safetensors file in torchvision's and timm's naming.
 
@@ -349,6 +351,8 @@ def save_weights(
       model: the network of the variables.
       preprocess: the network's `Preprocess`, or None.
       classes: names of the network's classes in label order.
+      multi_label: images have any number of labels: the probability of a class is the sigmoid of
+        its logit.
 
     Raises:
       InputError: the file can't be written.
@@ -362,5 +366,5 @@ def save_weights(
       >>> files.read(pathlib.Path(file))[0]["conv1.weight"].shape
       (4, 3, 3, 3)
     """
-    metadata = to_metadata(model, preprocess, classes)
+    metadata = to_metadata(model, preprocess, classes, multi_label)
     files.write(pathlib.Path(path), torch_from_variables(variables), metadata)

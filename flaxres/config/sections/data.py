@@ -32,6 +32,9 @@ class DataConfig:
     copy: bool = setting(True)
     """Prepare a `folder` as ArrayRecord, with every image decoded once;
     False reads its images in place."""
+    multi_label: bool = setting(False)
+    """Images have any number of labels: `labels` in a manifest, a list of
+    class labels in Parquet. Needs optim.loss='binary' or 'binary_sum'."""
     train_split: str = setting("train", measure=True)
     """Split for training, in TFDS's syntax: `train[:90%]` works."""
     validation: float = setting(0.0, rules.BELOW_ONE)

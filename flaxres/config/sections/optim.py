@@ -80,7 +80,9 @@ class OptimConfig:
     """Share of the target that is spread evenly over all classes."""
     class_balance: float = setting(0.0, rules.SHARE)
     """Weight of a class in the cross entropy: 1 / its number of images, to
-    this power. 0 weighs all images alike, 1 all classes."""
+    this power. 0 weighs all images alike, 1 all classes. With
+    data.multi_label: weight of a class where it is a label, the number
+    of other images / that of its images, to this power."""
     loss: Literal["cross_entropy", "binary", "binary_sum"] = setting("cross_entropy")
     """'binary' is binary cross entropy of each class (Wightman et al.
     2021), averaged over classes as in timm; 'binary_sum' sums over

@@ -31,8 +31,9 @@ class TrainConfig:
     patience: int = setting(0, rules.NOT_NEGATIVE, resume=True)
     """Evaluations without a better `monitor` after which the run is
     finished; 0 is never. The schedule still spans all epochs."""
-    monitor: Literal["top1", "loss"] = setting("top1")
-    """Figure of the evaluation that `patience` watches."""
+    monitor: Literal["top1", "loss", "mean_average_precision"] = setting("top1")
+    """Figure of the evaluation that `patience` watches; the mean average
+    precision is that of data.multi_label."""
     stop_after_minutes: float | None = setting(None, optional(rules.POSITIVE), resume=True)
     """Minutes after which the process saves the state and ends with code
     75, as after a signal; the same command resumes."""
@@ -41,8 +42,9 @@ class TrainConfig:
     keep_checkpoints: int = setting(3, rules.POSITIVE, resume=True)
     """Number of newest checkpoints to keep."""
     keep_best: int = setting(1, rules.NOT_NEGATIVE, resume=True)
-    """Number of checkpoints with the best top-1 to keep besides, among
-    those saved at an evaluation."""
+    """Number of checkpoints with the best top-1 (with data.multi_label,
+    mean average precision) to keep besides, among those saved at an
+    evaluation."""
     non_finite: Literal["stop", "skip"] = setting("stop")
     """Treatment of a loss or gradient that is not finite: 'stop' saves the
     state before it and names the samples; 'skip' leaves the step out."""

@@ -1,9 +1,12 @@
 """Scores against their definitions, and against scikit-learn and torchmetrics where installed."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 
-from flaxres.report import scores
+from benchmarks.peers import torch_and_torchmetrics
+from flaxres.training import scores
 
 K = 7
 
@@ -99,6 +102,7 @@ def test_the_brier_score_is_the_squared_distance_from_the_label() -> None:
     np.testing.assert_allclose(scores.brier(probabilities, labels), squares, atol=1e-12)
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("ties", [False, True])
 def test_scores_agree_with_scikit_learn(ties: bool) -> None:
     sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
@@ -122,10 +126,11 @@ def test_scores_agree_with_scikit_learn(ties: bool) -> None:
     )
 
 
+@pytest.mark.extra
 def test_calibration_agrees_with_torchmetrics() -> None:
-    torchmetrics = pytest.importorskip("torchmetrics.classification", reason="not installed")
-    import torch
-
+    if importlib.util.find_spec("torchmetrics") is None:
+        pytest.skip("torchmetrics is not installed: the extra `parity`")
+    torch, torchmetrics = torch_and_torchmetrics()
     probabilities, labels = sample(2, 2000)
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     diagram = scores.calibration(confidence, predicted == labels)

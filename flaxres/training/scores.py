@@ -156,6 +156,23 @@ def average_precision(right: Bool[np.ndarray, " n"], scores: Float[np.ndarray, "
     return float((steps * hits / (last + 1)).sum())
 
 
+def average_precisions(
+    labels: Bool[np.ndarray, "n k"], probabilities: Float[np.ndarray, "n k"]
+) -> Float[np.ndarray, " k"]:
+    """Returns the average precision of each class.
+
+    Args:
+      labels: the classes of each image.
+      probabilities: the probability of each class for each image.
+
+    Examples:
+      >>> average_precisions(np.eye(2, dtype=bool), np.array([[0.9, 0.1], [0.2, 0.1]])).tolist()
+      [1.0, 0.5]
+    """
+    pairs = zip(labels.T, probabilities.T, strict=True)
+    return np.asarray([average_precision(right, of_class) for right, of_class in pairs])
+
+
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """A reliability diagram: the images in bins of equal width by the confidence.
@@ -191,6 +208,12 @@ class Calibration:
     def mce(self) -> float:
         """The maximum calibration error: the largest gap."""
         return float(self.gaps.max())
+
+    def to_json(self) -> dict[str, list[float]]:
+        """Returns the bins by name."""
+        return {
+            field.name: getattr(self, field.name).tolist() for field in dataclasses.fields(self)
+        }
 
 
 def calibration(
