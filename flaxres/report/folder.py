@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from flaxres.errors import writing_to
 from flaxres.paths import replacing
 from flaxres.training.metrics import finite
 
@@ -27,12 +28,16 @@ def clear(folder: pathlib.Path) -> None:
     """Creates the folder; removes the summary and the images of an earlier evaluation.
 
     A folder without a summary is not complete.
+
+    Raises:
+      InputError: the folder can't be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (SUMMARY, CONFUSION):
-        (folder / name).unlink(missing_ok=True)
-    for path in (folder / PICTURES).glob("[0-9]*.*"):
-        path.unlink()
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (SUMMARY, CONFUSION):
+            (folder / name).unlink(missing_ok=True)
+        for path in (folder / PICTURES).glob("[0-9]*.*"):
+            path.unlink()
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

@@ -80,8 +80,7 @@ def evaluate_fully(
     name = files.EVALUATION if images is None else f"{files.EVALUATION}-{run.evaluation.name}"
     target = local(workdir or "", "none") / name if out is None else expanded(out)
     if leader():
-        with writing_to(target):
-            files.clear(target)
+        files.clear(target)
     outputs = collect(run, state, numbers)
     figures, rows, mistakes = _explained(outputs, run.evaluation)
     content = _origin(run, int(state.step), weights) | figures
