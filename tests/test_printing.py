@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from flaxres.training import sinks
+from flaxres import Config, TrainConfig
 from flaxres.training.display import Display
 from flaxres.training.metrics import Writer, read_metrics
 from flaxres.training.signals import stop_signals
@@ -90,7 +90,7 @@ def test_tensorboard_that_fails_is_said_once(
     from tensorboardX.record_writer import RecordWriter
 
     lines: list[str] = []
-    writer = Writer(tmp_path, 0, tensorboard=True, say=lines.append)
+    writer = Writer(tmp_path, 0, Config(), lines.append)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -107,36 +107,13 @@ def test_tensorboard_that_fails_is_said_once(
     assert len(read_metrics(tmp_path)) == 300
 
 
-@pytest.mark.parametrize("failing", ["init", "log", "finish"])
-def test_wandb_that_fails_is_said_once(
-    failing: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Fake:
-        def __getattr__(self, name: str) -> object:
-            def called(*_: object, **__: object) -> "Fake":
-                if name == failing:
-                    raise RuntimeError("no network")
-                return self
-
-            return called
-
-    monkeypatch.setattr(sinks.importlib, "import_module", lambda _: Fake())
-    lines: list[str] = []
-    writer = Writer(tmp_path, 0, False, "project", lines.append)
-    for step in range(3):
-        writer.write(step, 0.0, {"loss": 1.0})
-    writer.close()
-    expected = "Weights & Biases gets no more metrics (no network); metrics.jsonl gets all of them"
-    assert lines == [expected]
-    assert len(read_metrics(tmp_path)) == 3
-
-
 def test_lines_that_are_no_metrics_are_left_out_and_counted(tmp_path: pathlib.Path) -> None:
     content = b'{"step": 1}\n\n[3]\n{"loss": 1}\n\xff\xfe\n{"step": 2}\n{"step": 9}\n{"st'
     (tmp_path / "metrics.jsonl").write_bytes(content)
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 9]
     lines: list[str] = []
-    Writer(tmp_path, 5, False, say=lines.append).close()
+    quiet = Config(train=TrainConfig(tensorboard=False))
+    Writer(tmp_path, 5, quiet, lines.append).close()
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
     assert len(lines) == 1
     assert "left out 4 lines of" in lines[0]

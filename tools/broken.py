@@ -83,7 +83,6 @@ CONTRADICTIONS: tuple[Values, ...] = (
     {"train.batch_size": 20},
     {"train.eval_batch_size": 100},
     {"train.devices": 10_000},
-    {"train.wandb": "project"},
     {"train.steps": 2**31 - 1},
 )
 BASE: Values = {

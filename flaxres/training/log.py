@@ -17,12 +17,13 @@ from flaxres.training.display import Display
 from flaxres.training.evaluation import Report
 from flaxres.training.metrics import Writer
 from flaxres.training.run import Run
+from flaxres.training.signals import Preempted
 
 FETCH_BEHIND = 2
 
 
 class Log:
-    """Logs metrics without making the device wait for the host.
+    """Logs metrics without making the device wait for the host. A context manager.
 
     The metrics of a step are read two dispatches later, or before a pause. Times leave out
     evaluations and saves.
@@ -51,7 +52,7 @@ class Log:
         self.display, self.loader, self.before = display, loader, before
         self.writer = None
         if hosts.leader():
-            self.writer = Writer(folder, first, train.tensorboard, train.wandb, display.say)
+            self.writer = Writer(folder, first, run.config, display.say)
         self.pending: collections.deque[tuple[int, int, Any]] = collections.deque()
         self.dispatched = 0
         self.unchecked: collections.deque[tuple[int, int, int, Any]] = collections.deque()
@@ -173,7 +174,11 @@ class Log:
         if self.writer:
             self.writer.write(step, step / self.steps_per_epoch, row)
 
-    def close(self) -> None:
-        """Closes the files."""
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Closes the files, and tells the loggers how the process ends."""
         if self.writer:
-            self.writer.close()
+            stopped = kind is not None and issubclass(kind, Preempted)
+            self.writer.close("stopped" if stopped else "failed" if kind else "finished")

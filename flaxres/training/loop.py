@@ -1,6 +1,5 @@
 """`fit` and `evaluate`, and the training loop."""
 
-import contextlib
 import dataclasses
 import itertools
 import os
@@ -215,7 +214,7 @@ def _train(
         Watchdog(folder, train.watchdog_seconds, lambda: checkpoints.saving_since) as watchdog,
         feed(run, first, display.say) as (batches, loader),
         Profile(train.profile_steps, folder / PROFILE) as profile,
-        contextlib.closing(Log(run, folder, first, progress.seconds, display, loader)) as log,
+        Log(run, folder, first, progress.seconds, display, loader) as log,
     ):
         watchdog.at("compiling")
         loop = _Loop(

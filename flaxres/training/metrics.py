@@ -1,4 +1,4 @@
-"""Metrics of a run for programs: JSON lines, other writers, a summary."""
+"""Metrics of a run for programs: JSON lines, loggers, a summary."""
 
 import json
 import math
@@ -6,8 +6,10 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from flaxres.config.schema import Config
 from flaxres.printing import say
-from flaxres.training.sinks import Sink, TensorBoard, WandB
+from flaxres.training.loggers import LOGGERS, End, Facts
+from flaxres.training.sinks import BackgroundSink, Sink
 from flaxres.training.workdir import METRICS, SUMMARY, replace_file, write_errors
 
 
@@ -38,17 +40,26 @@ def _row(line: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
+def _values(row: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the metrics of a row, NaN where JSON had none."""
+    left_out = ("step", "epoch")
+    return {
+        key: math.nan if value is None else value
+        for key, value in row.items()
+        if key not in left_out
+    }
+
+
 class Writer:
     """Writes the metrics of a run that starts or resumes at `step`.
 
-    Drops lines of later steps, which a killed run left. Metrics.jsonl must be written. TensorBoard
-    and Weights & Biases are dropped with a line where they fail.
+    Drops lines of later steps, which a killed run left. Metrics.jsonl must be written. A logger
+    that fails is dropped with a line.
 
     Args:
       workdir: the workdir.
       step: the number of finished steps.
-      tensorboard: also writes TensorBoard events.
-      wandb: also logs to this project of Weights & Biases.
+      config: the settings, which choose the loggers.
       say: gets a line about what is dropped.
     """
 
@@ -56,8 +67,7 @@ class Writer:
         self,
         workdir: pathlib.Path,
         step: int,
-        tensorboard: bool,
-        wandb: str | None = None,
+        config: Config,
         say: Callable[[str], None] = say,
     ) -> None:
         self.workdir = workdir
@@ -67,11 +77,13 @@ class Writer:
         kept = [row for row in rows if row["step"] <= step]
         replace_file(workdir / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
         self.file = (workdir / METRICS).open("a", buffering=1, encoding="utf-8")
-        self.sinks = []
-        if tensorboard:
-            self.sinks.append(Sink(lambda: TensorBoard(workdir, step), "TensorBoard", say))
-        if wandb:
-            self.sinks.append(Sink(lambda: WandB(workdir, wandb), "Weights & Biases", say))
+        earlier = [(row["step"], _values(row)) for row in kept]
+        self.sinks: list[Sink] = []
+        for kind in LOGGERS:
+            if project := getattr(config.train, kind.setting):
+                facts = Facts(workdir, step, config, project, earlier)
+                sink = BackgroundSink if kind.remote else Sink
+                self.sinks.append(sink(kind, facts, say))
 
     def write(self, step: int, epoch: float, values: dict[str, float]) -> None:
         """Writes the metrics of a step."""
@@ -79,19 +91,19 @@ class Writer:
         with write_errors(self.workdir / METRICS):
             self.file.write(json.dumps(finite(row)) + "\n")
         for sink in self.sinks:
-            sink.do(lambda log: log.write(step, values))
+            sink.write(step, values)
 
     def flush(self) -> None:
         """Writes out pending events: called before a save, so that TensorBoard reaches as far."""
         for sink in self.sinks:
-            sink.do(lambda log: log.flush())
+            sink.flush()
 
-    def close(self) -> None:
-        """Closes all files."""
+    def close(self, end: End = "finished") -> None:
+        """Closes all files, and ends the logs."""
         with write_errors(self.workdir / METRICS):
             self.file.close()
         for sink in self.sinks:
-            sink.do(lambda log: log.close())
+            sink.close(end)
 
 
 def finite(value: Any) -> Any:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -28,6 +27,7 @@ from flaxres.data.source import Source
 from flaxres.errors import InputError
 from flaxres.models.network import Network
 from flaxres.models.registry import create_model
+from flaxres.training.loggers import require_loggers
 from flaxres.training.losses import class_weights, label_weights
 from flaxres.training.mesh import data_mesh, place, replicated, split
 from flaxres.training.optimizers import learning_rate, optimizer
@@ -230,11 +230,7 @@ def prepare_run(config: Config, training: bool = True) -> Run:
             f"{source.name} and {evaluation.name} have different classes: they must be splits of "
             "one dataset"
         )
-    if train.wandb and importlib.util.find_spec("wandb") is None:
-        raise InputError(
-            f"train.wandb={train.wandb!r} needs the package wandb: pip install wandb, or leave it "
-            "out"
-        )
+    require_loggers(train)
     run = Run(config, source, evaluation)
     if training and config.model.stem_init == "whitening":
         shapes = jax.eval_shape(functools.partial(random_variables, run.model, config))

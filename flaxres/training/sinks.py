@@ -1,124 +1,131 @@
-"""TensorBoard and Weights & Biases: their failure is said once, and the run goes on."""
+"""The loggers of a run: the failure of one is said once, and the run goes on."""
 
 import contextlib
-import hashlib
-import importlib
-import pathlib
-from collections.abc import Callable
-from typing import Any
+import queue
+import threading
+from collections.abc import Callable, Iterator
 
-from flaxres.training.staging import shown
+from flaxres.training.loggers import End, Facts, Kind, Logger
 
-# Its thread ends at the first error, and a full queue would then block the run.
-TENSORBOARD_QUEUE = 2**14
-
-
-class TensorBoard:
-    """Events for TensorBoard in a workdir.
-
-    Args:
-      workdir: the workdir.
-      step: the number of finished steps; later events, of a killed run, are hidden.
-    """
-
-    def __init__(self, workdir: pathlib.Path, step: int) -> None:
-        import tensorboardX
-
-        self.events = tensorboardX.SummaryWriter(
-            str(workdir), purge_step=step + 1, max_queue=TENSORBOARD_QUEUE
-        )
-        self.writer: Any = self.events.file_writer.event_writer
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes the metrics of a step."""
-        self._require_thread()
-        for name, value in values.items():
-            self.events.add_scalar(name, value, step)
-
-    def flush(self) -> None:
-        """Writes out pending events."""
-        self._require_thread()
-        self.events.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._require_thread()
-        self.events.close()
-
-    def abandon(self) -> None:
-        """Lets the process end with events that nobody writes."""
-        self.writer._event_queue.cancel_join_thread()
-
-    def _require_thread(self) -> None:
-        if not self.writer._worker.is_alive():
-            raise OSError("its thread has ended")
-
-
-class WandB:
-    """A run of Weights & Biases; a resumed one keeps its id, so that its curves stay one.
-
-    Args:
-      workdir: the workdir.
-      project: name of the project.
-    """
-
-    def __init__(self, workdir: pathlib.Path, project: str) -> None:
-        name = shown(workdir.resolve())
-        run_id = hashlib.sha256(name.encode(errors="surrogateescape"))
-        self.run = importlib.import_module("wandb").init(
-            project=project,
-            id=run_id.hexdigest()[:16],
-            name=workdir.name,
-            dir=str(workdir),
-            resume="allow",
-        )
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Logs the metrics of a step."""
-        self.run.log(values, step=step)
-
-    def flush(self) -> None:
-        """Does nothing: the library sends by itself."""
-
-    def close(self) -> None:
-        """Ends the run there."""
-        self.run.finish()
-
-    def abandon(self) -> None:
-        """Does nothing."""
+CLOSE_SECONDS = 30.0
+"""Time that the end of a process waits for a server that does not answer."""
+WAITING = 2**14
+"""Rows that may wait for a server; with more, the logger is dropped."""
 
 
 class Sink:
-    """A writer of metrics that is dropped at its first error.
+    """A logger that is called in place, and dropped at its first error.
 
     Args:
-      make: makes the writer.
-      name: its name for people.
+      kind: the kind of logger.
+      facts: on the run.
       say: gets the line about the error.
     """
 
-    def __init__(
-        self, make: Callable[[], TensorBoard | WandB], name: str, say: Callable[[str], None]
-    ) -> None:
-        self.name, self.say = name, say
-        self.log: TensorBoard | WandB | None = None
-        with self._guarded():
-            self.log = make()
+    def __init__(self, kind: Kind, facts: Facts, say: Callable[[str], None]) -> None:
+        self.name, self.say = kind.name, say
+        self.log: Logger | None = None
+        self._start(kind, facts)
 
-    def do(self, action: Callable[[TensorBoard | WandB], None]) -> None:
-        """Calls `action` with the writer, if it has not failed."""
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes the metrics of a step."""
+        self._do(lambda log: log.write(step, values))
+
+    def flush(self) -> None:
+        """Writes out pending metrics."""
+        self._do(lambda log: log.flush())
+
+    def close(self, end: End) -> None:
+        """Ends the log."""
+        self._do(lambda log: log.close(end))
+
+    def _start(self, kind: Kind, facts: Facts) -> None:
+        with self._guarded():
+            self.log = kind.make(facts)
+
+    def _do(self, action: Callable[[Logger], None]) -> None:
+        """Calls `action` with the logger, if it has not failed."""
         if self.log is not None:
             with self._guarded():
                 action(self.log)
 
     @contextlib.contextmanager
-    def _guarded(self) -> Any:
+    def _guarded(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # of many types: files, the network, the account
-            reason = " ".join(str(error).split()) or type(error).__name__
-            self.say(f"{self.name} gets no more metrics ({reason}); metrics.jsonl gets all of them")
-            failed, self.log = self.log, None
-            if failed is not None:
-                with contextlib.suppress(Exception):
-                    failed.abandon()
+            self._drop(" ".join(str(error).split()) or type(error).__name__)
+
+    def _drop(self, reason: str) -> None:
+        self._tell(reason)
+        failed, self.log = self.log, None
+        if failed is not None:
+            with contextlib.suppress(Exception):
+                failed.abandon()
+
+    def _tell(self, reason: str) -> None:
+        self.say(f"{self.name} gets no more metrics ({reason}); metrics.jsonl gets all of them")
+
+
+class BackgroundSink(Sink):
+    """A logger that may wait for a server: a thread of its own makes and calls it.
+
+    The thread flushes whenever no row waits, so that a slow server gets fewer, larger requests.
+    MLflow's client tries to reach a server for four minutes, that of Weights & Biases for 100 s.
+
+    Args:
+      kind: the kind of logger.
+      facts: on the run.
+      say: gets the line about the error.
+    """
+
+    def __init__(self, kind: Kind, facts: Facts, say: Callable[[str], None]) -> None:
+        self._rows: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(WAITING)
+        self._left = False
+        self._end: End = "failed"
+        super().__init__(kind, facts, say)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Hands the metrics of a step to the thread."""
+        self._put((step, values))
+
+    def flush(self) -> None:
+        """Does nothing: the training does not wait for a server."""
+
+    def close(self, end: End) -> None:
+        """Ends the log; waits `CLOSE_SECONDS` at most for what is not yet written."""
+        self._end = end
+        self._put(None)
+        if not self._left:
+            self._thread.join(CLOSE_SECONDS)
+            if self._thread.is_alive():
+                self._tell(f"no answer in {CLOSE_SECONDS:.0f} s")
+
+    def _start(self, kind: Kind, facts: Facts) -> None:
+        self._thread = threading.Thread(
+            target=self._run, args=(kind, facts), name=f"flaxres-{kind.setting}", daemon=True
+        )
+        self._thread.start()
+
+    def _run(self, kind: Kind, facts: Facts) -> None:
+        super()._start(kind, facts)
+        for step, values in facts.rows:
+            super().write(step, values)
+        while self.log and (row := self._rows.get()):
+            super().write(*row)
+            if self._rows.empty():
+                super().flush()
+        super().close(self._end)
+
+    def _put(self, row: tuple[int, dict[str, float]] | None) -> None:
+        if self._left:  # what follows a gap would hide it from the next process
+            return
+        try:
+            self._rows.put_nowait(row)
+        except queue.Full:
+            self._tell(f"{WAITING} rows wait for an answer")
+
+    def _tell(self, reason: str) -> None:
+        if not self._left:
+            self._left = True
+            super()._tell(reason)

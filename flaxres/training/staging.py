@@ -18,11 +18,11 @@ from flaxres.paths import expanded, replacing
 from flaxres.remote import RemoteFolder, is_address
 from flaxres.training.lock_object import naming
 from flaxres.training.verification import problem, step_number
-from flaxres.training.workdir import CHECKPOINTS, CLASSES, CONFIG, CURVES, METRICS, SUMMARY
+from flaxres.training.workdir import CHECKPOINTS, CLASSES, CONFIG, CURVES, METRICS, RUN, SUMMARY
 
 MARK = ".staged.json"
 # What commands read beside the checkpoints, and the folders of full evaluations.
-READ, EVALUATIONS = (CONFIG, CLASSES, METRICS, SUMMARY, CURVES), "evaluation"
+READ, EVALUATIONS = (CONFIG, CLASSES, METRICS, SUMMARY, CURVES, RUN), "evaluation"
 
 
 @dataclasses.dataclass

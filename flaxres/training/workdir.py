@@ -10,7 +10,7 @@ from flaxres.paths import replacing
 
 CONFIG, CHECKPOINTS, PROFILE = "config.json", "checkpoints", "profile"
 METRICS, SUMMARY, CURVES = "metrics.jsonl", "summary.json", "curves.png"
-LOCK, CLASSES = "lock.json", "classes.json"
+LOCK, CLASSES, RUN = "lock.json", "classes.json", "run.json"
 
 
 def replace_file(path: pathlib.Path, text: str) -> None:

@@ -162,22 +162,21 @@ def test_a_run_that_never_saved_does_not_hold_its_workdir(
 
 
 def test_the_clock_counts_each_second_once(data_dir: str, tmp_path: pathlib.Path) -> None:
-    log = Log(
+    with Log(
         prepare_run(digits(data_dir, tensorboard=False)),
         tmp_path,
         0,
         (10.0, 1.0),
         Display(1, 0, False, False),
         None,
-    )
-    time.sleep(0.3)
-    with log.paused(jnp.zeros(())):
-        inside = log.all_times()[0]
+    ) as log:
         time.sleep(0.3)
-        assert log.all_times()[0] == inside
-    assert 10.3 <= inside < 10.5
-    assert inside <= log.all_times()[0] < inside + 0.1
-    log.close()
+        with log.paused(jnp.zeros(())):
+            inside = log.all_times()[0]
+            time.sleep(0.3)
+            assert log.all_times()[0] == inside
+        assert 10.3 <= inside < 10.5
+        assert inside <= log.all_times()[0] < inside + 0.1
 
 
 def test_the_loader_and_the_device_feed_the_same_run(data_dir: str, tmp_path: pathlib.Path) -> None:

@@ -82,8 +82,12 @@ class TrainConfig:
     tensorboard: bool = setting(True, resume=True, local=True)
     """Write TensorBoard events."""
     wandb: str | None = setting(None, resume=True, local=True)
-    """Project of Weights & Biases to log to besides, where that package is
-    installed."""
+    """Project of Weights & Biases to log to besides; needs the package
+    wandb."""
+    mlflow: str | None = setting(None, resume=True, local=True)
+    """Experiment of MLflow to log to besides; needs the package mlflow."""
+    trackio: str | None = setting(None, resume=True, local=True)
+    """Project of trackio to log to besides; needs the package trackio."""
     profile_steps: tuple[int, int] | None = setting(None, optional(rules.TRACE), resume=True)
     """First and last step of a trace by JAX's profiler, written to
     `profile` in the workdir."""
