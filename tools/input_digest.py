@@ -12,6 +12,8 @@ thread:
 """
 
 import argparse
+import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -30,6 +32,7 @@ from PIL import Image
 
 from benchmarks.scaling import loopback
 from flaxres import AugmentConfig, Config, DataConfig, OptimConfig, TrainConfig
+from flaxres.config.files import from_sections, to_json
 from flaxres.data.order import training_ids
 from flaxres.training.augmentation import inputs
 from flaxres.training.mesh import split
@@ -52,20 +55,10 @@ def photographs(root: pathlib.Path) -> None:
                 image.save(folder / f"{i}.jpg", quality=90)
 
 
-def config(root: str, data_dir: str, threads: int, workers: int) -> Config:
-    """Returns a config with every augmentation."""
+def config(data: DataConfig, batch: int = BATCH) -> Config:
+    """Returns a config with every augmentation of these data."""
     return Config(
-        data=DataConfig(
-            "folder",
-            root,
-            data_dir,
-            eval_split="val",
-            image_size=48,
-            threads=threads,
-            workers=workers,
-            repeats=2,
-            progressive_sizes=((1.0, 64),),
-        ),
+        data=dataclasses.replace(data, image_size=48, repeats=2, progressive_sizes=((1.0, 64),)),
         augment=AugmentConfig(
             color_jitter=(0.4, 0.4, 0.4, 0.1),
             auto="rand-m7-mstd0.5-inc1",
@@ -76,17 +69,17 @@ def config(root: str, data_dir: str, threads: int, workers: int) -> Config:
             cutout=8,
         ),
         optim=OptimConfig(label_smoothing=0.1),
-        train=TrainConfig(batch_size=BATCH, eval_batch_size=BATCH, epochs=2),
+        train=TrainConfig(batch_size=batch, eval_batch_size=batch, epochs=2),
     )
 
 
 @functools.cache
-def augmenting(mesh: jax.sharding.Mesh, size: int, classes: int) -> Any:
+def augmenting(mesh: jax.sharding.Mesh, size: int, classes: int, count: int) -> Any:
     """Returns the augmentation of a step, compiled once for each size of images."""
-    settings = config("", "", 1, 0)
+    settings = config(DataConfig(), count)
 
     def augmented(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return inputs(settings, batch, size, batch["position"][0] // np.uint32(BATCH), classes)
+        return inputs(settings, batch, size, batch["position"][0] // np.uint32(count), classes)
 
     return jax.jit(augmented, in_shardings=split(mesh), out_shardings=split(mesh))
 
@@ -94,14 +87,15 @@ def augmenting(mesh: jax.sharding.Mesh, size: int, classes: int) -> Any:
 def rows(config: Config, first: int = 0, stop: int | None = None) -> dict[int, str]:
     """Returns the digest of each position, for the rows that this process holds."""
     run, seed, repeats = prepare_run(config), config.train.seed, config.data.repeats
-    augmented = augmenting(run.mesh, len(run.train), len(run.train.classes))
+    count = config.train.batch_size
+    augmented = augmenting(run.mesh, len(run.train), len(run.train.classes), count)
     digests: dict[int, str] = {}
     with feed(run, first, print) as (batches, _):
         for _, batch in zip(range(first, stop or run.steps), batches, strict=False):
             arrays = batch["position"], batch["label"], *augmented(batch)
             for shards in zip(*(array.addressable_shards for array in arrays), strict=True):
                 positions, labels, images, targets = (np.asarray(part.data) for part in shards)
-                records = training_ids(positions, len(run.train), seed, BATCH, repeats, run.balance)
+                records = training_ids(positions, len(run.train), seed, count, repeats, run.balance)
                 for i, position in enumerate(positions.tolist()):
                     pixels = digest(images[i], targets[i])
                     digests[position] = f"{records[i]} {labels[i]} {pixels}"
@@ -119,30 +113,39 @@ def digest(image: np.ndarray, target: np.ndarray) -> str:
 
 def host(arguments: list[str]) -> None:
     """Prints the rows of one of several processes as JSON."""
-    root, data_dir, address, count, rank = arguments
+    settings, address, count, rank = arguments
     jax.distributed.initialize(address, int(count), int(rank))
-    print(json.dumps(rows(config(root, data_dir, 1, 0))))
+    print(json.dumps(rows(from_sections(json.loads(settings)))))
 
 
-def hosts(root: str, data_dir: str, count: int) -> dict[int, str]:
+def hosts(settings: Config, count: int) -> dict[int, str]:
     """Returns the merged rows of `count` processes."""
     program = [sys.executable, "-m", "tools.input_digest", "--host"]
-    words = [*program, root, data_dir, loopback(), str(count)]
+    words = [*program, to_json(settings), loopback(), str(count)]
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=1"
     environment = os.environ | {"XLA_FLAGS": flags}
-    processes = [
-        subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True, env=environment)
-        for rank in range(count)
-    ]
-    merged: dict[int, str] = {}
-    for process in processes:
-        output = process.communicate(timeout=300)[0]
-        assert process.returncode == 0
-        lines = json.loads(output.splitlines()[-1])
-        part = {int(position): row for position, row in lines.items()}
-        assert not part.keys() & merged.keys(), "two hosts read the same row"
-        merged |= part
+    with contextlib.ExitStack() as stack:
+        # Not through pipes: a process that waits for a reader would keep the others from ending.
+        outputs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(count)]
+        processes = [
+            subprocess.Popen([*words, str(rank)], stdout=output, env=environment)
+            for rank, output in enumerate(outputs)
+        ]
+        merged: dict[int, str] = {}
+        for process, output in zip(processes, outputs, strict=True):
+            assert process.wait(timeout=900) == 0
+            output.seek(0)
+            lines = json.loads(output.read().splitlines()[-1])
+            part = {int(position): row for position, row in lines.items()}
+            assert not part.keys() & merged.keys(), "two hosts read the same row"
+            merged |= part
     return merged
+
+
+def differing(expected: dict[int, str], actual: dict[int, str]) -> int:
+    """Returns how many rows differ, or are not in both."""
+    changed = sum(actual.get(position) != row for position, row in expected.items())
+    return changed + len(actual.keys() - expected.keys())
 
 
 def main() -> None:
@@ -158,27 +161,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = str(pathlib.Path(folder) / "photographs")
         photographs(pathlib.Path(root))
-        expected = rows(config(root, folder, 1, 0))
+        data = DataConfig("folder", root, folder, eval_split="val")
+
+        def settings(threads: int, workers: int = 0) -> Config:
+            return config(dataclasses.replace(data, threads=threads, workers=workers))
+
+        expected = rows(settings(1))
         steps = len(expected) // BATCH
         assert sorted(expected) == list(range(steps * BATCH))
 
-        def differing(actual: dict[int, str]) -> int:
-            changed = sum(actual.get(position) != row for position, row in expected.items())
-            return changed + len(actual.keys() - expected.keys())
-
         figures = {
-            f"{threads}_threads": differing(rows(config(root, folder, threads, 0)))
-            for threads in (2, 4)
+            f"{threads}_threads": differing(expected, rows(settings(threads))) for threads in (2, 4)
         }
         figures |= {
-            f"{workers}_workers": differing(rows(config(root, folder, 1, workers)))
+            f"{workers}_workers": differing(expected, rows(settings(1, workers)))
             for workers in (1, 2)
         }
         for count in map(int, chosen.hosts.split(",")):
-            figures[f"{count}_hosts"] = differing(hosts(root, folder, count))
-        one = config(root, folder, 2, 0)
+            figures[f"{count}_hosts"] = differing(expected, hosts(settings(1), count))
+        one = settings(2)
         figures["resumed"] = sum(
-            differing(rows(one, 0, at) | rows(one, at)) for at in range(1, steps)
+            differing(expected, rows(one, 0, at) | rows(one, at)) for at in range(1, steps)
         )
     figures |= {"rows": len(expected), "differing": sum(figures.values())}
     print(
