@@ -36,6 +36,16 @@ def is_address(path: str | os.PathLike[str]) -> bool:
     return isinstance(path, str) and "://" in path
 
 
+def is_refusal(path: str | os.PathLike[str], error: BaseException) -> bool:
+    """Returns True for an error of the store or the network, and False for damage of a file.
+
+    Args:
+      path: the file or object that was read.
+      error: what reading it raised.
+    """
+    return is_address(str(path)) and isinstance(error, OSError)
+
+
 class RemoteFolder:
     """A folder in an object store. The names of its objects are relative to it.
 

@@ -28,7 +28,7 @@ from flaxres.data._shards import find_shards
 from flaxres.data.labels import numbered_sets
 from flaxres.data.store import Split, Store
 from flaxres.errors import InputError
-from flaxres.remote import file_system, is_address, refusals
+from flaxres.remote import file_system, is_address, is_refusal, refusals
 
 REMEDY = "download or write its files again"
 # The type of a column with any number of labels, in words.
@@ -207,6 +207,7 @@ def _split(name: str, paths: list[pathlib.Path], columns: _Columns, cache: RowGr
             try:
                 column = file.read([columns.label]).column(0)
             except (OSError, ValueError) as error:
+                _raise_refusal(path, error)
                 raise _damaged(path, error) from error
             metadata = file.metadata
         labels.append(column if columns.multi_label else column.fill_null(-1).to_numpy())
@@ -326,7 +327,14 @@ def _opened(path: pathlib.Path) -> Any:
     try:
         return pq.ParquetFile(place, filesystem=files)
     except (OSError, ValueError) as error:
+        _raise_refusal(path, error)
         raise _damaged(path, error) from error
+
+
+def _raise_refusal(path: pathlib.Path, error: Exception) -> None:
+    """Raises an error of a store again; pyarrow reports damage by `OSError` itself."""
+    if is_refusal(path, error) and type(error) is not OSError:
+        raise error
 
 
 def _footer_digest(path: pathlib.Path) -> str:

@@ -28,7 +28,7 @@ from flaxres.data._shards import find_shards
 from flaxres.data.labels import CLASSES
 from flaxres.data.store import Store
 from flaxres.errors import InputError
-from flaxres.remote import is_address
+from flaxres.remote import is_address, is_refusal
 
 REMEDY = "download or write its file again"
 IMAGES = ("image/encoded", "image")
@@ -98,6 +98,8 @@ def _mapped(path: pathlib.Path) -> Iterator[Data]:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             yield data
     except (OSError, IndexError, ValueError) as error:
+        if is_refusal(path, error):
+            raise
         reason = " ".join(str(error).split())
         raise InputError(
             f"{str(path)!r} can't be read as TFRecord ({reason}): it is cut, damaged or of another "

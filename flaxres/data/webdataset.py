@@ -25,6 +25,7 @@ from flaxres.data._index import Image, index_splits, store_of
 from flaxres.data._shards import find_shards
 from flaxres.data.store import Store
 from flaxres.errors import InputError
+from flaxres.remote import is_refusal
 
 REMEDY = "download or write its tar again"
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -93,6 +94,8 @@ def _samples(path: pathlib.Path) -> Iterator[tuple[str, list[_Member]]]:
             if members:
                 yield key, members
     except (tarfile.TarError, EOFError, OSError) as error:
+        if is_refusal(path, error):
+            raise
         reason = " ".join(str(error).split())
         raise InputError(
             f"{str(path)!r} can't be read as a tar without compression ({reason}): it is cut, "

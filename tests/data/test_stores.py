@@ -1,6 +1,7 @@
 """The same photographs give the same batches, whatever form they are read from."""
 
 import dataclasses
+import pathlib
 import shutil
 from typing import Any
 
@@ -145,6 +146,24 @@ def test_a_store_that_goes_away_is_no_damaged_image(
     monkeypatch.setattr("pyarrow.parquet.ParquetFile", refuse)
     with pytest.raises(InputError, match="network is gone.*once the store answers"):
         loaded(source)
+
+
+@pytest.mark.parametrize("form", FROM_ADDRESSES)
+def test_a_store_that_fails_while_files_are_indexed_is_no_damage(
+    photographs: Photographs,
+    form: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: pathlib.Path,
+) -> None:
+    dataset = photographs.forms[f"{form} at an address"] | {"data_dir": str(tmp_path)}
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionResetError("the connection was reset")
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem._open", refuse)
+    monkeypatch.setattr("upath.implementations.local.FilePath.read_bytes", refuse)
+    with pytest.raises(InputError, match="connection was reset.*check the bucket, the network"):
+        open_or_prepare(**dataset | {"splits": ["train"]})
 
 
 def test_other_forms_are_not_read_from_an_address(photographs: Photographs) -> None:
