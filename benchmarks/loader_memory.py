@@ -1,12 +1,15 @@
 """Measures the resident memory of the loader: `python -m benchmarks.loader_memory [--json]`.
 
 Loads 50,000 full-size ImageNet photographs (250, repeatedly) as random resized crops of 224 pixels
-in batches of 64. The figures are the resident memory of this process with all libraries, in MiB:
-`mib_before` the first batch, `mib_at_10000` and `mib_at_50000` images, and `mib_at_most`.
+in batches of 64, from ArrayRecord or from `--form`, whose files hold each photograph `--copies`
+times: 48 are more than the cache of Parquet's row groups holds. The figures are the resident memory
+of this process with all libraries, in MiB: `mib_before` the first batch, `mib_at_10000` and
+`mib_at_50000` images, and `mib_at_most`.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import pathlib
 import tempfile
@@ -14,11 +17,14 @@ import tempfile
 import jax
 
 from benchmarks.input import BATCH, SIZE, photographs
+from benchmarks.stores import write_forms
 from flaxres.data.datasets import open_or_prepare
 from flaxres.data.decode import RandomResizedCrop
 from flaxres.data.loader import Loader, Speed
 from flaxres.data.rows import training_rows
 from flaxres.training.mesh import data_mesh, split
+
+FORMS = ("arrayrecord", "folder", "parquet", "webdataset", "tfrecord", "manifest")
 
 
 def resident_mib() -> float:
@@ -33,10 +39,16 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--images", type=int, default=50_000)
+    parser.add_argument("--form", choices=FORMS, default="arrayrecord")
+    parser.add_argument("--copies", type=int, default=1)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        root = str(photographs(pathlib.Path(folder)).parents[1])
-        (source,) = open_or_prepare("folder", ["train"], root, folder)
+        place = pathlib.Path(folder)
+        # What writing them takes stays in another process.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            root = photographs(place).parents[1]
+            forms = pool.apply(write_forms, (place, root, chosen.copies))
+        (source,) = open_or_prepare(**forms[chosen.form], splits=["train"], data_dir=folder)
         crop = RandomResizedCrop(SIZE, seed=0)
         steps = -(-chosen.images // BATCH)
         rows = training_rows(len(source), BATCH, 0, 0, steps, lambda step: crop)

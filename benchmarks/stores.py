@@ -75,10 +75,18 @@ print(time.perf_counter() - start, resident_mib() - before, len(source))
 """
 
 
-def write_forms(folder: pathlib.Path, root: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Writes a folder of images in every form; returns the arguments that open each."""
+def write_forms(
+    folder: pathlib.Path, root: pathlib.Path, copies: int = 1
+) -> dict[str, dict[str, Any]]:
+    """Writes a folder of images in every form; returns the arguments that open each.
+
+    Args:
+      folder: the folder of the forms.
+      root: the images.
+      copies: how often each image is written into larger files and lists.
+    """
     names = sorted(path.relative_to(root).as_posix() for path in (root / "train").rglob("*.*"))
-    rows = [(name, (root / name).read_bytes(), 0) for name in names]
+    rows = [(name, (root / name).read_bytes(), 0) for name in names] * copies
     size = sum(len(data) for _, data, _ in rows)
     classes = ("photograph",)
     write_parquet(folder / "parquet" / "train-00000-of-00001.parquet", rows, classes, group=50)
@@ -93,7 +101,7 @@ def write_forms(folder: pathlib.Path, root: pathlib.Path) -> dict[str, dict[str,
     lists = folder / "manifest"
     lists.mkdir()
     (lists / "photographs").symlink_to(root)
-    lines = [f"photographs/{name},photograph" for name in names]
+    lines = [f"photographs/{name},photograph" for name, *_ in rows]
     (lists / "train.csv").write_text("\n".join(["path,label", *lines]))
     parquet = {"name": "parquet", "source": str(folder / "parquet")}
     return {

@@ -14,7 +14,7 @@ MULTI_LABEL = ("manifest", "parquet")
 FROM_ADDRESSES = ("parquet", "webdataset", "tfrecord")
 # Photographs as cameras wrote them, which may lie on their side.
 FROM_CAMERAS = ("folder", "manifest")
-CACHE_MIB = 1024
+CACHE_MIB = 768
 
 Interpolation = Literal["bilinear", "bicubic"]
 CropInterpolation = Literal["fast", "bilinear", "bicubic"]

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import mmap
 import pathlib
 import threading
 from collections.abc import Sequence
@@ -35,8 +36,53 @@ REMEDY = "download or write its files again"
 LABELS = "List(ClassLabel)"
 
 
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """The images of a row group.
+
+    Their bytes are copied into memory of their own, which goes back to the system at once when it
+    is dropped. Pyarrow's buffers are up to twice as large as what they hold, and its pool and
+    malloc's heap keep what was freed: a budget of 1,024 MiB took 1,900.
+
+    Attributes:
+      data: the encoded images, one after another.
+      ends: where each ends in `data`; the first entry is 0.
+      names: the name of each, or None.
+    """
+
+    data: mmap.mmap
+    ends: Int64[np.ndarray, " n+1"]
+    names: Sequence[str | None]
+
+    @classmethod
+    def of(cls, column: Any) -> "Images":
+        """Copies a column of structs with `bytes` and perhaps `path`, a `pyarrow.ChunkedArray`."""
+        import pyarrow as pa
+
+        structs = column.combine_chunks()
+        fields = dict(zip((field.name for field in structs.type), structs.flatten(), strict=True))
+        # An image without bytes can't be decoded, like an empty file.
+        images = fields["bytes"].fill_null(b"").cast(pa.large_binary())
+        _, offsets, data = images.buffers()
+        ends = np.frombuffer(offsets, np.int64)[images.offset : images.offset + len(images) + 1]
+        first, last = int(ends[0]), int(ends[-1])
+        names = fields["path"].to_pylist() if "path" in fields else [None] * len(images)
+        copied = mmap.mmap(-1, max(last - first, 1))
+        if last > first:
+            copied[: last - first] = memoryview(data)[first:last]
+        return cls(copied, ends - first, names)
+
+    @property
+    def size(self) -> int:
+        """Number of bytes of the images."""
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.data[self.ends[index] : self.ends[index + 1]]
+
+
 class RowGroups:
-    """The image columns of the row groups that were read last; for several threads.
+    """The images of the row groups that were read last; for several threads.
 
     Parquet reads whole row groups, of 100 images or more, and training asks for single images in
     random order. Row groups are therefore kept, up to a number of bytes. Pickling drops them.
@@ -52,7 +98,7 @@ class RowGroups:
         self.budget, self.reads = budget, 0
         self._lock = threading.Lock()
         # In the order of last use.
-        self._kept: dict[tuple[str, int], concurrent.futures.Future[Any]] = {}
+        self._kept: dict[tuple[str, int], concurrent.futures.Future[Images]] = {}
         self._metadata: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, int]:
@@ -67,8 +113,8 @@ class RowGroups:
         with self._lock:
             return sum(_size(group) for group in self._kept.values())
 
-    def get(self, path: str, group: int, column: str) -> Any:
-        """Returns a column of a row group, a `pyarrow.ChunkedArray`.
+    def get(self, path: str, group: int, column: str) -> Images:
+        """Returns the images of a row group.
 
         Threads that want the same row group wait for the first of them to read it.
 
@@ -91,8 +137,8 @@ class RowGroups:
             self._shrink(key)
         return wanted.result()
 
-    def _read(self, path: str, group: int, column: str) -> Any:
-        """Reads a column of a row group from its file."""
+    def _read(self, path: str, group: int, column: str) -> Images:
+        """Reads the images of a row group from its file."""
         import pyarrow.parquet as pq
 
         # An open file is not for several threads; its metadata are, and are slow to parse.
@@ -102,7 +148,7 @@ class RowGroups:
         with guard, pq.ParquetFile(place, metadata=metadata, filesystem=files) as file:
             self._metadata[path] = file.metadata
             self.reads += 1
-            return file.read_row_group(group, [column], use_threads=False).column(0)
+            return Images.of(file.read_row_group(group, [column], use_threads=False).column(0))
 
     def _shrink(self, newest: tuple[str, int]) -> None:
         """Drops the row groups that were not used for longest, down to the budget."""
@@ -115,11 +161,11 @@ class RowGroups:
                     total -= _size(self._kept.pop(key))
 
 
-def _size(group: concurrent.futures.Future[Any]) -> int:
+def _size(group: concurrent.futures.Future[Images]) -> int:
     """Returns the bytes of a row group; 0 while it is being read."""
     if not group.done() or group.exception():
         return 0
-    return int(group.result().nbytes)
+    return group.result().size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,13 +194,12 @@ class ParquetRecords(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         place = int(np.searchsorted(self.starts, index, "right")) - 1
         file, group = self.groups[place].tolist()
-        column = self.cache.get(self.files[file], group, self.image)
-        value = column[int(index - self.starts[place])].as_py() or {}
+        images = self.cache.get(self.files[file], group, self.image)
+        row = int(index - self.starts[place])
         return {
-            # An image without bytes can't be decoded, like an empty file.
-            "image": value.get("bytes") or b"",
+            "image": images[row],
             "label": int(self.labels[index]),
-            "file_name": value.get("path") or "",
+            "file_name": images.names[row] or "",
         }
 
 
