@@ -16,7 +16,7 @@ from benchmarks.forms import write_parquet
 from flaxres.cli import main
 from flaxres.data.datasets import open_or_prepare
 from flaxres.data.labels import require_labels
-from flaxres.data.parquet import Images, RowGroups
+from flaxres.data.parquet import RowGroups
 from flaxres.data.source import Source
 from flaxres.errors import InputError
 from tests.data.loading import evaluation, load
@@ -249,21 +249,3 @@ def test_the_data_commands(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[
     assert main(["data", "info", "parqet"]) == 2
     assert "unknown dataset 'parqet': did you mean parquet?" in capfd.readouterr().err
     assert np.asarray(facts["splits"]["train"]["bytes"]) > 0
-
-
-@pytest.mark.parametrize("large", [False, True])
-def test_images_are_copied_out_of_larger_buffers(large: bool) -> None:
-    """What is kept is what counts against the budget: pyarrow's buffers may be twice as large."""
-    kind = pa.large_binary() if large else pa.binary()
-    struct = pa.struct({"bytes": kind, "path": pa.string()})
-    values = [{"bytes": data, "path": f"{i}"} for i, data in enumerate(IMAGES)]
-    values += [None, {"bytes": None, "path": "none"}]
-    column = pa.chunked_array([values[:3], values[3:]], struct)
-    for first in (0, 2):
-        images = Images.of(column.slice(first))
-        assert [images[i] for i in range(10 - first)] == [*IMAGES[first:], b"", b""]
-        assert [*images.names] == [*(str(i) for i in range(first, 8)), None, "none"]
-        assert images.size == len(images.data) == sum(map(len, IMAGES[first:]))
-    assert Images.of(column.slice(8))[0] == b""
-    bare = pa.chunked_array([[{"bytes": b"image"}]], pa.struct({"bytes": kind}))
-    assert (Images.of(bare)[0], Images.of(bare).names) == (b"image", [None])
