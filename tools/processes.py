@@ -35,6 +35,17 @@ QUICK = ("--model.depths", "1", "1", "1")
 EVALUATED, EVAL_BATCH = range(1, 71), 24
 
 
+def environment(devices: int = 1, x64: bool = False) -> dict[str, str]:
+    """Returns the variables of a process with so many CPU devices, in float64 or not."""
+    counted = f"--xla_force_host_platform_device_count={devices}"
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_X64": str(int(x64)),
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {counted}",
+    }
+
+
 def start(
     command: list[str], processes: int, devices: int = 1, x64: bool = False, **more: str
 ) -> list[subprocess.Popen[str]]:
@@ -47,14 +58,6 @@ def start(
       x64: enable float64.
       **more: variables of their environment.
     """
-    counted = f"--xla_force_host_platform_device_count={devices}"
-    environment = os.environ | more
-    environment |= {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_X64": str(int(x64)),
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {counted}",
-    }
     coordinator = loopback()
     joined = [
         []
@@ -64,7 +67,7 @@ def start(
     ]
     options: dict[str, Any] = {
         "cwd": ROOT,
-        "env": environment,
+        "env": os.environ | more | environment(devices, x64),
         "text": True,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.STDOUT,
