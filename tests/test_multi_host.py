@@ -60,3 +60,14 @@ def test_a_preempted_job_of_slurm_resumes_to_the_losses_of_one_process() -> None
     assert found["preempted_restarts"] == 1
     assert max(found["preempted_losses"], found["mpirun_losses"]) < 1e-8
     assert found["preempted_steps_that_differ"] == found["mpirun_steps_that_differ"] == 0
+
+
+def test_the_cluster_names_the_programs_that_it_lacks(tmp_path: pathlib.Path) -> None:
+    program = [sys.executable, "-m", "tools.slurm"]
+    environment = os.environ | {"PATH": str(tmp_path)}
+    done = subprocess.run(
+        program, cwd=PAGE.parents[2], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "mpirun" in line and "apt install slurm-wlm" in line
