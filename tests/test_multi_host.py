@@ -70,4 +70,5 @@ def test_the_cluster_names_the_programs_that_it_lacks(tmp_path: pathlib.Path) ->
     )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert "mpirun" in line and "apt install slurm-wlm" in line
+    assert "mpirun" in line
+    assert "apt install slurm-wlm" in line
