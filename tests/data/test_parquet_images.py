@@ -9,7 +9,7 @@ from tests.data.test_parquet import IMAGES
 
 @pytest.mark.parametrize("large", [False, True])
 def test_images_are_copied_out_of_larger_buffers(large: bool) -> None:
-    """The budget counts what is kept: pyarrow's buffers may be twice as large."""
+    """The budget counts what is kept: pyarrow's buffers are larger."""
     kind = pa.large_binary() if large else pa.binary()
     struct = pa.struct({"bytes": kind, "path": pa.string()})
     values = [{"bytes": data, "path": f"{i}"} for i, data in enumerate(IMAGES)]
