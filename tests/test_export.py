@@ -211,7 +211,7 @@ def test_an_export_that_fails_leaves_the_earlier_one(
     (tmp_path / "model.onnx").write_bytes(b"of an earlier export")
     before = content()
 
-    def full(*arguments: Any) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as broken:

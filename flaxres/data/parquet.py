@@ -41,8 +41,8 @@ class Images:
     """The images of a row group.
 
     Their bytes are copied into memory of their own, which goes back to the system at once when it
-    is dropped. Pyarrow's buffers are larger than what they hold, and its pool and malloc's heap keep
-    what was freed: with a budget of 1,024 MiB a process grew to 1,900, and now to 1,600.
+    is dropped. Pyarrow's buffers are larger than what they hold, and its pool and malloc's heap
+    keep what was freed: with a budget of 1,024 MiB a process grew to 1,900, and now to 1,600.
 
     Attributes:
       data: the encoded images, one after another.
