@@ -41,6 +41,8 @@ PAGE = processes.ROOT / "docs" / "guide" / "multi-host.md"
 # Slurm looks at time limits every 30 seconds; the job must take longer.
 STEPS, STOP_AT = 320, 25
 GET = "run it as root, after apt install slurm-wlm munge openmpi-bin iproute2"
+# States of a job that has ended. Others may come and go: SIGNALING takes a moment of RUNNING.
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
 # Every epoch, so that a run that loses a node resumes after its first step.
 OFTEN = ("--train.checkpoint-every-epochs", "1")
 URGENT = ("sbatch", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=sleep 5")
@@ -118,7 +120,7 @@ class Job:
 
     def ended(self) -> bool:
         """Returns True if the job has ended for good."""
-        return self.state not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
+        return self.state in ENDS
 
     def finish(self) -> None:
         """Waits for the end of the job.
