@@ -32,9 +32,9 @@ def test_the_slurm_script_requeues_a_preempted_job_alone(
 
 
 def test_the_jobset_agrees_with_its_schema() -> None:
-    models = pytest.importorskip("kubeflow_trainer_api.models", reason="needs the extra docs")
-    validate = pytest.importorskip("kubernetes_validate", reason="needs the extra docs")
-    yaml = pytest.importorskip("yaml", reason="needs the extra docs")
+    models = pytest.importorskip("kubeflow_trainer_api.models", reason="needs the extra references")
+    validate = pytest.importorskip("kubernetes_validate", reason="needs the extra references")
+    yaml = pytest.importorskip("yaml", reason="needs the extra references")
     found = re.search(r"```yaml\n(apiVersion: jobset.*?)```", PAGE.read_text(), re.DOTALL)
     assert found
     manifest = yaml.safe_load(found[1])

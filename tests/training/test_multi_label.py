@@ -252,7 +252,7 @@ def test_the_full_evaluation_agrees_with_scikit_learn_and_torchmetrics(
     trained: tuple[Config, pathlib.Path], root: pathlib.Path
 ) -> None:
     if importlib.util.find_spec("torchmetrics") is None:
-        pytest.skip("torchmetrics is not installed: the extra `parity`")
+        pytest.skip("torchmetrics is not installed: the extra `references`")
     torch, metrics = torch_and_torchmetrics()
     sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
     config, workdir = trained

@@ -129,7 +129,7 @@ def test_scores_agree_with_scikit_learn(ties: bool) -> None:
 @pytest.mark.extra
 def test_calibration_agrees_with_torchmetrics() -> None:
     if importlib.util.find_spec("torchmetrics") is None:
-        pytest.skip("torchmetrics is not installed: the extra `parity`")
+        pytest.skip("torchmetrics is not installed: the extra `references`")
     torch, torchmetrics = torch_and_torchmetrics()
     probabilities, labels = sample(2, 2000)
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
