@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from flaxres.report.outputs import LabelledOutputs
-from flaxres.report.summary import HARDEST, MISTAKES, NAMED
+from flaxres.report.summary import HARDEST, MISTAKES, NAMED, counted_row
 from flaxres.training import scores
 
 # Classes whose probability is above this are predicted.
@@ -71,13 +71,7 @@ def class_rows(outputs: LabelledOutputs, classes: Sequence[str]) -> list[dict[st
     own = (probabilities * labels).sum(0, dtype=np.float64)
     return [
         {
-            "class": name,
-            "images": int(counted.images[i]),
-            "predicted": int(counted.predicted[i]),
-            "correct": int(counted.correct[i]),
-            "precision": float(counted.precision[i]),
-            "recall": float(counted.recall[i]),
-            "f1": float(counted.f1[i]),
+            **counted_row(name, counted, i),
             "average_precision": float(precisions[i]),
             "confidence": float(own[i] / counted.images[i]) if counted.images[i] else float("nan"),
             "most_confused_with": "",

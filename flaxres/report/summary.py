@@ -83,13 +83,7 @@ def class_rows(outputs: Outputs, classes: Sequence[str]) -> list[dict[str, Any]]
         images = int(counted.images[i])
         rows.append(
             {
-                "class": name,
-                "images": images,
-                "predicted": int(counted.predicted[i]),
-                "correct": int(counted.correct[i]),
-                "precision": float(counted.precision[i]),
-                "recall": float(counted.recall[i]),
-                "f1": float(counted.f1[i]),
+                **counted_row(name, counted, i),
                 "average_precision": scores.average_precision(
                     outputs.labels == i, outputs.probabilities[:, i]
                 ),
@@ -99,6 +93,13 @@ def class_rows(outputs: Outputs, classes: Sequence[str]) -> list[dict[str, Any]]
             }
         )
     return rows
+
+
+def counted_row(name: str, counted: scores.ClassScores, i: int) -> dict[str, Any]:
+    """Returns the first entries of the row of class number `i`: its name, counts and scores."""
+    counts = {key: int(getattr(counted, key)[i]) for key in ("images", "predicted", "correct")}
+    values = {key: float(getattr(counted, key)[i]) for key in ("precision", "recall", "f1")}
+    return {"class": name, **counts, **values}
 
 
 def _most_confused(outputs: Outputs) -> dict[int, tuple[int, int]]:

@@ -74,8 +74,7 @@ class Evaluator:
         self.run, self.say = run, say
         self.kept: list[Any] | None = None
         variables = run.abstract_state().eval_variables
-        self.multi_label = run.config.data.multi_label
-        step = run.eval_rows() if self.multi_label else run.eval_step()
+        step = run.eval_rows() if run.config.data.multi_label else run.eval_step()
         self.compiled = step.lower(variables, abstract_batch(run)).compile()
 
     def batches(self) -> Iterator[Any]:
@@ -96,7 +95,7 @@ class Evaluator:
         Raises:
           InputError: no image could be decoded.
         """
-        if self.multi_label:
+        if self.run.config.data.multi_label:
             return _multi_label_report(self.run, state, self.compiled, self.batches())
         sums: dict[str, Any] = {}
         for batch in self.batches():
