@@ -5,31 +5,30 @@
 
 `benchmarks/GPU.md` has the calls in order. The parts are:
 
-  main           logits and gradients of ResNet-50 in float32 against this machine's CPU, and
-                 whether a repetition returns the same bits; training images/s in bfloat16 with a
-                 plain SGD step: ours and the textbook's in turn (the median of three), and
-                 torchvision's under `torch.compile` (channels_last, autocast), with memory, seconds
-                 of compiling, bytes moved and the share of this device's copy rate; the device's
-                 time by type of kernel
+  main           training images/s of ResNet-50 in bfloat16 with a plain SGD step: ours and the
+                 textbook's in turn (the median of three), and torchvision's under `torch.compile`
+                 (channels_last, autocast), with memory, seconds of compiling, bytes moved and the
+                 share of this device's copy rate; the device's time by type of kernel; logits and
+                 gradients in float32 against this machine's CPU, and whether a repetition returns
+                 the same bits
   deterministic  the step with `xla_gpu_deterministic_ops` and without, in turn; arrays of which a
                  repetition of three steps has other bits
   sweep          the rates of main at other batches
   networks       the rates of main for other networks
 
-A measurement that fails, or for which no time is left, is named, and the others go on.
+A measurement that fails, or for which no time is left, is named, and the others go on. With
+`--out`, the traces and optimised programs of the profiled steps are written beside `gpu.json`.
 """
 
-import collections
+import argparse
 import functools
 import gc
-import glob
 import importlib
 import json
 import os
 import pathlib
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -41,6 +40,7 @@ import optax
 
 import flaxres
 from benchmarks import command
+from benchmarks.kernels import profile
 from benchmarks.peers import torch_and_timm
 from benchmarks.textbook import TEXTBOOK, plain_step
 from flaxres.diagnostics.compiled import traffic
@@ -55,14 +55,6 @@ PROGRAMS = [
 ]
 SMOKE = [("resnet18", 64, (4, 2)), ("resnet20", 32, (8,))]
 PARTS = ("main", "deterministic", "sweep", "networks")
-# Type of kernel -> parts of its names.
-KERNELS = {
-    "convolution": ("conv", "cudnn", "wgrad", "dgrad", "fprop", "implicit"),
-    "product": ("gemm", "cublas", "cutlass", "dot", "nvjet"),
-    "copy": ("copy", "transpose", "memcpy", "nchwtonhwc", "nhwctonchw"),
-    "reduction (batch norm)": ("reduce",),
-    "elementwise": ("fusion", "loop", "elementwise"),
-}
 
 
 Measurement = Callable[[], dict[str, float]]
@@ -123,6 +115,18 @@ class Steps:
         }
 
 
+@functools.lru_cache(maxsize=2)
+def our_steps(name: str, size: int, count: int) -> Steps:
+    """Returns our training step of a network in bfloat16; the last two are kept."""
+    return Steps(flaxres.create_model(name, dtype=jnp.bfloat16), size, count)
+
+
+@functools.lru_cache(maxsize=1)
+def textbook_steps(name: str, size: int, count: int) -> Steps:
+    """Returns the textbook's training step of a network in bfloat16."""
+    return Steps(TEXTBOOK[name](dtype=jnp.bfloat16), size, count)
+
+
 def correctness(size: int) -> dict[str, float]:
     """Compares ResNet-50 in float32 to the CPU, and a step to its repetition.
 
@@ -180,11 +184,11 @@ def copy_rate(megabytes: int) -> float:
 
 def compare(name: str, size: int, count: int, steps: int, copies: float) -> dict[str, float]:
     """Measures images/s of our network and of the textbook's, in turn."""
-    ours = Steps(flaxres.create_model(name, dtype=jnp.bfloat16), size, count)
+    ours = our_steps(name, size, count)
     ours.run(3)
     figures = ours.facts()
     rates: dict[str, list[float]] = {"": []}
-    textbook = Steps(TEXTBOOK[name](dtype=jnp.bfloat16), size, count) if name in TEXTBOOK else None
+    textbook = textbook_steps(name, size, count) if name in TEXTBOOK else None
     if textbook:
         textbook.run(3)
         figures |= {f"textbook_{key}": value for key, value in textbook.facts().items()}
@@ -206,8 +210,7 @@ def compare(name: str, size: int, count: int, steps: int, copies: float) -> dict
 
 def deterministic(name: str, size: int, count: int, steps: int) -> dict[str, float]:
     """Measures what repeatable kernels cost, and whether the bits of three steps repeat."""
-    model = flaxres.create_model(name, dtype=jnp.bfloat16)
-    usual = Steps(model, size, count)
+    model, usual = flaxres.create_model(name, dtype=jnp.bfloat16), our_steps(name, size, count)
     fixed = Steps(model, size, count, {"xla_gpu_deterministic_ops": True})
     figures: dict[str, float] = {}
     for key, program in (("usual", usual), ("deterministic", fixed)):
@@ -257,30 +260,10 @@ def torch_rate(name: str, size: int, count: int, steps: int, smoke: bool) -> dic
     }
 
 
-def profile(steps: Steps) -> dict[str, float]:
-    """Returns the share of the device's time by type of kernel, in percent."""
-    spent: collections.Counter[str] = collections.Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            steps.run(3)
-        (path,) = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)  # noqa: PTH207
-        for plane in jax.profiler.ProfileData.from_file(path).planes:
-            if "GPU" not in plane.name and jax.default_backend() != "cpu":
-                continue
-            for event in (event for line in plane.lines for event in line.events):
-                facts = dict(event.stats)
-                if "hlo_op" in facts:
-                    spent[kernel_type(f"{facts['hlo_op']} {event.name}")] += event.duration_ns
-    total = sum(spent.values()) or 1
-    return {kernel: 100 * duration / total for kernel, duration in spent.most_common()}
-
-
-def kernel_type(name: str) -> str:
-    """Returns the first type in `KERNELS` that a kernel's name has a part of."""
-    for kernel, parts in KERNELS.items():
-        if any(part in name.lower() for part in parts):
-            return kernel
-    return "other"
+def profiled(made: Any, row: Any, title: str, out: str | None) -> dict[str, float]:
+    """Profiles one of `our_steps` and `textbook_steps` of a network."""
+    name, size, counts = row
+    return profile(made(name, size, counts[0]), title, out)
 
 
 def rates(row: Any, steps: int, copies: float, smoke: bool) -> Iterator[tuple[str, Measurement]]:
@@ -293,17 +276,17 @@ def rates(row: Any, steps: int, copies: float, smoke: bool) -> Iterator[tuple[st
 
 
 def programs(
-    part: str, rows: list[Any], steps: int, copies: float, smoke: bool
+    part: str, rows: list[Any], steps: int, copies: float, chosen: argparse.Namespace
 ) -> Iterator[tuple[str, Measurement]]:
     """Yields the measurements of a part with their names, the most important first."""
     (name, size, counts), *others = rows
+    key = f"{name}_{counts[0]}"
     if part == "main":
+        yield from rates(rows[0], steps, copies, chosen.smoke)
+        for title, made in (("flaxres", our_steps), ("textbook", textbook_steps)):
+            measure = functools.partial(profiled, made, rows[0], title, chosen.out)
+            yield f"{key}_{title}_milliseconds", measure
         yield "correctness", functools.partial(correctness, size)
-        yield from rates(rows[0], steps, copies, smoke)
-        yield (
-            f"{name}_profile_percent",
-            lambda: profile(Steps(flaxres.create_model(name, dtype=jnp.bfloat16), size, counts[0])),
-        )
     elif part == "deterministic":
         yield f"{name}_repeated", functools.partial(deterministic, name, size, counts[0], steps)
     elif part == "sweep":
@@ -311,7 +294,7 @@ def programs(
             yield f"{name}_{count}", functools.partial(compare, name, size, count, steps, copies)
     else:
         for row in others:
-            yield from rates(row, steps, copies, smoke)
+            yield from rates(row, steps, copies, chosen.smoke)
 
 
 def measured(
@@ -360,7 +343,7 @@ def main() -> None:
     copies = copy_rate(64 if chosen.smoke else 2048)
     figures["copy_gigabytes_per_second"] = copies / 1e9
     for part in chosen.parts:
-        measured([*programs(part, rows, steps, copies, chosen.smoke)], figures, chosen, clock)
+        measured([*programs(part, rows, steps, copies, chosen)], figures, chosen, clock)
     for figure in figures.values():
         if isinstance(figure, dict) and {"images_per_second", "torch_images_per_second"} <= set(
             figure

@@ -4,4 +4,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=2 PYTHONPATH=.
-exec timeout 540 python -m benchmarks.gpu "$@"
+exec timeout 540 python3 -m benchmarks.gpu "$@"

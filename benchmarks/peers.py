@@ -11,7 +11,7 @@ def torch_and_timm() -> tuple[Any, Any]:
       ModuleNotFoundError: the extra `parity` is not installed.
     """
     torch = importlib.import_module("torch")
-    if not torch.cuda.is_available():
+    if not torch.version.cuda:
         # Only here, since it imports simplejpeg, which a GPU machine may lack.
         from flaxres.diagnostics.latency import prepare_torchvision
 
@@ -29,8 +29,8 @@ def torch_and_torchmetrics() -> tuple[Any, Any]:
     return torch, importlib.import_module("torchmetrics.classification")
 
 
-def torch_resnet20(torch: Any, classes: int) -> Any:
-    """Returns the CIFAR network of He et al. 2016, section 4.2, with option A shortcuts."""
+def torch_resnet20(torch: Any, classes: int, residual: bool = True) -> Any:
+    """Returns the CIFAR network of He et al. 2016, section 4.2, with option A shortcuts or none."""
     nn: Any = torch.nn  # mypy knows no torch, hence the two ignored lines
 
     class Block(nn.Module):  # type: ignore[misc]
@@ -44,6 +44,8 @@ def torch_resnet20(torch: Any, classes: int) -> Any:
 
         def forward(self, x: Any) -> Any:
             y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+            if not residual:
+                return torch.relu(y)
             strided = x[:, :, :: self.stride, :: self.stride]
             half = self.extra // 2
             shortcut = nn.functional.pad(strided, (0, 0, 0, 0, half, half))
@@ -65,7 +67,9 @@ def torch_resnet20(torch: Any, classes: int) -> Any:
     return Network()
 
 
-def torch_resnet9(torch: Any, classes: int, depths: Any, widths: Any, stem: int) -> Any:
+def torch_resnet9(
+    torch: Any, classes: int, depths: Any, widths: Any, stem: int, residual: bool = True
+) -> Any:
     """Returns the network of `flaxres.ResNet9`, with layers of the same names."""
     nn: Any = torch.nn
 
@@ -87,7 +91,8 @@ def torch_resnet9(torch: Any, classes: int, depths: Any, widths: Any, stem: int)
             self.bn2 = nn.BatchNorm2d(width)
 
         def forward(self, x: Any) -> Any:
-            return torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+            y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+            return torch.relu(x + y if residual else y)
 
     class Network(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:

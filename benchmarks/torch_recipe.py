@@ -1,15 +1,18 @@
 """Trains the recipe of a run in PyTorch, on the same files.
 
     python -m benchmarks.torch_recipe runs/digits --seeds 3 --json
+    python -m benchmarks.torch_recipe runs/cifar10 --device cuda
 
-Reads `config.json` of a run of flaxres, and trains the same network by PyTorch's modules, its SGD
-and torchvision's augmentation, with the schedule of the config and the distributions of flaxres'
-first weights. Images are those that flaxres decodes from the dataset. Random numbers are PyTorch's,
-so that results agree in distribution only.
+Reads `config.json` of a run of flaxres, and trains the same network by PyTorch's modules and its
+SGD, with the schedule of the config and the distributions of flaxres' first weights. Images are
+those that flaxres decodes from the dataset. The augmentation is torchvision's `RandomCrop` with
+padding and `RandomHorizontalFlip`, drawn for each image and computed for a whole batch. Random
+numbers are PyTorch's, so that results agree in distribution only. Arithmetic is float32 as PyTorch
+has it: on GPUs its convolutions are in TensorFloat-32.
 
-It knows ResNet-20 and ResNet-9, SGD, random shifts and flips, and refuses any other config.
-ResNet-9 on Fashion-MNIST takes a quarter of an hour a seed on two cores, ResNet-20 on the digits a
-minute.
+It knows ResNet-20 and ResNet-9, with or without shortcuts, SGD, random shifts and flips, and
+refuses any other config. ResNet-9 on Fashion-MNIST takes a quarter of an hour a seed on two cores,
+ResNet-20 on the digits a minute.
 """
 
 import argparse
@@ -45,6 +48,7 @@ KNOWN: dict[str, tuple[type, set[str]]] = {
         {
             *("learning_rate", "momentum", "nesterov", "weight_decay", "label_smoothing"),
             *("schedule", "warmup_epochs", "milestones", "gamma", "final_scale"),
+            "decay_norm_and_bias",
         },
     ),
 }
@@ -68,6 +72,7 @@ def require_known(config: Config) -> None:
     refused = {
         "model.stem_init": model.stem_init != "random",
         "model.bn_group": model.bn_group is not None,
+        "model.shortcut": model.shortcut not in (None, "none"),
         "data.crop": data.crop != "centre",
         "data.image_size": not data.image_size == data.eval_size == data.eval_resize,
         "data.eval_flip": data.eval_flip or bool(data.eval_shift),
@@ -83,10 +88,12 @@ def require_known(config: Config) -> None:
 def network(config: Config, classes: int) -> Any:
     """Returns the network of a config with weights from flaxres' distributions."""
     model = config.model
+    residual = model.shortcut != "none"
     if model.name == "resnet20":
-        made = torch_resnet20(torch, classes)
+        made = torch_resnet20(torch, classes, residual)
     elif model.name == "resnet9" and model.depths and model.widths and model.stem_width:
-        made = torch_resnet9(torch, classes, model.depths, model.widths, model.stem_width)
+        sizes = model.depths, model.widths, model.stem_width
+        made = torch_resnet9(torch, classes, *sizes, residual)
     else:
         raise InputError(f"model.name={model.name!r} is not known here: resnet20 or resnet9")
     for module in made.modules():
@@ -95,17 +102,18 @@ def network(config: Config, classes: int) -> Any:
         elif isinstance(module, torch.nn.Linear):
             torch.nn.init.normal_(module.weight, std=0.01)
             torch.nn.init.zeros_(module.bias)
-        elif hasattr(module, "bn2"):  # each block starts as its shortcut
+        elif hasattr(module, "bn2") and residual:  # each block starts as its shortcut
             torch.nn.init.zeros_(module.bn2.weight)
     return made.to(memory_format=torch.channels_last)
 
 
-def split(run: Run, source: Any) -> tuple[Any, Any]:
-    """Returns the images of a split, (n, 3, h, w) uint8, and their labels."""
+def split(run: Run, source: Any, device: str) -> tuple[Any, Any]:
+    """Returns the images of a split, (n, 3, h, w) uint8, and their labels, on a device."""
     transform = evaluation_transform(run.config.data)
     arrays = jax.device_get(resident(source, transform, replicated(run.mesh), THREADS))
     images = torch.from_numpy(np.ascontiguousarray(arrays["image"].transpose(0, 3, 1, 2)))
-    return images, torch.from_numpy(arrays["label"].astype(np.int64))
+    labels = torch.from_numpy(arrays["label"].astype(np.int64))
+    return images.to(device), labels.to(device)
 
 
 def orders(count: int, batch: int, steps: int) -> Iterator[Any]:
@@ -118,16 +126,37 @@ def orders(count: int, batch: int, steps: int) -> Iterator[Any]:
         left = left[batch:]
 
 
+def augmented(images: Any, shift: int, flip: bool) -> Any:
+    """Crops each image at random after padding it by zeros, and mirrors half of them."""
+    count, channels, height, width = images.shape
+    device = images.device
+    top, left = torch.randint(0, 2 * shift + 1, (2, count, 1), device=device)
+    rows = top + torch.arange(height, device=device)
+    columns = torch.arange(width, device=device).expand(count, width)
+    if flip:
+        mirrored = torch.rand(count, 1, device=device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    columns = left + columns
+    padded = torch.nn.functional.pad(images, (shift, shift, shift, shift))
+    index = torch.arange(count, device=device)[:, None, None, None]
+    channel = torch.arange(channels, device=device)[:, None, None]
+    return padded[index, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
 def train(run: Run, splits: Any, seed: int, verbose: bool) -> dict[str, Any]:
     """Trains once and returns the accuracy, the losses by step and the seconds of training."""
     config, ((images, labels), test) = run.config, splits
-    optim, data = config.optim, config.data
+    optim, data, augment = config.optim, config.data, config.augment
     torch.manual_seed(seed)
-    model = network(config, len(run.train.classes))
+    model = network(config, len(run.train.classes)).to(images.device)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
+    decay_of_others = optim.weight_decay if optim.decay_norm_and_bias else 0.0
     sgd = torch.optim.SGD(
-        [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": others}],
+        [
+            {"params": decayed, "weight_decay": optim.weight_decay},
+            {"params": others, "weight_decay": decay_of_others},
+        ],
         lr=optim.learning_rate,
         momentum=optim.momentum,
         nesterov=optim.nesterov,
@@ -136,24 +165,24 @@ def train(run: Run, splits: Any, seed: int, verbose: bool) -> dict[str, Any]:
     normalise = v2.Compose(
         [v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)]
     )
-    shift = config.augment.shift
-    steps = [v2.RandomCrop(data.image_size, padding=shift)] if shift else []
-    augment = v2.Compose([*steps, *([v2.RandomHorizontalFlip()] if config.augment.flip else [])])
+    learning_rates = np.asarray(jax.vmap(run.schedule)(np.arange(run.steps))).tolist()
     losses, start = [], time.monotonic()
     batches = orders(len(images), config.train.batch_size, run.steps)
     for step, rows in enumerate(batches):
         for group in sgd.param_groups:
-            group["lr"] = float(run.schedule(step))
-        batch = normalise(torch.stack([augment(image) for image in images[rows]]))
+            group["lr"] = learning_rates[step]
+        rows = rows.to(images.device)
+        batch = normalise(augmented(images[rows], augment.shift, augment.flip))
         value = loss(model(batch.to(memory_format=torch.channels_last)), labels[rows])
         sgd.zero_grad()
         value.backward()
         sgd.step()
-        losses.append(value.item())
-        if verbose and not (step + 1) % 100:
+        losses.append(value.detach())
+        if verbose and not (step + 1) % 1000:
             print(f"seed {seed}, step {step + 1}/{run.steps}, loss {losses[-1]:.3f}", flush=True)
+    curve = torch.stack(losses).tolist()
     seconds = time.monotonic() - start
-    return {"top1": accuracy(model, normalise, *test), "losses": losses, "seconds": seconds}
+    return {"top1": accuracy(model, normalise, *test), "losses": curve, "seconds": seconds}
 
 
 def accuracy(model: Any, normalise: Any, images: Any, labels: Any) -> float:
@@ -170,14 +199,16 @@ def main() -> None:
     parser = command.parser(__doc__)
     parser.add_argument("run", type=pathlib.Path, help="folder with the config.json of a run")
     parser.add_argument("--seeds", type=int, default=1, help="number of runs")
+    parser.add_argument("--first-seed", type=int, default=0, help="seed of the first run")
+    parser.add_argument("--device", default="cpu", help="PyTorch's name of a device: cpu, cuda")
     parser.add_argument("--out", type=pathlib.Path, help="write a JSON file with a curve of losses")
     chosen: argparse.Namespace = parser.parse_args()
     config = from_json(chosen.run / "config.json")
     require_known(config)
     run = prepare_run(config)
-    splits = [split(run, source) for source in (run.train, run.evaluation)]
+    splits = [split(run, source, chosen.device) for source in (run.train, run.evaluation)]
     results = []
-    for seed in range(chosen.seeds):
+    for seed in range(chosen.first_seed, chosen.first_seed + chosen.seeds):
         results.append(train(run, splits, seed, verbose=not chosen.json))
         if chosen.out is not None:
             chosen.out.write_text(json.dumps(figures(results)) + "\n")

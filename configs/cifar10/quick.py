@@ -38,6 +38,7 @@ config = Config(
         eval_size=32,
         eval_resize=32,
         crop="centre",
+        resident=True,
         eval_flip=True,
         eval_shift=1,
     ),

@@ -110,11 +110,6 @@ def _check_data(data: DataConfig, steps_per_dispatch: int | None) -> None:
             "data.resident=True with data.crop='random_resized': the crop is made while "
             "decoding; set data.crop='centre'"
         )
-    if data.resident and data.progressive_sizes:
-        raise InputError(
-            "data.resident=True with data.progressive_sizes: images on the device have one "
-            "size; set data.resident=False"
-        )
     if (steps_per_dispatch or 1) > 1 and not data.resident:
         raise InputError(
             "train.steps_per_dispatch > 1 needs data on the device: set data.resident=True, "

@@ -82,24 +82,44 @@ def traffic(program: str) -> tuple[collections.Counter[str], collections.Counter
       program: optimised HLO.
     """
     parts = computations(program)
-    sizes: dict[str, int] = {}
+    sizes = instruction_bytes(parts)
     moved, count = collections.Counter[str](), collections.Counter[str]()
+    for each in parts["ENTRY"]:
+        if each.name in sizes:
+            label = kind_of_kernel(each, _fused(each, parts))
+            count[label] += 1
+            moved[label] += sizes[each.name]
+    return moved, count
+
+
+def instruction_bytes(parts: dict[str, list[Instruction]]) -> dict[str, int]:
+    """Returns the bytes that each instruction of an entry computation reads and writes, by name.
+
+    Instructions that move nothing, and starts of asynchronous ones, are left out.
+
+    Args:
+      parts: `computations` of an optimised program.
+    """
+    sizes: dict[str, int] = {}
+    moved: dict[str, int] = {}
     for each in parts["ENTRY"]:
         sizes[each.name] = array_bytes(each.kind)
         if each.operation in STILL or each.operation.endswith("-start"):
             continue
-        called = re.search(r" calls=%([\w.-]+)", each.line)
-        fused = parts[called[1]] if called else []
-        label = kind_of_kernel(each, fused)
-        count[label] += 1
         if each.operation.endswith("-done"):
             # An asynchronous copy, into the inside of a TPU or out of it, counts once.
-            moved[label] += array_bytes(each.kind, outside=False)
+            moved[each.name] = array_bytes(each.kind, outside=False)
             continue
+        fused = _fused(each, parts)
         slices = {0: sizes[each.name]} if each.operation in SLICES else sliced_bytes(fused)
         reads = (slices.get(i, sizes.get(operand, 0)) for i, operand in enumerate(each.operands))
-        moved[label] += sizes[each.name] + sum(reads)
-    return moved, count
+        moved[each.name] = sizes[each.name] + sum(reads)
+    return moved
+
+
+def _fused(each: Instruction, parts: dict[str, list[Instruction]]) -> list[Instruction]:
+    called = re.search(r" calls=%([\w.-]+)", each.line)
+    return parts[called[1]] if called else []
 
 
 def collectives(program: str) -> dict[str, int]:

@@ -181,11 +181,12 @@ _library: Any = None
 def prepare_torchvision() -> None:
     """Makes torchvision's CUDA wheel importable beside a PyTorch without CUDA.
 
-    It registers fakes of operators that only its CUDA build defines; this defines them.
+    It registers fakes of operators that only its CUDA build defines; this defines them. Beside a
+    PyTorch built for CUDA they exist, with a GPU or without.
     """
     global _library
     torch: Any = importlib.import_module("torch")
-    if torch.cuda.is_available() or _library is not None:
+    if torch.version.cuda or _library is not None:
         return
     _library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):

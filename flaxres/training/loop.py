@@ -308,11 +308,11 @@ class _Loop:
                 self.stepper.prepare(state, batch)
 
     def due_after(self, step: int) -> _Due:
-        """Returns the end of the next dispatch, no later than the next evaluation or save."""
+        """Returns the end of the next dispatch, and whether an evaluation or a save follows."""
         train = self.run.config.train
         evaluation = self.run.next_end(step, train.eval_every_epochs)
         checkpoint = self.run.next_end(step, train.checkpoint_every_epochs)
-        end = min(step + self.stepper.most, self.run.steps, evaluation, checkpoint)
+        end = self.run.dispatch_end(step)
         last = end == self.run.steps
         return _Due(end, end == evaluation or last, end == checkpoint or last, last)
 

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ from flaxres.data.source import Source
 from flaxres.errors import InputError
 from flaxres.models.network import Network
 from flaxres.models.registry import create_model
+from flaxres.training.dispatch import steps_per_dispatch
 from flaxres.training.loggers import require_loggers
 from flaxres.training.losses import class_weights, label_weights
 from flaxres.training.mesh import data_mesh, place, replicated, split
@@ -205,6 +205,30 @@ class Run:
         number = int(step / period) + 1
         return end if (end := round(number * period)) > step else round((number + 1) * period)
 
+    def dispatch_end(self, step: int) -> int:
+        """Returns the step at which the dispatch after `step` ends.
+
+        A dispatch has at most `steps_per_dispatch` steps, and ends no later than the next
+        evaluation, the next save, the next image size and the run.
+        """
+        train = self.config.train
+        ends = [
+            step + steps_per_dispatch(self.config),
+            self.steps,
+            self.next_end(step, train.eval_every_epochs),
+            self.next_end(step, train.checkpoint_every_epochs),
+            *(start for start, _ in self.image_sizes() if start > step),
+        ]
+        return min(ends)
+
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """Returns (first step, height and width) of each image size of the training."""
+        data = self.config.data
+        later = [
+            (round(epoch * self.steps_per_epoch), side) for epoch, side in data.progressive_sizes
+        ]
+        return [(0, data.image_size), *later]
+
 
 def prepare_run(config: Config, training: bool = True) -> Run:
     """Opens the data of a config and checks it, before anything is compiled.
@@ -237,7 +261,7 @@ def prepare_run(config: Config, training: bool = True) -> Run:
         require_stem(shapes, training_transform(run, 0).size)
     if data.resident:
         if training:
-            require_resident(source, data.image_size)
+            require_resident(source, max(side for _, side in run.image_sizes()))
         require_resident(evaluation, data.eval_size)
     if training and (samples := run.steps * train.batch_size) >= 2**32:
         raise InputError(
@@ -290,10 +314,8 @@ def require_x64(config: Config) -> None:
 
 def training_transform(run: Run, step: int) -> decode.Transform:
     """Returns the crop of a step's images, in the image size of its epoch."""
-    data, size = run.config.data, run.config.data.image_size
-    for epoch, side in data.progressive_sizes:
-        if step >= round(epoch * run.steps_per_epoch):
-            size = side
+    data = run.config.data
+    size = [side for start, side in run.image_sizes() if start <= step][-1]
     if data.crop == "centre":
         return decode.CentreCrop(size, size, data.interpolation, data.uses_exif)
     seed = run.config.train.seed
@@ -302,14 +324,27 @@ def training_transform(run: Run, step: int) -> decode.Transform:
     )
 
 
+def _resident_datasets(run: Run, step: int) -> Iterator[dict[str, jax.Array]]:
+    """Yields the dataset for each dispatch from `step` on; a size is loaded when it is needed."""
+    size, dataset = 0, dict[str, jax.Array]()
+    while True:
+        transform = training_transform(run, step)
+        if transform.size != size:
+            dataset.clear()  # the memory of the size before
+            size = transform.size
+            dataset = resident(run.train, transform, replicated(run.mesh), run.speed.threads)
+        yield dataset
+        step = run.dispatch_end(step)
+
+
 @contextlib.contextmanager
 def feed(
     run: Run, first: int, say: Callable[[str], None]
 ) -> Iterator[tuple[Iterator[Any], Loader | None]]:
     """Yields the step's input from step `first` on, and the loader.
 
-    The input is the loader's batches. Where the dataset is resident, it is the whole dataset again
-    and again, and there is no loader.
+    The input is the loader's batches. Where the dataset is resident, it is the whole dataset for
+    each dispatch, in the image size of its steps, and there is no loader.
 
     Args:
       run: the run.
@@ -318,9 +353,7 @@ def feed(
     """
     train, data = run.config.train, run.config.data
     if data.resident:
-        transform = training_transform(run, 0)
-        dataset = resident(run.train, transform, replicated(run.mesh), run.speed.threads)
-        yield itertools.repeat(dataset), None
+        yield _resident_datasets(run, first), None
         return
 
     rows = training_rows(

@@ -253,7 +253,7 @@ def test_pictures_grow_with_the_epochs_and_each_size_compiles_once(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    prepared = []
+    prepared, folder = list[int](), str(photographs(16, 4))
     prepare = Stepper.prepare
 
     def counted(self: Stepper, state: object, batch: dict[str, jax.Array]) -> None:
@@ -261,28 +261,44 @@ def test_pictures_grow_with_the_epochs_and_each_size_compiles_once(
         prepare(self, state, batch)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Stepper, "prepare", counted)
-    config = Config(
-        model=ModelConfig("resnet20", depths=(1, 1, 1)),
-        data=DataConfig(
-            "folder",
-            str(photographs(16, 4)),
-            data_dir,
-            eval_split="val",
-            image_size=8,
-            eval_size=16,
-            eval_resize=16,
-            progressive_sizes=((1.0, 12), (2.0, 8)),
-        ),
-        augment=AugmentConfig(mixup=0.2, cutmix=1.0),
-        train=TrainConfig(
-            batch_size=16,
-            eval_batch_size=8,
-            epochs=3,
-            log_every_steps=1,
-            devices=1,
-            tensorboard=False,
-        ),
-    )
-    flaxres.fit(config, tmp_path / "run")
-    assert prepared == [8, 12]
-    assert from_json(tmp_path / "run" / "config.json") == resolved(config)
+
+    def trained(name: str, dispatch: int | None, resident: bool) -> list[float]:
+        """Trains with images of 8, 12 and 8 pixels and returns the losses."""
+        config = Config(
+            model=ModelConfig("resnet20", depths=(1, 1, 1)),
+            data=DataConfig(
+                "folder",
+                folder,
+                data_dir,
+                eval_split="val",
+                image_size=8,
+                eval_size=16,
+                eval_resize=16,
+                crop="centre",
+                resident=resident,
+                progressive_sizes=((1.0, 12), (2.0, 8)),
+            ),
+            augment=AugmentConfig(mixup=0.2, cutmix=1.0),
+            train=TrainConfig(
+                batch_size=8,
+                eval_batch_size=8,
+                epochs=3,
+                log_every_steps=1,
+                devices=1,
+                tensorboard=False,
+                steps_per_dispatch=dispatch,
+            ),
+        )
+        prepared.clear()
+        flaxres.fit(config, tmp_path / name)
+        assert prepared == [8, 12]
+        assert from_json(tmp_path / name / "config.json") == resolved(config)
+        rows = metrics.read_metrics(tmp_path / name)
+        return [row["train/loss"] for row in rows if "train/loss" in row]
+
+    losses = trained("loader", None, resident=False)
+    assert len(losses) == 12
+    # A dispatch of 16 steps ends where the next size begins. It is another program, so other
+    # roundings.
+    np.testing.assert_allclose(trained("alone", 1, resident=True), losses, rtol=1e-4)
+    np.testing.assert_allclose(trained("together", 16, resident=True), losses, rtol=1e-4)

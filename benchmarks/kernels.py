@@ -1,0 +1,140 @@
+"""The kernels of a step on a device: their time, and the memory that they read and write.
+
+    python -m benchmarks.kernels OUT/flaxres OUT/textbook
+
+reads the traces and optimised programs that `benchmarks/gpu.sh --out OUT` wrote, here or on another
+machine. It prints the milliseconds of a step by type of kernel, and the slowest kernels with the
+bytes of their operands and results over their time. A kernel that is far below the copy rate of the
+device, and that is no convolution or product, is worth a look.
+"""
+
+import argparse
+import collections
+import gzip
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+from flaxres.diagnostics.compiled import computations, instruction_bytes
+
+# Type of kernel -> parts of its names.
+KERNELS = {
+    "convolution": ("conv", "cudnn", "wgrad", "dgrad", "fprop", "implicit"),
+    "product": ("gemm", "cublas", "cutlass", "dot", "nvjet"),
+    "copy": ("copy", "transpose", "memcpy", "nchwtonhwc", "nhwctonchw"),
+    "reduction": ("reduce",),
+    "elementwise": ("fusion", "loop", "elementwise"),
+}
+TRACE, PROGRAM = ".xplane.pb.gz", ".hlo.txt.gz"
+STEPS, SHOWN = 3, 40
+
+
+class Kernel(NamedTuple):
+    """A run of a kernel, with the operation of the program that it computes."""
+
+    name: str
+    operation: str
+    nanoseconds: float
+
+
+def profile(steps: Any, title: str, out: str | None) -> dict[str, float]:
+    """Returns the milliseconds of a step by type of kernel, and those between kernels.
+
+    Args:
+      steps: a `benchmarks.gpu.Steps` that has run.
+      title: name of the two files that are written.
+      out: folder for them, or None for none.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            seconds = steps.run(STEPS)
+        (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        spent = by_type(kernels(path))
+        if out:
+            with gzip.open(pathlib.Path(out, title + TRACE), "wb") as file:
+                file.write(path.read_bytes())
+            with gzip.open(pathlib.Path(out, title + PROGRAM), "wt") as file:
+                file.write(steps.compiled.as_text())
+    return spent | {"between kernels": 1e3 * seconds - sum(spent.values())}
+
+
+def kernels(path: pathlib.Path) -> Iterator[Kernel]:
+    """Yields the runs of kernels in a trace of a GPU, or of a CPU if it has no GPU."""
+    planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
+    on_gpu = [plane for plane in planes if "GPU" in plane.name]
+    for plane in on_gpu or planes:
+        for event in (event for line in plane.lines for event in line.events):
+            facts = dict(event.stats)
+            if "hlo_op" in facts:
+                yield Kernel(event.name, str(facts["hlo_op"]), event.duration_ns)
+
+
+def by_type(runs: Iterator[Kernel]) -> dict[str, float]:
+    """Returns the milliseconds of a step by type of kernel, the largest first."""
+    spent = collections.defaultdict[str, float](float)
+    for run in runs:
+        spent[kernel_type(f"{run.operation} {run.name}")] += run.nanoseconds
+    return {kernel: nanoseconds / STEPS / 1e6 for kernel, nanoseconds in largest(spent)}
+
+
+def largest(values: dict[str, float]) -> list[tuple[str, float]]:
+    """Returns the items with the largest values first."""
+    return sorted(values.items(), key=lambda item: -item[1])
+
+
+def kernel_type(name: str) -> str:
+    """Returns the first type in `KERNELS` that a kernel's name has a part of."""
+    for kernel, parts in KERNELS.items():
+        if any(part in name.lower() for part in parts):
+            return kernel
+    return "other"
+
+
+def show(stem: pathlib.Path) -> None:
+    """Prints the times of a profiled step."""
+    with tempfile.NamedTemporaryFile(suffix=".xplane.pb") as file:
+        with gzip.open(f"{stem}{TRACE}", "rb") as packed:
+            shutil.copyfileobj(packed, file)
+        file.flush()
+        runs = list(kernels(pathlib.Path(file.name)))
+    with gzip.open(f"{stem}{PROGRAM}", "rt") as text:
+        parts = computations(text.read())
+    moved = instruction_bytes(parts)
+    lines = {each.name: each.line for each in parts["ENTRY"]}
+    values = ", ".join(f"{kernel} {value:.2f}" for kernel, value in by_type(iter(runs)).items())
+    print(f"{stem.name}, milliseconds a step: {values}")
+    spent = collections.defaultdict[str, float](float)
+    names: dict[str, str] = {}
+    for run in runs:
+        spent[run.operation] += run.nanoseconds
+        names.setdefault(run.operation, run.name)
+    total = sum(spent.values())
+    print(f"{'ms':>7}{'%':>6}{'MB':>8}{'GB/s':>7}  operation, kernel, source")
+    for operation, nanoseconds in largest(spent)[:SHOWN]:
+        each, size = nanoseconds / STEPS, moved.get(operation, 0)
+        source = re.search(r'op_name="([^"]*)"', lines.get(operation, ""))
+        print(
+            f"{each / 1e6:7.3f}{100 * nanoseconds / total:6.2f}{size / 1e6:8.1f}"
+            f"{size / each:7.0f}  {operation}, {names[operation][:60]}, "
+            f"{source[1][-90:] if source else ''}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "stems", nargs="+", type=pathlib.Path, metavar="FILE", help=f"without {TRACE}"
+    )
+    for stem in parser.parse_args().stems:
+        show(stem)
+
+
+if __name__ == "__main__":
+    main()
