@@ -3,15 +3,22 @@
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from flaxres.ops.kept import by_platform
+from flaxres.ops.kept import by_platform, varying_alike
+
+chosen_p = Primitive("flaxres_chosen")
+spread_p = Primitive("flaxres_spread")
 
 
 def max_pool(
@@ -96,6 +103,7 @@ def maximum_of_lines(size: int, stride: int, padding: int, x: jax.Array) -> jax.
     return best
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def best_and_place(
     size: int, stride: int, padding: int, x: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -108,23 +116,119 @@ def best_and_place(
     return best, place
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def maximum_of_places(size: int, stride: int, padding: int, x: jax.Array) -> jax.Array:
-    """Pools with a derivative that reads the place of each maximum (GPUs)."""
-    return best_and_place(size, stride, padding, x)[0]
-
-
-@maximum_of_places.defjvp
-def maximum_of_places_jvp(
+@best_and_place.defjvp
+def best_and_place_jvp(
     size: int,
     stride: int,
     padding: int,
     primals: tuple[jax.Array],
     tangents: tuple[jax.Array],
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Any, Any]:
     # Without the barrier the backward pass searches the windows again.
     best, place = lax.optimization_barrier(best_and_place(size, stride, padding, *primals))
-    tangent, *others = windows(pad_images(*tangents, padding, 0), size, stride, (1, 2))
+    (tangent,) = tangents
+    settings = {"size": size, "stride": stride, "padding": padding, "extent": tangent.shape[1:3]}
+    best_dot: jax.Array = chosen_p.bind(*varying_alike(tangent, place), **settings)
+    return (best, place), (best_dot, np.zeros(place.shape, jax.dtypes.float0))
+
+
+def maximum_of_places(size: int, stride: int, padding: int, x: jax.Array) -> jax.Array:
+    """Pools with a derivative that reads the place of each maximum (GPUs)."""
+    return best_and_place(size, stride, padding, x)[0]
+
+
+def chosen(
+    x: jax.Array, place: jax.Array, size: int, stride: int, padding: int, extent: tuple[int, int]
+) -> jax.Array:
+    """Takes from each window of `x` the pixel that `place` names."""
+    first, *others = windows(pad_images(x, padding, 0), size, stride, (1, 2))
+    taken = first
     for number, other in enumerate(others, 1):
-        tangent = jnp.where(place == number, other, tangent)
-    return best, tangent
+        taken = jnp.where(place == number, other, taken)
+    return taken
+
+
+def spread(
+    y: jax.Array, place: jax.Array, size: int, stride: int, padding: int, extent: tuple[int, int]
+) -> jax.Array:
+    """Computes the transpose of `chosen`: each value goes to the pixel that `place` names.
+
+    JAX's own transpose adds `size ** 2` padded images. Here each pixel looks at the windows that it
+    lies in, `ceil(size / stride) ** 2` at most, which takes a GPU a fraction of the time
+    (benchmarks/RESULTS.md).
+
+    Args:
+      y: values of windows `(N, H', W', C)`.
+      place: number of the pixel in the window, `(N, H', W', C)`.
+      size, stride, padding: of the windows.
+      extent: height and width of the image.
+
+    Returns:
+      `(N, H, W, C)`.
+    """
+    reach = -(-size // stride)
+    total = jnp.zeros((), y.dtype)
+    for down, across in itertools.product(range(reach), repeat=2):
+        value, number = y, place
+        places, inside = jnp.zeros((), jnp.int32), jnp.asarray(True)
+        for axis, (back, length) in enumerate(zip((down, across), extent, strict=True), 1):
+            value = windows_over(value, back, stride, padding, length, axis)
+            number = windows_over(number, back, stride, padding, length, axis)
+            at = (padding + jnp.arange(length)) % stride + back * stride
+            window = (padding + jnp.arange(length)) // stride - back
+            fits = (at < size) & (window >= 0) & (window < y.shape[axis])
+            shape = (-1, 1, 1) if axis == 1 else (1, -1, 1)
+            places = places * size + at.reshape(shape)
+            inside = inside & fits.reshape(shape)
+        here = inside & (number == places.astype(number.dtype))
+        total = total + jnp.where(here, value, jnp.zeros((), y.dtype))
+    return total
+
+
+def windows_over(
+    y: jax.Array, back: int, stride: int, padding: int, length: int, axis: int
+) -> jax.Array:
+    """Returns for each pixel along an axis the value of a window that may cover it.
+
+    Window `(padding + pixel) // stride - back` begins last of those that do for `back=0`. Where
+    there is none, the value is any.
+    """
+    last = (padding + length - 1) // stride
+    edges = [(0, 0)] * y.ndim
+    edges[axis] = (back, max(last + 1 - back - y.shape[axis], 0))
+    y = lax.slice_in_dim(jnp.pad(y, edges), 0, last + 1, axis=axis)
+    y = jnp.repeat(y, stride, axis, total_repeat_length=(last + 1) * stride)
+    return lax.slice_in_dim(y, padding, padding + length, axis=axis)
+
+
+def _define(primitive: Primitive, form: Callable[..., jax.Array], transpose: Primitive) -> None:
+    """Registers the rules of a primitive that is linear in the first of its operands."""
+
+    def shape(*operands: Any, **settings: Any) -> Any:
+        return jax.make_jaxpr(functools.partial(form, **settings))(*operands).out_avals[0]
+
+    def batched(
+        operands: Sequence[jax.Array], axes: Sequence[int | None], **settings: Any
+    ) -> tuple[jax.Array, int]:
+        return jax.vmap(functools.partial(form, **settings), tuple(axes))(*operands), 0
+
+    @functools.cache
+    def program(**settings: Any) -> Callable[..., jax.Array]:
+        return jax.jit(functools.partial(primitive.bind, **settings))
+
+    def transposed(
+        cotangent: jax.Array | ad.Zero, x: ad.UndefinedPrimal, place: jax.Array, **settings: Any
+    ) -> list[Any]:
+        zero = isinstance(cotangent, ad.Zero)
+        return [ad.Zero(x.aval) if zero else transpose.bind(cotangent, place, **settings), None]
+
+    primitive.def_impl(lambda *operands, **settings: program(**settings)(*operands))
+    primitive.def_abstract_eval(shape)
+    ad.defjvp(primitive, lambda change, x, place, **s: primitive.bind(change, place, **s), None)
+    ad.primitive_transposes[primitive] = transposed
+    batching.primitive_batchers[primitive] = batched
+    mlir.register_lowering(primitive, mlir.lower_fun(form, multiple_results=False))
+
+
+_define(chosen_p, chosen, spread_p)
+_define(spread_p, spread, chosen_p)
