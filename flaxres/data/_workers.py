@@ -5,6 +5,7 @@ import concurrent.futures.process
 import multiprocessing
 import os
 import pathlib
+import shutil
 import signal
 import threading
 import time
@@ -13,8 +14,16 @@ from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 
+from flaxres import _command
 from flaxres.data.jobs import Job, Loaded, fill
 from flaxres.data.source import Source
+
+# With fewer cores, threads in one interpreter are about as fast, and start at once.
+MANY_CORES = 8
+# Left to the training loop and XLA.
+OTHER_CORES = 2
+# What an interpreter with a decoder takes, beside its cache.
+WORKER_BYTES = 256 << 20
 
 # The state of a worker process.
 worker_source: Source
@@ -31,6 +40,47 @@ def start_workers(count: int, source: Source) -> concurrent.futures.ProcessPoolE
     for _ in range(count):
         pool.submit(os.getpid)
     return pool
+
+
+def default_workers(shared: int, cache: int) -> tuple[int, str]:
+    """Returns how many processes decode where `data.workers` is None, and what prevents more.
+
+    On many cores the threads of one interpreter are in each other's way, and in the training
+    loop's: 16 threads decode 2,189 photographs a second on a machine where 14 processes decode as
+    fast as their number (benchmarks/RESULTS.md).
+
+    Args:
+      shared: bytes of shared memory that the batches in decoding take.
+      cache: largest cache of each process in bytes.
+
+    Returns:
+      The number, 0 for threads, and '' or the reason for 0 where there are many cores.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if cores < MANY_CORES or not _command.running:
+        return 0, ""
+    free = shutil.disk_usage("/dev/shm").free
+    if free < shared:
+        return 0, (
+            f"/dev/shm has {free >> 20:,} MiB free, and decoding processes would take "
+            f"{shared >> 20:,}: {cores} threads decode, which is slower; make it larger (docker "
+            "run --shm-size), or lower data.prefetch"
+        )
+    fitting = _available_memory() // 4 // (WORKER_BYTES + cache)
+    if fitting < 2:
+        return 0, (
+            f"{fitting * 4} decoding processes would fit into the memory that is free: {cores} "
+            "threads decode, which is slower; lower data.cache_mib"
+        )
+    return min(cores - OTHER_CORES, fitting), ""
+
+
+def _available_memory() -> int:
+    """Returns the bytes of memory that Linux calls available."""
+    for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return 0
 
 
 def begin_work(source: Source, parent: int) -> None:

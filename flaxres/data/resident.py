@@ -1,18 +1,23 @@
 """Datasets that stay on the devices as a whole."""
 
-import concurrent.futures
+import concurrent.futures.process
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jax.sharding import Sharding
-from jaxtyping import Array
+from jaxtyping import Array, Int32, UInt8
 
+from flaxres.data._shared import SharedBlocks
+from flaxres.data._workers import explained, start_workers, work
 from flaxres.data.decode import Transform
 from flaxres.data.jobs import ROWS_PER_JOB, Job, fill
+from flaxres.data.loader import Speed
 from flaxres.data.source import Source
 from flaxres.errors import InputError
 
 RESIDENT_LIMIT = 8 << 30
+BLOCK_BYTES = 64 << 20
 
 
 def require_resident(source: Source, size: int) -> None:
@@ -33,7 +38,7 @@ def require_resident(source: Source, size: int) -> None:
 
 
 def resident(
-    source: Source, transform: Transform, sharding: Sharding, threads: int
+    source: Source, transform: Transform, sharding: Sharding, speed: Speed
 ) -> dict[str, Array]:
     """Loads a whole split onto every device.
 
@@ -44,7 +49,7 @@ def resident(
       source: the split.
       transform: decodes and crops the images.
       sharding: a sharding that replicates arrays.
-      threads: number of threads that decode.
+      speed: number of threads or processes that decode.
 
     Returns:
       `image` (n, size, size, 3) uint8 and `label` as in a batch, (n,) int32 or (n, K) uint8.
@@ -55,18 +60,64 @@ def resident(
     require_resident(source, transform.size)
     count, size = len(source), transform.size
     images, labels = np.empty((count, size, size, 3), np.uint8), np.empty(count, np.int32)
-
-    def load(first: int) -> None:
-        records = np.arange(first, min(first + ROWS_PER_JOB, count))
-        job = Job(transform, records, transform.numbers(records), "error", False)
-        part = slice(first, first + ROWS_PER_JOB)
-        labels[part] = fill(source, job, images[part]).labels
-
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for task in [pool.submit(load, first) for first in range(0, count, ROWS_PER_JOB)]:
-            task.result()
+    decode = _decode_in_processes if speed.workers else _decode_in_threads
+    decode(source, transform, images, labels, speed)
     # Not `device_put`, which would compare the whole dataset between the processes of a run.
     return {
         name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
         for name, array in (("image", images), ("label", source.targets(labels)))
     }
+
+
+def _jobs(transform: Transform, first: int, last: int) -> Iterator[tuple[slice, Job]]:
+    """Yields the rows of each job for the records from `first` to before `last`."""
+    for start in range(first, last, ROWS_PER_JOB):
+        rows = slice(start, min(start + ROWS_PER_JOB, last))
+        records = np.arange(rows.start, rows.stop)
+        yield rows, Job(transform, records, transform.numbers(records), "error", False)
+
+
+def _decode_in_threads(
+    source: Source,
+    transform: Transform,
+    images: UInt8[np.ndarray, "n size size 3"],
+    labels: Int32[np.ndarray, " n"],
+    speed: Speed,
+) -> None:
+    """Fills `images` and `labels`."""
+
+    def load(rows: slice, job: Job) -> None:
+        labels[rows] = fill(source, job, images[rows]).labels
+
+    with concurrent.futures.ThreadPoolExecutor(speed.threads) as pool:
+        for task in [pool.submit(load, *job) for job in _jobs(transform, 0, len(source))]:
+            task.result()
+
+
+def _decode_in_processes(
+    source: Source,
+    transform: Transform,
+    images: UInt8[np.ndarray, "n size size 3"],
+    labels: Int32[np.ndarray, " n"],
+    speed: Speed,
+) -> None:
+    """Fills `images` and `labels`, one block of shared memory after another."""
+    rows = max(BLOCK_BYTES // images[0].nbytes // ROWS_PER_JOB, 1) * ROWS_PER_JOB
+    blocks, pool = SharedBlocks(), start_workers(speed.workers, source)
+    try:
+        for first in range(0, len(source), rows):
+            last = min(first + rows, len(source))
+            shared, block = blocks.take(images[first:last].shape)
+            tasks = [
+                (part, pool.submit(work, job, block.name, part.start - first))
+                for part, job in _jobs(transform, first, last)
+            ]
+            for part, task in tasks:
+                labels[part] = task.result().labels
+            images[first:last] = shared
+            blocks.give_back(block)
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise explained(error) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        blocks.free_all()

@@ -31,7 +31,7 @@ def test_what_can_not_be_read_is_named(digits: Source, bad: object, reason: str)
     with pytest.raises(InputError, match=rf"digits/train record 5.*{reason}"):
         load(damaged, evaluation(16, 8))
     with pytest.raises(InputError, match="record 5"):
-        resident(damaged, AS_THEY_ARE, replicated(data_mesh(1)), 2)
+        resident(damaged, AS_THEY_ARE, replicated(data_mesh(1)), Speed(2))
 
 
 def test_an_image_that_can_not_be_decoded_is_replaced_in_training_and_left_out_in_evaluation(

@@ -8,6 +8,7 @@ import pytest
 
 from flaxres.data import labels
 from flaxres.data.labels import require_labels
+from flaxres.data.loader import Speed
 from flaxres.data.resident import resident
 from flaxres.data.source import Source
 from flaxres.errors import InputError
@@ -41,7 +42,7 @@ def test_a_label_out_of_range_is_refused_where_it_is_read(digits: Source, label:
         with pytest.raises(InputError, match=match):
             load(wrong, rows)
     with pytest.raises(InputError, match=match):
-        resident(wrong, AS_THEY_ARE, replicated(data_mesh(1)), 2)
+        resident(wrong, AS_THEY_ARE, replicated(data_mesh(1)), Speed(2))
 
 
 def test_labels_out_of_range_are_refused_when_a_run_starts(

@@ -9,6 +9,9 @@ import time
 import numpy as np
 import pytest
 
+from flaxres import _command
+from flaxres.data import _workers
+from flaxres.data._workers import default_workers
 from flaxres.data.loader import Loader, Speed
 from flaxres.data.source import Source
 from flaxres.errors import InputError
@@ -87,3 +90,25 @@ def test_fault_19_a_full_dev_shm_is_named(digits: Source, monkeypatch: pytest.Mo
     ):
         next(iter(loader))
     assert not loader.shared.blocks
+
+
+def test_on_many_cores_a_command_decodes_in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_command, "running", True)
+    monkeypatch.setattr(_workers, "_available_memory", lambda: 64 << 30)
+    cores = set(range(16))
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: cores)
+    assert default_workers(1 << 20, 0) == (14, "")
+    assert default_workers(1 << 20, 4 << 30)[0] == 3, "each with its own cache"
+    none, reason = default_workers(1 << 60, 0)
+    assert none == 0
+    assert "/dev/shm has" in reason
+    assert "--shm-size" in reason
+    none, reason = default_workers(1 << 20, 60 << 30)
+    assert none == 0
+    assert "lower data.cache_mib" in reason
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(4)))
+    assert default_workers(1 << 20, 0) == (0, "")
+    # A script of somebody's own may not survive being imported by a process that it starts.
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: cores)
+    monkeypatch.setattr(_command, "running", False)
+    assert default_workers(1 << 20, 0) == (0, "")

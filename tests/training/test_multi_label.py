@@ -21,6 +21,7 @@ from flaxres.cli import main
 from flaxres.config.check import check
 from flaxres.data.datasets import open_or_prepare
 from flaxres.data.labels import class_counts
+from flaxres.data.loader import Speed
 from flaxres.data.order import sample_ids
 from flaxres.data.resident import resident
 from flaxres.data.source import Source
@@ -196,7 +197,9 @@ def test_a_batch_has_ones_for_the_labels(root: pathlib.Path) -> None:
                 ids = sample_ids(np.asarray(batch["position"]), 64, 0)
                 assert batch["label"].dtype == jnp.uint8
                 np.testing.assert_array_equal(batch["label"], matrix[ids])
-    whole = resident(run.train, evaluation_transform(run.config.data), replicated(data_mesh(1)), 2)
+    whole = resident(
+        run.train, evaluation_transform(run.config.data), replicated(data_mesh(1)), Speed(2)
+    )
     np.testing.assert_array_equal(whole["label"], matrix)
     with feed(run, 0, print) as (batches, _):
         batch = next(iter(batches))

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from flaxres.config import _rules as rules
-from flaxres.config._rules import setting
+from flaxres.config._rules import optional, setting
 from flaxres.data import choices
 from flaxres.data.augment import IMAGENET_MEAN, IMAGENET_STD
 
@@ -92,9 +92,10 @@ class DataConfig:
     Needs data.crop='centre'."""
     threads: int = setting(0, rules.NOT_NEGATIVE, resume=True, local=True)
     """Decoding threads; 0 is one per core."""
-    workers: int = setting(0, rules.NOT_NEGATIVE, resume=True, local=True)
-    """Decoding processes in place of threads, for hosts with more cores
-    than one interpreter can use."""
+    workers: int | None = setting(None, optional(rules.NOT_NEGATIVE), resume=True, local=True)
+    """Decoding processes in place of threads; 0 is none. None is two less
+    than the cores on hosts with 8 cores and more, if a command of
+    flaxres trains, and else 0."""
     worker_seconds: float = setting(300.0, rules.NOT_NEGATIVE, resume=True, local=True)
     """Seconds after which a decoding process that has not finished a batch
     ends the run and is named; 0 is never."""
