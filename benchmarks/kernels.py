@@ -104,23 +104,28 @@ def show(stem: pathlib.Path) -> None:
         runs = list(kernels(pathlib.Path(file.name)))
     with gzip.open(f"{stem}{PROGRAM}", "rt") as text:
         parts = computations(text.read())
-    moved = instruction_bytes(parts)
-    lines = {each.name: each.line for each in parts["ENTRY"]}
+    # A kernel has the name of its instruction, without dots. Equal ones share a kernel.
+    moved = {name.replace(".", "_"): size for name, size in instruction_bytes(parts).items()}
+    lines = {each.name.replace(".", "_"): each.line for each in parts["ENTRY"]}
     values = ", ".join(f"{kernel} {value:.2f}" for kernel, value in by_type(iter(runs)).items())
     print(f"{stem.name}, milliseconds a step: {values}")
     spent = collections.defaultdict[str, float](float)
-    names: dict[str, str] = {}
+    kernels_of = collections.defaultdict[str, collections.Counter[str]](collections.Counter)
     for run in runs:
-        spent[run.operation] += run.nanoseconds
-        names.setdefault(run.operation, run.name)
+        # In a CUDA graph the operation is the graph, and the kernel has the instruction's name.
+        name = (run.name if run.name in moved else run.operation).replace(".", "_")
+        spent[name] += run.nanoseconds
+        kernels_of[name][run.name] += 1
     total = sum(spent.values())
-    print(f"{'ms':>7}{'%':>6}{'MB':>8}{'GB/s':>7}  operation, kernel, source")
-    for operation, nanoseconds in largest(spent)[:SHOWN]:
-        each, size = nanoseconds / STEPS, moved.get(operation, 0)
-        source = re.search(r'op_name="([^"]*)"', lines.get(operation, ""))
+    print(f"{'ms':>7}{'%':>6}{'runs':>6}{'MB':>8}{'GB/s':>7}  operation, kernel, source")
+    for name, nanoseconds in largest(spent)[:SHOWN]:
+        # A library's operation may take several kernels.
+        kernel, count = kernels_of[name].most_common(1)[0]
+        each, size = nanoseconds / STEPS, moved.get(name, 0) * count / STEPS
+        source = re.search(r'op_name="([^"]*)"', lines.get(name, ""))
         print(
-            f"{each / 1e6:7.3f}{100 * nanoseconds / total:6.2f}{size / 1e6:8.1f}"
-            f"{size / each:7.0f}  {operation}, {names[operation][:60]}, "
+            f"{each / 1e6:7.3f}{100 * nanoseconds / total:6.2f}{count / STEPS:6.0f}"
+            f"{size / 1e6:8.1f}{size / each:7.0f}  {name}, {kernel[:40]}, "
             f"{source[1][-90:] if source else ''}"
         )
 
