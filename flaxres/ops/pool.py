@@ -15,7 +15,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from flaxres.ops.kept import by_platform, varying_alike
+from flaxres.ops.kept import by_platform, jax_only, varying_alike
 
 chosen_p = Primitive("flaxres_chosen")
 spread_p = Primitive("flaxres_spread")
@@ -127,8 +127,12 @@ def best_and_place_jvp(
     # Without the barrier the backward pass searches the windows again.
     best, place = lax.optimization_barrier(best_and_place(size, stride, padding, *primals))
     (tangent,) = tangents
-    settings = {"size": size, "stride": stride, "padding": padding, "extent": tangent.shape[1:3]}
-    best_dot: jax.Array = chosen_p.bind(*varying_alike(tangent, place), **settings)
+    settings: Any = {"size": size, "stride": stride, "padding": padding}
+    settings["extent"] = tangent.shape[1:3]
+    if jax_only.get():
+        best_dot = chosen(tangent, place, **settings)
+    else:
+        best_dot = chosen_p.bind(*varying_alike(tangent, place), **settings)
     return (best, place), (best_dot, np.zeros(place.shape, jax.dtypes.float0))
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxres.ops.convolution import convolution, direct, pointwise_product
+from flaxres.ops.convolution import convolution, direct, packed, pointwise_product, unpacked
 from flaxres.ops.product import product
 
 CASES = [  # shape and stride
@@ -66,6 +66,24 @@ def test_it_is_the_convolution_to_any_order(shape: tuple[int, ...], stride: int)
             functools.partial(direct, stride=stride),
             *arrays(shape),
         )
+
+
+@pytest.mark.parametrize("size", [3, 7])
+@pytest.mark.parametrize("shape", [(2, 16, 16, 3), (1, 13, 10, 3), (2, 9, 8, 1), (1, 7, 7, 4)])
+def test_a_packed_stem_is_the_convolution_to_any_order(shape: tuple[int, ...], size: int) -> None:
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, kernel = jnp.asarray(rng.normal(size=shape)), rng.normal(size=(size, size, shape[3], 5))
+        assert_alike_to_any_order(packed, unpacked, x, jnp.asarray(kernel))
+
+
+@pytest.mark.parametrize("platform", ["cuda", "cpu", "tpu"])
+def test_only_gpus_pack_a_stem(platform: str) -> None:
+    def stem(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return convolution(x, kernel, 2)
+
+    text = lowered(stem, jnp.zeros((2, 32, 32, 3)), jnp.zeros((7, 7, 3, 8)), platform)
+    assert ("tensor<4x4x16x8xf32>" in text) == (platform == "cuda")
 
 
 @pytest.mark.parametrize("channels", [3, 130])

@@ -1,6 +1,9 @@
 """Max pooling against XLA's own."""
 
 import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,7 @@ import pytest
 from jax import lax
 
 from flaxres.ops.kept import jax_operations_only
-from flaxres.ops.pool import max_pool
+from flaxres.ops.pool import max_pool, maximum_of_lines, maximum_of_places
 
 SHAPES = ((2, 8, 8, 3), (1, 7, 9, 2), (2, 112, 112, 4))
 
@@ -50,3 +53,51 @@ def test_max_pool_and_its_gradient_are_xlas(
             for pool in (ours, reference)
         )
         np.testing.assert_allclose(gradient, expected, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding", "shape"),
+    [
+        (3, 2, 1, (12, 12)),
+        (3, 2, 1, (11, 13)),
+        (2, 2, 0, (9, 8)),
+        (3, 1, 1, (7, 6)),
+        (3, 2, 0, (9, 10)),
+        (2, 1, 0, (5, 5)),
+        (3, 3, 1, (10, 11)),
+        (5, 2, 2, (11, 12)),
+    ],
+)
+@pytest.mark.parametrize("converted", [False, True])
+def test_the_form_of_gpus_is_that_of_cpus_to_any_order(
+    size: int, stride: int, padding: int, shape: tuple[int, int], converted: bool
+) -> None:
+    def cubed(form: Any) -> Callable[[jax.Array], jax.Array]:
+        return lambda x: (form(size, stride, padding, x) ** 3).sum()
+
+    rng = np.random.default_rng(0)
+    with (
+        jax.enable_x64(True),
+        jax_operations_only() if converted else contextlib.nullcontext(),
+    ):
+        x = jnp.asarray(rng.integers(0, 5, (2, *shape, 3)), jnp.float64)  # many ties
+        change = jnp.asarray(rng.normal(size=x.shape))
+
+        def alike(transform: Callable[[Callable[[jax.Array], jax.Array]], jax.Array]) -> None:
+            ours, usual = (transform(cubed(form)) for form in (maximum_of_places, maximum_of_lines))
+            np.testing.assert_allclose(ours, usual, rtol=1e-12)
+
+        alike(lambda f: f(x))
+        alike(lambda f: jax.grad(f)(x))
+        alike(lambda f: jax.jvp(f, (x,), (change,))[1])
+        alike(lambda f: jax.jvp(jax.grad(f), (x,), (change,))[1])
+        alike(lambda f: jax.grad(lambda x: (jax.grad(f)(x) * change).sum())(x))
+        alike(lambda f: jax.vmap(jax.grad(f))(jnp.stack([x, x + change])))
+
+
+def test_windows_outside_an_image_get_no_gradient() -> None:
+    """Each value goes to exactly one pixel, so the gradient's sum is the number of windows."""
+    for size, stride, padding, side in ((3, 2, 1, 7), (2, 2, 0, 7), (5, 3, 2, 11)):
+        pool = functools.partial(maximum_of_places, size, stride, padding)
+        x = jax.random.normal(jax.random.key(size), (2, side, side, 1))
+        assert jax.grad(lambda x, pool=pool: pool(x).sum())(x).sum() == pool(x).size
