@@ -57,8 +57,13 @@ def default_workers(shared: int, cache: int) -> tuple[int, str]:
       The number, 0 for threads, and '' or the reason for 0 where there are many cores.
     """
     cores = len(os.sched_getaffinity(0))
-    if cores < MANY_CORES or not _command.running:
+    if cores < MANY_CORES:
         return 0, ""
+    if not _command.running:
+        return 0, (
+            f"{cores} threads decode in the interpreter of the training loop; data.workers="
+            f"{cores - OTHER_CORES} is faster, in a script with `if __name__ == '__main__':`"
+        )
     free = shutil.disk_usage("/dev/shm").free
     if free < shared:
         return 0, (
