@@ -109,7 +109,8 @@ def network(config: Config, classes: int) -> Any:
 def split(run: Run, source: Any, device: str) -> tuple[Any, Any]:
     """Returns the images of a split, (n, 3, h, w) uint8, and their labels, on a device."""
     transform = evaluation_transform(run.config.data)
-    arrays = jax.device_get(resident(source, transform, replicated(run.mesh), run.speed))
+    speed = run.speed(len(source))
+    arrays = jax.device_get(resident(source, transform, replicated(run.mesh), speed))
     images = torch.from_numpy(np.ascontiguousarray(arrays["image"].transpose(0, 3, 1, 2)))
     labels = torch.from_numpy(arrays["label"].astype(np.int64))
     return images.to(device), labels.to(device)

@@ -33,7 +33,7 @@ ROOMS = {
     "ops": "cache errors ops",
     "models": "errors ops models",
     "serving": "serving",
-    "data": "_command cache errors paths printing remote serving data",
+    "data": "cache errors paths printing remote serving data",
     "config": "errors paths models data config",
     "weights": "errors paths models data weights",
     "nnx": "errors ops models weights nnx",

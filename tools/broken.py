@@ -55,7 +55,6 @@ CONTRADICTIONS: tuple[Values, ...] = (
     {"model.dtype": "float64"},
     {"model.param_dtype": "float64"},
     {"data.resident": True, "data.crop": "random_resized"},
-    {"data.resident": True, "data.progressive_sizes": ((0.0, 8),)},
     {"data.resident": False, "train.steps_per_dispatch": 2},
     {"data.eval_resize": 7},
     {"data.eval_shift": 8},

@@ -85,15 +85,16 @@ def outcome(run: Run, first: Any) -> Figures:
     """Trains two steps from a state on the host, and evaluates the result."""
     state, stepper = jax.device_put(first, replicated(run.mesh)), Stepper(run)
     losses: list[float] = []
-    left = min(run.steps, STEPS)
+    step, last = 0, min(run.steps, STEPS)
     with feed(run, 0, print) as (batches, _):
         for batch in batches:
             if not stepper.prepared(batch):
                 stepper.prepare(state, batch)
-            count = min(left, stepper.most)
+            count = min(run.dispatch_end(step), last) - step
             state, metrics = stepper(state, batch, count)
             losses += np.ravel(metrics["loss"])[:count].tolist()
-            if not (left := left - count):
+            step += count
+            if step == last:
                 break
     variables = {"variables": state.variables, "ema": state.ema}
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(variables))

@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flaxres import _command
 from flaxres.cli._options import asks_for_help, value_of
 from flaxres.errors import InputError, WriteError, missing_extra
 from flaxres.printing import safe_streams, say
@@ -29,7 +28,6 @@ def refusing(function: Callable[[], Any]) -> int:
     Returns:
       The exit code, 0 without an error.
     """
-    _command.running = True
     with safe_streams() as lost:
         code = _exit_code(function)
         if not code and (reason := lost()):

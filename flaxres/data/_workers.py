@@ -5,26 +5,19 @@ import concurrent.futures.process
 import multiprocessing
 import os
 import pathlib
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterable
+from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 
-from flaxres import _command
 from flaxres.data.jobs import Job, Loaded, fill
 from flaxres.data.source import Source
 
-# With fewer cores, threads in one interpreter are about as fast, and start at once.
-MANY_CORES = 8
-# Left to the training loop and XLA.
-OTHER_CORES = 2
-# What an interpreter with a decoder takes, beside its cache.
-WORKER_BYTES = 256 << 20
-
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # The state of a worker process.
 worker_source: Source
 worker_blocks: dict[str, SharedMemory] = {}
@@ -33,59 +26,18 @@ worker_blocks: dict[str, SharedMemory] = {}
 def start_workers(count: int, source: Source) -> concurrent.futures.ProcessPoolExecutor:
     """Starts processes that read `source`.
 
-    They are spawned, since a fork of a process with JAX's threads may hang.
+    They are spawned, since a fork of a process with JAX's threads may hang. Signals wait until they
+    are ignored: one to all processes of a terminal or a job would end a worker that still imports.
     """
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(count, context, begin_work, (source, os.getpid()))
-    for _ in range(count):
-        pool.submit(os.getpid)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        for _ in range(count):
+            pool.submit(os.getpid)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pool
-
-
-def default_workers(shared: int, cache: int) -> tuple[int, str]:
-    """Returns how many processes decode where `data.workers` is None, and what prevents more.
-
-    On many cores the threads of one interpreter are in each other's way, and in the training
-    loop's: 16 threads decode 2,189 photographs a second on a machine where 14 processes decode as
-    fast as their number (benchmarks/RESULTS.md).
-
-    Args:
-      shared: bytes of shared memory that the batches in decoding take.
-      cache: largest cache of each process in bytes.
-
-    Returns:
-      The number, 0 for threads, and '' or the reason for 0 where there are many cores.
-    """
-    cores = len(os.sched_getaffinity(0))
-    if cores < MANY_CORES:
-        return 0, ""
-    if not _command.running:
-        return 0, (
-            f"{cores} threads decode in the interpreter of the training loop; data.workers="
-            f"{cores - OTHER_CORES} is faster, in a script with `if __name__ == '__main__':`"
-        )
-    free = shutil.disk_usage("/dev/shm").free
-    if free < shared:
-        return 0, (
-            f"/dev/shm has {free >> 20:,} MiB free, and decoding processes would take "
-            f"{shared >> 20:,}: {cores} threads decode, which is slower; make it larger (docker "
-            "run --shm-size), or lower data.prefetch"
-        )
-    fitting = _available_memory() // 4 // (WORKER_BYTES + cache)
-    if fitting < 2:
-        return 0, (
-            f"{fitting * 4} decoding processes would fit into the memory that is free: {cores} "
-            "threads decode, which is slower; lower data.cache_mib"
-        )
-    return min(cores - OTHER_CORES, fitting), ""
-
-
-def _available_memory() -> int:
-    """Returns the bytes of memory that Linux calls available."""
-    for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 0
 
 
 def begin_work(source: Source, parent: int) -> None:
@@ -96,8 +48,9 @@ def begin_work(source: Source, parent: int) -> None:
     """
     global worker_source
     worker_source = source
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -150,6 +103,16 @@ def _state(pid: int | None) -> str:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return "?"
+
+
+def too_slow(seconds: float, workers: Iterable[BaseProcess]) -> RuntimeError:
+    """Returns the error for worker processes that have finished nothing for so long."""
+    who = stopped_or_hanging(process.pid for process in workers)
+    return RuntimeError(
+        f"loading processes (data.workers) have finished no batch for {seconds:g} seconds "
+        f"(data.worker_seconds): {who}; let it continue, or check its disk, and start again to "
+        "continue"
+    )
 
 
 def explained(error: BaseException) -> BaseException:

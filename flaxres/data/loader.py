@@ -23,7 +23,7 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Int, Shaped, UInt8
 
 from flaxres.data._shared import SharedBlocks
-from flaxres.data._workers import explained, start_workers, stopped_or_hanging, work
+from flaxres.data._workers import explained, start_workers, too_slow, work
 from flaxres.data.choices import BadImages
 from flaxres.data.jobs import ROWS_PER_JOB, Job, Loaded, fill
 from flaxres.data.rows import Rows
@@ -238,12 +238,7 @@ class Loader:
         try:
             return [task.result(remaining()) for task in tasks]
         except TimeoutError as error:
-            who = stopped_or_hanging(process.pid for process in self.processes)
-            raise RuntimeError(
-                f"loading processes (data.workers) have finished no batch for {limit:g} seconds "
-                f"(data.worker_seconds): {who}; let it continue, or check its disk, and start "
-                "again to continue"
-            ) from error
+            raise too_slow(limit, self.processes) from error
 
     def _transfer(self, array: Shaped[np.ndarray, "local ..."], pending: _Pending) -> Array:
         """Returns a global array from the rows of this process."""

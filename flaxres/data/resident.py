@@ -1,6 +1,7 @@
 """Datasets that stay on the devices as a whole."""
 
 import concurrent.futures.process
+import multiprocessing
 from collections.abc import Iterator
 
 import jax
@@ -9,7 +10,7 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Int32, UInt8
 
 from flaxres.data._shared import SharedBlocks
-from flaxres.data._workers import explained, start_workers, work
+from flaxres.data._workers import explained, start_workers, too_slow, work
 from flaxres.data.decode import Transform
 from flaxres.data.jobs import ROWS_PER_JOB, Job, fill
 from flaxres.data.loader import Speed
@@ -17,7 +18,7 @@ from flaxres.data.source import Source
 from flaxres.errors import InputError
 
 RESIDENT_LIMIT = 8 << 30
-BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = 8 << 20
 
 
 def require_resident(source: Source, size: int) -> None:
@@ -103,7 +104,9 @@ def _decode_in_processes(
 ) -> None:
     """Fills `images` and `labels`, one block of shared memory after another."""
     rows = max(BLOCK_BYTES // images[0].nbytes // ROWS_PER_JOB, 1) * ROWS_PER_JOB
+    others = set(multiprocessing.active_children())
     blocks, pool = SharedBlocks(), start_workers(speed.workers, source)
+    workers = set(multiprocessing.active_children()) - others
     try:
         for first in range(0, len(source), rows):
             last = min(first + rows, len(source))
@@ -113,11 +116,15 @@ def _decode_in_processes(
                 for part, job in _jobs(transform, first, last)
             ]
             for part, task in tasks:
-                labels[part] = task.result().labels
+                labels[part] = task.result(speed.worker_seconds or None).labels
             images[first:last] = shared
             blocks.give_back(block)
+    except TimeoutError as error:
+        raise too_slow(speed.worker_seconds, workers) from error
     except concurrent.futures.process.BrokenProcessPool as error:
         raise explained(error) from error
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:  # which ignore milder signals, and hold nothing that could be lost
+            worker.kill()
         blocks.free_all()

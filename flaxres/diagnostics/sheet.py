@@ -59,8 +59,8 @@ def draw_sheet(config: Config, target: str) -> None:
 def _load(run: Run, records: np.ndarray, transform: decode.Transform) -> dict[str, jax.Array]:
     """Returns the batch of these records, on one device."""
     rows = Rows(np.arange(len(records), dtype=np.uint32), records, transform, True)
-    bad_images = run.config.data.bad_images
-    with Loader(run.train, [rows], split(data_mesh(1)), run.speed, bad_images) as loader:
+    speed, bad_images = run.speed(len(records)), run.config.data.bad_images
+    with Loader(run.train, [rows], split(data_mesh(1)), speed, bad_images) as loader:
         return next(iter(loader))
 
 

@@ -169,7 +169,7 @@ def examples(
         Rows(np.arange(len(part), dtype=np.uint32), part, transform, True)
         for part in np.array_split(chosen, -(-len(chosen) // AT_ONCE))
     ]
-    with Loader(source, rows, split(data_mesh(1)), run.speed) as loader:
+    with Loader(source, rows, split(data_mesh(1)), run.speed(count)) as loader:
         batches = [(np.asarray(batch["image"]), np.asarray(batch["label"])) for batch in loader]
     images = jnp.asarray(np.concatenate([image for image, _ in batches]))
     labels = np.concatenate([label for _, label in batches])

@@ -61,10 +61,8 @@ def in_scopes(jaxpr: Any, mark: str, scope: str = "") -> Counter[str]:
             summed = (equation.invars[0].aval.shape[axis] for axis in contracted)
             totals[own] += outputs * math.prod(summed)
         elif equation.primitive.name == "cond":  # forms of one operation for different platforms
-            branches = equation.params["branches"]
-            forms = [in_scopes(branch.jaxpr, mark, own) for branch in branches]
-            longest: Counter[str] = max(forms, key=lambda form: form.total())
-            totals += longest
+            # The default form is the last one; the others may compute zeros besides.
+            totals += in_scopes(equation.params["branches"][-1].jaxpr, mark, own)
             continue
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=holds_equations):
             if holds_equations(inner):

@@ -27,8 +27,8 @@ Extent = tuple[int, int]
 
 convolution_p = Primitive("flaxres_convolution")
 kernel_gradient_p = Primitive("flaxres_kernel_gradient")
-# Sizes and most input channels of kernels at stride 2 that `packed` computes.
-PACKED_SIZES, PACKED_CHANNELS = (3, 7), 4
+# Size and most input channels of kernels at stride 2 that `packed` computes.
+PACKED_SIZE, PACKED_CHANNELS = 7, 4
 # With fewer output channels most lanes of a vector would be empty.
 NATIVE_CHANNELS = 12
 
@@ -67,8 +67,8 @@ def convolution(
 def direct(
     x: Float[Array, "n h w c"], kernel: Float[Array, "s s c k"], stride: int
 ) -> Float[Array, "n h2 w2 k"]:
-    """Convolves as `convolution` does, with XLA's operation on every platform."""
-    if stride == 2 and kernel.shape[0] in PACKED_SIZES and kernel.shape[2] <= PACKED_CHANNELS:
+    """Convolves as `convolution` does, with XLA's operation; NVIDIA GPUs pack a stem's pixels."""
+    if stride == 2 and kernel.shape[0] == PACKED_SIZE and kernel.shape[2] <= PACKED_CHANNELS:
         convolved: jax.Array = by_platform(x, kernel, cuda=packed, default=unpacked)
         return convolved
     return unpacked(x, kernel, stride)
@@ -80,16 +80,19 @@ def packed(
     """Convolves at stride 2, with each 2x2 pixels as the channels of one (space to depth).
 
     cuDNN computes a convolution of three channels at a small part of its usual rate. Four channels,
-    the last of them zero, make 16 of 2x2 pixels. On an H200 the stem of a ResNet then takes 1.2 ms
-    for 256 images instead of 3.0 (benchmarks/RESULTS.md).
+    the last of them zero, make 16 of 2x2 pixels. On an H200 the stem of a ResNet and the gradient
+    of its kernel then take 1.1 ms for 256 images instead of 2.9 (benchmarks/DIARY.md).
     """
     size, channels = kernel.shape[0], PACKED_CHANNELS
     taps, low = (size + 1) // 2, (size // 2 + 1) // 2
     height, width = (-(-side // 2) for side in x.shape[1:3])
     more = channels - x.shape[3]
     edges = [(0, 0), (0, 2 * height - x.shape[1]), (0, 2 * width - x.shape[2]), (0, more)]
-    x = jnp.pad(x, edges).reshape(-1, height, 2, width, 2, channels)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height, width, 4 * channels)
+    x = jnp.pad(x, edges)
+    # One axis at a time, as an explicit mesh requires.
+    x = x.reshape(-1, height, 2, 2 * width, channels)
+    x = x.reshape(-1, height, 2, width, 2, channels).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(-1, height, width, 4, channels).reshape(-1, height, width, 4 * channels)
     # Window 2i - size // 2 of the pixels begins at an odd one: a zero before the kernel's first.
     kernel = jnp.pad(kernel, [(1, 0), (1, 0), (0, more), (0, 0)])
     kernel = kernel.reshape(taps, 2, taps, 2, channels, -1).transpose(0, 2, 1, 3, 4, 5)

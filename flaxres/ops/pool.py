@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax import lax
 from jax.extend.core import Primitive
@@ -40,7 +39,8 @@ def max_pool(
       times as fast as select-and-scatter, and two short searches take less time than one over
       the whole window. A NaN propagates only from the pixel at which a search starts.
     - GPUs, where select-and-scatter is not deterministic, use strided slices and keep the place
-      of each maximum in 8 bits instead of the outcome of each comparison.
+      of each maximum in 8 bits instead of the outcome of each comparison. In the gradient each
+      pixel looks at the windows that it lies in.
 
     Args:
       x: images.
@@ -103,7 +103,6 @@ def maximum_of_lines(size: int, stride: int, padding: int, x: jax.Array) -> jax.
     return best
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def best_and_place(
     size: int, stride: int, padding: int, x: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -116,29 +115,52 @@ def best_and_place(
     return best, place
 
 
-@best_and_place.defjvp
-def best_and_place_jvp(
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def maximum_of_places(size: int, stride: int, padding: int, x: jax.Array) -> jax.Array:
+    """Pools with a derivative that reads the place of each maximum (GPUs)."""
+    return best_and_place(size, stride, padding, x)[0]
+
+
+@maximum_of_places.defjvp
+def maximum_of_places_jvp(
     size: int,
     stride: int,
     padding: int,
     primals: tuple[jax.Array],
     tangents: tuple[jax.Array],
-) -> tuple[Any, Any]:
+) -> tuple[jax.Array, jax.Array]:
+    x, settings = lax.stop_gradient(primals[0]), (size, stride, padding)
     # Without the barrier the backward pass searches the windows again.
-    best, place = lax.optimization_barrier(best_and_place(size, stride, padding, *primals))
-    (tangent,) = tangents
-    settings: Any = {"size": size, "stride": stride, "padding": padding}
-    settings["extent"] = tangent.shape[1:3]
+    best, place = lax.optimization_barrier(best_and_place(*settings, x))
+    return known(*settings, best, primals[0], place), of_windows(*settings, tangents[0], place)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def known(
+    size: int, stride: int, padding: int, best: jax.Array, x: jax.Array, place: jax.Array
+) -> jax.Array:
+    """Returns `best`, the maxima of `x`, with the derivative that they have as such.
+
+    JAX's derivative of the search would be divided between equal maxima.
+    """
+    return best
+
+
+@known.defjvp
+def known_jvp(
+    size: int, stride: int, padding: int, primals: Sequence[jax.Array], tangents: Sequence[Any]
+) -> tuple[jax.Array, jax.Array]:
+    settings = size, stride, padding
+    return known(*settings, *primals), of_windows(*settings, tangents[1], primals[2])
+
+
+def of_windows(size: int, stride: int, padding: int, x: jax.Array, place: jax.Array) -> jax.Array:
+    """Takes from each window of `x` the pixel that `place` names; `spread` is its transpose."""
+    settings: Any = {"size": size, "stride": stride, "padding": padding, "extent": x.shape[1:3]}
     if jax_only.get():
-        best_dot = chosen(tangent, place, **settings)
-    else:
-        best_dot = chosen_p.bind(*varying_alike(tangent, place), **settings)
-    return (best, place), (best_dot, np.zeros(place.shape, jax.dtypes.float0))
-
-
-def maximum_of_places(size: int, stride: int, padding: int, x: jax.Array) -> jax.Array:
-    """Pools with a derivative that reads the place of each maximum (GPUs)."""
-    return best_and_place(size, stride, padding, x)[0]
+        return chosen(x, place, **settings)
+    taken: jax.Array = chosen_p.bind(*varying_alike(x, place), **settings)
+    return taken
 
 
 def chosen(
@@ -158,8 +180,7 @@ def spread(
     """Computes the transpose of `chosen`: each value goes to the pixel that `place` names.
 
     JAX's own transpose adds `size ** 2` padded images. Here each pixel looks at the windows that it
-    lies in, `ceil(size / stride) ** 2` at most, which takes a GPU a fraction of the time
-    (benchmarks/RESULTS.md).
+    lies in, `ceil(size / stride) ** 2` at most.
 
     Args:
       y: values of windows `(N, H', W', C)`.
@@ -174,19 +195,24 @@ def spread(
     total = jnp.zeros((), y.dtype)
     for down, across in itertools.product(range(reach), repeat=2):
         value, number = y, place
-        places, inside = jnp.zeros((), jnp.int32), jnp.asarray(True)
+        places, inside = jnp.zeros((1, 1, 1, 1), jnp.int32), jnp.ones((1, 1, 1, 1), bool)
         for axis, (back, length) in enumerate(zip((down, across), extent, strict=True), 1):
             value = windows_over(value, back, stride, padding, length, axis)
             number = windows_over(number, back, stride, padding, length, axis)
-            at = (padding + jnp.arange(length)) % stride + back * stride
-            window = (padding + jnp.arange(length)) // stride - back
-            fits = (at < size) & (window >= 0) & (window < y.shape[axis])
-            shape = (-1, 1, 1) if axis == 1 else (1, -1, 1)
-            places = places * size + at.reshape(shape)
-            inside = inside & fits.reshape(shape)
-        here = inside & (number == places.astype(number.dtype))
+            pixel = padding + along(axis, length)
+            at, window = pixel % stride + back * stride, pixel // stride - back
+            places = places * size + at
+            inside = inside & (at < size) & (window >= 0) & (window < y.shape[axis])
+        here = jnp.broadcast_to(inside, number.shape) & (number == places.astype(number.dtype))
         total = total + jnp.where(here, value, jnp.zeros((), y.dtype))
     return total
+
+
+def along(axis: int, length: int) -> jax.Array:
+    """Returns 0, 1, ... along one of four axes, of which the others have length 1."""
+    shape = [1, 1, 1, 1]
+    shape[axis] = length
+    return lax.broadcasted_iota(jnp.int32, shape, axis)
 
 
 def windows_over(
@@ -201,7 +227,7 @@ def windows_over(
     edges = [(0, 0)] * y.ndim
     edges[axis] = (back, max(last + 1 - back - y.shape[axis], 0))
     y = lax.slice_in_dim(jnp.pad(y, edges), 0, last + 1, axis=axis)
-    y = jnp.repeat(y, stride, axis, total_repeat_length=(last + 1) * stride)
+    y = jnp.repeat(y, stride, axis)
     return lax.slice_in_dim(y, padding, padding + length, axis=axis)
 
 

@@ -180,7 +180,8 @@ def evaluation_batches(run: Run, say: Callable[[str], None] = say) -> Iterator[A
     """
     data, batch_size = run.config.data, run.config.train.eval_batch_size
     rows = evaluation_rows(len(run.evaluation), batch_size, evaluation_transform(data))
-    with Loader(run.evaluation, rows, split(run.mesh), run.speed, data.bad_images, say) as loader:
+    speed = run.speed(len(run.evaluation))
+    with Loader(run.evaluation, rows, split(run.mesh), speed, data.bad_images, say) as loader:
         yield from loader
 
 

@@ -1,5 +1,6 @@
 """`fit` and `evaluate`, and the training loop."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -277,8 +278,8 @@ class _Loop:
         first_batch = next(batches)
         self.stepper.prepare(state, first_batch)
         self.log.start()
-        step = int(state.step)
-        for batch in itertools.chain([first_batch], batches):
+        step, batch = int(state.step), first_batch
+        while True:
             self.compile_for(state, batch)
             due = self.due_after(step)
             state = self.dispatch(state, batch, step, due.step - step)
@@ -297,6 +298,8 @@ class _Loop:
             if stopping:
                 self.end_by_request(step, stop.reason)
             self.watchdog.at(f"loading the batch of step {step + 1}")
+            with self.log.paused(state) if self.run.reloads(step) else contextlib.nullcontext():
+                batch = next(batches)
         assert self.report is not None
         return state, self.report
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from flaxres.config.check import check, check_devices
 from flaxres.config.schema import Config, DataConfig
 from flaxres.data import decode
-from flaxres.data._workers import default_workers
+from flaxres.data._cores import default_workers
 from flaxres.data.balance import Balance
 from flaxres.data.datasets import open_or_prepare
 from flaxres.data.labels import all_labels, class_counts, require_labels
@@ -185,34 +185,32 @@ class Run:
         """The optimizer."""
         return optimizer(self.config.optim, self.schedule)
 
-    @functools.cached_property
-    def speed(self) -> Speed:
-        """The loader's threads, processes and buffers."""
+    def speed(self, images: int) -> Speed:
+        """Returns the loader's threads, processes and buffers for so many images."""
         data = self.config.data
         speed = Speed(
-            workers=self._workers[0],
+            workers=self._workers(images)[0],
             prefetch=data.prefetch,
             buffer_bytes=data.buffer_mib << 20,
             worker_seconds=data.worker_seconds,
         )
         return dataclasses.replace(speed, threads=data.threads) if data.threads else speed
 
-    @property
     def slow_input(self) -> str:
-        """Why threads decode on a host of many cores; '' where processes do, or few cores."""
-        return self._workers[1]
+        """Returns why threads decode the training split on many cores; '' if nothing is slow."""
+        return self._workers(len(self.train))[1]
 
-    @functools.cached_property
-    def _workers(self) -> tuple[int, str]:
-        """The number of decoding processes, and why there are none on many cores."""
+    def _workers(self, images: int) -> tuple[int, str]:
+        """Returns the number of decoding processes, and why there are none on many cores."""
         data, train = self.config.data, self.config.train
         if data.workers is not None or data.threads:
             return data.workers or 0, ""
         side = max(data.eval_size, *(side for _, side in self.image_sizes()))
-        rows = max(train.batch_size, train.eval_batch_size) // jax.process_count()
-        # One batch is copied while the others are decoded, and an evaluation has a loader too.
-        shared = 2 * min((data.prefetch + 1) * rows * side * side * 3, data.buffer_mib << 20)
-        return default_workers(shared, data.cache_mib << 20 if data.name == "parquet" else 0)
+        batch = max(train.batch_size, train.eval_batch_size) * side * side * 3
+        # An evaluation has a loader of its own.
+        shared = 2 * max(batch, min(data.prefetch * batch, data.buffer_mib << 20))
+        cache = data.cache_mib << 20 if data.name == "parquet" else 0
+        return default_workers(images, shared, cache, jax.process_count())
 
     def next_end(self, step: int, epochs: float) -> int:
         """Returns the first step after `step` at which a multiple of `epochs` epochs is over.
@@ -238,6 +236,10 @@ class Run:
             *(start for start, _ in self.image_sizes() if start > step),
         ]
         return min(ends)
+
+    def reloads(self, step: int) -> bool:
+        """Returns whether a dataset on the devices is loaded in another image size after `step`."""
+        return self.config.data.resident and any(start == step for start, _ in self.image_sizes())
 
     def image_sizes(self) -> list[tuple[int, int]]:
         """Returns (first step, height and width) of each image size of the training."""
@@ -350,7 +352,8 @@ def _resident_datasets(run: Run, step: int) -> Iterator[dict[str, jax.Array]]:
         if transform.size != size:
             dataset.clear()  # the memory of the size before
             size = transform.size
-            dataset = resident(run.train, transform, replicated(run.mesh), run.speed)
+            speed = run.speed(len(run.train))
+            dataset = resident(run.train, transform, replicated(run.mesh), speed)
         yield dataset
         step = run.dispatch_end(step)
 
@@ -370,6 +373,8 @@ def feed(
       say: gets a line about each image that is skipped.
     """
     train, data = run.config.train, run.config.data
+    if reason := run.slow_input():
+        say(reason)
     if data.resident:
         yield _resident_datasets(run, first), None
         return
@@ -384,7 +389,6 @@ def feed(
         data.repeats,
         run.balance,
     )
-    if reason := run.slow_input:
-        say(reason)
-    with Loader(run.train, rows, split(run.mesh), run.speed, data.bad_images, say) as loader:
+    speed = run.speed(len(run.train))
+    with Loader(run.train, rows, split(run.mesh), speed, data.bad_images, say) as loader:
         yield iter(loader), loader

@@ -4,14 +4,17 @@ import multiprocessing
 import os
 import pathlib
 import signal
+import sys
 import time
+import types
+from typing import Any
 
 import numpy as np
 import pytest
 
-from flaxres import _command
-from flaxres.data import _workers
-from flaxres.data._workers import default_workers
+from flaxres.data import _cores
+from flaxres.data._cores import default_workers
+from flaxres.data._workers import start_workers
 from flaxres.data.loader import Loader, Speed
 from flaxres.data.source import Source
 from flaxres.errors import InputError
@@ -92,25 +95,70 @@ def test_fault_19_a_full_dev_shm_is_named(digits: Source, monkeypatch: pytest.Mo
     assert not loader.shared.blocks
 
 
-def test_on_many_cores_a_command_decodes_in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_command, "running", True)
-    monkeypatch.setattr(_workers, "_available_memory", lambda: 64 << 30)
-    cores = set(range(16))
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: cores)
-    assert default_workers(1 << 20, 0) == (14, "")
-    assert default_workers(1 << 20, 4 << 30)[0] == 3, "each with its own cache"
-    none, reason = default_workers(1 << 60, 0)
-    assert none == 0
-    assert "/dev/shm has" in reason
-    assert "--shm-size" in reason
-    none, reason = default_workers(1 << 20, 60 << 30)
-    assert none == 0
-    assert "lower data.cache_mib" in reason
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(4)))
-    assert default_workers(1 << 20, 0) == (0, "")
-    # A script of somebody's own may not survive being imported by a process that it starts.
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: cores)
-    monkeypatch.setattr(_command, "running", False)
-    none, reason = default_workers(1 << 20, 0)
-    assert none == 0
-    assert "data.workers=14 is faster" in reason
+def test_on_many_cores_processes_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cores, "available_memory", lambda: 64 << 30)
+    monkeypatch.setattr(_cores, "free_shared_memory", lambda: 1 << 30)
+    monkeypatch.setattr(_cores, "main_module_is_guarded", lambda: True)
+
+    def chosen(cores: int = 16, shared: int = 1 << 20, cache: int = 0, **more: int) -> Any:
+        monkeypatch.setattr(_cores, "usable_cores", lambda: cores)
+        return default_workers(more.get("images", 10**6), shared, cache, more.get("processes", 1))
+
+    assert chosen() == (14, "")
+    assert chosen(cores=256) == (32, "")
+    assert chosen(cores=4) == (0, "")
+    assert chosen(images=5000) == (5, "")
+    assert chosen(images=1500) == (0, ""), "threads start at once"
+    assert chosen(cache=4 << 30) == (3, ""), "each with its own cache"
+    for none, reason, words in (
+        (*chosen(shared=2 << 30), "/dev/shm has 1,024 MiB free, and they would take 2,048"),
+        (*chosen(cache=60 << 30), "holds fewer than two"),
+        (*chosen(processes=8), "set data.workers, for each of the 8 processes"),
+    ):
+        assert none == 0
+        assert words in reason
+    monkeypatch.setattr(_cores, "main_module_is_guarded", lambda: False)
+    assert "under `if __name__" in chosen()[1]
+
+
+def test_a_main_module_without_a_guard_is_seen(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "script.py"
+    main = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert _cores.main_module_is_guarded(), "a notebook has no file"
+    main.__file__ = str(script)
+    assert not _cores.main_module_is_guarded()
+    script.write_text("import flaxres\n\nflaxres.fit(None, 'runs')\n")
+    assert not _cores.main_module_is_guarded()
+    script.write_text("if __name__ == '__main__':\n    flaxres.fit(None, 'runs')\n")
+    assert _cores.main_module_is_guarded()
+    main.__file__ = str(pathlib.Path(__file__).parents[2] / "train.py")
+    assert _cores.main_module_is_guarded()
+
+
+def test_a_containers_limits_count(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cores, "CGROUP", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(128)))
+    assert _cores.usable_cores() == 128
+    free = _cores.available_memory()
+    assert free > 0
+    for quota, cores in (("max 100000", 128), ("800000 100000", 8)):
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+        assert _cores.usable_cores() == cores
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("3000\n")
+    assert _cores.available_memory() > 3000
+    (tmp_path / "memory.max").write_text("4000\n")
+    assert _cores.available_memory() == 1000
+
+
+def test_a_signal_while_workers_start_does_not_end_them(digits: Source) -> None:
+    others = set(multiprocessing.active_children())
+    pool = start_workers(2, digits)
+    for process in set(multiprocessing.active_children()) - others:
+        os.kill(process.pid or 0, signal.SIGTERM)
+        os.kill(process.pid or 0, signal.SIGINT)
+    assert pool.submit(abs, -1).result(60) == 1
+    pool.shutdown()

@@ -91,11 +91,13 @@ class DataConfig:
     """Keep the whole decoded dataset on each device; for small datasets.
     Needs data.crop='centre'."""
     threads: int = setting(0, rules.NOT_NEGATIVE, resume=True, local=True)
-    """Decoding threads; 0 is one per core."""
+    """Decoding threads; 0 is one per core. Any other number means no
+    processes, if `workers` is None."""
     workers: int | None = setting(None, optional(rules.NOT_NEGATIVE), resume=True, local=True)
-    """Decoding processes in place of threads; 0 is none. None is two less
-    than the cores on hosts with 8 cores and more, if a command of
-    flaxres trains, and else 0."""
+    """Decoding processes in place of threads, in training and evaluation;
+    0 is none. None is two less than the cores on a host of 8 and more
+    (at most 32, and one for 1,000 images), where memory and /dev/shm
+    have room, and 0 in a run of several processes."""
     worker_seconds: float = setting(300.0, rules.NOT_NEGATIVE, resume=True, local=True)
     """Seconds after which a decoding process that has not finished a batch
     ends the run and is named; 0 is never."""
