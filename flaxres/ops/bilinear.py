@@ -1,4 +1,4 @@
-"""Definition of primitives that are linear in each of two operands."""
+"""Definition of primitives that are linear in each of two operands, or in the first one."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ def define(
       primitive: the primitive to define.
       usual: its form, unless `cpu_form` and `cpu_lowering` replace it on CPUs.
       left: transpose rule for the first operand.
-      right: transpose rule for the second operand.
+      right: transpose rule for the second operand; None where that holds integers.
       cpu_form: its form on CPUs under `jax.vmap`.
       cpu_lowering: its lowering rule on CPUs without `jax.vmap`.
       batching_rule: its rule under `jax.vmap`, in place of `jax.vmap` of its form.

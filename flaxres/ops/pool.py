@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
+from flaxres.ops.bilinear import define
 from flaxres.ops.kept import by_platform, jax_only, varying_alike
 
 chosen_p = Primitive("flaxres_chosen")
@@ -231,34 +231,6 @@ def windows_over(
     return lax.slice_in_dim(y, padding, padding + length, axis=axis)
 
 
-def _define(primitive: Primitive, form: Callable[..., jax.Array], transpose: Primitive) -> None:
-    """Registers the rules of a primitive that is linear in the first of its operands."""
-
-    def shape(*operands: Any, **settings: Any) -> Any:
-        return jax.make_jaxpr(functools.partial(form, **settings))(*operands).out_avals[0]
-
-    def batched(
-        operands: Sequence[jax.Array], axes: Sequence[int | None], **settings: Any
-    ) -> tuple[jax.Array, int]:
-        return jax.vmap(functools.partial(form, **settings), tuple(axes))(*operands), 0
-
-    @functools.cache
-    def program(**settings: Any) -> Callable[..., jax.Array]:
-        return jax.jit(functools.partial(primitive.bind, **settings))
-
-    def transposed(
-        cotangent: jax.Array | ad.Zero, x: ad.UndefinedPrimal, place: jax.Array, **settings: Any
-    ) -> list[Any]:
-        zero = isinstance(cotangent, ad.Zero)
-        return [ad.Zero(x.aval) if zero else transpose.bind(cotangent, place, **settings), None]
-
-    primitive.def_impl(lambda *operands, **settings: program(**settings)(*operands))
-    primitive.def_abstract_eval(shape)
-    ad.defjvp(primitive, lambda change, x, place, **s: primitive.bind(change, place, **s), None)
-    ad.primitive_transposes[primitive] = transposed
-    batching.primitive_batchers[primitive] = batched
-    mlir.register_lowering(primitive, mlir.lower_fun(form, multiple_results=False))
-
-
-_define(chosen_p, chosen, spread_p)
-_define(spread_p, spread, chosen_p)
+# Linear in the first operand; the second one holds integers.
+define(chosen_p, chosen, lambda y, x, place, **settings: spread_p.bind(y, place, **settings), None)
+define(spread_p, spread, lambda x, y, place, **settings: chosen_p.bind(x, place, **settings), None)
