@@ -23,12 +23,15 @@ worker_source: Source
 worker_blocks: dict[str, SharedMemory] = {}
 
 
-def start_workers(count: int, source: Source) -> concurrent.futures.ProcessPoolExecutor:
-    """Starts processes that read `source`.
+def start_workers(
+    count: int, source: Source
+) -> tuple[concurrent.futures.ProcessPoolExecutor, set[BaseProcess]]:
+    """Starts processes that read `source`, and returns them with their pool.
 
     They are spawned, since a fork of a process with JAX's threads may hang. Signals wait until they
     are ignored: one to all processes of a terminal or a job would end a worker that still imports.
     """
+    others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(count, context, begin_work, (source, os.getpid()))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -37,7 +40,17 @@ def start_workers(count: int, source: Source) -> concurrent.futures.ProcessPoolE
             pool.submit(os.getpid)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return pool
+    return pool, set(multiprocessing.active_children()) - others
+
+
+def end_workers(pool: concurrent.futures.Executor, workers: Iterable[BaseProcess]) -> None:
+    """Ends a pool and its processes at once.
+
+    By SIGKILL, since they ignore milder signals; they hold nothing that could be lost.
+    """
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in workers:
+        process.kill()
 
 
 def begin_work(source: Source, parent: int) -> None:

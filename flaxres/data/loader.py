@@ -8,12 +8,12 @@ import collections
 import concurrent.futures
 import dataclasses
 import itertools
-import multiprocessing
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
@@ -23,7 +23,7 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Int, Shaped, UInt8
 
 from flaxres.data._shared import SharedBlocks
-from flaxres.data._workers import explained, start_workers, too_slow, work
+from flaxres.data._workers import end_workers, explained, start_workers, too_slow, work
 from flaxres.data.choices import BadImages
 from flaxres.data.jobs import ROWS_PER_JOB, Job, Loaded, fill
 from flaxres.data.rows import Rows
@@ -125,13 +125,12 @@ class Loader:
         self.over = False
         self.skipped: dict[int, str] = {}
         self.shared = SharedBlocks()
-        others = set(multiprocessing.active_children())
         self.pool: concurrent.futures.Executor
+        self.processes: set[BaseProcess] = set()
         if speed.workers:
-            self.pool = start_workers(speed.workers, source)
+            self.pool, self.processes = start_workers(speed.workers, source)
         else:
             self.pool = concurrent.futures.ThreadPoolExecutor(speed.threads, "flaxres-decode")
-        self.processes = set(multiprocessing.active_children()) - others
         self.ready: queue.Queue[Any] = queue.Queue(2)
         self.stopped = threading.Event()
         self.feeder = threading.Thread(target=self._feed, name="flaxres-feed", daemon=True)
@@ -142,10 +141,7 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.stopped.set()
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        # By SIGKILL, since workers ignore milder signals; they hold nothing that could be lost.
-        for process in self.processes:
-            process.kill()
+        end_workers(self.pool, self.processes)
         while self.feeder.is_alive():  # it may be blocked on a full queue
             _drain(self.ready)
             self.feeder.join(0.01)

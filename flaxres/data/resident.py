@@ -1,7 +1,6 @@
 """Datasets that stay on the devices as a whole."""
 
 import concurrent.futures.process
-import multiprocessing
 from collections.abc import Iterator
 
 import jax
@@ -10,7 +9,7 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Int32, UInt8
 
 from flaxres.data._shared import SharedBlocks
-from flaxres.data._workers import explained, start_workers, too_slow, work
+from flaxres.data._workers import end_workers, explained, start_workers, too_slow, work
 from flaxres.data.decode import Transform
 from flaxres.data.jobs import ROWS_PER_JOB, Job, fill
 from flaxres.data.loader import Speed
@@ -104,9 +103,7 @@ def _decode_in_processes(
 ) -> None:
     """Fills `images` and `labels`, one block of shared memory after another."""
     rows = max(BLOCK_BYTES // images[0].nbytes // ROWS_PER_JOB, 1) * ROWS_PER_JOB
-    others = set(multiprocessing.active_children())
-    blocks, pool = SharedBlocks(), start_workers(speed.workers, source)
-    workers = set(multiprocessing.active_children()) - others
+    blocks, (pool, workers) = SharedBlocks(), start_workers(speed.workers, source)
     try:
         for first in range(0, len(source), rows):
             last = min(first + rows, len(source))
@@ -124,7 +121,5 @@ def _decode_in_processes(
     except concurrent.futures.process.BrokenProcessPool as error:
         raise explained(error) from error
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in workers:  # which ignore milder signals, and hold nothing that could be lost
-            worker.kill()
+        end_workers(pool, workers)
         blocks.free_all()

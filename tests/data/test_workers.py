@@ -155,9 +155,8 @@ def test_a_containers_limits_count(tmp_path: pathlib.Path, monkeypatch: pytest.M
 
 
 def test_a_signal_while_workers_start_does_not_end_them(digits: Source) -> None:
-    others = set(multiprocessing.active_children())
-    pool = start_workers(2, digits)
-    for process in set(multiprocessing.active_children()) - others:
+    pool, workers = start_workers(2, digits)
+    for process in workers:
         os.kill(process.pid or 0, signal.SIGTERM)
         os.kill(process.pid or 0, signal.SIGINT)
     assert pool.submit(abs, -1).result(60) == 1
