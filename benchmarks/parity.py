@@ -54,21 +54,26 @@ def reference(name: str, **attributes: Any) -> Any:
             if type(module).__name__ == "GlobalResponseNorm":  # zeros would hide it
                 module.weight.normal_(0, 0.5)
                 module.bias.normal_(0, 0.1)
-            if getattr(module, "gamma", None) is not None:  # a millionth would hide the branch
-                module.gamma.uniform_(0.1, 0.4)
+            for scale in ("gamma", "gain", "skipinit_gain"):  # a millionth would hide the branch
+                if isinstance(getattr(module, scale, None), torch.nn.Parameter):
+                    getattr(module, scale).uniform_(0.1, 0.4)
+            if hasattr(module, "pos_embed"):  # so that attention is not even
+                module.pos_embed.normal_(0, 0.5)
+                module.q.weight.mul_(3)
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
         for module in network.modules():
             # The last scale of a residual block is small, as in a trained network.
-            if hasattr(module, "downsample") and (norm := last_norm(module)) is not None:
+            shortcut = hasattr(module, "downsample") or hasattr(module, "shortcut")
+            if shortcut and (norm := last_norm(module)) is not None:
                 norm.weight.uniform_(0.1, 0.4)
     return network
 
 
 def last_norm(block: Any) -> Any:
     """Returns the last batch norm of a block of timm, None if none is behind a convolution."""
-    layers = [getattr(block, name, None) for name in ("bn3", "conv3", "bn2", "conv2")]
+    layers = [getattr(block, name, None) for name in ("bn3", "conv3_1x1", "conv3", "bn2", "conv2")]
     norms = [getattr(layer, "bn", layer) for layer in layers]
     return next((norm for norm in norms if hasattr(norm, "running_mean")), None)
 
@@ -78,8 +83,11 @@ def feature_names(name: str, network: Any) -> dict[str, str]:
     if name.startswith("densenet"):
         stages = {f"stage{i}": f"features.denseblock{i}" for i in range(1, 5)}
         return {"stem": network.feature_info[0]["module"]} | stages
-    if name.startswith(("resnetv2", "convnext")):
-        layers = (f"stem.{layer}" for layer in ("conv3", "conv") if hasattr(network.stem, layer))
+    if name.startswith("legacy"):
+        return {"stem": "layer0"} | {f"stage{i}": f"layer{i}" for i in range(1, 5)}
+    if hasattr(network, "stages"):
+        inner = () if "convnext" in name else ("conv4", "conv3", "conv")
+        layers = (f"stem.{layer}" for layer in inner if hasattr(network.stem, layer))
         stem = next(layers, "stem")
         return {"stem": stem} | {f"stage{i}": f"stages.{i - 1}" for i in range(1, 5)}
     if name.startswith("regnet"):

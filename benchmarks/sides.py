@@ -29,9 +29,9 @@ import flaxres
 from benchmarks.parity import difference, feature_names, reference
 from benchmarks.peers import torch_and_timm
 from flaxres.errors import unknown
-from flaxres.models.blocks import stack_blocks
 from flaxres.models.network import Network
 from flaxres.models.registry import list_models
+from flaxres.models.stage import stack_blocks
 from flaxres.weights.transfer import variables_from_torch
 
 Size = tuple[int, int]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flaxres._version import __version__ as __version__
 from flaxres.errors import InputError as InputError, missing_extra
+from flaxres.models.clip import CLIPResNet as CLIPResNet
 from flaxres.models.convnext import ConvNeXt as ConvNeXt
 from flaxres.models.densenet import DenseNet as DenseNet
 from flaxres.models.named import (
@@ -24,6 +25,7 @@ from flaxres.models.named import (
     ResNet200 as ResNet200,
     ResNet1202 as ResNet1202,
 )
+from flaxres.models.nfnet import NFNet as NFNet
 from flaxres.models.registry import create_model as create_model, list_models as list_models
 from flaxres.models.regnet import RegNet as RegNet
 from flaxres.models.res2net import Res2Net as Res2Net
@@ -31,6 +33,7 @@ from flaxres.models.resnest import ResNeSt as ResNeSt
 from flaxres.models.resnet import ResNet as ResNet
 from flaxres.models.resnet9 import ResNet9 as ResNet9
 from flaxres.models.resnetv2 import ResNetV2 as ResNetV2
+from flaxres.models.senet import LegacySENet as LegacySENet
 from flaxres.models.sknet import SKNet as SKNet
 from flaxres.models.summary import summary as summary
 from flaxres.ops.native import use_native_convolutions as use_native_convolutions
@@ -85,12 +88,15 @@ _LAZY = {
 }
 __all__ = [
     "AugmentConfig",
+    "CLIPResNet",
     "Config",
     "ConvNeXt",
     "DataConfig",
     "DenseNet",
     "InputError",
+    "LegacySENet",
     "ModelConfig",
+    "NFNet",
     "OptimConfig",
     "Pretrained",
     "RegNet",

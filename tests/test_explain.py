@@ -13,8 +13,8 @@ from PIL import Image
 import flaxres
 from flaxres.cli import main
 from flaxres.inference.explain import grad_cam, integrated_gradients
-from flaxres.models.blocks import stack_blocks
 from flaxres.models.network import Network
+from flaxres.models.stage import stack_blocks
 
 SMALL: dict[str, Network] = {
     "resnet": flaxres.ResNet(

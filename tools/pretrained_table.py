@@ -1,11 +1,12 @@
 """Writes `flaxres/weights/pretrained.csv`: `python -m tools.pretrained_table [--results CSV]`.
 
-The rows are the weights that the installed timm hosts for its residual and dense networks. Those of
-`LEFT_OUT` are missing: flaxres has no such networks. Names of torchvision are those of the weights
+The rows are the weights that the installed timm hosts for its residual and dense networks, and for
+the image towers of CLIP. Names of torchvision are those of the weights
 with the same URL. timm no longer gives the URLs of DenseNets; before its commit 7ad7ddb7, those of
 `tv_in1k` were torchvision's. Accuracies come from timm's `results/results-imagenet.csv`; without
 that file those of the present table stay. `--check` writes nothing and fails if the table would
-change. Needs the extra `parity` (PyTorch, timm).
+change. Weights that are not on the Hugging Face hub have their address in place of the repository.
+Needs the extra `parity` (PyTorch, timm).
 """
 
 import argparse
@@ -23,24 +24,20 @@ from flaxres.models.registry import natural
 from flaxres.weights.tags import Pretrained
 
 TABLE = pathlib.Path(flaxres.weights.tags.__file__).with_name("pretrained.csv")
-MODULES = ["resnet", "resnetv2", "densenet", "res2net", "resnest", "sknet", "regnet", "convnext"]
-# Pre-activation RegNets, those with wide bottlenecks and SiLU, and those without batch norm;
-# ConvNeXts with RMS norms, and those with an approximate GELU.
-LEFT_OUT = (
-    *("regnetv_*", "regnetz_*", "regnety_040_sgn"),
-    *("convnext_zepto*", "convnext_atto_rms", "test_convnext*"),
-)
+MODULES = [
+    *("resnet", "resnetv2", "densenet", "res2net", "resnest", "sknet", "regnet", "convnext"),
+    *("nfnet", "senet"),
+]
+# Of timm's networks of any blocks.
+CLIPS = "resnet*_clip*"
 FIGURES = ("top1", "top5", "test_top1", "test_top5")
 SOURCE = "# Accuracies: "
 
 
 def hosted(timm: Any) -> list[str]:
     """Returns the tags that timm hosts for the architectures of `MODULES`, in natural order."""
-    names = {
-        name
-        for module in MODULES
-        for name in timm.list_models(module=module, exclude_filters=list(LEFT_OUT))
-    }
+    names = {name for module in MODULES for name in timm.list_models(module=module)}
+    names |= set(timm.list_models(CLIPS, module="byobnet"))
     tags = [tag for tag in timm.list_pretrained() if tag.partition(".")[0] in names]
     return sorted(tags, key=natural)
 
@@ -76,7 +73,7 @@ def row(timm: Any, tag: str, theirs: dict[str, str]) -> dict[str, Any]:
         "tag": tag,
         "default": "yes" if tag == f"{architecture}.{default}" else "",
         "torchvision": theirs.get(config.url or tag, ""),
-        "repository": config.hf_hub_id,
+        "repository": config.hf_hub_id or config.url,
         "input_size": config.input_size[-1],
         "test_input_size": test_size[-1],
         "crop_pct": config.crop_pct,

@@ -1,4 +1,4 @@
-"""Downloads of datasets, kept in the user's cache."""
+"""Downloads of datasets and of weights, kept in the user's cache."""
 
 import pathlib
 import urllib.error
@@ -12,12 +12,13 @@ from flaxres.errors import InputError
 BLOCK = 1 << 20
 
 
-def download(url: str, digest: str) -> pathlib.Path:
+def download(url: str, digest: str, instead: str = "give its path as data.source") -> pathlib.Path:
     """Downloads a file into the user's cache, unless it is there already.
 
     Args:
       url: address of the file.
-      digest: SHA-256 that the file must have.
+      digest: SHA-256 that the file must have, or the first digits of it.
+      instead: what to do with a file that came another way, for error messages.
 
     Returns:
       The path of the file.
@@ -26,7 +27,7 @@ def download(url: str, digest: str) -> pathlib.Path:
       InputError: the file can't be downloaded, or has another SHA-256.
     """
     target = cache_folder() / "downloads" / url.rsplit("/", 1)[-1]
-    if target.is_file() and digests.file_digest(target) == digest:
+    if target.is_file() and digests.file_digest(target).startswith(digest):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part")
@@ -34,14 +35,13 @@ def download(url: str, digest: str) -> pathlib.Path:
         _fetch(url, part, f"download {target.name} (KiB)")
     except (urllib.error.URLError, OSError) as error:
         raise InputError(
-            f"{url} can't be downloaded ({error}): download it elsewhere and give its path as "
-            "data.source"
+            f"{url} can't be downloaded ({error}): download it elsewhere and {instead}"
         ) from error
-    if (received := digests.file_digest(part)) != digest:
+    if not (received := digests.file_digest(part)).startswith(digest):
         part.unlink()
         raise InputError(
-            f"{url} came with SHA-256 {received}: the rule is {digest}; try again, or give a "
-            "local copy as data.source"
+            f"{url} came with SHA-256 {received}: the rule is {digest}; try again, or download "
+            f"it elsewhere and {instead}"
         )
     part.rename(target)
     return target

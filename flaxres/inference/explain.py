@@ -13,9 +13,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from flaxres.errors import InputError, unknown
-from flaxres.models.blocks import SCANNED
 from flaxres.models.network import Network
 from flaxres.models.outputs import layer_name, recorded
+from flaxres.models.stage import SCANNED
 from flaxres.ops.norm import at_least_float32
 
 

@@ -27,7 +27,7 @@ from flaxres.inference.artifacts import (
 from flaxres.inference.fold import folded
 from flaxres.inference.predict import Predictor
 from flaxres.inference.quantise import in_8_bits, in_floats
-from flaxres.models.blocks import unstack_blocks
+from flaxres.models.stage import unstack_blocks
 from flaxres.ops.kept import jax_operations_only
 from flaxres.paths import completed
 from flaxres.serving.model import CLASSES, PREPROCESS, PROGRAM

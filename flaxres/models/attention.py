@@ -8,6 +8,8 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
+from flaxres.models.activations import ACTIVATIONS
+
 
 def rounded(width: float, divisor: int = 8, least: int = 0, share: float = 0.0) -> int:
     """Returns a width rounded to a multiple of `divisor`.
@@ -33,18 +35,22 @@ class SqueezeExcite(nn.Module):
       conv: convolution with its dtypes bound.
       ratio: inner width as a share of the channels; the result is rounded to a multiple of 8.
       width: inner width in place of `ratio`.
+      activation: name of that between the two layers.
     """
 
     conv: Callable[..., nn.Module]
     ratio: float = 1 / 16
     width: int | None = None
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
         channels = x.shape[-1]
         squeezed = self.width or rounded(channels * self.ratio)
         y = x.mean((1, 2), keepdims=True)
-        y = nn.relu(self.conv(squeezed, kernel_size=1, use_bias=True, name="fc1")(y))
+        y = self.conv(squeezed, kernel_size=1, use_bias=True, name="fc1")(y)
+        # Means are few: a hint to keep them, as after other ReLUs, would be worth nothing.
+        y = nn.relu(y) if self.activation == "relu" else ACTIVATIONS[self.activation](y)
         return x * nn.sigmoid(self.conv(channels, kernel_size=1, use_bias=True, name="fc2")(y))
 
 

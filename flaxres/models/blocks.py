@@ -1,26 +1,21 @@
 """Residual blocks (He et al. 2016, sections 3.2 to 3.4) and pre-activation blocks.
 
 Pre-activation blocks are those of He et al. 2016, "Identity mappings in deep residual networks".
-
-The blocks of a stage are named by index, as in PyTorch's `layer1`. In a scanned stage the blocks
-after the first share one trace, and their parameters are stacked under the name `SCANNED`.
-`stack_blocks` and `unstack_blocks` convert between the two forms.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from flaxres.models.layers import norm_relu, relu, zero_pad_shortcut
+from flaxres.models.activations import relu
+from flaxres.models.layers import norm_relu, zero_pad_shortcut
 from flaxres.models.pooling import anti_alias_pool, shrink_average
 from flaxres.models.stochastic import drop_path
 
 EXPANSION = {"basic": 1, "bottleneck": 4}
-SCANNED = "scanned"
 
 
 class Row(NamedTuple):
@@ -81,7 +76,7 @@ class Projection(nn.Module):
       stride: stride of the convolution, or of the average in its place.
       averaged: average before the convolution.
       dilated: average at stride 1 too, as timm does where a dilation takes the place of a stride.
-      conv, norm: layers with their dtypes bound.
+      conv, norm: layers with their dtypes bound; None leaves the norm out.
       kernel_size, kernel_dilation: of the convolution, where it does not average.
     """
 
@@ -90,7 +85,7 @@ class Projection(nn.Module):
     averaged: bool
     dilated: bool
     conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module] | None
     kernel_size: int = 1
     kernel_dilation: int = 1
 
@@ -99,14 +94,15 @@ class Projection(nn.Module):
         if self.averaged and (self.stride != 1 or self.dilated):
             x = shrink_average(x, self.stride)
         first = int(self.averaged)
-        x = self.conv(
+        y: jax.Array = self.conv(
             self.features,
             kernel_size=self.kernel_size,
             stride=1 if self.averaged else self.stride,
             dilation=self.kernel_dilation,
             name=str(first),
         )(x)
-        y: jax.Array = self.norm(name=str(first + 1))(x, use_running_average=not train)
+        if self.norm is not None:
+            y = self.norm(name=str(first + 1))(y, use_running_average=not train)
         return y
 
 
@@ -154,8 +150,7 @@ class ResidualBlock(nn.Module):
         self, x: Float[Array, "n h w c"], train: bool, drop_rate: Any = 0.0
     ) -> Float[Array, "n h2 w2 k"]:
         y = self.branch_of(x, train)
-        if self.attention is not None:
-            y = self.attention(name="se")(y)
+        y = self.attended(y)
         if self.stochastic:
             y = drop_path(self, y, drop_rate, train)
         if self.shortcut == "none":
@@ -189,6 +184,10 @@ class ResidualBlock(nn.Module):
                 y = anti_alias_pool(y, str(self.anti_alias), self.stride)
         y = self.conv(**rows[-1]._asdict(), name=f"conv{len(rows)}")(y)
         return self.last_norm(y, train, f"bn{len(rows)}")
+
+    def attended(self, y: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """Applies the attention at the end of the branch, if the block has one."""
+        return y if self.attention is None else self.attention(name="se")(y)
 
     def last_norm(
         self, y: Float[Array, "n h w c"], train: bool, name: str
@@ -233,17 +232,18 @@ class ResidualBlock(nn.Module):
 class Downsample(nn.Module):
     """The shortcut of a pre-activation stage's first block, without a norm of its own.
 
-    Named as in timm's `downsample.conv`.
+    Named as in timm's `downsample.conv`. Attributes are those of `Projection`.
     """
 
     features: int
     stride: int
     averaged: bool
     conv: Callable[..., nn.Module]
+    dilated: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
-        if self.averaged and self.stride != 1:
+        if self.averaged and (self.stride != 1 or self.dilated):
             x = shrink_average(x, self.stride)
         stride = 1 if self.averaged else self.stride
         y: jax.Array = self.conv(self.features, kernel_size=1, stride=stride, name="conv")(x)
@@ -296,104 +296,3 @@ class PreActivationBlock(nn.Module):
         if self.stochastic:
             y = drop_path(self, y, drop_rate, train)
         return x + y
-
-
-class Stage(nn.Module):
-    """The blocks of one width.
-
-    Attributes:
-      first: makes the first block, which may change the shape.
-      rest: makes each further block, which keeps the shape.
-      pruned: for each block, the widths of its convolutions, if they differ from block to block;
-        such blocks can't be scanned.
-      drop_rates: rate of stochastic depth of each block.
-      scan: trace the blocks after the first only once, under `nn.scan`, so that compile time does
-        not grow with depth.
-      remat: recompute a block's activations in the backward pass instead of keeping them.
-    """
-
-    first: Callable[..., nn.Module]
-    rest: Callable[..., nn.Module]
-    drop_rates: tuple[float, ...]
-    scan: bool = False
-    remat: bool = False
-    pruned: tuple[tuple[int, ...], ...] = ()
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
-        if self.pruned:
-            for i, (rate, widths) in enumerate(zip(self.drop_rates, self.pruned, strict=True)):
-                block = (self.rest if i else self.first)(pruned=widths, name=str(i))
-                x = self.call(block, x, train, rate)
-            return x
-        x = self.call(self.first(name="0"), x, train, self.drop_rates[0])
-        if self.scan and len(self.drop_rates) > 2:
-            rates = jnp.asarray(self.drop_rates[1:], jnp.float32)
-            scanned: Callable[..., tuple[jax.Array, None]] = nn.scan(
-                lambda block, carry, rate: (self.call(block, carry, train, rate, True), None),
-                variable_axes={"params": 0, "batch_stats": 0},
-                split_rngs={"params": True, "dropout": True},
-                length=len(rates),
-            )
-            return scanned(self.rest(name=SCANNED), x, rates)[0]
-        for i, rate in enumerate(self.drop_rates[1:], 1):
-            x = self.call(self.rest(name=str(i)), x, train, rate)
-        return x
-
-    def call(
-        self,
-        block: nn.Module,
-        x: Float[Array, "n h w c"],
-        train: bool,
-        rate: Any,
-        scanned: bool = False,
-    ) -> Float[Array, "n h2 w2 k"]:
-        """Calls a block, rematerialised if `remat` is set.
-
-        Outside of a scan, `prevent_cse` adds barriers; without them the compiler reuses the
-        activations of the forward pass. In a scan it can't, since forward and backward pass are
-        loops of their own.
-        """
-        y: jax.Array
-        if not self.remat:
-            y = block(x, train, rate)
-            return y
-        recomputed: Callable[..., jax.Array] = nn.remat(
-            lambda block, x, rate: block(x, train, rate), prevent_cse=not scanned
-        )
-        return recomputed(block, x, rate)
-
-
-def unstack_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Splits every scanned stage of `variables` into blocks named by index.
-
-    Other stages are left unchanged. `variables` may be any part of a network's variables.
-    """
-    result: dict[str, Any] = {}
-    for name, value in variables.items():
-        if name == SCANNED:
-            for i in range(jax.tree.leaves(value)[0].shape[0]):
-                result[str(i + 1)] = jax.tree.map(lambda leaf, i=i: leaf[i], value)
-        else:
-            result[name] = unstack_blocks(value) if isinstance(value, Mapping) else value
-    return result
-
-
-def stack_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Stacks the blocks of each stage for a network with `scan_blocks=True`.
-
-    The inverse of `unstack_blocks`. Stages of fewer than three blocks are left unchanged.
-    """
-    result = {
-        name: stack_blocks(value) if isinstance(value, Mapping) else value
-        for name, value in variables.items()
-    }
-    if result.keys() != {str(i) for i in range(len(result))} or len(result) < 3:
-        return result
-    blocks = [result[str(i)] for i in range(1, len(result))]
-    alike = len({str(jax.tree.map(jnp.shape, block)) for block in blocks}) == 1
-    if not alike or not isinstance(
-        blocks[0], dict
-    ):  # pruned widths, or arrays that are named by numbers
-        return result
-    return {"0": result["0"], SCANNED: jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}

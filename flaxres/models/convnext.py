@@ -12,89 +12,45 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
-from jax import lax
 from jaxtyping import Array, Float
 
+from flaxres.errors import InputError
+from flaxres.models.activations import ACTIVATIONS
 from flaxres.models.attention import rounded
-from flaxres.models.blocks import Stage
+from flaxres.models.channel_norms import GlobalResponseNorm, LayerNorm, SimpleNorm
 from flaxres.models.network import Nested, Network, Stages
+from flaxres.models.stage import Stage
 from flaxres.models.stochastic import Dropout, drop_path
-from flaxres.ops.norm import at_least_float32, by_channel
+from flaxres.ops.norm import by_channel
 
-STEMS = ("patch", "overlap", "overlap_tiered")
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "stem": ("patch", "overlap", "overlap_tiered", "overlap_activated"),
+    "norm_kind": ("layer", "simple"),
+    "activation": tuple(ACTIVATIONS),
+    "output_stride": (8, 16, 32),
+}
 # Liu et al. 2022, appendix A.1; their truncated normal ends at a hundred deviations.
 normal_02 = nn.initializers.normal(0.02)
 
 
-class LayerNorm(nn.Module):
-    """Layer normalisation (Ba et al. 2016) over the channels of each pixel, in float32 or wider.
-
-    Call: `(..., C)` -> the same shape in `dtype`.
-    """
-
-    epsilon: float = 1e-6
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*shape c"]) -> Float[Array, "*shape c"]:
-        wide = at_least_float32(self.param_dtype)
-        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:], self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:], self.param_dtype)
-        y = x.astype(wide)
-        mean, var = y.mean(-1, keepdims=True), y.var(-1, keepdims=True)
-        y = (y - mean) * lax.rsqrt(var + self.epsilon)
-        return (y * by_channel(scale.astype(wide), y) + by_channel(bias.astype(wide), y)).astype(
-            self.dtype
-        )
-
-
-class GlobalResponseNorm(nn.Module):
-    """Global response normalisation (Woo et al. 2023, section 3.2, algorithm 1).
-
-    A channel's weight is its norm over all pixels, divided by the mean of these norms over the
-    channels.
-
-    Call: `(N, H, W, C)` -> the same shape in `dtype`.
-    """
-
-    epsilon: float = 1e-6
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        wide = at_least_float32(self.param_dtype)
-        zeros = nn.initializers.zeros_init()
-        scale, bias = (
-            by_channel(self.param(name, zeros, x.shape[-1:], self.param_dtype).astype(wide), x)
-            for name in ("scale", "bias")
-        )
-        y = x.astype(wide)
-        squares = jnp.square(y).sum((1, 2), keepdims=True)
-        # The root has no gradient at zero.
-        positive = squares > 0
-        norms = jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
-        weights = norms / (norms.mean(-1, keepdims=True) + self.epsilon)
-        return (y + y * weights * scale + bias).astype(self.dtype)
-
-
 class Mlp(nn.Module):
-    """Two dense layers with a GELU between them; layers have timm's names.
+    """Two dense layers with an activation between them; layers have timm's names.
 
     Attributes:
       dense: makes a layer of a number of channels.
       inner: channels between the two.
-      response_norm: `GlobalResponseNorm` after the GELU, or None.
+      response_norm: `GlobalResponseNorm` after the activation, or None.
+      activation: by name.
     """
 
     dense: Callable[..., nn.Module]
     inner: int
     response_norm: Callable[..., nn.Module] | None
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        inner = nn.gelu(self.dense(self.inner, name="fc1")(x), approximate=False)
+        inner = ACTIVATIONS[self.activation](self.dense(self.inner, name="fc1")(x))
         if self.response_norm is not None:
             inner = self.response_norm(name="grn")(inner)
         y: jax.Array = self.dense(x.shape[-1], name="fc2")(inner)
@@ -102,7 +58,7 @@ class Mlp(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """A 7x7 depthwise convolution and an MLP at each pixel (Liu et al. 2022, figure 4).
+    """A depthwise convolution and an MLP at each pixel (Liu et al. 2022, figure 4).
 
     Attributes:
       features: channels.
@@ -110,7 +66,8 @@ class ConvNeXtBlock(nn.Module):
       layer_scale: initial value of the branch's scales by channel (Touvron et al. 2021, section 2);
         None leaves them out.
       conv, dense, norm: layers with their dtypes bound; `dense` is that of the MLP.
-      response_norm: see `Mlp`.
+      response_norm, activation: see `Mlp`.
+      kernel_size: of the depthwise convolution.
       stochastic: use `drop_rate`, an argument of the call.
 
     Call: `(N, H, W, features)` -> the same shape.
@@ -123,6 +80,8 @@ class ConvNeXtBlock(nn.Module):
     dense: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
     response_norm: Callable[..., nn.Module] | None = None
+    activation: str = "gelu"
+    kernel_size: int = 7
     stochastic: bool = False
     param_dtype: Dtype = jnp.float32
 
@@ -132,13 +91,14 @@ class ConvNeXtBlock(nn.Module):
     ) -> Float[Array, "n h w c"]:
         depthwise = self.conv(
             self.features,
-            kernel_size=7,
+            kernel_size=self.kernel_size,
             groups=self.features,
             dilation=self.dilation,
             name="conv_dw",
         )
         y = self.norm(name="norm")(depthwise(x))
-        y = Mlp(self.dense, 4 * self.features, self.response_norm, name="mlp")(y)
+        mlp = Mlp(self.dense, 4 * self.features, self.response_norm, self.activation, name="mlp")
+        y = mlp(y)
         if self.layer_scale is not None:
             init = nn.initializers.constant(self.layer_scale)
             gamma = self.param("gamma", init, (self.features,), self.param_dtype)
@@ -199,6 +159,7 @@ class Stem(nn.Module):
     width: int
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
+    activation: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
@@ -207,9 +168,15 @@ class Stem(nn.Module):
             x = self.conv(self.width, kernel_size=4, stride=4, padding=(0, 0), name="0")(x)
             y = self.norm(name="1")(x)
             return y
-        first = self.width if self.kind == "overlap" else rounded(self.width // 2, share=0.9)
+        tiered = self.kind == "overlap_tiered"
+        first = rounded(self.width // 2, share=0.9) if tiered else self.width
         x = self.conv(first, kernel_size=3, stride=2, name="0")(x)
-        y = self.norm(name="2")(self.conv(self.width, kernel_size=3, stride=2, name="1")(x))
+        activated = self.kind == "overlap_activated"
+        x = ACTIVATIONS[self.activation](x) if activated else x
+        names = ("2", "3") if activated else ("1", "2")
+        y = self.norm(name=names[1])(
+            self.conv(self.width, kernel_size=3, stride=2, name=names[0])(x)
+        )
         return y
 
 
@@ -254,7 +221,7 @@ class ConvNeXt(Network):
       depths: blocks in each stage.
       widths: channels of each stage; stages after the first halve the resolution.
       stem: 'patch' is a 4x4/4 convolution, 'overlap' two 3x3/2; 'overlap_tiered' makes the first
-        of them half as wide.
+        of them half as wide, 'overlap_activated' puts an activation between them.
       convolutions: the MLPs are 1x1 convolutions, and not dense layers. The function is the same;
         timm's weights of small networks have these shapes.
       layer_scale: initial value of each branch's scales by channel; None leaves them out (V2).
@@ -262,6 +229,9 @@ class ConvNeXt(Network):
       norm_first: normalise the last map before the global pooling, and not its means.
       hidden: width of a dense layer before the classes; 0 leaves it out.
       epsilon: of the layer norms.
+      norm_kind: 'layer', or 'simple' (`SimpleNorm`).
+      activation: 'gelu', 'gelu_tanh', 'silu' or 'relu'.
+      kernel_size: of the depthwise convolutions, odd, or one for those of each stage.
       output_stride: 32, or 16 or 8 with dilated convolutions in the last stages.
 
     Called as `ResNet` is. Without batch norm there are no `batch_stats`.
@@ -278,7 +248,7 @@ class ConvNeXt(Network):
     """
 
     # Attributes that change the function and none of the leaves.
-    BEYOND_LEAVES: ClassVar[tuple[str, ...]] = ("epsilon", "output_stride")
+    BEYOND_LEAVES: ClassVar[tuple[str, ...]] = ("epsilon", "activation", "output_stride")
 
     depths: tuple[int, ...] = (3, 3, 9, 3)
     widths: tuple[int, ...] = (96, 192, 384, 768)
@@ -289,18 +259,24 @@ class ConvNeXt(Network):
     norm_first: bool = False
     hidden: int = 0
     epsilon: float = 1e-6
+    norm_kind: str = "layer"
+    activation: str = "gelu"
+    kernel_size: int | tuple[int, ...] = 7
     output_stride: int = 32
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "n h w c"], train: bool = False, features: bool = False
     ) -> Any:
-        self.check(images, stem=(self.stem, STEMS), output_stride=(self.output_stride, (8, 16, 32)))
+        choices = {name: (getattr(self, name), allowed) for name, allowed in CHOICES.items()}
+        self.check(images, **choices)
         self.check_stages(self.depths, self.widths)
+        sizes = self.kernel_sizes()
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = self.conv(use_bias=True, kernel_init=normal_02)
-        norm = functools.partial(LayerNorm, self.epsilon, **dtypes)
-        x = Stem(self.stem, self.widths[0], conv, norm, name="stem")(images)
+        kind = SimpleNorm if self.norm_kind == "simple" else LayerNorm
+        norm = functools.partial(kind, self.epsilon, **dtypes)
+        x = Stem(self.stem, self.widths[0], conv, norm, self.activation, name="stem")(images)
         maps: dict[str, jax.Array] = {"stem": x}
         block = functools.partial(
             ConvNeXtBlock,
@@ -313,6 +289,7 @@ class ConvNeXt(Network):
             response_norm=functools.partial(GlobalResponseNorm, **dtypes)
             if self.response_norm
             else None,
+            activation=self.activation,
             stochastic=self.stochastic_depth > 0,
             param_dtype=self.param_dtype,
         )
@@ -320,7 +297,8 @@ class ConvNeXt(Network):
         rows = zip(self.widths, self.drop_rates(self.depths), self.stage_strides(), strict=True)
         for width, rates, (stride, (previous, dilation)) in rows:
             downsampling = functools.partial(Downsampling, width, stride, previous, conv, norm)
-            same = functools.partial(block, width, dilation)
+            size = sizes[len(stages)]
+            same = functools.partial(block, width, dilation, kernel_size=size)
             blocks = functools.partial(Stage, same, same, rates, self.scan_blocks, self.remat)
             stages.append(
                 functools.partial(ConvNeXtStage, downsampling if stages else None, blocks)
@@ -332,13 +310,28 @@ class ConvNeXt(Network):
         wide: dict[str, Any] = dtypes | {"dtype": pooled.dtype}
         hidden = functools.partial(nn.Dense, self.hidden, kernel_init=normal_02, **wide)
         maps["pooled"], logits = Head(
-            None if self.norm_first else functools.partial(LayerNorm, self.epsilon, **wide),
+            None if self.norm_first else functools.partial(kind, self.epsilon, **wide),
             hidden if self.hidden else None,
             self.dropout,
             self.classifier(pooled.dtype) if self.num_classes else None,
             name="head",
         )(pooled, train)
         return maps if features else logits
+
+    def kernel_sizes(self) -> tuple[int, ...]:
+        """Returns the kernel size of each stage's depthwise convolutions.
+
+        Raises:
+          InputError: one is not odd, or there is not one for each stage.
+        """
+        one = self.kernel_size
+        sizes = (one,) * len(self.depths) if isinstance(one, int) else tuple(one)
+        if len(sizes) != len(self.depths) or not all(size > 0 and size % 2 for size in sizes):
+            raise InputError(
+                f"kernel_size (={self.kernel_size}): the rule is an odd number, or one for each "
+                f"of the {len(self.depths)} stages"
+            )
+        return sizes
 
     @property
     def head_kernel_init(self) -> Initializer:

@@ -5,6 +5,7 @@ explicit and symmetric, as in PyTorch: Flax's 'SAME' pads one side only at strid
 trained elsewhere would not fit. How each operation is computed on a platform is in `flaxres.ops`.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -15,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from flaxres.errors import InputError
+from flaxres.models.activations import ACTIVATIONS, relu
 from flaxres.ops import kept
 from flaxres.ops.convolution import convolution
 from flaxres.ops.grouped import grouped_convolution
@@ -35,11 +37,6 @@ he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 head_init = nn.initializers.normal(0.01)
 
 
-def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Computes `max(x, 0)`."""
-    return kept.keep(kept.relu(x))
-
-
 class Conv(nn.Module):
     """A square 2-D convolution, padded by `dilation * (kernel_size // 2)` on every side by default.
 
@@ -52,6 +49,9 @@ class Conv(nn.Module):
       padding: pixels before and after, on both axes, in place of the default.
       standardise: epsilon of weight standardisation (Qiao et al. 2019, eq. 2 and 3); None turns
         it off.
+      gamma: multiplies the standardised kernel by this number over the root of its fan in, and by
+        a learned `gain` for each output (Brock et al. 2021, "Characterizing signal propagation",
+        eq. 1); None does neither.
       dtype: dtype of the computation and the result.
       param_dtype: dtype of the parameters.
 
@@ -69,10 +69,12 @@ class Conv(nn.Module):
     use_bias: bool = False
     padding: tuple[int, int] | None = None
     standardise: float | None = None
+    gamma: float | None = None
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
     kernel_init: Initializer = he_fan_out
     bias_init: Initializer = nn.initializers.zeros_init()
+    gain_init: Initializer = nn.initializers.ones_init()
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
@@ -87,6 +89,9 @@ class Conv(nn.Module):
         if self.standardise is not None:
             mean, var = (f((0, 1, 2), keepdims=True) for f in (kernel.mean, kernel.var))
             kernel = (kernel - mean) * lax.rsqrt(var + self.standardise)
+        if self.gamma is not None:
+            gain = self.param("gain", self.gain_init, shape[-1:], self.param_dtype)
+            kernel = kernel * by_channel(gain * (self.gamma * math.prod(shape[:3]) ** -0.5), kernel)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         pad = self.dilation * (size // 2)
         usual = size % 2 and self.stride <= 2 and self.padding in (None, (pad, pad))
@@ -318,8 +323,18 @@ def norm_relu(norm: nn.Module, x: Float[Array, "n h w c"], train: bool) -> Float
     return relu(norm(x, not train))
 
 
+def norm_act(
+    norm: nn.Module, x: Float[Array, "n h w c"], train: bool, activation: str | None
+) -> Float[Array, "n h w c"]:
+    """Computes a norm and an activation by name, or no activation; see `norm_relu`."""
+    if activation == "relu":
+        return norm_relu(norm, x, train)
+    y: jax.Array = norm(x, use_running_average=not train)
+    return y if activation is None else ACTIVATIONS[activation](y)
+
+
 class ConvNorm(nn.Module):
-    """A convolution, a norm and, with `rectified`, a ReLU; layers are named `conv` and `bn`."""
+    """A convolution, a norm and an activation or None; layers are named `conv` and `bn`."""
 
     features: int
     conv: Callable[..., nn.Module]
@@ -328,7 +343,7 @@ class ConvNorm(nn.Module):
     stride: int = 1
     groups: int = 1
     dilation: int = 1
-    rectified: bool = True
+    activation: str | None = "relu"
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
@@ -340,10 +355,7 @@ class ConvNorm(nn.Module):
             dilation=self.dilation,
             name="conv",
         )(x)
-        if self.rectified:
-            return norm_relu(self.norm(name="bn"), y, train)
-        result: jax.Array = self.norm(name="bn")(y, use_running_average=not train)
-        return result
+        return norm_act(self.norm(name="bn"), y, train, self.activation)
 
 
 def norm_relu_pool(

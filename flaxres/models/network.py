@@ -18,7 +18,11 @@ from flaxres.models.stochastic import Dropout
 from flaxres.ops.norm import at_least_float32
 
 # The meaning of 0 for whole numbers of networks; all others are at least 1.
-ZERO = {"num_classes": "returns pooled features", "hidden": "leaves the layer out"}
+ZERO = {
+    "num_classes": "returns pooled features",
+    "hidden": "leaves the layer out",
+    "last_width": "leaves the layer out",
+}
 
 
 class Nested(nn.Module):

@@ -12,7 +12,7 @@ from flax import linen as nn
 MARK = "layer:"
 
 # Names of the layer of the classes; a head may have layers before it.
-CLASSIFIERS = ("fc", "linear", "classifier", "head", "head.fc")
+CLASSIFIERS = ("fc", "linear", "classifier", "head", "head.fc", "head.proj", "last_linear")
 
 Shapes = dict[str, tuple[int, ...]]
 """Shape of the output of each layer, by the layer's name; "" is the network itself."""

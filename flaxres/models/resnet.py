@@ -13,10 +13,11 @@ from jaxtyping import Array, Float
 
 from flaxres.errors import InputError, unknown
 from flaxres.models.attention import EfficientChannelAttention, SqueezeExcite
-from flaxres.models.blocks import EXPANSION, ResidualBlock, Stage
+from flaxres.models.blocks import EXPANSION, ResidualBlock
 from flaxres.models.layers import norm_relu, norm_relu_pool
 from flaxres.models.network import Network
 from flaxres.models.pooling import anti_alias_pool
+from flaxres.models.stage import Stage
 from flaxres.ops.pool import max_pool
 
 STEMS = ("standard", "small", "deep", "deep_tiered")
@@ -244,12 +245,8 @@ class ResNet(Network):
         An average of two pixels drops an odd last one, which the shortcut keeps. A blur reflects
         the pixel beside an edge, so there must be two.
         """
-        if self.stem != "small":
-            side = -(-side // 2)
-            if self.anti_alias == "blur" and not self.stem_convolution and side < 2:
-                return None
-            drops = self.anti_alias == "average" and not self.stem_convolution
-            side = side // 2 if drops else -(-side // 2)
+        if (side := self.stem_extent(side)) < 1:
+            return None
         result = []
         for stride, (previous, dilation) in self.stage_strides():
             if self.anti_alias == "blur" and (stride, previous) != (1, dilation) and side < 2:
@@ -259,6 +256,16 @@ class ResNet(Network):
             side = -(-side // stride)
             result.append(side)
         return result if side else None
+
+    def stem_extent(self, side: int) -> int:
+        """Returns the extent of the map after the stem, below 1 for a side that it can't take."""
+        if self.stem == "small":
+            return side
+        side = -(-side // 2)
+        if self.anti_alias == "blur" and not self.stem_convolution and side < 2:
+            return 0
+        drops = self.anti_alias == "average" and not self.stem_convolution
+        return side // 2 if drops else -(-side // 2)
 
     def stem_maps(
         self,

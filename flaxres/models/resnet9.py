@@ -11,9 +11,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from flaxres.errors import InputError
-from flaxres.models.blocks import ResidualBlock, Stage
+from flaxres.models.blocks import ResidualBlock
 from flaxres.models.layers import norm_relu
 from flaxres.models.network import Network
+from flaxres.models.stage import Stage
 from flaxres.ops.pool import max_pool
 
 

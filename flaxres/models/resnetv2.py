@@ -11,9 +11,10 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from flaxres.models.blocks import EXPANSION, PreActivationBlock, Stage
+from flaxres.models.blocks import EXPANSION, PreActivationBlock
 from flaxres.models.layers import head_init, norm_relu
 from flaxres.models.network import Nested, Network, Stages
+from flaxres.models.stage import Stage
 from flaxres.models.stochastic import Dropout
 from flaxres.ops.pool import max_pool
 

@@ -117,7 +117,7 @@ class SelectiveKernelBlock(ResidualBlock):
             y = layer(width, name="conv1")(x, train)
             y = selective(width, name="conv2")(y, train)
             last = functools.partial(layer, name="conv3")
-        return last(EXPANSION[self.kind] * self.width, rectified=False)(y, train)
+        return last(EXPANSION[self.kind] * self.width, activation=None)(y, train)
 
 
 class SKNet(ResNet):

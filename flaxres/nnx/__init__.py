@@ -53,8 +53,11 @@ from flaxres.nnx.named import (
 )
 from flaxres.nnx.network import Network as Network
 from flaxres.nnx.networks import (
+    CLIPResNet as CLIPResNet,
     ConvNeXt as ConvNeXt,
     DenseNet as DenseNet,
+    LegacySENet as LegacySENet,
+    NFNet as NFNet,
     RegNet as RegNet,
     Res2Net as Res2Net,
     ResNeSt as ResNeSt,

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn, nnx
 
 from flaxres.errors import InputError
-from flaxres.models.blocks import SCANNED
 from flaxres.models.layers import BatchNorm
+from flaxres.models.stage import SCANNED
 from flaxres.nnx._definition import DETERMINISTIC, RUNNING_AVERAGE, Definition, Path
 from flaxres.ops.norm import Form
 

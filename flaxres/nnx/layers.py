@@ -17,20 +17,25 @@ from flaxres.errors import InputError
 from flaxres.models import (
     attention,
     blocks,
+    channel_norms,
+    clip,
     convnext,
     densenet,
     layers,
     network,
+    nfnet,
     regnet,
     res2net,
     resnest,
     resnet,
     resnet9,
     resnetv2,
+    senet,
     sknet,
+    stage,
     stochastic,
 )
-from flaxres.models.blocks import SCANNED
+from flaxres.models.stage import SCANNED
 from flaxres.nnx._call import Call, Randomness, is_defined_by, require_replaceable
 from flaxres.nnx._definition import Definition
 
@@ -226,8 +231,17 @@ PathAttention = _like(sknet.PathAttention)
 SelectiveKernel = _like(sknet.SelectiveKernel)
 SelectiveKernelBlock = _like(sknet.SelectiveKernelBlock)
 RegNetBlock = _like(regnet.RegNetBlock)
-LayerNorm = _like(convnext.LayerNorm)
-GlobalResponseNorm = _like(convnext.GlobalResponseNorm)
+PreActivationRegNetBlock = _like(regnet.PreActivationRegNetBlock)
+NormFreeStem = _like(nfnet.NormFreeStem)
+NormFreeBlock = _like(nfnet.NormFreeBlock)
+LegacyStem = _like(senet.LegacyStem)
+LegacyBlock = _like(senet.LegacyBlock)
+AveragingStem = _like(clip.AveragingStem)
+PooledBottleneck = _like(clip.PooledBottleneck)
+AttentionPool = _like(clip.AttentionPool)
+LayerNorm = _like(channel_norms.LayerNorm)
+SimpleNorm = _like(channel_norms.SimpleNorm)
+GlobalResponseNorm = _like(channel_norms.GlobalResponseNorm)
 Mlp = _like(convnext.Mlp)
 ConvNeXtBlock = _like(convnext.ConvNeXtBlock)
 Downsampling = _like(convnext.Downsampling, Indexed)
@@ -236,7 +250,7 @@ ConvNeXtStem = _like(convnext.Stem, Indexed, name="ConvNeXtStem")
 Head = _like(convnext.Head)
 Downsample = _like(blocks.Downsample)
 PreActivationBlock = _like(blocks.PreActivationBlock)
-Stage = _like(blocks.Stage, Indexed)
+Stage = _like(stage.Stage, Indexed)
 PooledConvolution = _like(resnet9.PooledConvolution)
 Stem = _like(resnetv2.Stem)
 Nested = _like(network.Nested)

@@ -1,15 +1,18 @@
 """The networks as modules of Flax's NNX."""
 
 from flaxres.models import (
+    clip,
     convnext,
     densenet,
     network,
+    nfnet,
     regnet,
     res2net,
     resnest,
     resnet,
     resnet9,
     resnetv2,
+    senet,
     sknet,
 )
 from flaxres.nnx.layers import CLASSES
@@ -160,9 +163,58 @@ class ConvNeXt(Network):
     of = convnext.ConvNeXt
 
 
-NETWORKS: dict[type[network.Network], type[Network]] = {
-    made.of: made
-    for made in (ResNet, ResNetV2, ResNet9, DenseNet, Res2Net, ResNeSt, SKNet, RegNet, ConvNeXt)
-}
+class NFNet(Network):
+    """`flaxres.NFNet` as a module of Flax's NNX.
+
+    Attributes, arguments and the call are those of `flaxres.nnx.network.Network`.
+
+    Examples:
+      >>> import flaxres.nnx
+      >>> from flax import nnx
+      >>> model = nnx.eval_shape(lambda: flaxres.nnx.NFNet(rngs=nnx.Rngs(0)))
+      >>> model.stages[0][0].conv2b.gain.shape
+      (128,)
+    """
+
+    of = nfnet.NFNet
+
+
+class CLIPResNet(Network):
+    """`flaxres.CLIPResNet` as a module of Flax's NNX.
+
+    Attributes, arguments and the call are those of `flaxres.nnx.network.Network`.
+
+    Examples:
+      >>> import flaxres.nnx
+      >>> from flax import nnx
+      >>> model = nnx.eval_shape(lambda: flaxres.nnx.CLIPResNet(rngs=nnx.Rngs(0)))
+      >>> model.head.pos_embed.shape
+      (50, 2048)
+    """
+
+    of = clip.CLIPResNet
+
+
+class LegacySENet(Network):
+    """`flaxres.LegacySENet` as a module of Flax's NNX.
+
+    Attributes, arguments and the call are those of `flaxres.nnx.network.Network`.
+
+    Examples:
+      >>> import flaxres.nnx
+      >>> from flax import nnx
+      >>> model = nnx.eval_shape(lambda: flaxres.nnx.LegacySENet(rngs=nnx.Rngs(0)))
+      >>> model.layer1[0].se_module.fc1.kernel.shape
+      (1, 1, 256, 16)
+    """
+
+    of = senet.LegacySENet
+
+
+MADE: tuple[type[Network], ...] = (
+    *(ResNet, ResNetV2, ResNet9, DenseNet, Res2Net, ResNeSt, SKNet),
+    *(RegNet, ConvNeXt, NFNet, CLIPResNet, LegacySENet),
+)
+NETWORKS: dict[type[network.Network], type[Network]] = {made.of: made for made in MADE}
 for _linen, _network in NETWORKS.items():
     CLASSES[_linen] = _network

@@ -12,7 +12,7 @@ import optax
 import optax.contrib
 
 from flaxres.config.schema import OptimConfig
-from flaxres.models.blocks import SCANNED
+from flaxres.models.stage import SCANNED
 
 
 def learning_rate(config: OptimConfig, steps: int, steps_per_epoch: float) -> optax.Schedule:

@@ -23,7 +23,7 @@ from flaxres.paths import expanded
 from flaxres.weights.card import Card, from_metadata, require_same_function
 from flaxres.weights.files import read
 from flaxres.weights.hub_folder import CONFIG, WEIGHTS, attributes_by_argument
-from flaxres.weights.tags import TRAINED, pretrained_info
+from flaxres.weights.tags import TRAINED, Pretrained, pretrained_info
 from flaxres.weights.transfer import variables_from_torch, without_classes
 
 RESOLUTIONS = ("input", "test")
@@ -113,8 +113,10 @@ def load_pretrained(
     if resolution not in RESOLUTIONS:
         raise unknown("resolution", resolution, RESOLUTIONS)
     origin, file = _located(tag, revision, cache_dir)
-    settings = _read_settings(origin, file(CONFIG), resolution)
-    path = file(WEIGHTS)
+    if file is None:
+        settings, path = _settings_of(pretrained_info(tag), resolution), downloaded(origin)
+    else:
+        settings, path = _read_settings(origin, file(CONFIG), resolution), file(WEIGHTS)
     num_classes = settings.num_classes if num_classes is None else num_classes
     attributes = settings.attributes | attributes
     model = create_model(settings.architecture, num_classes=num_classes, **attributes)
@@ -131,12 +133,13 @@ def _preprocess(
     settings: _Settings, card: Card, origin: str, path: pathlib.Path
 ) -> PretrainedPreprocess:
     """Returns the preprocessing of weights with their origin."""
+    local = _is_address(origin) or path == expanded(origin) / WEIGHTS
     preset = dataclasses.asdict(settings.preprocess)
     preset |= {"exif": (card.preprocess or preset)["exif"]}  # timm knows no EXIF
     return PretrainedPreprocess(
         **preset,
         repository=origin,
-        revision="" if path == expanded(origin) / WEIGHTS else path.parent.name,
+        revision="" if local else path.parent.name,
         sha256=digests.file_digest(path),
         classes=settings.classes,
         multi_label=card.multi_label,
@@ -145,8 +148,11 @@ def _preprocess(
 
 def _located(
     tag: str, revision: str | None, cache_dir: str | None
-) -> tuple[str, Callable[[str], pathlib.Path]]:
-    """Returns the folder or repository that a name stands for, and what finds its files."""
+) -> tuple[str, Callable[[str], pathlib.Path] | None]:
+    """Returns the folder, repository or address that a name stands for, and what finds its files.
+
+    At an address there is one file.
+    """
     folder = tag.removeprefix("local-dir:")
     if folder != tag or expanded(folder).is_dir():
         return folder, functools.partial(_in_folder, folder)
@@ -154,6 +160,10 @@ def _located(
     if not repository:
         folder = str(TRAINED / tag)
         return folder, functools.partial(_in_folder, folder)
+    if _is_address(repository):
+        if revision is not None:
+            raise InputError(f"{tag!r} is a file at {repository}: it has no revision {revision!r}")
+        return repository, None
     return repository, functools.partial(fetch, repository, revision=revision, cache_dir=cache_dir)
 
 
@@ -172,6 +182,32 @@ def _repository(tag: str) -> str:
     """Returns the repository that a name of weights stands for, '' for a folder of the package."""
     name = tag.removeprefix("hf-hub:").removeprefix("hf_hub:")
     return name if "/" in name else pretrained_info(name).repository
+
+
+def _is_address(repository: str) -> bool:
+    return repository.startswith(("http://", "https://"))
+
+
+def downloaded(address: str) -> pathlib.Path:
+    """Returns the path of a file of weights in the user's cache, downloaded if it is not there.
+
+    Its name ends with the first digits of its SHA-256, as PyTorch's hub names files.
+
+    Raises:
+      InputError: it can't be downloaded, or has another SHA-256.
+    """
+    from flaxres.data._download import download
+
+    digest = pathlib.PurePosixPath(address).stem.rpartition("-")[2]
+    return download(address, digest, "read it with load_weights")
+
+
+def _settings_of(row: Pretrained, resolution: str) -> _Settings:
+    """Returns the settings of weights without a config.json, from the table."""
+    size = 3 * (row.input_size,)
+    tested = {"test_input_size": 3 * (row.test_input_size,), "test_crop_pct": row.test_crop_pct}
+    preset = preprocessing(dataclasses.asdict(row) | tested | {"input_size": size}, resolution)
+    return _Settings(row.architecture, row.num_classes, preset, (), {})
 
 
 def _read_settings(origin: str, path: pathlib.Path, resolution: str) -> _Settings:

@@ -1,7 +1,8 @@
 """Names and axes of arrays in PyTorch and in flaxres, and prefixes of names such as `module.`.
 
 Modules have the same names in both (see `flaxres.models.outputs.in_torch`), so only the last word
-and the axes differ. Convolutions are OIHW in PyTorch and HWIO here, dense layers OI and IO.
+and the axes differ. Convolutions are OIHW in PyTorch and HWIO here, dense layers OI and IO; a
+convolution's gains have its kernel's four axes there.
 `num_batches_tracked` counts PyTorch's steps; nothing here uses it.
 """
 
@@ -20,6 +21,9 @@ LEAVES = {
     "bias": "bias",
     "v": "v",
     "gamma": "gamma",
+    "gain": "gain",
+    "skipinit_gain": "skipinit_gain",
+    "pos_embed": "pos_embed",
     "mean": "running_mean",
     "var": "running_var",
 }
@@ -73,6 +77,8 @@ def to_torch(path: Path, array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray,
       >>> to_torch(("params", "conv1", "kernel"), np.zeros((7, 7, 3, 64))).shape
       (64, 3, 7, 7)
     """
+    if path[-1] == "gain":
+        return array.reshape(-1, 1, 1, 1)
     if path[-1] != "kernel":
         return array
     return np.ascontiguousarray(array.transpose(AXES[array.ndim]))
@@ -93,6 +99,8 @@ def from_torch(
       >>> from_torch(("params", "fc", "kernel"), np.zeros((10, 64, 1, 1)), ndim=2).shape
       (64, 10)
     """
+    if path[-1] == "gain":
+        return array.reshape(-1)
     if path[-1] != "kernel":
         return array
     if array.ndim == 2 and ndim == 4:

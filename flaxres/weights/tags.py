@@ -25,13 +25,14 @@ TORCHVISION = re.compile(r"\w+_Weights\.\w+")
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """Pretrained weights that timm hosts on the Hugging Face hub, or that come with flaxres.
+    """Pretrained weights that timm hosts, or that come with flaxres.
 
     Attributes:
       tag: name of the weights, `architecture.source`.
       default: whether timm loads them for the bare name of the architecture.
       torchvision: torchvision's name of the same weights, '' if it has none.
-      repository: on the hub, `owner/name`; '' for weights that come with flaxres.
+      repository: on the Hugging Face hub, `owner/name`; or the address of a file; '' for weights
+        that come with flaxres.
       input_size, test_input_size: side of the images in pixels; the second is larger where timm
         recommends it for evaluation.
       crop_pct, test_crop_pct: share of the resized image's side that the crop keeps, at these

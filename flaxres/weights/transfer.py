@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Shaped
 
 from flaxres.errors import InputError
-from flaxres.models.blocks import stack_blocks, unstack_blocks
 from flaxres.models.network import Network
 from flaxres.models.outputs import CLASSIFIERS
+from flaxres.models.stage import stack_blocks, unstack_blocks
 from flaxres.weights import files
 from flaxres.weights.card import Card, from_metadata, require_same_function, to_metadata
 from flaxres.weights.files import Arrays
@@ -31,7 +31,7 @@ from flaxres.weights.names import (
 
 SHOWN = 3
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-HEADS = ("fc", "linear", "classifier", "head")
+HEADS = ("fc", "linear", "classifier", "head", "last_linear")
 
 
 class WeightsError(InputError):

@@ -1,4 +1,4 @@
-"""Networks with blocks of their own: Res2Net, ResNeSt, SKNet, RegNet and ConvNeXt."""
+"""Networks with blocks of their own: Res2Net, ResNeSt, SKNet, RegNet, ConvNeXt, NFNet, CLIP's."""
 
 import functools
 from typing import Any
@@ -10,14 +10,19 @@ import pytest
 
 import flaxres
 from flaxres.errors import InputError
-from flaxres.models.blocks import stack_blocks
-from flaxres.models.convnext import ConvNeXtBlock, GlobalResponseNorm, LayerNorm
+from flaxres.models.activations import relu
+from flaxres.models.channel_norms import GlobalResponseNorm, LayerNorm
+from flaxres.models.clip import PooledBottleneck
+from flaxres.models.convnext import ConvNeXtBlock
 from flaxres.models.network import Network
+from flaxres.models.nfnet import NormFreeBlock
 from flaxres.models.pooling import average_neighbours
 from flaxres.models.regnet import RegNetBlock, design
 from flaxres.models.res2net import MultiScaleBlock
 from flaxres.models.resnest import SplitAttention, SplitAttentionBlock
+from flaxres.models.senet import LegacyBlock
 from flaxres.models.sknet import PathAttention, SelectiveKernelBlock
+from flaxres.models.stage import stack_blocks
 from tests.models.test_variants import shapes
 
 RNG = np.random.default_rng(0)
@@ -36,17 +41,32 @@ NETWORKS: dict[str, Network] = {
         **SMALL, layer_scale=None, response_norm=True, convolutions=True, norm_first=True
     ),
     "regnety": flaxres.RegNet(**SMALL, stem_width=8, se_ratio=0.25),
+    "regnetv": flaxres.RegNet(**SMALL, stem_width=8, preactivation=True, activation="silu"),
+    "regnetz": flaxres.RegNet(**SMALL, stem_width=8, expansion=2, shortcut="none", linear=True),
+    "nfnet": flaxres.NFNet(
+        **SMALL, stem_width=8, group_width=4, last_width=8, skip_gain=True, same_padding=True
+    ),
+    "nf-regnet": flaxres.NFNet(
+        **SMALL, stem="single", stem_width=8, group_width=None, inverted=True, last_width=0
+    ),
+    "legacy": flaxres.LegacySENet(**SMALL, stem_width=8, block="basic"),
+    "clip": flaxres.CLIPResNet(**SMALL | {"widths": (64,)}, stem_width=8, image_size=32),
 }
 
-VARIANTS = ("resnest of one map", "sknext", "regnetx")
+VARIANTS = ("resnest of one map", "sknext", "regnetx", "regnetz", "nf-regnet")
 SHAPE = {"kind": "bottleneck", "width": 8, "stride": 1, "stochastic": True}
 BLOCKS: dict[str, Any] = {
     "res2net": functools.partial(MultiScaleBlock, **SHAPE),
     "resnest": functools.partial(SplitAttentionBlock, **SHAPE),
     "sknet": functools.partial(SelectiveKernelBlock, **SHAPE),
-    "regnet": functools.partial(RegNetBlock, 32, 8, 1, (1, 1), 4, stochastic=True),
+    "regnet": functools.partial(RegNetBlock, 32, 32, 4, 1, (1, 1), 4, stochastic=True),
     "convnext": lambda conv, norm: ConvNeXtBlock(
         32, 1, 0.1, conv, functools.partial(conv, kernel_size=1), LayerNorm, stochastic=True
+    ),
+    "legacy": functools.partial(LegacyBlock, **SHAPE),
+    "clip": functools.partial(PooledBottleneck, 32, 1, stochastic=True),
+    "nfnet": lambda conv, norm: NormFreeBlock(
+        32, 8, 1, 1, (1, 1), conv, relu, 0.2, stochastic=True
     ),
 }
 
@@ -81,7 +101,7 @@ def test_a_scanned_network_is_the_unrolled_one(name: str) -> None:
 
     logits, new = run(model, variables)
     scanned, stacked = run(model.clone(scan_blocks=True, remat=True), stack_blocks(variables))
-    assert "batch_stats" in new or isinstance(model, flaxres.ConvNeXt)
+    assert "batch_stats" in new or isinstance(model, flaxres.ConvNeXt | flaxres.NFNet)
     assert scanned.shape == (2, 3)
     np.testing.assert_allclose(scanned, logits, rtol=1e-4)
     jax.tree.map(
@@ -115,6 +135,16 @@ def test_stochastic_depth_drops_the_branch(name: str) -> None:
         ("convnext_tiny", {"stages.1.downsample.1.bias": (192,), "head.fc.bias": (1000,)}),
         ("convnextv2_atto", {"stages.0.blocks.1.mlp.grn.bias": (160,)}),
         ("convnext_large_mlp", {"head.pre_logits.fc.weight": (1536, 1536)}),
+        (
+            "regnetv_064",
+            {"s1.b1.downsample.1.weight": (1, 1, 32, 144), "stem.weight": (3, 3, 3, 32)},
+        ),
+        ("regnetz_040_h", {"final_conv.conv.weight": (1, 1, 528, 1536)}),
+        ("dm_nfnet_f0", {"stages.1.1.skipinit_gain": (), "stages.0.0.attn_last.fc1.bias": (128,)}),
+        ("nf_regnet_b0", {"final_conv.gain": (960,), "stages.0.0.attn.fc1.bias": (24,)}),
+        ("legacy_seresnet18", {"layer1.0.se_module.fc1.bias": (4,), "layer0.bn1.bias": (64,)}),
+        ("resnet50_clip", {"head.pos_embed": (50, 2048), "head.proj.bias": (1024,)}),
+        ("resnet50_clip", {"stages.1.0.shortcut.conv.bn.bias": (512,)}),
         ("regnety_002", {"s4.b7.se.fc1.weight": (1, 1, 368, 92), "head.fc.bias": (1000,)}),
     ],
 )
@@ -132,6 +162,18 @@ def test_layers_have_timms_names(name: str, expected: dict[str, tuple[int, ...]]
         (lambda: flaxres.ConvNeXt(stem="deep"), "unknown stem 'deep'"),
         (lambda: flaxres.RegNet(output_stride=4), "unknown output_stride '?4"),
         (lambda: flaxres.RegNet(widths=(20, 24, 32, 64), group_width=16), "change 20"),
+        (lambda: flaxres.RegNet(shortcut="average"), "unknown shortcut 'average'"),
+        (lambda: flaxres.RegNet(expansion=0.1), "change 152"),
+        (lambda: flaxres.RegNet(activation="elu"), "unknown activation 'elu'"),
+        (lambda: flaxres.NFNet(activation="gelu_tanh"), "unknown activation 'gelu_tanh'"),
+        (lambda: flaxres.NFNet(group_width=512), r"group_width \(=512\): .* at most the 128"),
+        (lambda: flaxres.NFNet(group_width=0), r"group_width \(=0\): the rule is at least 1"),
+        (lambda: flaxres.LegacySENet(attention=None), "unknown attention 'None'"),
+        (lambda: flaxres.LegacySENet(stem="small"), "unknown stem 'small'"),
+        (lambda: flaxres.CLIPResNet(widths=(8, 8, 8, 8)), "the last one must be a multiple of 64"),
+        (lambda: flaxres.CLIPResNet(image_size=40), "resize their side of 40 to 34 or 63"),
+        (lambda: flaxres.ConvNeXt(kernel_size=4), r"kernel_size \(=4\): the rule is an odd"),
+        (lambda: flaxres.ConvNeXt(kernel_size=(7, 5)), "one for each of the 4 stages"),
         (lambda: flaxres.ResNet(cardinality=0), r"cardinality \(=0\): the rule is >= 1"),
         (lambda: flaxres.Res2Net(scale=-1), r"scale \(=-1\): the rule is >= 1"),
         (lambda: flaxres.ResNeSt(radix=0), r"radix \(=0\): the rule is >= 1"),

@@ -16,7 +16,7 @@ from jax.extend.core import jaxprs_in_params
 from jax.sharding import PartitionSpec
 
 import flaxres
-from flaxres.models.blocks import stack_blocks, unstack_blocks
+from flaxres.models.stage import stack_blocks, unstack_blocks
 from flaxres.training.mesh import data_mesh
 
 X = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype(np.float32)

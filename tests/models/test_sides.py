@@ -32,6 +32,15 @@ NETWORKS: dict[str, Network] = {
     "convnext-dilated": flaxres.ConvNeXt(**SMALL, stem="overlap", output_stride=8),
     "regnet": flaxres.RegNet(**SMALL, stem_width=8, se_ratio=0.25),
     "regnet-dilated": flaxres.RegNet(**SMALL, stem_width=8, output_stride=8),
+    "regnetv": flaxres.RegNet(
+        **SMALL, stem_width=8, preactivation=True, shortcut="average", output_stride=8
+    ),
+    "nfnet": flaxres.NFNet(**SMALL, stem_width=8, group_width=4, last_width=0),
+    "nfnet-single": flaxres.NFNet(
+        **SMALL, stem_width=8, group_width=None, stem="single", same_padding=True, output_stride=8
+    ),
+    "legacy": flaxres.LegacySENet(**SMALL, stem_width=8),
+    "clip": flaxres.CLIPResNet(**SMALL | {"widths": (8, 8, 8, 64)}, stem_width=8, image_size=32),
     "resnet9": flaxres.ResNet9(depths=(1, 1), widths=(8, 8), stem_width=8),
     "dense": flaxres.DenseNet(depths=(1, 1, 1), growth=8, stem_width=8),
 }

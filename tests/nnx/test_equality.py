@@ -20,6 +20,7 @@ SAMPLE = [
     *("resnet50", "resnet50_gn", "seresnext26t_32x4d", "ecaresnet26t"),
     *("densenetblur121d", "resnetv2_50d_evos", "resnetv2_50x1_bit"),
     *("res2net50_26w_4s", "resnest50d", "skresnet18", "regnety_002", "convnextv2_atto"),
+    *("regnetv_064", "nf_regnet_b0", "legacy_seresnet18", "resnet50_clip", "convnext_zepto_rms"),
 ]
 OPTIONS: list[dict[str, Any]] = [
     {"depths": (1, 1, 1), "remat": True, "bn_group": 1},

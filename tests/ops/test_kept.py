@@ -11,7 +11,8 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
-from flaxres.models.layers import BatchNorm, relu
+from flaxres.models.activations import relu
+from flaxres.models.layers import BatchNorm
 from flaxres.ops.kept import by_input, by_result
 from flaxres.ops.norm import NORMALISED_AND_RECTIFIED
 from flaxres.training.mesh import data_mesh

@@ -15,8 +15,8 @@ import pytest
 import flaxres
 from benchmarks.peers import torch_and_timm
 from flaxres import OptimConfig
-from flaxres.models.blocks import stack_blocks, unstack_blocks
 from flaxres.models.registry import small_images
+from flaxres.models.stage import stack_blocks, unstack_blocks
 from flaxres.training.optimizers import by_depth, decayed, depth, learning_rate, optimizer
 
 STEPS, EPOCH = 200, 12.5

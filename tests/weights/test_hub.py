@@ -1,13 +1,17 @@
 """`load_pretrained` from a stand-in for the hub and from the cache; and `flaxres predict`."""
 
 import csv
+import dataclasses
+import functools
 import hashlib
+import http.server
 import io
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +27,7 @@ from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError
 from flaxres.inference import predict
 from flaxres.inference.predict import Predictor
+from flaxres.weights import tags
 from flaxres.weights.hub import preprocessing
 from flaxres.weights.transfer import template
 from tests.weights.hub_server import COMMIT, serving
@@ -232,3 +237,55 @@ def test_batches_share_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
         assert dict(best or []) == pytest.approx(dict(expected), abs=1e-6)
     with pytest.raises(InputError, match="this is no JPEG or PNG image"):
         predictor(given)
+
+
+@pytest.fixture
+def address(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[pathlib.Path, Any]]:
+    """Serves a file of weights of `resnet10t` in a folder; the folder, and the row of its tag."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "served"
+    folder.mkdir()
+    model = flaxres.create_model("resnet10t", num_classes=3)
+    flaxres.save_weights(folder / "weights.safetensors", random_variables(model), model)
+    digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()[:8]
+    name = f"resnet10t-{digest}.safetensors"
+    (folder / "weights.safetensors").rename(folder / name)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        row = dataclasses.replace(
+            tags.pretrained_info("resnet50.a1_in1k"),
+            tag="resnet10t.somewhere",
+            num_classes=3,
+            repository=f"http://127.0.0.1:{server.server_port}/{name}",
+        )
+        monkeypatch.setitem(tags.table(), row.tag, row)
+        yield folder, row
+        server.shutdown()
+
+
+def test_a_tag_with_an_address_is_downloaded_once(address: tuple[pathlib.Path, Any]) -> None:
+    folder, row = address
+    model, variables, preprocess = flaxres.load_pretrained(row.tag, resolution="test")
+    expected = random_variables(model)
+    jax.tree.map(np.testing.assert_array_equal, variables, expected)
+    assert (preprocess.size, preprocess.repository) == (row.test_input_size, row.repository)
+    assert preprocess.revision == ""
+    (file,) = folder.iterdir()
+    file.unlink()  # what follows comes from the cache
+    flaxres.load_pretrained(row.tag, num_classes=5)
+    with pytest.raises(InputError, match="has no revision 'main'"):
+        flaxres.load_pretrained(row.tag, revision="main")
+
+
+def test_a_file_of_another_digest_is_not_kept(
+    address: tuple[pathlib.Path, Any], tmp_path: pathlib.Path
+) -> None:
+    folder, row = address
+    (file,) = folder.iterdir()
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(InputError, match=r"came with SHA-256 .* read it with load_weights"):
+        flaxres.load_pretrained(row.tag)
+    assert not list((tmp_path / "cache" / "flaxres" / "downloads").iterdir())

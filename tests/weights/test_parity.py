@@ -35,10 +35,15 @@ MULTI_SCALE = ["res2next50"]
 SPLIT = ["resnest14d", "resnest50d_4s2x40d"]
 SELECTIVE = ["skresnext50_32x4d"]
 REGULAR = ["regnety_002"]
-MODERN = ["convnext_femto_ols", "convnextv2_atto"]
+MODERN = ["convnext_femto_ols", "convnextv2_atto", "convnext_zepto_rms_ols", "test_convnext3"]
+PREACTIVATED_REGULAR = ["regnetv_040", "regnetv_064", "regnetz_005"]
+NORM_FREE = ["dm_nfnet_f0", "eca_nfnet_l0", "nf_regnet_b0", "nf_seresnet26", "test_nfnet"]
+LEGACY = ["legacy_seresnet18", "legacy_seresnet50", "legacy_senet154"]
+TOWERS = ["resnet50_clip", "resnet50_clip_gap"]
 ZOO = [
     *(*PLAIN, *CHANGED, *ATTENTIVE, *PREACTIVATED, *IRREGULAR, *DENSE),
     *(*MULTI_SCALE, *SPLIT, *SELECTIVE, *REGULAR, *MODERN),
+    *(*PREACTIVATED_REGULAR, *NORM_FREE, *LEGACY, *TOWERS),
 ]
 
 
@@ -57,6 +62,7 @@ def test_logits_features_and_round_trip_agree_with_timm(name: str) -> None:
     [
         *(("resnet50", 8), ("resnet18d", 16), ("resnetblur50", 16), ("resnetaa50d", 8)),
         *(("resnest14d", 8), ("regnety_002", 16), ("convnext_atto", 8)),
+        *(("regnetv_064", 8), ("dm_nfnet_f0", 8)),
     ],
 )
 def test_dilated_networks_agree_with_timm(name: str, stride: int) -> None:

@@ -142,7 +142,7 @@ def test_the_table_is_what_the_program_writes_and_lacks_no_architecture() -> Non
     assert {tag.partition(".")[0] for tag in hosted(timm)} <= MODELS.keys()
     ours = {name for name in MODELS if in_timm(name)}
     assert ours == set(filter(timm.is_model, MODELS)), (
-        "flaxres/models/registry.py: names that timm lacks belong to OWN, the others to TIMM"
+        "flaxres/models/rows: names that timm lacks belong to OWN, the others to TIMM or ROWS"
     )
 
 

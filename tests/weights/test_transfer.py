@@ -16,7 +16,7 @@ import safetensors.numpy
 import flaxres
 from flaxres.cli import main
 from flaxres.errors import InputError
-from flaxres.models.blocks import SCANNED, stack_blocks, unstack_blocks
+from flaxres.models.stage import SCANNED, stack_blocks, unstack_blocks
 from flaxres.weights.transfer import WeightsError, torch_from_variables, variables_from_torch
 
 X = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
