@@ -1,4 +1,4 @@
-"""Weight files: safetensors, shards, NumPy's archives, and PyTorch's pickles.
+"""Weight files: safetensors, shards, NumPy's archives, PyTorch's pickles, Keras's and Flax's.
 
 No code in a file is run.
 """
@@ -18,12 +18,13 @@ from jaxtyping import Shaped
 
 from flaxres.errors import InputError
 from flaxres.paths import expanded, replacing
+from flaxres.weights import keras, msgpack
 
 LARGEST_HEADER = 100 << 20
 EMA = ("state_dict_ema", "model_ema", "ema_state_dict")
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 PICKLES = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
-FORMS = ".safetensors, .pth, .pt, .th, .npz, or the .index.json of shards"
+FORMS = ".safetensors, .pth, .pt, .th, .npz, .h5, .keras, .msgpack, or the .index.json of shards"
 
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
 """A state dictionary: arrays of any shape by their names in the file."""
@@ -33,9 +34,9 @@ def read(path: pathlib.Path, ema: bool = True) -> tuple[Arrays, dict[str, str]]:
     """Reads a file of weights.
 
     Args:
-      path: a .safetensors or .npz file, or a .pth, .pt, .th, .tar, .bin or .ckpt file, which need
-        PyTorch. The .index.json of weights in several files stands for all of them. `~` is the
-        home folder.
+      path: a .safetensors, .npz or .msgpack file; a .pth, .pt, .th, .tar, .bin or .ckpt file,
+        which need PyTorch; or Keras's .h5 or .keras file, which need h5py. The .index.json of
+        weights in several files stands for all of them. `~` is the home folder.
       ema: read the averaged weights of a training checkpoint that has them.
 
     Returns:
@@ -58,6 +59,10 @@ def read(path: pathlib.Path, ema: bool = True) -> tuple[Arrays, dict[str, str]]:
         return _read_safetensors(path)
     if path.suffix in PICKLES:
         return _read_pickle(path, ema), {}
+    if path.suffix in keras.SUFFIXES:
+        return keras.read(path)
+    if path.suffix == ".msgpack":
+        return msgpack.read(path), {}
     if path.suffix == ".npz":
         return _read_npz(path), {}
     if path.name.endswith(".index.json"):

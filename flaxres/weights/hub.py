@@ -20,9 +20,11 @@ from flaxres.errors import InputError, unknown
 from flaxres.models.network import Network
 from flaxres.models.registry import MODELS, create_model
 from flaxres.paths import expanded
+from flaxres.weights import keras_hub, transformers_hub
 from flaxres.weights.card import Card, from_metadata, require_same_function
 from flaxres.weights.files import read
 from flaxres.weights.hub_folder import CONFIG, WEIGHTS, attributes_by_argument
+from flaxres.weights.names import cleaned
 from flaxres.weights.tags import TRAINED, Pretrained, pretrained_info
 from flaxres.weights.transfer import variables_from_torch, without_classes
 
@@ -84,8 +86,9 @@ def load_pretrained(
         `resnet20.flaxres_digits`, which comes with the package; an architecture such as `resnet50`,
         which stands for timm's default tag; torchvision's name, such as
         `ResNet50_Weights.IMAGENET1K_V2`;
-        `owner/name` of a hub repository in timm's form; or a folder of `save_pretrained` or timm.
-        Where both are possible, `hf-hub:` and `local-dir:` in front decide.
+        `owner/name` of a hub repository in the form of timm, transformers or KerasHub; or a folder
+        of theirs or of `save_pretrained`. Where both are possible, `hf-hub:` and `local-dir:` in
+        front decide.
       num_classes: number of classes; another than the weights' re-initialises the head, 0 drops
         it.
       revision: branch, tag or commit of the repository.
@@ -116,7 +119,10 @@ def load_pretrained(
     if file is None:
         settings, path = _settings_of(pretrained_info(tag), resolution), downloaded(origin)
     else:
-        settings, path = _read_settings(origin, file(CONFIG), resolution), file(WEIGHTS)
+        content = _content(origin, file(CONFIG))
+        if keras_hub.is_hubs(content) or transformers_hub.is_transformers(content):
+            return _load_foreign(content, origin, file, num_classes, attributes)
+        settings, path = _settings_from(content, origin, resolution), file(WEIGHTS)
     num_classes = settings.num_classes if num_classes is None else num_classes
     attributes = settings.attributes | attributes
     model = create_model(settings.architecture, num_classes=num_classes, **attributes)
@@ -133,7 +139,7 @@ def _preprocess(
     settings: _Settings, card: Card, origin: str, path: pathlib.Path
 ) -> PretrainedPreprocess:
     """Returns the preprocessing of weights with their origin."""
-    local = _is_address(origin) or path == expanded(origin) / WEIGHTS
+    local = _is_address(origin) or path.parent == expanded(origin)
     preset = dataclasses.asdict(settings.preprocess)
     preset |= {"exif": (card.preprocess or preset)["exif"]}  # timm knows no EXIF
     return PretrainedPreprocess(
@@ -184,6 +190,54 @@ def _repository(tag: str) -> str:
     return name if "/" in name else pretrained_info(name).repository
 
 
+def _content(origin: str, path: pathlib.Path) -> Any:
+    """Returns the content of the config.json of a repository or folder."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"config.json of {origin!r} is no JSON ({error}): give another tag"
+        ) from error
+
+
+def _load_foreign(
+    settings: Any,
+    origin: str,
+    file: Callable[[str], pathlib.Path],
+    num_classes: int | None,
+    attributes: dict[str, Any],
+) -> tuple[Network, dict[str, Any], PretrainedPreprocess]:
+    """Reads a folder or repository of KerasHub or transformers with the content of its config."""
+    classes: tuple[str, ...] = ()
+    try:
+        if keras_hub.is_hubs(settings):
+            path = file(keras_hub.WEIGHTS)
+            network, weights, preprocess = keras_hub.read(settings, file, origin, num_classes)
+        else:
+            network = transformers_hub.network(settings, origin, num_classes)
+            path = file(transformers_hub.WEIGHTS)
+            weights, _ = read(path)
+            classes = transformers_hub.classes(settings)
+            preprocess = transformers_hub.preprocessing(file)
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{origin!r} is not in the form of its library ({type(error).__name__}: {error}): "
+            "save it again there"
+        ) from error
+    fields = {field.name for field in dataclasses.fields(network)}
+    for name in attributes:
+        if name not in fields:
+            raise unknown(f"attribute of {type(network).__name__}", name, fields)
+    model = network.clone(**attributes)
+    if not model.num_classes:
+        weights = without_classes(cleaned(weights), model)
+    variables = variables_from_torch(weights, model, adapt=True, source=f"weights of {origin!r}")
+    known = _Settings("", model.num_classes, preprocess, classes, {})
+    return model, variables, _preprocess(known, Card(), origin, path)
+
+
 def _is_address(repository: str) -> bool:
     return repository.startswith(("http://", "https://"))
 
@@ -210,10 +264,9 @@ def _settings_of(row: Pretrained, resolution: str) -> _Settings:
     return _Settings(row.architecture, row.num_classes, preset, (), {})
 
 
-def _read_settings(origin: str, path: pathlib.Path, resolution: str) -> _Settings:
-    """Reads the config.json of a repository or folder."""
+def _settings_from(settings: Any, origin: str, resolution: str) -> _Settings:
+    """Returns the settings that the content of a config.json in timm's form states."""
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
         pretrained = settings.get("pretrained_cfg", settings)
         if (name := settings["architecture"]) not in MODELS:
             raise unknown(f"architecture of {origin}", name, MODELS)

@@ -18,7 +18,13 @@ from flaxres.weights.transfer import classifier, save_weights, template
 
 CONFIG, WEIGHTS, README = "config.json", "model.safetensors", "README.md"
 # Attributes of networks by the names of timm's arguments.
-TIMM_ARGUMENTS = {"in_chans": "in_channels", "output_stride": "output_stride"}
+TIMM_ARGUMENTS = {
+    "in_chans": "in_channels",
+    "output_stride": "output_stride",
+    "img_size": "image_size",
+}
+# timm has no usual value of these outside of its own weights.
+ALWAYS_STATED = ("image_size",)
 # An initial value, but for None, which leaves parameters out.
 INITIAL = "layer_scale"
 # A network that timm does not have may be of any size.
@@ -177,6 +183,7 @@ def config(model: Network, preprocess: Preprocess, classes: Sequence[str] = ()) 
         theirs: getattr(model, ours)
         for theirs, ours in attributes_by_argument(name).items()
         if getattr(model, ours, None) != getattr(usual, ours, None)
+        or (ours in ALWAYS_STATED and hasattr(model, ours))
     }
     return {
         "architecture": name,
@@ -235,7 +242,7 @@ def architecture(model: Network) -> str:
 
 def _ends(model: Network) -> tuple[str, str]:
     """Returns PyTorch's names of the first convolution and of the head, '' without a head."""
-    stems = ("conv1.", "stem.conv", "stem.0.", "features.conv0.")
+    stems = ("conv1.", "stem.", "features.conv0.", "layer0.")
     names = {torch_name(path): len(leaf.shape) for path, leaf in leaves(template(model))}
     first = min(name for name, rank in names.items() if rank == 4 and name.startswith(stems))
     return first.removesuffix(".weight"), classifier(names)

@@ -1,4 +1,4 @@
-"""Names of the same layers in torchvision and in authors' code, as timm has them."""
+"""Names of the same layers in other libraries and in authors' code, as timm has them."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -14,11 +14,13 @@ class Dialect(NamedTuple):
       sign: matches a name that no other library has.
       rules: patterns and what replaces them, one after the other.
       hwio: kernels have the axes height, width, inputs, outputs.
+      part: prefix of the names of the network's layers; others are of another network.
     """
 
     sign: str
     rules: tuple[tuple[str, Replacement], ...]
     hwio: bool = False
+    part: str = ""
 
 
 DIALECTS = (
@@ -65,6 +67,47 @@ DIALECTS = (
             (r"\.layer_scale$", ".gamma"),
             (r"^classifier\.0\.", "head.norm."),
             (r"^classifier\.2\.", "head.fc."),
+        ),
+    ),
+    # The authors' CLIP and open_clip; the text tower is left out.
+    Dialect(
+        r"^visual\.attnpool\.positional_embedding$",
+        (
+            (r"^visual\.(conv\d)\.", r"stem.\1.conv."),
+            (r"^visual\.bn(\d)\.", r"stem.conv\1.bn."),
+            (r"^visual\.layer(\d)\.", lambda match: f"stages.{int(match[1]) - 1}."),
+            (r"\.downsample\.0\.", ".shortcut.conv.conv."),
+            (r"\.downsample\.1\.", ".shortcut.conv.bn."),
+            (r"^(stages\.\d+\.\d+)\.conv([13])\.", r"\1.conv\2_1x1.conv."),
+            (r"^(stages\.\d+\.\d+)\.bn([13])\.", r"\1.conv\2_1x1.bn."),
+            (r"^(stages\.\d+\.\d+)\.conv2\.", r"\1.conv2_kxk.conv."),
+            (r"^(stages\.\d+\.\d+)\.bn2\.", r"\1.conv2_kxk.bn."),
+            (r"^visual\.attnpool\.positional_embedding$", "head.pos_embed"),
+            (r"^visual\.attnpool\.([qkv])_proj\.", r"head.\1."),
+            (r"^visual\.attnpool\.c_proj\.", "head.proj."),
+        ),
+        part="visual.",
+    ),
+    # ResNets of Hugging Face's transformers.
+    Dialect(
+        r"embedder\.embedder\.convolution\.weight$",
+        (
+            (r"^resnet\.", ""),
+            (r"^embedder\.embedder\.convolution\.", "conv1."),
+            (r"^embedder\.embedder\.normalization\.", "bn1."),
+            (
+                r"^encoder\.stages\.(\d+)\.layers\.(\d+)\.",
+                lambda match: f"layer{int(match[1]) + 1}.{match[2]}.",
+            ),
+            (r"\.shortcut\.convolution\.", ".downsample.0."),
+            (r"\.shortcut\.normalization\.", ".downsample.1."),
+            (
+                r"\.layer\.(?:layer_)?(\d)\.(convolution|normalization)\.",
+                lambda match: (
+                    f".{'conv' if match[2] == 'convolution' else 'bn'}{int(match[1]) + 1}."
+                ),
+            ),
+            (r"^classifier\.1\.", "fc."),
         ),
     ),
     # The authors' BiT, in .npz files.
@@ -121,7 +164,11 @@ def renamed(weights: Mapping[str, Any]) -> dict[str, Any]:
     """
     for dialect in DIALECTS:
         if any(re.search(dialect.sign, name) for name in weights):
-            return dict(_renamed(name, value, dialect) for name, value in weights.items())
+            return dict(
+                _renamed(name, value, dialect)
+                for name, value in weights.items()
+                if name.startswith(dialect.part)
+            )
     return dict(weights)
 
 

@@ -111,6 +111,12 @@ def test_a_head_of_several_layers_is_kept_but_for_its_classes(tmp_path: pathlib.
         pytest.param("resnest14d", {}, marks=pytest.mark.slow),
         pytest.param("skresnet18", {"output_stride": 8}, marks=pytest.mark.slow),
         pytest.param("regnety_002", {"output_stride": 16}, marks=pytest.mark.slow),
+        ("test_nfnet", {"output_stride": 16}),
+        pytest.param("regnetv_040", {}, marks=pytest.mark.slow),
+        pytest.param("regnetz_005", {"in_channels": 1}, marks=pytest.mark.slow),
+        pytest.param("legacy_seresnet18", {}, marks=pytest.mark.slow),
+        pytest.param("resnet50_clip", {"image_size": 96}, marks=pytest.mark.slow),
+        pytest.param("convnext_zepto_rms_ols", {}, marks=pytest.mark.slow),
         pytest.param(
             "convnextv2_atto", {"in_channels": 1, "output_stride": 16}, marks=pytest.mark.slow
         ),
