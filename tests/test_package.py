@@ -51,7 +51,7 @@ STEP = (
 )
 COMPUTE = [
     *(
-        "models/*.py",
+        "models/**/*.py",
         "config/*.py",
         "config/sections/*.py",
         "ops/*.py",

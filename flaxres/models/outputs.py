@@ -13,6 +13,8 @@ MARK = "layer:"
 
 # Names of the layer of the classes; a head may have layers before it.
 CLASSIFIERS = ("fc", "linear", "classifier", "head", "head.fc", "head.proj", "last_linear")
+# Names of the heads that these layers are in.
+HEADS = tuple(dict.fromkeys(layer.partition(".")[0] for layer in CLASSIFIERS))
 
 Shapes = dict[str, tuple[int, ...]]
 """Shape of the output of each layer, by the layer's name; "" is the network itself."""

@@ -12,6 +12,7 @@ import optax
 import optax.contrib
 
 from flaxres.config.schema import OptimConfig
+from flaxres.models.outputs import HEADS
 from flaxres.models.stage import SCANNED
 
 
@@ -109,10 +110,26 @@ def optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTr
       [[-0.5]]
     """
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    if config.adaptive_clip:
+        parts.append(optax.masked(clip_by_unit(config.adaptive_clip), before_head))
     parts += OPTIMIZERS[config.name](config, schedule)
     if config.layer_decay < 1:
         parts.append(by_depth(config.layer_decay))
     return optax.chain(*parts)
+
+
+def clip_by_unit(share: float) -> optax.GradientTransformation:
+    """Limits the norm of each unit's gradient to a share of that of its weights.
+
+    Adaptive gradient clipping (Brock et al. 2021, "High-performance large-scale image recognition
+    without normalization", eq. 3). A unit is an output of a kernel.
+    """
+    return by_layer(optax.adaptive_grad_clip(share))
+
+
+def before_head(params: Any) -> Any:
+    """Returns the mask of the parameters that are not the head's."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: depth(_slashed(path)) < 5, params)
 
 
 def sgd(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
@@ -223,7 +240,6 @@ def _scale_as_adamw(path: Any, update: jax.Array) -> jax.Array:
 
 
 OPTIMIZERS = {"sgd": sgd, "sgdw": sgdw, "lars": lars, "lamb": lamb, "adamw": adamw, "muon": muon}
-HEADS = {"fc", "linear", "head", "classifier"}
 
 
 def decayed(params: Any) -> Any:
@@ -297,14 +313,14 @@ def depth(name: str) -> int:
     """Returns the stage of a parameter: 0 the stem, 1 to 4 the stages, 5 the head.
 
     Examples:
-      >>> depth("layer3/0/conv1/kernel"), depth("s3/0/se/fc1/kernel"), depth("stages/2/norm/scale")
-      (3, 3, 3)
+      >>> depth("layer3/0/conv1/kernel"), depth("s3/0/se/fc1/kernel"), depth("final_conv/bias")
+      (3, 3, 4)
     """
-    if set(name.split("/")) & HEADS:
+    if not set(name.split("/")).isdisjoint(HEADS):
         return 5
     if match := re.search(r"(?:layer|denseblock|transition|^s)(\d)|stages/(\d)", name):
         return int(match[1]) if match[1] else int(match[2]) + 1
-    return 4 if re.search(r"(^|/)norm(5|_pre)?/", name) else 0
+    return 4 if re.search(r"(^|/)(norm(5|_pre)?|final_conv)/", name) else 0
 
 
 def _slashed(path: Any) -> str:

@@ -123,6 +123,17 @@ def load_pretrained(
         if keras_hub.is_hubs(content) or transformers_hub.is_transformers(content):
             return _load_foreign(content, origin, file, num_classes, attributes)
         settings, path = _settings_from(content, origin, resolution), file(WEIGHTS)
+    return _loaded(settings, origin, path, num_classes, attributes)
+
+
+def _loaded(
+    settings: _Settings,
+    origin: str,
+    path: pathlib.Path,
+    num_classes: int | None,
+    attributes: dict[str, Any],
+) -> tuple[Network, dict[str, Any], PretrainedPreprocess]:
+    """Returns the result of `load_pretrained` for a file of weights in timm's naming."""
     num_classes = settings.num_classes if num_classes is None else num_classes
     attributes = settings.attributes | attributes
     model = create_model(settings.architecture, num_classes=num_classes, **attributes)

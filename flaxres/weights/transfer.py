@@ -12,7 +12,7 @@ from jaxtyping import Shaped
 
 from flaxres.errors import InputError
 from flaxres.models.network import Network
-from flaxres.models.outputs import CLASSIFIERS
+from flaxres.models.outputs import CLASSIFIERS, HEADS
 from flaxres.models.stage import stack_blocks, unstack_blocks
 from flaxres.weights import files
 from flaxres.weights.card import Card, from_metadata, require_same_function, to_metadata
@@ -31,7 +31,6 @@ from flaxres.weights.names import (
 
 SHOWN = 3
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-HEADS = ("fc", "linear", "classifier", "head", "last_linear")
 
 
 class WeightsError(InputError):

@@ -44,7 +44,12 @@ def test_a_scanned_network_is_trained_as_the_unrolled_one(name: str, everything:
         for _ in range(2)
     )
     config = OptimConfig(
-        name=name, weight_decay=0.1, decay_norm_and_bias=everything, clip_norm=3.0, layer_decay=0.7
+        name=name,
+        weight_decay=0.1,
+        decay_norm_and_bias=everything,
+        clip_norm=3.0,
+        adaptive_clip=0.05,
+        layer_decay=0.7,
     )  # type: ignore[arg-type]
     results = []
     for form in (lambda tree: tree, stack_blocks):

@@ -199,9 +199,9 @@ def test_fault_32_damaged_files_are_refused(tmp_path: pathlib.Path) -> None:
             flaxres.load_weights(path, flaxres.ResNet20())
     with pytest.raises(InputError, match="do not exist"):
         flaxres.load_weights(tmp_path / "nothing.safetensors", flaxres.ResNet20())
-    (tmp_path / "w.h5").write_bytes(b"")
+    (tmp_path / "w.onnx").write_bytes(b"")
     with pytest.raises(InputError, match="the rule is .safetensors"):
-        flaxres.load_weights(tmp_path / "w.h5", flaxres.ResNet20())
+        flaxres.load_weights(tmp_path / "w.onnx", flaxres.ResNet20())
 
 
 class Malicious:

@@ -41,6 +41,9 @@ class OptimConfig:
     and biases too."""
     clip_norm: float = setting(0.0, rules.NOT_NEGATIVE)
     """Maximum norm of the whole gradient; 0 is no limit."""
+    adaptive_clip: float = setting(0.0, rules.NOT_NEGATIVE)
+    """Maximum norm of each unit's gradient as a share of its weights'
+    (Brock et al. 2021), but for the head; 0 is no limit."""
     layer_decay: float = setting(1.0, rules.UP_TO_ONE)
     """Learning rate of each stage as a share of the next stage's; the head
     has the full rate."""
