@@ -1,4 +1,4 @@
-"""Agreement with timm: `python -m benchmarks.parity [PATTERN] [--json] [--write]`.
+"""Agreement with timm: `python -m benchmarks.parity [PATTERN] [--odd] [--json] [--write]`.
 
 Each network that timm has too gets random parameters and running statistics from PyTorch and two
 float32 images. The program prints the largest difference of the logits, relative to the largest
@@ -9,9 +9,12 @@ Scales of norms are uniform in 0.5 to 1.5, the last one of a residual block in 0
 of them around one, a hundred blocks with squeeze and excitation amplify the rounding of float32 a
 hundred thousand times (resnetrs152: 0.4 in float32, 2e-8 in float64).
 
-`--write` writes the table to benchmarks/PARITY.md, or with a pattern the rows of its names. All
-names take about 45 minutes on two cores and the largest ones most of 24 GiB; `--most` leaves them
-out. Needs the extra `parity` (PyTorch, timm).
+`--odd` takes images of one channel and 193 x 161 pixels, or the next sides below that the network
+takes.
+
+`--write` writes the table to benchmarks/PARITY.md, with `--odd` to PARITY_ODD.md, or with a pattern
+the rows of its names. All names take an hour on two cores, with `--odd` two, and the largest ones
+most of 24 GiB; `--most` leaves them out. Needs the extra `parity` (PyTorch, timm).
 """
 
 import datetime
@@ -31,10 +34,11 @@ from flaxres.models.count import parameters
 from flaxres.models.registry import list_models
 from flaxres.weights.transfer import torch_from_variables, variables_from_torch
 
-PAGE = pathlib.Path(__file__).parent / "PARITY.md"
+PAGES = {odd: pathlib.Path(__file__).parent / f"PARITY{'_ODD' * odd}.md" for odd in (False, True)}
 HEAD = "| name | logits, largest relative difference | feature maps | torch -> flaxres -> torch |\n"
 RULE = "|---|---|---|---|\n"
-IMAGES = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+SHAPE, ODD = (2, 64, 64, 3), (2, 193, 161, 1)
+IMAGES = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
 
 
 def reference(name: str, **attributes: Any) -> Any:
@@ -44,7 +48,7 @@ def reference(name: str, **attributes: Any) -> Any:
     network = timm.create_model(name, **attributes).eval()
     with torch.no_grad():
         for module in network.modules():
-            evonorm = hasattr(module, "v")
+            evonorm = isinstance(getattr(module, "v", None), torch.nn.Parameter)
             affine = (torch.nn.BatchNorm2d, torch.nn.GroupNorm, torch.nn.LayerNorm)
             if evonorm or isinstance(module, affine):
                 module.weight.uniform_(0.5, 1.5)
@@ -95,30 +99,47 @@ def feature_names(name: str, network: Any) -> dict[str, str]:
     return {"stem": "act1"} | {f"stage{i}": f"layer{i}" for i in range(1, 5)}
 
 
-def compare(name: str, **attributes: Any) -> tuple[float, float, bool]:
+def odd_images(name: str) -> np.ndarray:
+    """Returns images of one channel, of the largest sides up to `ODD` that a network takes."""
+    model = flaxres.create_model(name)
+    images, *sides, channels = ODD
+    height, width = (
+        next(side for side in range(most, 0, -1) if model.extents(side)) for most in sides
+    )
+    shape = (images, height, width, channels)
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def compare(name: str, images: np.ndarray = IMAGES, **attributes: Any) -> tuple[float, float, bool]:
     """Compares a network to timm's.
+
+    Args:
+      name: of the network.
+      images: for both.
+      **attributes: of both.
 
     Returns:
       Relative differences of the logits and of the worst feature map, and whether the round trip is
       exact.
     """
     torch, _ = torch_and_timm()
-    network = reference(name, **attributes)
+    channels = images.shape[-1]
+    network = reference(name, in_chans=channels, **attributes)
     modules, kept = dict(network.named_modules()), {}
     for ours, theirs in feature_names(name, network).items():
         modules[theirs].register_forward_hook(
             lambda _, __, output, ours=ours: kept.update({ours: output.clone()})
         )
     with torch.no_grad():
-        logits = network(torch.from_numpy(IMAGES.transpose(0, 3, 1, 2).copy())).numpy()
+        logits = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     state = network.state_dict()
-    model: Any = flaxres.create_model(name, **attributes)
+    model: Any = flaxres.create_model(name, in_channels=channels, **attributes)
     variables = variables_from_torch({key: value.numpy() for key, value in state.items()}, model)
 
     def forward(variables: Any, images: Any) -> Any:
         return model.apply(variables, images), model.apply(variables, images, features=True)
 
-    ours, maps = jax.jit(forward)(variables, IMAGES)
+    ours, maps = jax.jit(forward)(variables, images)
     worst = max(
         difference(maps[key], value.numpy().transpose(0, 2, 3, 1)) for key, value in kept.items()
     )
@@ -134,14 +155,14 @@ def difference(ours: Any, theirs: np.ndarray) -> float:
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 
-def row_of(name: str, theirs: set[str], most: float | None) -> str:
+def row_of(name: str, theirs: set[str], most: float | None, odd: bool) -> str:
     """Compares a network, if timm has it and it is not too large, and returns its row."""
     if name not in theirs:
         return f"| {name} | not in timm | | |"
     millions = parameters(flaxres.create_model(name)) / 1e6
     if most is not None and millions > most:
         return f"| {name} | {millions:,.0f} million parameters, not compared | | |"
-    logits, features, exact = compare(name)
+    logits, features, exact = compare(name, odd_images(name) if odd else IMAGES)
     jax.clear_caches()  # of programs that no other name has
     return f"| {name} | {logits:.1e} | {features:.1e} | {'exact' if exact else 'DIFFERS'} |"
 
@@ -156,7 +177,8 @@ def renewed(page: str, rows: dict[str, str]) -> str:
 def main() -> None:
     parser = command.parser(__doc__)
     parser.add_argument("pattern", nargs="?", default="*", help="names of networks (all)")
-    parser.add_argument("--write", action="store_true", help="write the rows to PARITY.md")
+    parser.add_argument("--odd", action="store_true", help="other images, see above")
+    parser.add_argument("--write", action="store_true", help="write the rows to the page")
     parser.add_argument(
         "--most", type=float, metavar="MILLIONS", help="of parameters of a network that is compared"
     )
@@ -169,17 +191,19 @@ def main() -> None:
         raise unknown("model", chosen.pattern, list_models())
     theirs, rows = set(timm.list_models()), dict[str, str]()
     for name in names:
-        rows[name] = row_of(name, theirs, chosen.most)
+        rows[name] = row_of(name, theirs, chosen.most, chosen.odd)
         print(rows[name], file=sys.stderr, flush=True)
     if chosen.write:
+        what = "one channel and at most 193 x 161 pixels" if chosen.odd else "64 pixels"
         title = (
             f"# Agreement with timm {timm.__version__}\n\n"
             f"Written by `python -m benchmarks.parity --write` on {datetime.date.today()}, "
             f"jax {jax.__version__}, PyTorch {torch.__version__}, CPU, float32, "
-            "two images of 64 pixels.\n\n"
+            f"two images of {what}.\n\n"
         )
-        page = title + HEAD + RULE if chosen.pattern == "*" else PAGE.read_text()
-        PAGE.write_text(renewed(page, rows))
+        place = PAGES[chosen.odd]
+        fresh = chosen.pattern == "*" or not place.exists()
+        place.write_text(renewed(title + HEAD + RULE if fresh else place.read_text(), rows))
     print(json.dumps(rows) if chosen.json else HEAD + RULE + "\n".join(rows.values()))
 
 
