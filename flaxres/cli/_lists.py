@@ -81,8 +81,9 @@ def _costs(names: Sequence[str], size: int | None, as_json: bool) -> None:
     from flaxres.models.registry import create_model
     from flaxres.models.summary import usual_size
 
+    width = max(20, *map(len, names)) if names else 20
     if not as_json:
-        print(f"{'name':<20}{'parameters':>13}{'GMACs':>9}{'pixels':>8}")
+        print(f"{'name':<{width}}{'parameters':>13}{'GMACs':>9}{'pixels':>8}")
     facts = {}
     for name in names:
         # Under a scan the trace of a deep network is short, and the counts are the same.
@@ -91,7 +92,7 @@ def _costs(names: Sequence[str], size: int | None, as_json: bool) -> None:
         count, gmacs = parameters(model), multiply_accumulates(model, pixels) / 1e9
         facts[name] = {"parameters": count, "gmacs": round(gmacs, 3), "pixels": pixels}
         if not as_json:
-            print(f"{name:<20}{count:>13,}{gmacs:>9.2f}{pixels:>8}", flush=True)
+            print(f"{name:<{width}}{count:>13,}{gmacs:>9.2f}{pixels:>8}", flush=True)
     if as_json:
         print(json.dumps(facts))
 

@@ -55,6 +55,17 @@ PARAMETERS = {
     "convnext_xxlarge": 846_471_016,
     "convnextv2_atto": 3_708_400,
     "convnextv2_huge": 660_289_640,
+    "convnext_zepto_rms": 2_155_656,
+    "dm_nfnet_f0": 71_489_284,
+    "nfnet_l0": 35_074_488,
+    "nf_regnet_b0": 8_764_288,
+    "nf_ecaresnet26": 15_995_220,
+    "legacy_senet154": 115_088_984,
+    "legacy_seresnet18": 11_778_592,
+    "resnet50x4_clip": 87_137_080,
+    "resnet101_clip_gap": 42_519_392,
+    "regnetv_064": 30_576_052,
+    "regnetz_040_h": 28_938_880,
 }
 
 
