@@ -197,7 +197,8 @@ def main() -> None:
         what = "one channel and at most 193 x 161 pixels" if chosen.odd else "64 pixels"
         title = (
             f"# Agreement with timm {timm.__version__}\n\n"
-            f"Written by `python -m benchmarks.parity --write` on {datetime.date.today()}, "
+            f"Written by `python -m benchmarks.parity{' --odd' * chosen.odd} --write` on "
+            f"{datetime.date.today()}, "
             f"jax {jax.__version__}, PyTorch {torch.__version__}, CPU, float32, "
             f"two images of {what}.\n\n"
         )

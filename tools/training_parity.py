@@ -12,6 +12,7 @@ a batch. `--rate` is the learning rate; a network whose loss rises at first ampl
 needs a smaller one.
 """
 
+import unittest.mock
 from typing import Any
 
 import jax
@@ -88,7 +89,6 @@ def our_run(
 def compare(name: str, rate: float) -> dict[str, float]:
     """Returns the largest relative differences of the losses and of the final state."""
     torch, timm = torch_and_timm()
-    torch.Tensor.float = torch.Tensor.double
     torch.manual_seed(0)
     if name == "resnet20":
         network = torch_resnet20(torch, CLASSES)
@@ -103,7 +103,8 @@ def compare(name: str, rate: float) -> dict[str, float]:
     rng, size = np.random.default_rng(0), 32 if name == "resnet20" else 64
     images = rng.normal(size=(STEPS, BATCH, size, size, 3))
     labels = rng.integers(0, CLASSES, (STEPS, BATCH))
-    theirs, counts = torch_run(torch, network, images, labels, rate)
+    with unittest.mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
+        theirs, counts = torch_run(torch, network, images, labels, rate)
     ours, variables = our_run(model, variables, images, labels, rate)
     state = {key: value.detach().numpy() for key, value in network.state_dict().items()}
     worst = 0.0

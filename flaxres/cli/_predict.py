@@ -208,6 +208,8 @@ def export(arguments: Sequence[str]) -> None:
 
 def convert(arguments: Sequence[str]) -> None:
     """Converts weights to safetensors in torchvision's and timm's naming."""
+    from flaxres.weights.files import FORMS
+
     parser = Parser(
         "flaxres convert",
         description="Check weights against their model, and write safetensors that flaxres, "
@@ -216,7 +218,7 @@ def convert(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "source",
         metavar="IN",
-        help=".safetensors; .pth, .pt, .th (these need torch); or the workdir of a run",
+        help=f"{FORMS}; or the workdir of a run",
     )
     parser.add_argument("target", metavar="OUT", help=".safetensors, or a folder with --hub")
     parser.add_argument(

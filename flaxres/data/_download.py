@@ -12,12 +12,18 @@ from flaxres.errors import InputError
 BLOCK = 1 << 20
 
 
-def download(url: str, digest: str, instead: str = "give its path as data.source") -> pathlib.Path:
-    """Downloads a file into the user's cache, unless it is there already.
+def download(
+    url: str,
+    digest: str,
+    instead: str = "give its path as data.source",
+    folder: pathlib.Path | None = None,
+) -> pathlib.Path:
+    """Downloads a file into a cache, unless it is there already.
 
     Args:
       url: address of the file.
       digest: SHA-256 that the file must have, or the first digits of it.
+      folder: of the cache; None is the user's.
       instead: what to do with a file that came another way, for error messages.
 
     Returns:
@@ -26,7 +32,7 @@ def download(url: str, digest: str, instead: str = "give its path as data.source
     Raises:
       InputError: the file can't be downloaded, or has another SHA-256.
     """
-    target = cache_folder() / "downloads" / url.rsplit("/", 1)[-1]
+    target = (folder or cache_folder() / "downloads") / url.rsplit("/", 1)[-1]
     if target.is_file() and digests.file_digest(target).startswith(digest):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,19 @@ class AveragingStem(nn.Module):
         return x
 
 
+def resized_positions(
+    positions: Float[Array, "tokens c"], height: int, width: int | None = None
+) -> Float[Array, "tokens2 c"]:
+    """Interpolates the embedding of the pixels of a square map for another map.
+
+    The first embedding is that of the mean, and stays. Cubic, as in timm.
+    """
+    extent, channels = round((positions.shape[0] - 1) ** 0.5), positions.shape[1]
+    grid = jnp.asarray(positions[1:]).reshape(extent, extent, channels)
+    resized = jax.image.resize(grid, (height, width or height, channels), "cubic")
+    return jnp.concatenate([positions[:1], resized.reshape(-1, channels)])
+
+
 class AttentionPool(nn.Module):
     """Pools by attention: the mean pixel asks all pixels and itself (section 2.4).
 
@@ -124,9 +137,7 @@ class AttentionPool(nn.Module):
         positions = self.param("pos_embed", init, shape, self.param_dtype).astype(self.dtype)
         if (height, width) == (self.extent, self.extent):
             return positions
-        grid = positions[1:].reshape(self.extent, self.extent, channels)
-        resized = jax.image.resize(grid, (height, width, channels), "cubic")
-        return jnp.concatenate([positions[:1], resized.reshape(height * width, channels)])
+        return resized_positions(positions, height, width)
 
 
 class CLIPResNet(Network):
@@ -209,16 +220,18 @@ class CLIPResNet(Network):
         """
         if not self.attention_pool:
             return
-        if self.widths[-1] % HEAD_WIDTH:
+        if not self.widths or self.widths[-1] % HEAD_WIDTH:
             raise InputError(
                 f"widths (={self.widths}): the last one must be a multiple of {HEAD_WIDTH}, the "
                 "width of an attention head"
             )
-        self.check_sides(self.image_size)
-
-    def stage_layers(self) -> list[str]:
-        """Returns the names of the stages' layers, see `Network.stage_layers`."""
-        return [f"stages.{i}" for i, _ in enumerate(self.depths)]
+        if self.extents(self.image_size) is None:
+            near = [side for side in range(1, 2 * self.image_size) if self.extents(side)]
+            near.sort(key=lambda side: abs(side - self.image_size))
+            raise InputError(
+                f"image_size (={self.image_size}): the rule is a side that the strides halve, such "
+                f"as {near[0] if near else 2 ** (len(self.depths) + 1)}"
+            )
 
     def extents(self, side: int) -> list[int] | None:
         """Returns the extent of each stage's map, or None; see `Network.extents`.

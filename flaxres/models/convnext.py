@@ -343,10 +343,6 @@ class ConvNeXt(Network):
         strides = [2 if i else 1 for i, _ in enumerate(self.depths)]
         return self.strides_and_dilations(strides, 4, self.output_stride)
 
-    def stage_layers(self) -> list[str]:
-        """Returns the names of the stages' layers, see `Network.stage_layers`."""
-        return [f"stages.{i}" for i, _ in enumerate(self.depths)]
-
     def extents(self, side: int) -> list[int] | None:
         """Returns the extent of each stage's map, see `Network.extents`.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Shaped
@@ -48,6 +49,17 @@ class Stages(nn.Module):
             x = stage(name=str(i))(x, train)
             outputs.append(x)
         return outputs
+
+
+def extents_of(first: int, strides: Iterable[int]) -> list[int] | None:
+    """Returns the extents of maps by their strides, each rounded up; None if `first` is 0.
+
+    Examples:
+      >>> extents_of(7, [1, 2, 2])
+      [7, 4, 2]
+    """
+    result = list(itertools.accumulate(strides, lambda side, n: -(-side // n), initial=first))
+    return result[1:] if first else None
 
 
 class Network(nn.Module):
@@ -189,6 +201,8 @@ class Network(nn.Module):
         """
         for field in dataclasses.fields(self):
             value, zero = getattr(self, field.name), ZERO.get(field.name)
+            if field.type is int and not isinstance(value, int | np.integer):
+                raise InputError(f"{field.name} (={value!r}): the rule is a whole number")
             if field.type is int and value < (1 if zero is None else 0):
                 rule = ">= 1" if zero is None else f">= 0; 0 {zero}"
                 raise InputError(f"{field.name} (={value}): the rule is {rule}")
@@ -233,7 +247,7 @@ class Network(nn.Module):
           >>> flaxres.ResNet50().stage_layers()
           ['layer1', 'layer2', 'layer3', 'layer4']
         """
-        raise NotImplementedError
+        return [f"stages.{i}" for i, _ in enumerate(getattr(self, "depths", ()))]
 
     def check_sides(self, *sides: int) -> None:
         """Checks that the network can take images of these sides.

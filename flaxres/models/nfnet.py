@@ -19,7 +19,7 @@ from flaxres.errors import InputError
 from flaxres.models.activations import ACTIVATIONS, GAINS
 from flaxres.models.attention import EfficientChannelAttention, SqueezeExcite, rounded
 from flaxres.models.blocks import Downsample
-from flaxres.models.network import Network, Stages
+from flaxres.models.network import Network, Stages, extents_of
 from flaxres.models.stage import Stage
 from flaxres.models.stochastic import drop_path
 from flaxres.ops.pool import max_pool
@@ -175,7 +175,8 @@ class NFNet(Network):
     Attributes:
       depths: blocks in each stage.
       widths: channels of each stage.
-      group_width: channels of a group of the 3x3 convolutions; None is one group.
+      group_width: channels of a group of the 3x3 convolutions, all of them where they are fewer;
+        None is one group.
       expansion: width of the 3x3 convolutions as a multiple of the block's, rounded to multiples
         of 8 and of the groups.
       inverted: NF-RegNets' blocks: `expansion` multiplies the block's input (1 in the first block),
@@ -198,7 +199,7 @@ class NFNet(Network):
     Called as `ResNet` is. There are no `batch_stats`. `stage1` to `stage4` are raw sums.
 
     Raises:
-      InputError: as `ResNet`; or `group_width` exceeds the width of a 3x3.
+      InputError: as `ResNet`; or `group_width` is below 1, or the stem is too narrow.
 
     Examples:
       >>> import flaxres
@@ -239,6 +240,11 @@ class NFNet(Network):
         choices = {name: (getattr(self, name), allowed) for name, allowed in CHOICES.items()}
         self.check(images, **choices)
         self.check_stages(self.depths, self.widths)
+        if self.stem == "quadruple" and self.stem_width < 8:
+            raise InputError(
+                f"stem_width (={self.stem_width}): the rule of the stem 'quadruple', whose first "
+                "convolution is an eighth as wide, is >= 8"
+            )
         gain = GAINS[self.activation]
         conv = self.conv(
             use_bias=True,
@@ -317,18 +323,17 @@ class NFNet(Network):
         """Returns the channels of a block's 3x3 convolutions, and their groups.
 
         Raises:
-          InputError: a group is wider than the convolution.
+          InputError: `group_width` is below 1.
         """
         inner = rounded(width * expansion, share=0.9)
         if self.group_width is None:
             return inner, 1
-        if not 1 <= self.group_width <= inner:
+        if self.group_width < 1:
             raise InputError(
-                f"group_width (={self.group_width}): the rule is at least 1, and at most the "
-                f"{inner} channels of the 3x3 in a stage of {width}; None is one group"
+                f"group_width (={self.group_width}): the rule is >= 1; None is one group"
             )
-        groups = inner // self.group_width
-        return groups * self.group_width, groups
+        group = min(self.group_width, inner)
+        return inner // group * group, inner // group
 
     def stage_strides(self) -> list[tuple[int, tuple[int, int]]]:
         """Returns each stage's stride and dilations, see `Network.strides_and_dilations`."""
@@ -336,14 +341,7 @@ class NFNet(Network):
         strides = [2 if i or reached == 2 else 1 for i, _ in enumerate(self.depths)]
         return self.strides_and_dilations(strides, reached, self.output_stride)
 
-    def stage_layers(self) -> list[str]:
-        """Returns the names of the stages' layers, see `Network.stage_layers`."""
-        return [f"stages.{i}" for i, _ in enumerate(self.depths)]
-
     def extents(self, side: int) -> list[int] | None:
         """Returns the extent of each stage's map, see `Network.extents`."""
-        result, extent = [], -(-side // (2 if self.stem == "single" else 4))
-        for stride, _ in self.stage_strides():
-            extent = -(-extent // stride)
-            result.append(extent)
-        return result if side else None
+        first = -(-side // (2 if self.stem == "single" else 4))
+        return extents_of(first, [stride for stride, _ in self.stage_strides()])

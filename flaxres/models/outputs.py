@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,8 @@ MARK = "layer:"
 CLASSIFIERS = ("fc", "linear", "classifier", "head", "head.fc", "head.proj", "last_linear")
 # Names of the heads that these layers are in.
 HEADS = tuple(dict.fromkeys(layer.partition(".")[0] for layer in CLASSIFIERS))
+
+LEAVES_OF_CLASSES = ("kernel", "bias")
 
 Shapes = dict[str, tuple[int, ...]]
 """Shape of the output of each layer, by the layer's name; "" is the network itself."""
@@ -32,6 +34,19 @@ def in_torch(name: str) -> str:
     """
     name = re.sub(r"_(\d+)(?=\.|$)", r".\1", name)
     return re.sub(r"^(s\d+)\.(\d+)", lambda match: f"{match[1]}.b{int(match[2]) + 1}", name)
+
+
+def classifies(path: Sequence[str]) -> bool:
+    """Returns whether a parameter, by its path in a network, is one of the layer of the classes.
+
+    Examples:
+      >>> classifies(["head", "fc", "bias"]), classifies(["head", "norm", "bias"])
+      (True, False)
+      >>> classifies(["head", "kernel"]), classifies(["head", "pos_embed"])
+      (True, False)
+    """
+    *layer, leaf = path
+    return ".".join(layer) in CLASSIFIERS and leaf in LEAVES_OF_CLASSES
 
 
 def layer_name(module: nn.Module) -> str:

@@ -14,7 +14,7 @@ from flaxres.models.activations import ACTIVATIONS
 from flaxres.models.attention import SqueezeExcite, rounded
 from flaxres.models.blocks import Projection
 from flaxres.models.layers import ConvNorm, norm_act
-from flaxres.models.network import Network
+from flaxres.models.network import Network, extents_of
 from flaxres.models.stage import Stage
 from flaxres.models.stochastic import drop_path
 
@@ -318,8 +318,4 @@ class RegNet(Network):
 
     def extents(self, side: int) -> list[int] | None:
         """Returns the extent of each stage's map, see `Network.extents`."""
-        result, extent = [], -(-side // 2)
-        for stride, _ in self.stage_strides():
-            extent = -(-extent // stride)
-            result.append(extent)
-        return result if side else None
+        return extents_of(-(-side // 2), [stride for stride, _ in self.stage_strides()])

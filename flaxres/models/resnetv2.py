@@ -123,10 +123,6 @@ class ResNetV2(Network):
         maps["pooled"] = self.pooled(x)
         return maps if features else self.head(maps["pooled"], train, "head")
 
-    def stage_layers(self) -> list[str]:
-        """Returns the names of the stages' layers, see `Network.stage_layers`."""
-        return [f"stages.{i}" for i, _ in enumerate(self.depths)]
-
     def extents(self, side: int) -> list[int] | None:
         """Returns the extent of each stage's map, see `Network.extents`."""
         result = [side if self.stem == "small" else -(-side // 4)]

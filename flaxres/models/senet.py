@@ -25,8 +25,8 @@ from flaxres.ops.pool import max_pool
 class LegacyBlock(ResidualBlock):
     """A residual block with squeeze and excitation named `se_module`.
 
-    A basic one has a ReLU before it. So the last norm's scale starts at one: from zero that ReLU
-    has no gradient.
+    A basic one has a ReLU before it. So the scale of its last norm starts at one: from zero that
+    ReLU has no gradient.
     """
 
     def attended(self, y: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
@@ -37,6 +37,8 @@ class LegacyBlock(ResidualBlock):
     def last_norm(
         self, y: Float[Array, "n h w c"], train: bool, name: str
     ) -> Float[Array, "n h w c"]:
+        if self.kind != "basic":
+            return super().last_norm(y, train, name)
         result: jax.Array = self.norm(name=name)(y, use_running_average=not train)
         return result
 

@@ -155,7 +155,7 @@ def restored(
     run = hosts.leader_first(lambda: prepare_run(config))
     variables = run.placed(load_weights(weights, run.model))
     step = jnp.zeros((), jnp.int32)
-    return run, State(step, variables["params"], variables["batch_stats"], ())
+    return run, State(step, variables["params"], variables.get("batch_stats", {}), ())
 
 
 def _start(run: Run, place: Workdir, origin: Provenance, lock: Lock | None) -> State:

@@ -12,7 +12,7 @@ import optax
 import optax.contrib
 
 from flaxres.config.schema import OptimConfig
-from flaxres.models.outputs import HEADS
+from flaxres.models.outputs import HEADS, classifies
 from flaxres.models.stage import SCANNED
 
 
@@ -111,7 +111,7 @@ def optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTr
     """
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.adaptive_clip:
-        parts.append(optax.masked(clip_by_unit(config.adaptive_clip), before_head))
+        parts.append(optax.masked(clip_by_unit(config.adaptive_clip), before_classes))
     parts += OPTIMIZERS[config.name](config, schedule)
     if config.layer_decay < 1:
         parts.append(by_depth(config.layer_decay))
@@ -122,14 +122,17 @@ def clip_by_unit(share: float) -> optax.GradientTransformation:
     """Limits the norm of each unit's gradient to a share of that of its weights.
 
     Adaptive gradient clipping (Brock et al. 2021, "High-performance large-scale image recognition
-    without normalization", eq. 3). A unit is an output of a kernel.
+    without normalization", eq. 3). A unit is an output of a kernel; a bias, a scale or a gain is
+    one as a whole. Norms of weights count as at least 0.001.
     """
     return by_layer(optax.adaptive_grad_clip(share))
 
 
-def before_head(params: Any) -> Any:
-    """Returns the mask of the parameters that are not the head's."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: depth(_slashed(path)) < 5, params)
+def before_classes(params: Any) -> Any:
+    """Returns the mask of the parameters that are not of the layer of the classes."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not classifies([str(key.key) for key in path]), params
+    )
 
 
 def sgd(config: OptimConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:

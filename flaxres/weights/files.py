@@ -19,6 +19,7 @@ from jaxtyping import Shaped
 from flaxres.errors import InputError
 from flaxres.paths import expanded, replacing
 from flaxres.weights import keras, msgpack
+from flaxres.weights.names import Arrays
 
 LARGEST_HEADER = 100 << 20
 EMA = ("state_dict_ema", "model_ema", "ema_state_dict")
@@ -26,8 +27,9 @@ WRAPPERS = ("state_dict", "model", "model_state_dict")
 PICKLES = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
 FORMS = ".safetensors, .pth, .pt, .th, .npz, .h5, .keras, .msgpack, or the .index.json of shards"
 
-Arrays = dict[str, Shaped[np.ndarray, "..."]]
-"""A state dictionary: arrays of any shape by their names in the file."""
+
+class MissingFileError(InputError):
+    """A folder or repository is known to lack a file."""
 
 
 def read(path: pathlib.Path, ema: bool = True) -> tuple[Arrays, dict[str, str]]:
@@ -153,6 +155,12 @@ def _read_pickle(path: pathlib.Path, ema: bool) -> Arrays:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises many types; each is a refusal
+        if "TorchScript" in str(error):
+            raise InputError(
+                f"weights {str(path)!r} are a TorchScript archive, which holds a program: save "
+                "torch.jit.load(path).state_dict() with torch.save, or load timm's tag of the same "
+                "weights"
+            ) from error
         reason = str(error).split("Please file an issue")[0].split("\n")[0]
         raise InputError(
             f"weights {str(path)!r} are refused, nothing in them was run: "

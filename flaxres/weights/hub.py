@@ -6,8 +6,6 @@ The tag `resnet50.a1_in1k` stands for the repository `timm/resnet50.a1_in1k`, th
 """
 
 import dataclasses
-import functools
-import json
 import math
 import pathlib
 from collections.abc import Callable
@@ -23,10 +21,15 @@ from flaxres.paths import expanded
 from flaxres.weights import keras_hub, transformers_hub
 from flaxres.weights.card import Card, from_metadata, require_same_function
 from flaxres.weights.files import read
-from flaxres.weights.hub_folder import CONFIG, WEIGHTS, attributes_by_argument
+from flaxres.weights.hub_folder import ALWAYS_STATED, CONFIG, WEIGHTS, attributes_by_argument
+from flaxres.weights.located import content_of, downloaded, is_address, located
 from flaxres.weights.names import cleaned
-from flaxres.weights.tags import TRAINED, Pretrained, pretrained_info
-from flaxres.weights.transfer import variables_from_torch, without_classes
+from flaxres.weights.tags import Pretrained, pretrained_info
+from flaxres.weights.transfer import (
+    classes as trained_classes,
+    variables_from_torch,
+    without_classes,
+)
 
 RESOLUTIONS = ("input", "test")
 # timm's arguments that the weights and the function at inference don't depend on, or that
@@ -92,9 +95,10 @@ def load_pretrained(
       num_classes: number of classes; another than the weights' re-initialises the head, 0 drops
         it.
       revision: branch, tag or commit of the repository.
-      cache_dir: folder in place of the hub's usual cache.
+      cache_dir: folder in place of the hub's usual cache, and of the user's for addresses.
       resolution: 'input' takes the size and the crop that the weights were trained for; 'test'
-        those that timm recommends for evaluation, often a larger size and less cropping.
+        those that timm recommends for evaluation, often a larger size and less cropping. Folders
+        of transformers and KerasHub have one size.
       **attributes: for `create_model`. Another `in_channels` adapts the first convolution.
 
     Returns:
@@ -115,11 +119,12 @@ def load_pretrained(
     """
     if resolution not in RESOLUTIONS:
         raise unknown("resolution", resolution, RESOLUTIONS)
-    origin, file = _located(tag, revision, cache_dir)
+    origin, file = located(tag, revision, cache_dir)
     if file is None:
-        settings, path = _settings_of(pretrained_info(tag), resolution), downloaded(origin)
+        settings = _settings_of(pretrained_info(tag), resolution)
+        path = downloaded(origin, cache_dir)
     else:
-        content = _content(origin, file(CONFIG))
+        content = content_of(origin, file(CONFIG))
         if keras_hub.is_hubs(content) or transformers_hub.is_transformers(content):
             return _load_foreign(content, origin, file, num_classes, attributes)
         settings, path = _settings_from(content, origin, resolution), file(WEIGHTS)
@@ -143,14 +148,17 @@ def _loaded(
     if not num_classes:
         weights = without_classes(weights, model)
     variables = variables_from_torch(weights, model, adapt=True, source=f"weights of {origin!r}")
-    return model, variables, _preprocess(settings, card, origin, path)
+    return model, variables, _preprocess(settings, card, origin, path, num_classes)
 
 
 def _preprocess(
-    settings: _Settings, card: Card, origin: str, path: pathlib.Path
+    settings: _Settings, card: Card, origin: str, path: pathlib.Path, outputs: int
 ) -> PretrainedPreprocess:
-    """Returns the preprocessing of weights with their origin."""
-    local = _is_address(origin) or path.parent == expanded(origin)
+    """Returns the preprocessing of weights with their origin.
+
+    A head of another number of `outputs` than the weights' has no names of classes.
+    """
+    local = is_address(origin) or path.parent == expanded(origin)
     preset = dataclasses.asdict(settings.preprocess)
     preset |= {"exif": (card.preprocess or preset)["exif"]}  # timm knows no EXIF
     return PretrainedPreprocess(
@@ -158,57 +166,9 @@ def _preprocess(
         repository=origin,
         revision="" if local else path.parent.name,
         sha256=digests.file_digest(path),
-        classes=settings.classes,
+        classes=settings.classes if len(settings.classes) == outputs else (),
         multi_label=card.multi_label,
     )
-
-
-def _located(
-    tag: str, revision: str | None, cache_dir: str | None
-) -> tuple[str, Callable[[str], pathlib.Path] | None]:
-    """Returns the folder, repository or address that a name stands for, and what finds its files.
-
-    At an address there is one file.
-    """
-    folder = tag.removeprefix("local-dir:")
-    if folder != tag or expanded(folder).is_dir():
-        return folder, functools.partial(_in_folder, folder)
-    repository = _repository(tag)
-    if not repository:
-        folder = str(TRAINED / tag)
-        return folder, functools.partial(_in_folder, folder)
-    if _is_address(repository):
-        if revision is not None:
-            raise InputError(f"{tag!r} is a file at {repository}: it has no revision {revision!r}")
-        return repository, None
-    return repository, functools.partial(fetch, repository, revision=revision, cache_dir=cache_dir)
-
-
-def _in_folder(folder: str, file: str) -> pathlib.Path:
-    """Returns the path of a file in a folder."""
-    path = expanded(folder) / file
-    if not path.is_file():
-        raise InputError(
-            f"folder {folder!r} has no {file}: give one that save_pretrained or timm wrote, or "
-            "read a single file with load_weights"
-        )
-    return path
-
-
-def _repository(tag: str) -> str:
-    """Returns the repository that a name of weights stands for, '' for a folder of the package."""
-    name = tag.removeprefix("hf-hub:").removeprefix("hf_hub:")
-    return name if "/" in name else pretrained_info(name).repository
-
-
-def _content(origin: str, path: pathlib.Path) -> Any:
-    """Returns the content of the config.json of a repository or folder."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(
-            f"config.json of {origin!r} is no JSON ({error}): give another tag"
-        ) from error
 
 
 def _load_foreign(
@@ -225,9 +185,10 @@ def _load_foreign(
             path = file(keras_hub.WEIGHTS)
             network, weights, preprocess = keras_hub.read(settings, file, origin, num_classes)
         else:
-            network = transformers_hub.network(settings, origin, num_classes)
             path = file(transformers_hub.WEIGHTS)
             weights, _ = read(path)
+            number = trained_classes(weights) if num_classes is None else num_classes
+            network = transformers_hub.network(settings, origin, number)
             classes = transformers_hub.classes(settings)
             preprocess = transformers_hub.preprocessing(file)
     except InputError:
@@ -235,7 +196,7 @@ def _load_foreign(
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{origin!r} is not in the form of its library ({type(error).__name__}: {error}): "
-            "save it again there"
+            "read its weights with load_weights, or save it again there"
         ) from error
     fields = {field.name for field in dataclasses.fields(network)}
     for name in attributes:
@@ -246,25 +207,7 @@ def _load_foreign(
         weights = without_classes(cleaned(weights), model)
     variables = variables_from_torch(weights, model, adapt=True, source=f"weights of {origin!r}")
     known = _Settings("", model.num_classes, preprocess, classes, {})
-    return model, variables, _preprocess(known, Card(), origin, path)
-
-
-def _is_address(repository: str) -> bool:
-    return repository.startswith(("http://", "https://"))
-
-
-def downloaded(address: str) -> pathlib.Path:
-    """Returns the path of a file of weights in the user's cache, downloaded if it is not there.
-
-    Its name ends with the first digits of its SHA-256, as PyTorch's hub names files.
-
-    Raises:
-      InputError: it can't be downloaded, or has another SHA-256.
-    """
-    from flaxres.data._download import download
-
-    digest = pathlib.PurePosixPath(address).stem.rpartition("-")[2]
-    return download(address, digest, "read it with load_weights")
+    return model, variables, _preprocess(known, Card(), origin, path, model.num_classes)
 
 
 def _settings_of(row: Pretrained, resolution: str) -> _Settings:
@@ -302,13 +245,23 @@ def _attributes(architecture: str, arguments: dict[str, Any]) -> dict[str, Any]:
     ours, attributes = attributes_by_argument(architecture), {}
     for name, value in arguments.items():
         if name in ours:
-            sizes = isinstance(value, list)
-            attributes[ours[name]] = tuple(map(int, value)) if sizes else int(value)
+            attributes[ours[name]] = _attribute(ours[name], value)
         elif name == "ls_init_value" and value is not None:
             continue  # of parameters that the weights have
         elif name not in TRAINING_ARGUMENTS and (name, value) != ("global_pool", "avg"):
             raise ValueError(f"model_args has {name}={value!r}")
     return attributes
+
+
+def _attribute(name: str, value: Any) -> Any:
+    """Returns the value of an attribute that config.json states."""
+    if not isinstance(value, list):
+        return int(value)
+    if name in ALWAYS_STATED:
+        if len(set(value)) != 1:
+            raise ValueError(f"{name}={value!r}, which is no square")
+        return int(value[0])
+    return tuple(map(int, value))
 
 
 def preprocessing(settings: dict[str, Any], resolution: str = "input") -> Preprocess:
@@ -346,29 +299,3 @@ def preprocessing(settings: dict[str, Any], resolution: str = "input") -> Prepro
     )
     resize = math.floor(size / float(settings.get("crop_pct", 0.875)))
     return Preprocess(size, resize, interpolation, mean, std, squash=crop_mode == "squash")
-
-
-def fetch(repository: str, file: str, revision: str | None, cache_dir: str | None) -> pathlib.Path:
-    """Returns the path of a hub repository's file, downloaded if the cache does not have it.
-
-    Raises:
-      InputError: there is no such file, or the hub can't be reached.
-    """
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        path = huggingface_hub.hf_hub_download(
-            repository, file, revision=revision, cache_dir=cache_dir
-        )
-    except LocalEntryNotFoundError as error:
-        raise InputError(
-            f"{repository!r} is not in the hub's cache and the hub can't be reached: load it once "
-            "with a network connection"
-        ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{file} of {repository!r} can't be loaded from the hub ({reason}): check the tag"
-        ) from error
-    return pathlib.Path(path)

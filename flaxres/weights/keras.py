@@ -17,8 +17,8 @@ from jaxtyping import Shaped
 
 from flaxres.errors import InputError
 from flaxres.weights.card import V1
+from flaxres.weights.names import Arrays
 
-Arrays = dict[str, Shaped[np.ndarray, "..."]]
 Layers = dict[str, Arrays]
 SUFFIXES = (".h5", ".hdf5", ".keras")
 INNER = "model.weights.h5"  # in a .keras archive
@@ -28,6 +28,7 @@ VARIABLES = {
     2: ("kernel", "bias"),
     4: ("gamma", "beta", "moving_mean", "moving_variance"),
 }
+NEEDED = {"conv": ("kernel",), "bn": VARIABLES[4]}
 LEAVES = {
     "kernel": "weight",
     "bias": "bias",
@@ -54,6 +55,8 @@ def read(path: pathlib.Path) -> tuple[Arrays, dict[str, str]]:
       InputError: the file can't be read, or holds another network; the message says which.
     """
     layers = layers_of(path)
+    if not layers:
+        raise InputError(f"weights {str(path)!r} hold no layers: save a model's weights")
     if "post_bn" in layers and any(re.match(r"conv\d_block", name) for name in layers):
         raise InputError(
             f"weights {str(path)!r} are of Keras's ResNetV2, which strides in the last block of a "
@@ -81,7 +84,7 @@ def layers_of(path: pathlib.Path) -> Layers:
         content = io.BytesIO(_inner(path)) if path.suffix == ".keras" else path.open("rb")
         with content, h5py.File(content, "r") as file:
             return dict(_named(h5py, file))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # both libraries raise many types; each is a refusal
         raise InputError(
             f"weights {str(path)!r} can't be read ({' '.join(str(error).split())}): the rule is a "
             "file that Keras wrote; save or download it again"
@@ -137,10 +140,12 @@ def in_torchs_form(layers: Mapping[str, Arrays], source: str) -> Arrays:
     state: Arrays = {}
     for layer, arrays in layers.items():
         name = _timms_name(layer, stems, preactivated, averaged)
-        if name is None or not arrays.keys() <= LEAVES.keys():
+        needed = NEEDED.get(layer.rpartition("_")[2], ("kernel", "bias"))
+        if name is None or not set(needed) <= arrays.keys() <= LEAVES.keys():
             raise InputError(
-                f"weights {source!r} are of Keras, with a layer {layer!r}: the rule is a ResNet of "
-                "keras.applications or KerasHub with Keras's names of layers"
+                f"weights {source!r} are of Keras, with a layer {layer!r} of "
+                f"{', '.join(sorted(arrays))}: the rule is a ResNet of keras.applications or "
+                "KerasHub with Keras's names of layers"
             )
         if layer.endswith("_conv"):
             arrays = {"kernel": arrays["kernel"]}

@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
 
 from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError
 from flaxres.models.network import Network
 from flaxres.models.resnet import ResNet
 from flaxres.models.resnetv2 import ResNetV2
+from flaxres.weights.files import MissingFileError
 from flaxres.weights.keras import in_torchs_form, layers_of
+from flaxres.weights.names import Arrays
 
-Arrays = dict[str, Shaped[np.ndarray, "..."]]
 WEIGHTS, TASK = "model.weights.h5", "task.weights.h5"
 
 
@@ -48,7 +48,7 @@ def read(
     kind = str(settings.get("class_name"))
     if kind != "ResNetBackbone":
         raise InputError(f"{origin!r} holds KerasHub's {kind}: flaxres reads its ResNetBackbone")
-    layers, classes, preprocess = layers_of(file(WEIGHTS)), 0, Preprocess()
+    layers, classes = layers_of(file(WEIGHTS)), 0
     # metadata.json names the tasks of a class, and not those of the folder.
     if (place := _optional(file, "task.json")) is not None:
         task = _json(place)["config"]
@@ -59,8 +59,8 @@ def read(
             )
         head = layers_of(file(TASK))["predictions"]
         layers["predictions"], classes = head, head["bias"].size
-        if task.get("preprocessor"):
-            preprocess = converter(_json(file("image_converter.json"))["config"])
+    place = _optional(file, "image_converter.json")
+    preprocess = Preprocess() if place is None else converter(_json(place)["config"])
     classes = classes if num_classes is None else num_classes
     network = backbone(settings["config"], origin, classes)
     arrays = in_torchs_form(layers, origin)
@@ -71,11 +71,8 @@ def _optional(file: Callable[[str], pathlib.Path], name: str) -> pathlib.Path | 
     """Returns the path of a file, None where the folder or repository is known to lack it."""
     try:
         return file(name)
-    except InputError as error:
-        reason = type(error.__cause__).__name__
-        if error.__cause__ is None or reason == "RemoteEntryNotFoundError":
-            return None
-        raise
+    except MissingFileError:
+        return None
 
 
 def _json(path: pathlib.Path) -> Any:
@@ -144,6 +141,8 @@ def converter(config: Mapping[str, Any]) -> Preprocess:
         raise ValueError(f"image_size of {height}x{width} pixels, which is no square")
     scale = np.broadcast_to(np.asarray(config.get("scale") or 1.0, np.float64), 3)
     offset = np.broadcast_to(np.asarray(config.get("offset") or 0.0, np.float64), 3)
+    if config.get("pad_to_aspect_ratio"):
+        raise ValueError("pad_to_aspect_ratio")
     interpolation = str(config.get("interpolation", "bilinear"))
     if interpolation not in ("bilinear", "bicubic"):
         raise ValueError(f"interpolation {interpolation!r}")

@@ -5,25 +5,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.serialization
-import jax
 import numpy as np
-from jaxtyping import Shaped
 
 from flaxres.errors import InputError
+from flaxres.models.stage import unstack_blocks
+from flaxres.weights.names import LEAVES, Arrays, leaves, to_torch, torch_name
 
-Arrays = dict[str, Shaped[np.ndarray, "..."]]
-LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
-AXES = {4: (3, 2, 0, 1), 2: (1, 0)}
+COLLECTIONS = ("params", "batch_stats")
 
 
 def read(path: pathlib.Path) -> Arrays:
-    """Reads a file of Flax variables with `params` and `batch_stats`.
+    """Reads a file of Flax variables, `params` and `batch_stats`.
 
     Args:
       path: a .msgpack file.
@@ -42,18 +34,18 @@ def read(path: pathlib.Path) -> Arrays:
             "file that flax.serialization wrote; download it again"
         ) from error
     tree = content if isinstance(content, Mapping) else {}
-    tree = {name: tree[name] for name in ("params", "batch_stats") if name in tree} or tree
+    if not set(tree) & set(COLLECTIONS):
+        tree = {"params": tree}
     arrays: Arrays = {}
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        *outer, last = (str(key.key) for key in keys)
-        outer = outer[1:] if outer and outer[0] in ("params", "batch_stats") else outer
-        if last not in LEAVES or not isinstance(leaf, np.ndarray):
+    for keys, leaf in leaves(unstack_blocks({name: tree.get(name, {}) for name in COLLECTIONS})):
+        name = ".".join(map(str, keys[1:]))
+        if keys[-1] not in LEAVES or not isinstance(leaf, np.ndarray):
             raise InputError(
-                f"weights {str(path)!r} have a leaf {'.'.join((*outer, last))!r}: the rule is "
+                f"weights {str(path)!r} have a leaf {name!r}, a {type(leaf).__name__}: the rule is "
                 f"arrays named {', '.join(LEAVES)}"
             )
-        axes = AXES.get(leaf.ndim) if last == "kernel" else None
-        arrays[".".join((*outer, LEAVES[last]))] = leaf.transpose(axes) if axes else leaf
+        keys = tuple(map(str, keys))
+        arrays[torch_name(keys)] = to_torch(keys, leaf)
     if not arrays:
         raise InputError(f"weights {str(path)!r} hold no arrays: save a model's variables")
     return arrays

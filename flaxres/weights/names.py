@@ -33,6 +33,8 @@ AVERAGED = "n_averaged"
 WRAPPED = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.")
 
 Path = tuple[str, ...]
+Arrays = dict[str, Shaped[np.ndarray, "..."]]
+"""A state dictionary: arrays of any shape by their names."""
 
 
 def leaves(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:

@@ -102,7 +102,7 @@ DIALECTS = (
             (r"\.shortcut\.convolution\.", ".downsample.0."),
             (r"\.shortcut\.normalization\.", ".downsample.1."),
             (
-                r"\.layer\.(?:layer_)?(\d)\.(convolution|normalization)\.",
+                r"\.layer\.(?:layer\.)?(\d)\.(convolution|normalization)\.",
                 lambda match: (
                     f".{'conv' if match[2] == 'convolution' else 'bn'}{int(match[1]) + 1}."
                 ),

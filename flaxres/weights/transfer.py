@@ -11,15 +11,16 @@ import numpy as np
 from jaxtyping import Shaped
 
 from flaxres.errors import InputError
+from flaxres.models.clip import resized_positions
 from flaxres.models.network import Network
-from flaxres.models.outputs import CLASSIFIERS, HEADS
+from flaxres.models.outputs import CLASSIFIERS, HEADS, classifies
 from flaxres.models.stage import stack_blocks, unstack_blocks
 from flaxres.weights import files
 from flaxres.weights.card import Card, from_metadata, require_same_function, to_metadata
-from flaxres.weights.files import Arrays
 from flaxres.weights.names import (
     LEAVES,
     TRACKED,
+    Arrays,
     Path,
     cleaned,
     from_torch,
@@ -72,8 +73,9 @@ def variables_from_torch(
     Args:
       weights: arrays by PyTorch's names.
       model: the network that the variables are for.
-      adapt: re-initialise a head with another number of classes, 0 included, and sum or repeat a
-        first convolution with another number of channels as timm does.
+      adapt: re-initialise a head with another number of classes, 0 included; sum or repeat a first
+        convolution with another number of channels, and interpolate the positions of a
+        `CLIPResNet` for another `image_size`, as timm does.
       source: subject of the error message.
 
     Returns:
@@ -101,7 +103,7 @@ def variables_from_torch(
         name, ours = torch_name(path), ".".join(path)
         array = _take(weights, path)
         if array is None:
-            if (headless and path[1] in HEADS) or (unclassified and _classifies(path)):
+            if (headless and path[1] in HEADS) or (unclassified and classifies(path[1:])):
                 flat[path] = None
             else:
                 missing.append(f"{name} ({ours})")
@@ -160,8 +162,11 @@ def _fitted_array(
     """Returns the array as the leaf needs it; None for classes that are to be re-initialised."""
     array = from_torch(path, array, len(leaf.shape))
     if adapt and array.shape != leaf.shape:
-        if _classifies(path):
+        if classifies(path[1:]):
             return None
+        if path[-1] == "pos_embed":
+            extent = round((leaf.shape[0] - 1) ** 0.5)
+            return np.asarray(resized_positions(jnp.asarray(array), extent), leaf.dtype)
         array = _with_channels(array, leaf.shape)
     return array.astype(leaf.dtype)
 
@@ -242,11 +247,6 @@ def classifier(names: Container[str]) -> str:
     return next((layer for layer in CLASSIFIERS if f"{layer}.weight" in names), "")
 
 
-def _classifies(path: Path) -> bool:
-    """Returns whether a leaf is one of the layer of the classes."""
-    return ".".join(path[1:-1]) in CLASSIFIERS
-
-
 def torch_from_variables(variables: Mapping[str, Any]) -> Arrays:
     """Converts variables to a state dictionary that PyTorch loads with `strict=True`.
 
@@ -270,17 +270,17 @@ def load_weights(
 ) -> dict[str, Any]:
     """Reads weights for `model` from a file.
 
-    Names may be torchvision's, timm's, akamaster's, or the authors' of BiT and ConvNeXt, with a
-    `module.` prefix or inside `state_dict`.
+    Names may be torchvision's, timm's, akamaster's, transformers', Keras's, open_clip's, or the
+    authors' of BiT and ConvNeXt, with a `module.` prefix or inside `state_dict`.
 
     Args:
-      path: a safetensors file, the `.index.json` of several, a NumPy archive (`.npz`), or
-        PyTorch's `.pth`, `.pt` or `.th`. PyTorch's need torch, and are read with
-        `weights_only`. `~` is the home folder.
+      path: a safetensors file, the `.index.json` of several, a NumPy archive (`.npz`), Flax's
+        `.msgpack`, PyTorch's `.pth`, `.pt` or `.th`, or Keras's `.h5` or `.keras`. PyTorch's need
+        torch, and are read with `weights_only`; Keras's need h5py. `~` is the home folder.
       model: the network that the weights are for.
       adapt: re-initialise a head with another number of classes, and sum or repeat a first
-        convolution with another number of channels as timm does; take weights of another
-        `output_stride`.
+        convolution with another number of channels, and interpolate positions, as timm does;
+        take weights of another `output_stride`.
       ema: read the averaged weights of a training checkpoint that has them.
 
     Returns:

@@ -1,6 +1,7 @@
 """Folders and repositories of Hugging Face's transformers that hold a ResNet."""
 
 import json
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError
 from flaxres.models.resnet import ResNet
+from flaxres.weights.files import MissingFileError
 
 WEIGHTS = "model.safetensors"
 # Pillow's numbers of filters.
@@ -19,21 +21,21 @@ def is_transformers(settings: Any) -> bool:
     return isinstance(settings, Mapping) and "model_type" in settings
 
 
-def network(config: Mapping[str, Any], origin: str, num_classes: int | None) -> ResNet:
+def network(config: Mapping[str, Any], origin: str, num_classes: int) -> ResNet:
     """Returns the network of a config.json.
 
     Args:
       config: content of the file.
       origin: of the folder, for error messages.
-      num_classes: of the network; None is the number of the weights.
+      num_classes: of the network.
 
     Raises:
       InputError: no network of flaxres computes its function.
 
     Examples:
-      >>> model = network({"model_type": "resnet", "depths": [2, 2, 2, 2]}, "folder", None)
+      >>> model = network({"model_type": "resnet", "depths": [2, 2, 2, 2]}, "folder", 10)
       >>> model.depths, model.widths, model.num_classes
-      ((2, 2, 2, 2), (64, 128, 256, 512), 0)
+      ((2, 2, 2, 2), (64, 128, 256, 512), 10)
     """
     if (kind := config["model_type"]) != "resnet":
         raise InputError(
@@ -56,15 +58,13 @@ def network(config: Mapping[str, Any], origin: str, num_classes: int | None) -> 
         stem_width=config.get("embedding_size", 64),
         v1=block == "bottleneck" and bool(config.get("downsample_in_bottleneck", False)),
         in_channels=config.get("num_channels", 3),
-        num_classes=len(classes(config)) if num_classes is None else num_classes,
+        num_classes=num_classes,
     )
 
 
 def classes(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the names of the classes in the order of their labels, none for a backbone."""
-    if not any("Classification" in name for name in config.get("architectures") or ()):
-        return ()
-    labels = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # transformers' default
+    """Returns the names of the classes in the order of their labels, () if there are none."""
+    labels = config.get("id2label") or {}
     return tuple(labels[str(label)] for label in range(len(labels)))
 
 
@@ -72,13 +72,26 @@ def preprocessing(file: Callable[[str], pathlib.Path]) -> Preprocess:
     """Returns the preprocessing of a ConvNextImageProcessor, that of transformers' ResNets.
 
     Args:
-      file: returns the path of a file of the folder.
+      file: returns the path of a file of the folder. Without a `preprocessor_config.json` the
+        result is the usual preprocessing of ImageNet.
 
     Raises:
       ValueError: the file states another processing.
     """
-    settings = json.loads(file("preprocessor_config.json").read_text(encoding="utf-8"))
-    size = settings["size"]
+    try:
+        place = file("preprocessor_config.json")
+    except MissingFileError:
+        return Preprocess()
+    settings = json.loads(place.read_text(encoding="utf-8"))
+    kind = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "")
+    if kind and not kind.startswith("ConvNext"):
+        raise ValueError(f"preprocessor_config.json is of a {kind}, no ConvNextImageProcessor")
+    for name in ("do_resize", "do_rescale", "do_normalize"):
+        if not settings.get(name, True):
+            raise ValueError(f"preprocessor_config.json has {name}={settings[name]!r}")
+    if not math.isclose(settings.get("rescale_factor", 1 / 255), 1 / 255):
+        raise ValueError(f"rescale_factor={settings['rescale_factor']!r}")
+    size = settings.get("size", 384)
     size = int(size["shortest_edge"] if isinstance(size, Mapping) else size)
     if (filter_ := settings.get("resample", 2)) not in FILTERS:
         raise ValueError(f"resample {filter_!r}")

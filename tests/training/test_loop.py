@@ -150,6 +150,18 @@ def test_a_scanned_run_leaves_weights_for_the_plain_network(
     assert plain.examples == report.examples == 500
 
 
+def test_weights_of_a_network_without_norms_are_evaluated(
+    data_dir: str, tmp_path: pathlib.Path
+) -> None:
+    config = digits(data_dir, steps=1, tensorboard=False)
+    config = dataclasses.replace(config, model=ModelConfig("test_nfnet"))
+    model = flaxres.create_model("test_nfnet", num_classes=10)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    flaxres.save_weights(tmp_path / "w.safetensors", variables, model)
+    report = flaxres.evaluate(config, weights=tmp_path / "w.safetensors")
+    assert report.examples == 500
+
+
 def test_a_run_that_never_saved_does_not_hold_its_workdir(
     data_dir: str, tmp_path: pathlib.Path
 ) -> None:

@@ -59,7 +59,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         revision, _, name = rest.partition("/")
         files = self.hub.files.get(repository, {})
         if name not in files or revision not in ("main", COMMIT):
-            self.reply(404, b"Entry not found", {"X-Error-Code": "RepoNotFound"}, body)
+            error = "EntryNotFound" if files else "RepoNotFound"
+            headers = {"X-Error-Code": error, "X-Repo-Commit": COMMIT}
+            self.reply(404, b"not found", headers, body)
             return
         digest = hashlib.sha256(files[name]).hexdigest()
         headers = {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT}

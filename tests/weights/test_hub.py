@@ -31,6 +31,7 @@ from flaxres.weights import tags
 from flaxres.weights.hub import preprocessing
 from flaxres.weights.transfer import template
 from tests.weights.hub_server import COMMIT, serving
+from tests.weights.test_keras import save_keras_hub
 
 CLASSES = ["ant", "bee", "cat"]
 SETTINGS = {
@@ -124,6 +125,22 @@ def test_a_tag_is_loaded_and_then_needs_no_network(
     assert offline.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
     nowhere = load(gone, tmp_path / "empty")
     assert "is not in the hub's cache and the hub can't be reached" in nowhere.stderr
+
+
+@pytest.mark.slow
+def test_a_repository_of_keras_hub_without_classes_needs_no_network_once_loaded(
+    tmp_path: pathlib.Path,
+) -> None:
+    """The cache knows which of the files that not every repository has are absent."""
+    folder = pathlib.Path(save_keras_hub(tmp_path / "preset", task=False))
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    home = tmp_path / "home"
+    with serving({"keras/resnet": files}) as server:
+        first = load(server.endpoint, home, "keras/resnet")
+    assert first.returncode == 0, first.stderr
+    offline = load("http://127.0.0.1:9", home, "keras/resnet")
+    assert offline.returncode == 0, offline.stderr
+    assert offline.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
 
 
 def test_preprocessing_is_timms_evaluation() -> None:

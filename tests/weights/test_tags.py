@@ -13,7 +13,7 @@ from flaxres.cli import main
 from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError
 from flaxres.models.registry import MODELS
-from flaxres.weights import hub
+from flaxres.weights import hub, located
 from flaxres.weights.hub_folder import in_timm
 from flaxres.weights.tags import table
 from flaxres.weights.transfer import template, torch_from_variables, variables_from_torch
@@ -61,7 +61,7 @@ def test_names_stand_for_tags(name: str, tag: str) -> None:
 def test_unknown_tags_are_refused_before_the_network(
     name: str, near: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "fetch", lambda *_: pytest.fail("the network was used"))
+    monkeypatch.setattr(located, "fetch", lambda *_: pytest.fail("the network was used"))
     with pytest.raises(InputError, match=near):
         flaxres.load_pretrained(name)
     with pytest.raises(InputError, match="unknown resolution 'tests'"):

@@ -68,8 +68,8 @@ class ModelConfig:
     """Initial bias of the head; minus the logarithm of the number of
     classes suits `optim.loss='binary'`."""
     weights: str | None = setting(None)
-    """File of weights to start from (torchvision's, timm's or flaxres's
-    naming); a head with another number of classes is re-initialised."""
+    """File of weights to start from, any that `flaxres convert` reads; a
+    head with another number of classes is re-initialised."""
 
     @property
     def compute_dtype(self) -> str:

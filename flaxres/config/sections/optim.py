@@ -43,7 +43,7 @@ class OptimConfig:
     """Maximum norm of the whole gradient; 0 is no limit."""
     adaptive_clip: float = setting(0.0, rules.NOT_NEGATIVE)
     """Maximum norm of each unit's gradient as a share of its weights'
-    (Brock et al. 2021), but for the head; 0 is no limit."""
+    (Brock et al. 2021), but for the classes; 0 is no limit."""
     layer_decay: float = setting(1.0, rules.UP_TO_ONE)
     """Learning rate of each stage as a share of the next stage's; the head
     has the full rate."""
