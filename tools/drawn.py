@@ -68,7 +68,10 @@ NARROWED: dict[str, Sequence[Any]] = {
     "train.loss_limit": (0.5, 2.4, 100.0),
 }
 # Most settings are drawn with small networks; any other has its depths and widths cut.
-SMALL = ("resnet20", "resnet9", "resnetv2_164", "resnet18", "resnet14t", "densenet121")
+SMALL = (
+    *("resnet20", "resnet9", "resnetv2_164", "resnet18", "resnet14t", "densenet121"),
+    *("test_nfnet", "regnetz_005"),
+)
 
 
 def tiny(data_dir: str) -> Values:
