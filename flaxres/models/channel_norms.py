@@ -35,7 +35,8 @@ class LayerNorm(nn.Module):
 class SimpleNorm(nn.Module):
     """Divides by the standard deviation over the channels of each pixel, in float32 or wider.
 
-    No mean is subtracted and there is no bias; the variance is the unbiased one. It is timm's.
+    No mean is subtracted and there is no bias; the variance is the unbiased one. It is timm's, in
+    networks named `rms`: `findings/timm_zepto_rms_norm.sh`.
 
     Call: `(..., C)` -> the same shape in `dtype`.
     """
