@@ -41,7 +41,7 @@ from benchmarks.textbook import TEXTBOOK, plain_step
 from flaxres import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from flaxres.cache import cache_folder
 from flaxres.diagnostics.compiled import compile_facts
-from flaxres.diagnostics.topology import ENVIRONMENT, MEMORY, absent_devices, platform_of
+from flaxres.diagnostics.topology import DEVICES, ENVIRONMENT, absent_devices, platform_of
 from flaxres.training.mesh import replicated, split
 from flaxres.training.optimizers import learning_rate, optimizer
 from flaxres.training.state import abstract_state
@@ -123,7 +123,7 @@ def measure(lowered: Any, title: str, gigabytes: float) -> dict[str, float]:
 def work(name: str) -> None:
     """Measures one target in the environment of its platform; its last line is for the parent."""
     topology, compared = TARGETS[name]
-    mesh, gigabytes = absent_devices(topology), MEMORY[topology.partition(":")[0]]
+    mesh, gigabytes = absent_devices(topology), DEVICES[topology.partition(":")[0]].gigabytes
     figures = measure(our_step(mesh), f"{name}, {mesh.size} devices, ours", gigabytes)
     if compared:
         textbook = measure(textbook_step(mesh), f"{name}, {mesh.size} devices, textbook", gigabytes)

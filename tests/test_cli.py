@@ -276,9 +276,11 @@ def test_mistakes_of_the_flaxres_command_are_one_line(
     ("words", "message"),
     [
         (["bench", "schedul"], "did you mean schedule"),
-        (["bench", "plan", "--config", "configs/digits.py"], "needs --topology"),
-        (["bench", "plan", "--topology", "v5f:2x4", "--config", "configs/digits.py"], "v5e:2x4"),
-        (["bench", "plan", "--topology", "v5e:8", "--config", "configs/digits.py"], "16x16"),
+        (["plan", "--config", "configs/digits.py"], "needs --topology"),
+        (["plan", "--topology", "v5f:2x4", "--config", "configs/digits.py"], "v5e:2x4"),
+        (["plan", "--topology", "v5e:8", "--config", "configs/digits.py"], "16x16"),
+        (["plan", "--topology", "8xH300", "--config", "configs/digits.py"], "h200:8"),
+        (["plan", "--topology", "8xH100", "--price", "free"], "--price='free': the rule is"),
         (["train", "--config", "configs/digits.py", "--coordinator", "host:1"], "go together"),
         (
             [
@@ -320,7 +322,6 @@ def test_a_compiler_that_crashes_is_refused(
     assert (
         main(
             [
-                "bench",
                 "plan",
                 "--topology",
                 "v6e:2x2",

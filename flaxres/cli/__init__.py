@@ -10,6 +10,7 @@ from flaxres.cli._explain import explain
 from flaxres.cli._lab import lab
 from flaxres.cli._lists import configs, models
 from flaxres.cli._options import version_line
+from flaxres.cli._plan import plan
 from flaxres.cli._predict import convert, export, predict
 from flaxres.cli._process import EXIT_REFUSED, refusing
 from flaxres.cli._push import push
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "export": export,
     "lab": lab,
     "models": models,
+    "plan": plan,
     "predict": predict,
     "push": push,
     "report": report,
@@ -51,6 +53,7 @@ USAGE = """usage: flaxres COMMAND ...
   export       a program that needs only jax              flaxres export --workdir DIR --out DIR
   lab          experiments on skip connections            flaxres lab all --out DIR
   models       list the models, or the layers of one      flaxres models 'resnet*'
+  plan         time and memory on other devices           flaxres plan --topology 8xH100 ...
   predict      classify images                            flaxres predict IMAGE... --workdir DIR
   push         weights to the Hugging Face hub            flaxres push DIR OWNER/NAME
   report       an HTML page about runs                    flaxres report RUN...

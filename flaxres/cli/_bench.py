@@ -1,9 +1,8 @@
 """`flaxres bench`: measurements before training, and of inference."""
 
-import os
 from collections.abc import Sequence
 
-from flaxres.cli._options import Parser, asks_for_help, count_of, parse_run, show, value_of
+from flaxres.cli._options import Parser, count_of, parse_run, show, value_of
 from flaxres.cli._process import joined, keep_memory, silence, use_compiler
 from flaxres.errors import InputError, unknown
 
@@ -82,40 +81,6 @@ def bench_rates(arguments: list[str]) -> None:
         print(f"{name}: {value:,.3f}")
 
 
-def bench_plan(arguments: list[str]) -> None:
-    """Compiles the step of a config for accelerators that are not attached."""
-    import jax
-
-    from flaxres.diagnostics.topology import ENVIRONMENT, platform_of
-
-    topology, rest = value_of(arguments, "--topology")
-    if topology is None and not asks_for_help(rest):
-        raise InputError(
-            "flaxres bench plan needs --topology, e.g. v5e:2x4, v5p:4x4x4, v6e:8x8 or h200:8"
-        )
-    description = (
-        "Show the memory and the traffic of a config's step on accelerators that are not attached "
-        "(--topology v5e:16x16)."
-    )
-    config, _ = parse_run(rest, None, "flaxres bench plan", description)
-    for variable, text in ENVIRONMENT[platform_of(str(topology))].items():
-        before = os.environ.get(variable, "") if variable == "XLA_FLAGS" else ""
-        os.environ[variable] = f"{before} {text}".strip()
-    jax.config.update("jax_platforms", "cpu")
-    silence()
-    from flaxres.diagnostics.plan import plan
-
-    figures, collectives, kernels = plan(config, str(topology))
-    for name, value in figures.items():
-        print(f"{name}: {value:,.2f}")
-    counts = ", ".join(f"{count} {name}" for name, count in collectives.items())
-    print(f"collectives by kind: {counts or 'none'}")
-    for name, size, count in kernels:
-        print(f"{size:10.1f} MB/image in {count:4d} x {name}")
-    fix = "lower train.batch_size, or set train.accumulate or model.remat"
-    print("it fits" if figures["fits"] else f"it does not fit: {fix}")
-
-
 def bench_inference(arguments: list[str]) -> None:
     """Measures inference by batch size."""
     parser = Parser(
@@ -153,7 +118,6 @@ BENCHES = {
     "schedule": bench_schedule,
     "lr": bench_lr,
     "rates": bench_rates,
-    "plan": bench_plan,
     "inference": bench_inference,
 }
 BENCH = """usage: flaxres bench COMMAND --config FILE [--section.field VALUE ...]
@@ -161,7 +125,6 @@ BENCH = """usage: flaxres bench COMMAND --config FILE [--section.field VALUE ...
   schedule  draw the learning rate and the image size by epoch   --out schedule.png
   lr        train at rising learning rates and draw the loss     --steps 200 --out lr.png
   rates     images a second of the step, of the input, of both   --steps 20
-  plan      memory and traffic on accelerators not attached      --topology v5e:16x16, h200:8
   inference latency and throughput by batch, beside peers        --model resnet50 --batches 1 32
 
 Measures a config before it is trained."""

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import re
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,8 +12,31 @@ from jax.sharding import AxisType, Mesh
 
 from flaxres.errors import InputError, unknown
 
-# Gigabytes of one device.
-MEMORY = {"h200": 141, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
+
+class Device(NamedTuple):
+    """A device as its vendor describes it.
+
+    Attributes:
+      gigabytes: of memory.
+      bandwidth: of the memory, in bytes a second.
+      peak: products and sums of bfloat16 a second, dense.
+    """
+
+    gigabytes: float
+    bandwidth: float
+    peak: float
+
+
+# NVIDIA's data sheets of the SXM forms; Google's pages "TPU v4" to "TPU v6e".
+DEVICES = {
+    "a100": Device(80, 2.039e12, 312e12),
+    "h100": Device(80, 3.35e12, 989e12),
+    "h200": Device(141, 4.8e12, 989e12),
+    "v4": Device(32, 1.228e12, 275e12),
+    "v5e": Device(16, 0.819e12, 197e12),
+    "v5p": Device(95, 2.765e12, 459e12),
+    "v6e": Device(32, 1.64e12, 918e12),
+}
 LIBTPU_FOR_V6E = (0, 0, 52)
 ENVIRONMENT = {
     "tpu": {"TPU_SKIP_MDS_QUERY": "1"},
@@ -23,20 +47,48 @@ ENVIRONMENT = {
         "XLA_FLAGS": "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false",
     },
 }
-# What the compiler would read from an attached H200.
-H200 = {
-    "core_count": 132, "fpus_per_core": 128, "clock_rate_ghz": 1.98,
-    "device_memory_size": 150_000_000_000, "memory_bandwidth": 4_800_000_000_000,
-    "l2_cache_size": 60 << 20, "shared_memory_per_block": 48 << 10,
-    "shared_memory_per_block_optin": 227 << 10, "shared_memory_per_core": 228 << 10,
-    "registers_per_core_limit": 1 << 16, "registers_per_block_limit": 1 << 16,
-    "threads_per_warp": 32, "threads_per_block_limit": 1024, "threads_per_core_limit": 2048,
-    "block_dim_limit_x": 2**31 - 1, "block_dim_limit_y": 2**16 - 1, "block_dim_limit_z": 2**16 - 1,
+# What the compiler would read from an attached GPU.
+GPU = {
+    "fpus_per_core": 128, "shared_memory_per_block": 48 << 10, "registers_per_core_limit": 1 << 16,
+    "registers_per_block_limit": 1 << 16, "threads_per_warp": 32, "threads_per_block_limit": 1024,
+    "threads_per_core_limit": 2048, "block_dim_limit_x": 2**31 - 1, "block_dim_limit_y": 2**16 - 1,
+    "block_dim_limit_z": 2**16 - 1,
 }  # fmt: skip
-HOPPER = (
-    'cuda_compute_capability { major: 9 } } platform_name: "CUDA" '
-    "dnn_version_info { major: 9 minor: 10 } runtime_version { major: 13 }"
+HOPPER = GPU | {
+    "core_count": 132, "clock_rate_ghz": 1.98, "shared_memory_per_block_optin": 227 << 10,
+    "shared_memory_per_core": 228 << 10,
+}  # fmt: skip
+GPUS: dict[str, dict[str, Any]] = {
+    "a100": GPU | {
+        "core_count": 108, "fpus_per_core": 64, "clock_rate_ghz": 1.41,
+        "device_memory_size": 85_000_000_000, "memory_bandwidth": 2_039_000_000_000,
+        "l2_cache_size": 40 << 20, "shared_memory_per_block_optin": 163 << 10,
+        "shared_memory_per_core": 164 << 10,
+    },
+    "h100": HOPPER | {
+        "device_memory_size": 85_000_000_000, "memory_bandwidth": 3_350_000_000_000,
+        "l2_cache_size": 50 << 20,
+    },
+    "h200": HOPPER | {
+        "device_memory_size": 150_000_000_000, "memory_bandwidth": 4_800_000_000_000,
+        "l2_cache_size": 60 << 20,
+    },
+}  # fmt: skip
+CAPABILITY = {"a100": "major: 8", "h100": "major: 9", "h200": "major: 9"}
+RUNTIME = (
+    'platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } runtime_version { major: 13 }'
 )
+
+
+def named(topology: str) -> str:
+    """Returns a topology in the form `kind:size`; `8xH100` is another form of `h100:8`.
+
+    Examples:
+      >>> named("8xH100"), named("v5e:16x16")
+      ('h100:8', 'v5e:16x16')
+    """
+    match = re.fullmatch(r"(\d+)x([a-z]\w*)", topology.lower())
+    return f"{match[2]}:{match[1]}" if match else topology.lower()
 
 
 def platform_of(topology: str) -> str:
@@ -50,15 +102,15 @@ def platform_of(topology: str) -> str:
       'tpu'
     """
     kind, _, size = topology.partition(":")
-    if kind not in MEMORY:
-        examples = [f"{name}:{'8' if name == 'h200' else '2x4'}" for name in MEMORY]
+    if kind not in DEVICES:
+        examples = [f"{name}:{'8' if name in GPUS else '2x4'}" for name in DEVICES]
         raise unknown("topology", topology, examples)
-    if not re.fullmatch(r"\d+" if kind == "h200" else r"\d+(x\d+)+", size):
+    if not re.fullmatch(r"\d+" if kind in GPUS else r"\d+(x\d+)+", size):
         raise InputError(
-            f"topology {topology!r}: the rule is a number of devices after h200:, and a shape such "
-            "as 16x16 or 4x4x4 after a TPU's name"
+            f"topology {topology!r}: the rule is a number of devices after a GPU's name, and a "
+            "shape such as 16x16 or 4x4x4 after a TPU's"
         )
-    return "cuda" if kind == "h200" else "tpu"
+    return "cuda" if kind in GPUS else "tpu"
 
 
 def check_compiler(topology: str) -> None:
@@ -92,9 +144,11 @@ def absent_devices(topology: str) -> Mesh:
         if platform == "tpu":
             described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
         else:
-            facts = " ".join(f"{name}: {value}" for name, value in H200.items())
-            config = f'gpu_device_info {{ {facts} {HOPPER} device_description_str: "NVIDIA H200"'
-            shape = f"1x1x{topology.partition(':')[2]}"
+            kind, _, size = topology.partition(":")
+            facts = " ".join(f"{name}: {value}" for name, value in GPUS[kind].items())
+            capable = f"cuda_compute_capability {{ {CAPABILITY[kind]} }} }} {RUNTIME}"
+            name = f'device_description_str: "NVIDIA {kind.upper()}"'
+            config, shape = f"gpu_device_info {{ {facts} {capable} {name}", f"1x1x{size}"
             described = topologies.get_topology_desc(
                 platform="cuda", target_config=config, topology=shape
             )

@@ -97,7 +97,7 @@ def test_a_step_weighs_the_classes_of_its_dataset(config: Config, copy: bool) ->
 
 
 def test_a_dataset_that_is_not_there_has_classes_of_one_size() -> None:
-    """Else `flaxres bench plan` of such a config would need the images."""
+    """Else `flaxres plan` of such a config would need the images."""
     config = Config(data=DataConfig("cifar10"), optim=OptimConfig(class_balance=1.0))
     np.testing.assert_allclose(described_run(config).class_weights, np.ones(10))
 
