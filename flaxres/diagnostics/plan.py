@@ -19,7 +19,7 @@ PASSES = 3
 
 
 class Plan(NamedTuple):
-    """What is known of a run before it starts.
+    """A compiled step, and the rates of its run.
 
     Attributes:
       compiled: the compiled step.
