@@ -12,7 +12,7 @@ from flaxres.diagnostics.topology import DEVICES, Device, absent_devices, named
 from flaxres.models.count import multiply_accumulates
 from flaxres.training.run import Run
 
-# ResNet-50's step on one H200, of what its memory's bandwidth allows: benchmarks/RESULTS.md.
+# ResNet-50's step on one H200, of what its memory's bandwidth allows: docs/scaling.md.
 MEASURED_SHARE = 0.59
 # Forward, gradient of the input, gradient of the kernel.
 PASSES = 3
