@@ -81,7 +81,7 @@ def _costs(names: Sequence[str], size: int | None, as_json: bool) -> None:
     from flaxres.models.registry import create_model
     from flaxres.models.summary import usual_size
 
-    width = max(20, *map(len, names)) if names else 20
+    width = max([20, *map(len, names)])
     if not as_json:
         print(f"{'name':<{width}}{'parameters':>13}{'GMACs':>9}{'pixels':>8}")
     facts = {}

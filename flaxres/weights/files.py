@@ -8,7 +8,7 @@ import json
 import pathlib
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,19 @@ FORMS = ".safetensors, .pth, .pt, .th, .npz, .h5, .keras, .msgpack, or the .inde
 
 class MissingFileError(InputError):
     """A folder or repository is known to lack a file."""
+
+
+def optional(file: Callable[[str], pathlib.Path], name: str) -> pathlib.Path | None:
+    """Returns the path of a file, None where the folder or repository is known to lack it.
+
+    Args:
+      file: returns the path of a file of a name, or raises `MissingFileError`.
+      name: of the file.
+    """
+    try:
+        return file(name)
+    except MissingFileError:
+        return None
 
 
 def read(path: pathlib.Path, ema: bool = True) -> tuple[Arrays, dict[str, str]]:

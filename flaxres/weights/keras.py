@@ -12,12 +12,9 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-from jaxtyping import Shaped
-
 from flaxres.errors import InputError
 from flaxres.weights.card import V1
-from flaxres.weights.names import Arrays
+from flaxres.weights.names import Arrays, to_torch
 
 Layers = dict[str, Arrays]
 SUFFIXES = (".h5", ".hdf5", ".keras")
@@ -57,7 +54,8 @@ def read(path: pathlib.Path) -> tuple[Arrays, dict[str, str]]:
     layers = layers_of(path)
     if not layers:
         raise InputError(f"weights {str(path)!r} hold no layers: save a model's weights")
-    if "post_bn" in layers and any(re.match(r"conv\d_block", name) for name in layers):
+    applications = any(re.match(r"conv\d_block", name) for name in layers)
+    if "post_bn" in layers and applications:
         raise InputError(
             f"weights {str(path)!r} are of Keras's ResNetV2, which strides in the last block of a "
             "stage and not in the first: no network of flaxres computes that; take timm's "
@@ -69,7 +67,6 @@ def read(path: pathlib.Path) -> tuple[Arrays, dict[str, str]]:
             "has another epsilon: download those of today's keras.applications"
         )
     arrays = in_torchs_form(layers, str(path))
-    applications = any(re.match(r"conv\d_block", name) for name in layers)
     bottlenecks = "layer1.0.conv3.weight" in arrays
     return arrays, {V1: str(applications)} if bottlenecks else {}
 
@@ -135,11 +132,9 @@ def in_torchs_form(layers: Mapping[str, Arrays], source: str) -> Arrays:
     """
     stems = sum(bool(re.fullmatch(r"conv\d_conv", name)) for name in layers)
     preactivated = "post_bn" in layers
-    # timm counts the average of a shortcut as a layer.
-    averaged = stems > 1
     state: Arrays = {}
     for layer, arrays in layers.items():
-        name = _timms_name(layer, stems, preactivated, averaged)
+        name = _timms_name(layer, stems, preactivated)
         needed = NEEDED.get(layer.rpartition("_")[2], ("kernel", "bias"))
         if name is None or not set(needed) <= arrays.keys() <= LEAVES.keys():
             raise InputError(
@@ -153,11 +148,11 @@ def in_torchs_form(layers: Mapping[str, Arrays], source: str) -> Arrays:
         if layer.endswith("_bn") and bias is not None:
             mean, var = arrays["moving_mean"] - bias, arrays["moving_variance"] + EPSILON
             arrays = arrays | {"moving_mean": mean, "moving_variance": var.astype(mean.dtype)}
-        state |= {f"{name}.{LEAVES[key]}": _axes(key, array) for key, array in arrays.items()}
+        state |= {f"{name}.{LEAVES[key]}": to_torch((key,), array) for key, array in arrays.items()}
     return state
 
 
-def _timms_name(layer: str, stems: int, preactivated: bool, averaged: bool) -> str | None:
+def _timms_name(layer: str, stems: int, preactivated: bool) -> str | None:
     """Returns timm's name of a layer, None for one that Keras's ResNets don't have."""
     if layer == "predictions":
         return "head.fc" if preactivated else "fc"
@@ -186,12 +181,6 @@ def _timms_name(layer: str, stems: int, preactivated: bool, averaged: bool) -> s
         return f"{outer}.conv{part}" if kind == "conv" else f"{outer}.norm{int(part) + 1}"
     outer = f"layer{stage + 1}.{block}"
     if part == "0":
+        averaged = stems > 1  # timm counts the average of a shortcut as a layer
         return f"{outer}.downsample.{averaged + (kind == 'bn')}"
     return f"{outer}.{kind}{part}"
-
-
-def _axes(key: str, array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-    """Returns an array with PyTorch's axes."""
-    if key != "kernel":
-        return array
-    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T

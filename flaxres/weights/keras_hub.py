@@ -12,7 +12,7 @@ from flaxres.errors import InputError
 from flaxres.models.network import Network
 from flaxres.models.resnet import ResNet
 from flaxres.models.resnetv2 import ResNetV2
-from flaxres.weights.files import MissingFileError
+from flaxres.weights.files import optional
 from flaxres.weights.keras import in_torchs_form, layers_of
 from flaxres.weights.names import Arrays
 
@@ -50,7 +50,7 @@ def read(
         raise InputError(f"{origin!r} holds KerasHub's {kind}: flaxres reads its ResNetBackbone")
     layers, classes = layers_of(file(WEIGHTS)), 0
     # metadata.json names the tasks of a class, and not those of the folder.
-    if (place := _optional(file, "task.json")) is not None:
+    if (place := optional(file, "task.json")) is not None:
         task = _json(place)["config"]
         if task.get("pooling", "avg") != "avg":
             raise InputError(
@@ -59,20 +59,12 @@ def read(
             )
         head = layers_of(file(TASK))["predictions"]
         layers["predictions"], classes = head, head["bias"].size
-    place = _optional(file, "image_converter.json")
+    place = optional(file, "image_converter.json")
     preprocess = Preprocess() if place is None else converter(_json(place)["config"])
     classes = classes if num_classes is None else num_classes
     network = backbone(settings["config"], origin, classes)
     arrays = in_torchs_form(layers, origin)
     return network, arrays, preprocess
-
-
-def _optional(file: Callable[[str], pathlib.Path], name: str) -> pathlib.Path | None:
-    """Returns the path of a file, None where the folder or repository is known to lack it."""
-    try:
-        return file(name)
-    except MissingFileError:
-        return None
 
 
 def _json(path: pathlib.Path) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError
 from flaxres.models.resnet import ResNet
-from flaxres.weights.files import MissingFileError
+from flaxres.weights.files import optional
 
 WEIGHTS = "model.safetensors"
 # Pillow's numbers of filters.
@@ -78,9 +78,7 @@ def preprocessing(file: Callable[[str], pathlib.Path]) -> Preprocess:
     Raises:
       ValueError: the file states another processing.
     """
-    try:
-        place = file("preprocessor_config.json")
-    except MissingFileError:
+    if (place := optional(file, "preprocessor_config.json")) is None:
         return Preprocess()
     settings = json.loads(place.read_text(encoding="utf-8"))
     kind = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "")
