@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 
 class SafeStream(io.TextIOBase):
@@ -92,10 +92,32 @@ def say(line: str) -> None:
     Examples:
       >>> say("step 3 is saved")
     """
+    if sys.stderr is not None:
+        _print(line, sys.stderr)
+
+
+def _print(line: str, stream: TextIO) -> None:
+    safe = SafeStream(lambda: stream)
+    safe.write(line + "\n")
+    safe.flush()
+
+
+def say_last(line: str, code: int) -> NoReturn:
+    """Prints a line on stderr as the last one, and ends the process with an exit code.
+
+    Other threads still run, and may print about the same error: what they print from now on goes
+    nowhere. An orderly exit would wait for them, or they would complain about it.
+    """
     if (stream := sys.stderr) is not None:
         safe = SafeStream(lambda: stream)
-        safe.write(line + "\n")
-        safe.flush()
+        with contextlib.suppress(OSError, ValueError):
+            kept = os.dup(safe.fileno())
+            _discard(safe)
+            stream = os.fdopen(kept, "w", encoding=safe.encoding)
+        _print(line, stream)
+    if (output := sys.stdout) is not None:
+        SafeStream(lambda: output).flush()
+    os._exit(code)
 
 
 @contextlib.contextmanager

@@ -135,3 +135,24 @@ def test_a_display_outlives_its_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     with Display(3, 0, True, True) as display:
         display.say("nobody reads this")
+
+
+def test_threads_print_nothing_after_the_last_line() -> None:
+    program = """
+import sys, threading, time
+from flaxres.printing import safe_streams, say_last
+sys.setswitchinterval(1e-6)
+def complain():
+    while True:
+        sys.stderr.write("a thread\\n")
+with safe_streams():
+    for _ in range(4):
+        threading.Thread(target=complain, daemon=True).start()
+    time.sleep(0.1)
+    print("output", end="")
+    say_last("the last \\u2713", 74)
+"""
+    for _ in range(5):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (74, "output")
+        assert done.stderr.splitlines()[-1] == "the last \u2713"

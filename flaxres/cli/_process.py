@@ -12,7 +12,7 @@ from typing import Any
 
 from flaxres.cli._options import asks_for_help, value_of
 from flaxres.errors import InputError, WriteError, missing_extra
-from flaxres.printing import safe_streams, say
+from flaxres.printing import safe_streams, say, say_last
 
 EXIT_REFUSED, EXIT_UNWRITTEN = 2, 74
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -40,9 +40,9 @@ def _exit_code(function: Callable[[], Any]) -> int:
     try:
         function()
     except KeyboardInterrupt:
-        say("flaxres: interrupted before training began; nothing is lost, nothing new was saved")
         # The compiler's threads may still run, and an orderly exit would crash over them.
-        os._exit(130)
+        line = "flaxres: interrupted before training began; nothing is lost, nothing new was saved"
+        say_last(line, 130)
     except SystemExit as error:
         if error.code:
             raise
@@ -62,9 +62,8 @@ def _exit_code(function: Callable[[], Any]) -> int:
             return crashed()
         fix = "; what was saved is intact: make room and start the same command again"
         fix = "" if isinstance(error, WriteError) else fix
-        say(f"flaxres: {error}{fix}")
         # Threads that write would complain about the end of the interpreter.
-        os._exit(EXIT_UNWRITTEN)
+        say_last(f"flaxres: {error}{fix}", EXIT_UNWRITTEN)
     except Exception:
         return crashed()
     return 0

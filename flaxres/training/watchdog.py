@@ -1,7 +1,6 @@
 """Ends a process that no longer makes progress, and reports where it stood."""
 
 import faulthandler
-import os
 import pathlib
 import sys
 import threading
@@ -11,7 +10,7 @@ from typing import TextIO
 
 import jax
 
-from flaxres.printing import say
+from flaxres.printing import say_last
 
 EXIT_STUCK = 70
 
@@ -77,8 +76,7 @@ class Watchdog:
         try:
             self._write_stacks()
         finally:
-            self._say(what, seconds)
-            os._exit(EXIT_STUCK)
+            say_last(self._message(what, seconds), EXIT_STUCK)
 
     def _write_stacks(self) -> None:
         try:
@@ -88,8 +86,8 @@ class Watchdog:
             if sys.stderr is not None:
                 faulthandler.dump_traceback(sys.stderr, all_threads=True)
 
-    def _say(self, what: str, seconds: float) -> None:
-        say(
+    def _message(self, what: str, seconds: float) -> str:
+        return (
             f"flaxres: {what} has not moved for {seconds:.0f} seconds "
             f"(train.watchdog_seconds={self.limit:g}); stacks are in {self.stacks}. "
             "What was saved is intact: start the same command again to resume"
