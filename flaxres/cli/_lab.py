@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from flaxres.cli._options import Parser
 from flaxres.cli._process import keep_compiled, keep_memory, silence, use_compiler
-from flaxres.errors import InputError, unknown
+from flaxres.errors import unknown
 from flaxres.printing import say
 
 # The experiments of `flaxres.lab.EXPERIMENTS`, without importing it.
@@ -15,6 +15,8 @@ LAB = {
     "block": "the article's block: its identity at zero weights, and its gradient",
     "gradients": "the gradient at each of 10 to 1,000 layers",
     "degradation": "errors by epoch of plain and residual networks of 20 to 56 layers",
+    "width": "width against depth at equal cost: where skip connections stop helping",
+    "norm": "what batch norm does in place of skip connections, 20 to 110 layers",
     "lesion": "blocks taken out of trained networks; 250 of 300 bypassed",
     "paths": "the change by each block, and the share that passes it",
     "features": "feature maps of a photograph; a linear probe of each stage",
@@ -29,8 +31,6 @@ def lab(arguments: Sequence[str]) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.experiment not in LAB:
         raise unknown("experiment", chosen.experiment, LAB)
-    if chosen.seed < 0:
-        raise InputError(f"--seed={chosen.seed}: the rule is >= 0")
     keep_memory()
     silence()
     keep_compiled()
@@ -63,7 +63,14 @@ def _parser() -> Parser:
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="folder of images, tables and trained networks"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="the first seed (0)")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="repeat with N seeds: bands, deviations (1)",
+    )
     parser.add_argument(
         "--scale", type=float, default=1.0, help="of epochs and steps: 0.5 for a first look (1)"
     )

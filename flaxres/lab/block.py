@@ -4,7 +4,7 @@ The block is `x2 = relu(W2 relu(W1 x0 + b1) + b2 + x0)`; the plain one lacks the
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flaxres import figures
-from flaxres.lab.report import STYLES, Claim, Experiment, Say, Settings
+from flaxres.lab.claims import Claim
+from flaxres.lab.drawing import STYLES, band, over_seeds
+from flaxres.lab.report import Experiment, Say, Settings, seed_by_seed
 
 WIDTH, EXAMPLES = 16, 256
 SCALES = np.concatenate([[0.0], np.logspace(-3, 0, 13)])
@@ -53,7 +55,7 @@ class Result:
     gradient_error: float
 
 
-def run(settings: Settings, say: Say) -> Result:
+def run_seed(settings: Settings, say: Say) -> Result:
     """Measures both blocks in float64. J is a random linear function of the block's output.
 
     Args:
@@ -62,7 +64,7 @@ def run(settings: Settings, say: Say) -> Result:
 
     Examples:
       >>> import pathlib
-      >>> result = run(Settings(pathlib.Path("lab")), print)
+      >>> result = run_seed(Settings(pathlib.Path("lab")), print)
       >>> result.distance["residual"][0]  # weights of zero: the identity
       np.float64(0.0)
     """
@@ -119,13 +121,15 @@ def _identity_error(
     return float(jnp.abs(by_autodiff - by_formula).max() / jnp.abs(by_autodiff).max())
 
 
-def draw(result: Result) -> Any:
+def draw(results: Sequence[Result]) -> Any:
     """Draws distance and gradient by scale; returns a matplotlib figure."""
     plt = figures.pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for name in result.distance:
-        left.plot(result.scales, result.distance[name], label=name, markersize=4, **STYLES[name])
-        right.plot(result.scales, result.gradient[name], label=name, markersize=4, **STYLES[name])
+    scales = results[0].scales
+    for name in results[0].distance:
+        style = {"label": name, "markersize": 4} | STYLES[name]
+        band(left, scales, [result.distance[name] for result in results], **style)
+        band(right, scales, [result.gradient[name] for result in results], **style)
     left.set(title="Distance of the output from the input", ylabel="|y - x| / |x|")
     right.set(title="Ratio of gradient norms, input to output", ylabel="|dJ/dx| / |dJ/dy|")
     label = "scale of the weights (1: He's initialisation)"
@@ -135,6 +139,7 @@ def draw(result: Result) -> Any:
         axes.legend()
     figure.suptitle(
         "A block of two dense layers with weights of all sizes, with and without its shortcut"
+        + over_seeds(results)
     )
     return figure
 
@@ -182,4 +187,5 @@ def claims(result: Result) -> list[Claim]:
     ]
 
 
+run = seed_by_seed(run_seed)
 EXPERIMENT = Experiment("the article's block, plain and residual", run, draw, rows, claims)

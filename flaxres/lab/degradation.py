@@ -4,14 +4,17 @@ Plain networks get worse with depth, residual networks do not.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from flaxres import figures
+from flaxres.lab.claims import Claim
+from flaxres.lab.drawing import band, over_seeds
 from flaxres.lab.networks import KINDS, Trained
-from flaxres.lab.report import Claim, Experiment, Say, Settings
+from flaxres.lab.report import Experiment, Say, Settings, seed_by_seed
 
 DEPTHS = (20, 32, 44, 56)
 SHADES = ("#56B4E9", "#009E73", "#E69F00", "#000000")
@@ -35,7 +38,7 @@ class Result:
     data: str
 
 
-def run(settings: Settings, say: Say) -> Result:
+def run_seed(settings: Settings, say: Say) -> Result:
     """Trains the networks, unless `settings.out` has them, and reads their logs.
 
     Args:
@@ -54,24 +57,29 @@ def run(settings: Settings, say: Say) -> Result:
     return Result(training, test, fitted, settings.data)
 
 
-def draw(result: Result) -> Any:
+def draw(results: Sequence[Result]) -> Any:
     """Draws the errors by epoch; returns a matplotlib figure."""
     plt = figures.pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained", sharey=True)
-    percent = [[1], [100]]
     for one, kind in zip(axes, KINDS, strict=True):
         for depth, colour in zip(DEPTHS, SHADES, strict=True):
-            test, training = result.test[kind, depth].T, result.training[kind, depth].T
-            label = f"{depth} layers, test"
-            one.plot(*test * percent, color=colour, label=label, linewidth=1.8)
-            label, dashed = f"{depth} layers, training", {"linestyle": "--", "linewidth": 1}
-            one.plot(*training * percent, color=colour, label=label, **dashed)
+            for split, style in (
+                ("test", {"linewidth": 1.8}),
+                ("training", {"linewidth": 1, "linestyle": "--"}),
+            ):
+                curves = [getattr(result, split)[kind, depth] for result in results]
+                epochs, errors = curves[0][:, 0], [100 * curve[:, 1] for curve in curves]
+                label = f"{depth} layers, {split}"
+                band(one, epochs, errors, color=colour, label=label, **style)
         one.set(title=f"{kind} networks", xlabel="epoch", ylim=(0, 100))
         one.grid(alpha=0.3)
     axes[0].set(ylabel="error, %")
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=len(DEPTHS))
-    figure.suptitle(f"Error by epoch on {result.data} of networks with and without shortcuts")
+    figure.suptitle(
+        f"Error by epoch on {results[0].data} of networks with and without shortcuts"
+        + over_seeds(results)
+    )
     return figure
 
 
@@ -109,6 +117,7 @@ def claims(result: Result) -> list[Claim]:
     ]
 
 
+run = seed_by_seed(run_seed)
 EXPERIMENT = Experiment(
     "plain and residual CIFAR networks of 20 to 56 layers", run, draw, rows, claims
 )

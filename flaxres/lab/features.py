@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +15,10 @@ from flaxres import figures
 from flaxres.data.augment import normalise
 from flaxres.data.preprocess import Preprocess
 from flaxres.inference.predict import from_weights
+from flaxres.lab.claims import Claim
+from flaxres.lab.drawing import STYLES, over_seeds
 from flaxres.lab.networks import DEEP, KINDS, Trained, examples, recipe
-from flaxres.lab.report import STYLES, Claim, Experiment, Say, Settings
+from flaxres.lab.report import Experiment, Say, Settings, seed_by_seed
 from flaxres.models.network import Network
 
 MAPS, SIDE, RIDGE = 8, 160, 1e-2
@@ -40,7 +42,7 @@ class Result:
     name: str
 
 
-def run(settings: Settings, say: Say) -> Result:
+def run_seed(settings: Settings, say: Say) -> Result:
     """Computes the maps, and trains the networks (if necessary) and their probes.
 
     Args:
@@ -171,8 +173,9 @@ def _ridge_accuracy(
     return float(((inputs(test) @ weights).argmax(1) == expected).mean())
 
 
-def draw(result: Result) -> Any:
-    """Draws the photograph, its maps and the probes; returns a matplotlib figure."""
+def draw(results: Sequence[Result]) -> Any:
+    """Draws the photograph, its maps with the first seed, and the probes; returns a figure."""
+    result = results[0]
     plt = figures.pyplot()
     stages = list(result.maps)
     figure = plt.figure(figsize=(2 + 1.5 * MAPS, 1.6 * len(stages) + 3), layout="constrained")
@@ -188,24 +191,31 @@ def draw(result: Result) -> Any:
             axes.set(xticks=[], yticks=[])
             if not column:
                 axes.set_ylabel(f"{stage}\n{array.shape[0]} x {array.shape[1]}", fontsize=8)
-    _draw_probes(figure.add_subplot(grid[len(stages) :, 1:]), result)
+    _draw_probes(figure.add_subplot(grid[len(stages) :, 1:]), results)
     figure.suptitle(f"Feature maps by stage: {result.name}")
     return figure
 
 
-def _draw_probes(bars: Any, result: Result) -> None:
-    for offset, (kind, accuracies) in zip((-0.2, 0.2), result.probes.items(), strict=True):
-        places = np.arange(len(accuracies)) + offset
-        percent = [100 * value for value in accuracies.values()]
+def _draw_probes(bars: Any, results: Sequence[Result]) -> None:
+    probes = results[0].probes
+    stages = list(next(iter(probes.values())))
+    for offset, kind in zip((-0.2, 0.2), probes, strict=True):
+        places = np.arange(len(stages)) + offset
+        values = 100 * np.array([list(result.probes[kind].values()) for result in results])
         hatch, color = {"plain": "//", "residual": ""}[kind], STYLES[kind]["color"]
         style = {"color": color, "hatch": hatch, "edgecolor": "white"}
-        drawn = bars.bar(places, percent, 0.38, label=kind, **style)
-        bars.bar_label(drawn, fmt="%.0f", fontsize=8)
-    bars.set_xticks(range(len(accuracies)), list(accuracies))
+        median = np.median(values, 0)
+        drawn = bars.bar(places, median, 0.38, label=kind, **style)
+        bars.bar_label(drawn, fmt="%.0f", fontsize=8, label_type="center")
+        if len(results) > 1:
+            reach = [median - values.min(0), values.max(0) - median]
+            bars.errorbar(places, median, reach, fmt="none", ecolor="black", capsize=3)
+    bars.set_xticks(range(len(stages)), stages)
     bars.set(
         ylabel="top-1 of a linear probe, %",
         ylim=(0, 118),
-        title=f"what can be read off each stage by a linear classifier ({DEEP} layers)",
+        title=f"what can be read off each stage by a linear classifier ({DEEP} layers)"
+        + over_seeds(results),
     )
     bars.legend(loc="upper left", ncols=2)
 
@@ -234,6 +244,7 @@ def claims(result: Result) -> list[Claim]:
     ]
 
 
+run = seed_by_seed(run_seed)
 EXPERIMENT = Experiment(
     "feature maps of a photograph, and linear probes by stage", run, draw, rows, claims
 )

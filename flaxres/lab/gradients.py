@@ -5,7 +5,7 @@ or are preserved.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +15,10 @@ import optax
 from jaxtyping import Float, Int
 
 from flaxres import figures
-from flaxres.lab.report import STYLES, Claim, Experiment, Say, Settings
-from flaxres.lab.stacks import KINDS, Init, Kind, Params, Stack, digits
+from flaxres.lab.claims import Claim
+from flaxres.lab.drawing import STYLES, band, over_seeds
+from flaxres.lab.report import Experiment, Say, Settings
+from flaxres.lab.stacks import KINDS, Init, Kind, Stack, digits
 
 DEPTHS = (10, 30, 100, 300, 1000)
 SHOWN = 100
@@ -66,96 +68,124 @@ class Result:
     losses: dict[str, Float[np.ndarray, " steps"]]
 
 
-def run(settings: Settings, say: Say) -> Result:
+def run(settings: Settings, say: Say) -> list[Result]:
     """Measures the stacks in float64, whose range holds the gradients of a thousand layers.
 
     Args:
-      settings: uses `seed` and `scale`.
+      settings: uses `seed`, `seeds` and `scale`.
       say: receives lines of progress.
+
+    Returns:
+      One result a seed. All seeds are computed at once.
     """
     images, labels = digits("train")
-    key = jax.random.key(settings.seed)
-    initial: dict[tuple[str, str, int], Norms] = {}
+    results = [Result({}, {}, {}) for _ in settings.all_seeds]
     with jax.enable_x64(True):
         x, y = jnp.asarray(images[:BATCH], jnp.float64), jnp.asarray(labels[:BATCH])
         for (init, norm), case in CASES.items():
             for kind in KINDS:
                 for depth in DEPTHS:
-                    stack = Stack(kind, depth, norm, init)
-                    params = stack.initialise(key, x.shape[1], jnp.float64)
-                    initial[case, kind, depth] = _norms(stack, params, x, y)
-            ratios = ", ".join(f"{kind} {initial[case, kind, SHOWN].ratio:.1e}" for kind in KINDS)
+                    measured = _at_birth(Stack(kind, depth, norm, init), settings.all_seeds, x, y)
+                    for result, norms in zip(results, measured, strict=True):
+                        result.at_birth[case, kind, depth] = norms
+            middle = {
+                kind: np.median([result.at_birth[case, kind, SHOWN].ratio for result in results])
+                for kind in KINDS
+            }
+            ratios = ", ".join(f"{kind} {ratio:.1e}" for kind, ratio in middle.items())
             say(f"  {case}: gradient at the first of {SHOWN} layers over the last: {ratios}")
-    trained: dict[tuple[str, int], Norms] = {}
-    losses: dict[str, np.ndarray] = {}
+    steps = max(round(STEPS * settings.scale), SNAPSHOTS[-1])
     for kind in KINDS:
-        stack, steps = Stack(kind, TRAINED), max(round(STEPS * settings.scale), SNAPSHOTS[-1])
-        norms, losses[kind] = training(stack, key, images, labels, steps)
-        trained |= {(kind, step): measured for step, measured in norms.items()}
-        first, last = losses[kind][0], losses[kind][-10:].mean()
+        trained = training(Stack(kind, TRAINED), settings.all_seeds, images, labels, steps)
+        for result, (norms_by_step, losses) in zip(results, trained, strict=True):
+            result.trained.update({(kind, step): one for step, one in norms_by_step.items()})
+            result.losses[kind] = losses
+        first, last = (
+            np.median([result.losses[kind][part].mean() for result in results])
+            for part in (slice(1), slice(-10, None))
+        )
         say(f"  {kind}, {TRAINED} layers: loss {first:.2f} -> {last:.2f} in {steps} steps")
-    return Result(initial, trained, losses)
+    return results
 
 
-def _norms(stack: Stack, params: Params, x: Any, y: Any) -> Norms:
-    return Norms(*map(np.asarray, jax.jit(stack.gradient_norms)(params, x, y)))
+def _keys(seeds: Sequence[int]) -> jax.Array:
+    return jax.vmap(jax.random.key)(jnp.array(seeds))
+
+
+def _at_birth(stack: Stack, seeds: Sequence[int], x: Any, y: Any) -> list[Norms]:
+    """Returns the norms at initialisation, one a seed."""
+
+    def measured(key: jax.Array) -> Any:
+        return stack.gradient_norms(stack.initialise(key, x.shape[1], x.dtype), x, y)
+
+    return _by_seed(jax.jit(jax.vmap(measured))(_keys(seeds)))
+
+
+def _by_seed(norms: Any) -> list[Norms]:
+    return [Norms(*both) for both in zip(*map(np.asarray, norms), strict=True)]
 
 
 def training(
     stack: Stack,
-    key: jax.Array,
+    seeds: Sequence[int],
     images: Float[np.ndarray, "n pixels"],
     labels: Int[np.ndarray, " n"],
     steps: int,
-) -> tuple[dict[int, Norms], Float[np.ndarray, " steps"]]:
+) -> list[tuple[dict[int, Norms], Float[np.ndarray, " steps"]]]:
     """Trains a stack by SGD with momentum, its gradients clipped to a global norm of 1.
 
     Args:
       stack: the stack.
-      key: key of its initialisation.
+      seeds: of the initialisation and the order; all are trained at once.
       images, labels: the training split; each step draws 128 of them.
       steps: number of steps.
 
     Returns:
-      Gradient norms before the steps `SNAPSHOTS` and after the last one, by the number of steps;
-      and the losses of all steps, in nats.
+      For each seed the gradient norms before the steps `SNAPSHOTS` and after the last one, by the
+      number of steps; and the losses of all steps, in nats.
 
     Examples:
       >>> images, labels = digits("train")
-      >>> stack = Stack("residual", 4)
-      >>> norms, losses = training(stack, jax.random.key(0), images, labels, steps=2)
+      >>> (norms, losses), _ = training(Stack("residual", 4), [0, 1], images, labels, steps=2)
       >>> list(norms), losses.shape
       ([0, 2], (2,))
     """
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(RATE, 0.9))
-    params = stack.initialise(key, images.shape[1])
-    opt_state = tx.init(params)
+    params = jax.vmap(lambda key: stack.initialise(key, images.shape[1]))(_keys(seeds))
+    opt_state = jax.vmap(tx.init)(params)
 
     @jax.jit
+    @jax.vmap
     def step(params: Any, opt_state: Any, x: jax.Array, y: jax.Array) -> Any:
         loss, gradients = jax.value_and_grad(stack.loss)(params, x, y)
         updates, opt_state = tx.update(gradients, opt_state)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    rng, norms, losses = np.random.default_rng(0), {}, []
+    x, y = jnp.asarray(images[:BATCH]), jnp.asarray(labels[:BATCH])
+    measure = jax.jit(jax.vmap(lambda params: stack.gradient_norms(params, x, y)))
+    rngs = [np.random.default_rng(seed) for seed in seeds]
+    norms, losses = {}, []
     for number in range(steps):
         if number in SNAPSHOTS:
-            norms[number] = _norms(stack, params, images[:BATCH], labels[:BATCH])
-        chosen = rng.integers(0, len(images), 128)
+            norms[number] = _by_seed(measure(params))
+        chosen = np.stack([rng.integers(0, len(images), 128) for rng in rngs])
         params, opt_state, loss = step(params, opt_state, images[chosen], labels[chosen])
-        losses.append(float(loss))
-    norms[steps] = _norms(stack, params, images[:BATCH], labels[:BATCH])
-    return norms, np.array(losses)
+        losses.append(np.asarray(loss))
+    norms[steps] = _by_seed(measure(params))
+    return [
+        ({step: of_seeds[place] for step, of_seeds in norms.items()}, curve)
+        for place, curve in enumerate(np.transpose(losses))
+    ]
 
 
-def draw(result: Result) -> Any:
+def draw(results: Sequence[Result]) -> Any:
     """Draws the norms at initialisation and during training; returns a matplotlib figure."""
     plt = figures.pyplot()
     figure, axes = plt.subplots(2, 4, figsize=(19, 8.5), layout="constrained")
     for (layers, ratios), case in zip(axes.T, CASES.values(), strict=False):
-        _draw_case(layers, ratios, case, result)
+        _draw_case(layers, ratios, case, results)
     losses, later = axes[:, 3]
-    _draw_training(losses, later, result)
+    _draw_training(losses, later, results)
     for one in axes.flat:
         one.grid(alpha=0.3)
         if one is not losses:
@@ -164,41 +194,44 @@ def draw(result: Result) -> Any:
     figure.legend(*handles, loc="outside lower center", ncols=len(KINDS))
     figure.suptitle(
         "Gradient norm at each layer: stacks of dense layers on digits, "
-        "at initialisation and during training"
+        "at initialisation and during training" + over_seeds(results)
     )
     return figure
 
 
-def _draw_case(layers: Any, ratios: Any, case: str, result: Result) -> None:
+def _draw_case(layers: Any, ratios: Any, case: str, results: Sequence[Result]) -> None:
     """Draws one initialisation: norms by layer, and the first layer's by depth."""
     for kind in KINDS:
-        _plot_norms(layers, kind, result.at_birth[case, kind, SHOWN], SHOWN)
-        points = [result.at_birth[case, kind, depth].ratio for depth in DEPTHS]
-        ratios.plot(DEPTHS, points, label=kind, markersize=5, **STYLES[kind])
+        _plot_norms(layers, kind, [result.at_birth[case, kind, SHOWN] for result in results], SHOWN)
+        points = [
+            [result.at_birth[case, kind, depth].ratio for depth in DEPTHS] for result in results
+        ]
+        band(ratios, DEPTHS, points, label=kind, markersize=5, **STYLES[kind])
     ylabel = "|dJ/dx|, of the last layer's"
     layers.set(title=f"{case}: {SHOWN} layers", xlabel="layer", ylabel=ylabel, yscale="log")
     ylabel, log = "|dJ/dx| at the first layer over the last", {"xscale": "log", "yscale": "log"}
     ratios.set(title="by depth", xlabel="layers", ylabel=ylabel, **log)
 
 
-def _draw_training(losses: Any, later: Any, result: Result) -> None:
+def _draw_training(losses: Any, later: Any, results: Sequence[Result]) -> None:
     """Draws the losses of the trained stacks, and their norms after training."""
     for kind in KINDS:
-        steps = max(step for name, step in result.trained if name == kind)
-        values = np.maximum(result.losses[kind], 1e-3)
-        losses.plot(values, label=kind, **MARKERS, **STYLES[kind])
-        _plot_norms(later, kind, result.trained[kind, steps], TRAINED)
+        steps = max(step for name, step in results[0].trained if name == kind)
+        values = [np.maximum(result.losses[kind], 1e-3) for result in results]
+        band(losses, np.arange(steps), values, label=kind, **MARKERS, **STYLES[kind])
+        _plot_norms(later, kind, [result.trained[kind, steps] for result in results], TRAINED)
     title = f"Training {TRAINED} layers (Glorot's, no norm)"
     losses.set(title=title, xlabel="step", ylabel="loss, nats", yscale="log")
     title, ylabel = "gradients after training", "|dJ/dx|, of the last layer's"
     later.set(title=title, xlabel="layer", ylabel=ylabel, yscale="log")
 
 
-def _plot_norms(axes: Any, kind: Kind, norms: Norms, depth: int) -> None:
+def _plot_norms(axes: Any, kind: Kind, norms: Sequence[Norms], depth: int) -> None:
     """Plots arriving gradients by layer, relative to the last one's."""
-    values = np.maximum(norms.arriving, TINY)
-    layers = np.linspace(1, depth, len(values))
-    axes.plot(layers, values / values[-1], label=kind, **MARKERS, **STYLES[kind])
+    values = [np.maximum(one.arriving, TINY) for one in norms]
+    layers = np.linspace(1, depth, len(values[0]))
+    relative = [one / one[-1] for one in values]
+    band(axes, layers, relative, label=kind, **MARKERS, **STYLES[kind])
 
 
 def rows(result: Result) -> list[dict[str, Any]]:
@@ -247,6 +280,7 @@ def claims(result: Result) -> list[Claim]:
         plain,
         residual,
         plain < 1e-6 < 1e-2 < residual,
+        powers=True,
     )
     plain, residual = (float(result.losses[kind][-10:].mean()) for kind in ("plain", "residual"))
     untrainable = Claim(
@@ -268,6 +302,7 @@ def _vanishing(result: Result, case: str, depth: int) -> Claim:
         plain,
         residual,
         plain < 10.0 ** (-depth / 10) and residual > 1,
+        powers=True,
     )
 
 
@@ -280,6 +315,7 @@ def _he(result: Result, case: str) -> Claim:
         plain,
         residual,
         1e-3 < plain < 1e3 < residual,
+        powers=True,
     )
 
 
@@ -294,6 +330,7 @@ def _normed(result: Result, case: str) -> Claim:
         plain,
         residual,
         plain > 1e6 and 0.1 < residual < 100,
+        powers=True,
     )
 
 

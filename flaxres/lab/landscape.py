@@ -4,6 +4,7 @@ The filters of the directions have the norms of the network's filters.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,8 +15,10 @@ from jax import lax
 from jaxtyping import Float
 
 from flaxres import figures
+from flaxres.lab.claims import Claim
+from flaxres.lab.drawing import STYLES, band, over_seeds
 from flaxres.lab.networks import DEEP, KINDS, Trained, Variables, examples
-from flaxres.lab.report import Claim, Experiment, Say, Settings
+from flaxres.lab.report import Experiment, Say, Settings, seed_by_seed
 
 POINTS, REACH, EXAMPLES = 15, 1.0, 250
 
@@ -71,7 +74,7 @@ def direction(key: jax.Array, params: Any) -> Any:
     return jax.tree.unflatten(structure, map(scaled, keys, leaves))
 
 
-def run(settings: Settings, say: Say) -> Result:
+def run_seed(settings: Settings, say: Say) -> Result:
     """Measures the loss around a plain and a residual network, which are trained if necessary.
 
     Args:
@@ -128,10 +131,11 @@ def surface(
     return values.reshape(len(steps), len(steps))
 
 
-def draw(result: Result) -> Any:
-    """Draws the losses as contours; returns a matplotlib figure."""
+def draw(results: Sequence[Result]) -> Any:
+    """Draws the first seed's losses as contours, and all by distance; returns a figure."""
     plt = figures.pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(16, 5), layout="constrained")
+    result = results[0]
     low = max(min(float(losses.min()) for losses in result.losses.values()), 1e-3)
     largest = [
         float(np.nanmax(np.where(np.isfinite(losses), losses, np.nan)))
@@ -140,7 +144,7 @@ def draw(result: Result) -> Any:
     high = min(max(largest), 1e4)
     levels, steps = np.geomspace(low, high, 16), result.steps
     white = {"colors": "white", "linewidths": 0.6}
-    for one, (kind, losses) in zip(axes, result.losses.items(), strict=True):
+    for one, (kind, losses) in zip(axes, result.losses.items(), strict=False):
         clipped = np.clip(np.nan_to_num(losses, nan=high, posinf=high), low, high).T
         drawn = one.contourf(steps, steps, clipped, levels=levels, cmap="cividis", norm="log")
         lines = one.contour(steps, steps, clipped, levels=levels[::3], **white)
@@ -149,9 +153,27 @@ def draw(result: Result) -> Any:
         one.set(title=f"{kind}, {DEEP} layers", xlabel="first random direction", aspect="equal")
     axes[0].set(ylabel="second random direction")
     label = "loss, nats (logarithmic)"
-    figure.colorbar(drawn, ax=axes, label=label, format=lambda value, _: _number(value))
+    figure.colorbar(drawn, ax=axes[:2], label=label, format=lambda value, _: _number(value))
+    _draw_rise(axes[2], results)
     figure.suptitle("The loss around the trained network (star), filter-normalised directions")
     return figure
+
+
+def _draw_rise(axes: Any, results: Sequence[Result]) -> None:
+    """Draws the rise of the loss by the distance from the network."""
+    steps = results[0].steps
+    distance = np.hypot(*np.meshgrid(steps, steps)).round(6)
+    distances = np.unique(distance[distance <= REACH])[1:]
+    for kind in KINDS:
+        rises = [np.nan_to_num(result.excess(kind), nan=np.inf) for result in results]
+        curves = [[np.median(rise[distance == at]) for at in distances] for rise in rises]
+        shown = np.clip(curves, 1e-3, 1e4)
+        band(axes, distances, shown, label=kind, markersize=4, **STYLES[kind])
+    title = "rise by distance" + over_seeds(results)
+    axes.set(title=title, xlabel="distance from the star", ylabel="rise of the loss, nats")
+    axes.set(yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
 
 
 def _number(loss: float) -> str:
@@ -189,6 +211,7 @@ def claims(result: Result) -> list[Claim]:
             rise["plain"],
             rise["residual"],
             rise["residual"] < rise["plain"],
+            powers=True,
         ),
         Claim(
             "and the residual network lies lower",
@@ -200,4 +223,5 @@ def claims(result: Result) -> list[Claim]:
     ]
 
 
+run = seed_by_seed(run_seed)
 EXPERIMENT = Experiment("loss surfaces of a plain and a residual network", run, draw, rows, claims)

@@ -4,6 +4,7 @@ It includes the article's thought experiment: 250 of 300 blocks bypassed.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,8 +15,10 @@ from jax import lax
 from jaxtyping import Float, Int
 
 from flaxres import figures
+from flaxres.lab.claims import Claim
+from flaxres.lab.drawing import STYLES, band, over_seeds
 from flaxres.lab.networks import DEEP, KINDS, Trained, bypassed, examples, removable
-from flaxres.lab.report import STYLES, Claim, Experiment, Say, Settings
+from flaxres.lab.report import Experiment, Say, Settings, seed_by_seed
 from flaxres.lab.stacks import Kind, Params, Stack, digits
 
 BLOCKS, BYPASSED, EVERY = 300, 250, 10
@@ -52,7 +55,7 @@ class Result:
     plain_ranked: Float[np.ndarray, " counts"]
 
 
-def run(settings: Settings, say: Say) -> Result:
+def run_seed(settings: Settings, say: Say) -> Result:
     """Trains the networks and stacks if necessary, and measures them without blocks.
 
     Args:
@@ -198,20 +201,20 @@ def _trained(stack: Stack, settings: Settings, images: np.ndarray, labels: np.nd
     return params
 
 
-def draw(result: Result) -> Any:
+def draw(results: Sequence[Result]) -> Any:
     """Draws the accuracies by removed blocks; returns a matplotlib figure."""
     plt = figures.pyplot()
     figure, (one, several, many) = plt.subplots(1, 3, figsize=(16, 5.2), layout="constrained")
     for kind in KINDS:
-        _draw_network(one, several, kind, result)
-    _draw_stacks(many, result)
+        _draw_network(one, several, kind, results)
+    _draw_stacks(many, results)
     one.set(
         title=f"{DEEP} layers: one block taken out",
         xlabel="block that is taken out (gaps: those that change the shape)",
     )
     several.set(
         title=f"{DEEP} layers: several taken out at random",
-        xlabel="blocks taken out (mean, least and most of 5 draws)",
+        xlabel=f"blocks taken out (mean, least and most of {DRAWS * len(results)} draws)",
     )
     many.set(title=f"stacks of {BLOCKS} blocks of dense layers", xlabel="blocks bypassed")
     for axes in (one, several, many):
@@ -219,33 +222,41 @@ def draw(result: Result) -> Any:
         axes.grid(alpha=0.3)
         # Below the axes, since the curves reach both ends.
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)
-    several.set_xticks(result.taken)
-    figure.suptitle("What is left of a trained network without some of its blocks")
+    several.set_xticks(results[0].taken)
+    figure.suptitle(
+        "What is left of a trained network without some of its blocks" + over_seeds(results)
+    )
     return figure
 
 
-def _draw_network(one: Any, several: Any, kind: str, result: Result) -> None:
+def _draw_network(one: Any, several: Any, kind: str, results: Sequence[Result]) -> None:
     """Draws a network without one block, and without several."""
     style = STYLES[kind]
-    without, whole = 100 * result.without[kind], 100 * result.whole[kind]
-    blocks = 1 + np.arange(len(without))
-    one.plot(blocks, without, label=f"{kind}, without one block", markersize=4, **style)
+    without = [100 * result.without[kind] for result in results]
+    whole = 100 * np.median([result.whole[kind] for result in results])
+    blocks = 1 + np.arange(len(without[0]))
+    band(one, blocks, without, label=f"{kind}, without one block", markersize=4, **style)
     one.axhline(whole, color=style["color"], linewidth=0.8, label=f"{kind}, whole")
-    values = 100 * result.several[kind]
+    values = 100 * np.concatenate([result.several[kind] for result in results], 1)
     mean = values.mean(1)
     bars = [mean - values.min(1), values.max(1) - mean]
-    several.errorbar(result.taken, mean, bars, label=kind, capsize=3, markersize=5, **style)
+    several.errorbar(results[0].taken, mean, bars, label=kind, capsize=3, markersize=5, **style)
 
 
-def _draw_stacks(axes: Any, result: Result) -> None:
+def _draw_stacks(axes: Any, results: Sequence[Result]) -> None:
     """Draws the stacks of 300 blocks by the number of bypassed blocks."""
-    for accuracy, label, kind in (
-        (result.ranked, "pre-activation, least important first", "residual"),
-        (result.random.mean(0), "pre-activation, at random", "preactivation"),
-        (result.plain_ranked, "plain, least important first", "plain"),
+    means = [result.random.mean(0) for result in results]
+    for accuracies, label, kind in (
+        (
+            [result.ranked for result in results],
+            "pre-activation, least important first",
+            "residual",
+        ),
+        (means, "pre-activation, at random", "preactivation"),
+        ([result.plain_ranked for result in results], "plain, least important first", "plain"),
     ):
-        values, style = 100 * accuracy, STYLES[kind]
-        axes.plot(result.counts, values, label=label, markevery=3, markersize=4, **style)
+        style = {"label": label, "markevery": 3, "markersize": 4} | STYLES[kind]
+        band(axes, results[0].counts, [100 * one for one in accuracies], **style)
     axes.axvline(BYPASSED, color="0.6", linewidth=0.8)
 
 
@@ -309,6 +320,7 @@ def claims(result: Result) -> list[Claim]:
     ]
 
 
+run = seed_by_seed(run_seed)
 EXPERIMENT = Experiment(
     "blocks taken out of trained networks, and 250 of 300 bypassed", run, draw, rows, claims
 )

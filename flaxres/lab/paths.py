@@ -4,6 +4,7 @@ It is the norm of the residual branch divided by that of the shortcut.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,8 +14,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from flaxres import figures
+from flaxres.lab.claims import Claim
+from flaxres.lab.drawing import STYLES, band, over_seeds
 from flaxres.lab.networks import DEEP, Trained, Variables, examples, watched
-from flaxres.lab.report import STYLES, Claim, Experiment, Say, Settings
+from flaxres.lab.report import Experiment, Say, Settings, seed_by_seed
 from flaxres.models.network import Network
 
 EXAMPLES = 250
@@ -40,7 +43,7 @@ class Result:
     path: dict[str, Float[np.ndarray, " blocks"]]
 
 
-def run(settings: Settings, say: Say) -> Result:
+def run_seed(settings: Settings, say: Say) -> Result:
     """Measures a plain and a residual network, which are trained if necessary.
 
     Args:
@@ -125,20 +128,22 @@ def norms(x: Float[Array, "n h w c"]) -> Float[Array, " n"]:
     return jnp.sqrt(jnp.square(x).sum((1, 2, 3)))
 
 
-def draw(result: Result) -> Any:
+def draw(results: Sequence[Result]) -> Any:
     """Draws changes and cosines by block; returns a matplotlib figure."""
     plt = figures.pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained")
-    blocks = 1 + np.arange(len(result.trained))
-    for values, label, kind in (
-        (result.trained, "residual, trained", "residual"),
-        (result.initial, "residual, at initialisation", "preactivation"),
-        (result.plain, "plain, trained", "plain"),
+    blocks = 1 + np.arange(len(results[0].trained))
+    for name, label, kind in (
+        ("trained", "residual, trained", "residual"),
+        ("initial", "residual, at initialisation", "preactivation"),
+        ("plain", "plain, trained", "plain"),
     ):
-        left.plot(blocks, np.maximum(values, 1e-3), label=label, markersize=4, **STYLES[kind])
+        changes = [np.maximum(getattr(result, name), 1e-3) for result in results]
+        band(left, blocks, changes, label=label, markersize=4, **STYLES[kind])
     left.set(title="What a block changes", ylabel="|output - input| / |input|", yscale="log")
-    for kind, values in result.path.items():
-        right.plot(blocks, values, label=f"{kind}, trained", markersize=4, **STYLES[kind])
+    for kind in results[0].path:
+        cosines = [result.path[kind] for result in results]
+        band(right, blocks, cosines, label=f"{kind}, trained", markersize=4, **STYLES[kind])
     right.set(
         title="What is left of a stage's first block",
         ylabel="cosine with the first block's output, centred",
@@ -148,7 +153,10 @@ def draw(result: Result) -> Any:
         axes.set(xlabel="block (gaps and jumps: a new stage)")
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.suptitle(f"What blocks change and what passes them, in networks of {DEEP} layers")
+    figure.suptitle(
+        f"What blocks change and what passes them, in networks of {DEEP} layers"
+        + over_seeds(results)
+    )
     return figure
 
 
@@ -195,4 +203,5 @@ def claims(result: Result) -> list[Claim]:
     ]
 
 
+run = seed_by_seed(run_seed)
 EXPERIMENT = Experiment("what the branches add to the shortcuts", run, draw, rows, claims)

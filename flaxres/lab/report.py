@@ -1,7 +1,8 @@
-"""Settings, claims and output files that all experiments share."""
+"""Settings and output files that all experiments share."""
 
 import csv
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -12,16 +13,10 @@ import numpy as np
 
 from flaxres import figures
 from flaxres.errors import InputError, writing_to
+from flaxres.lab.claims import Claim, Outcome, text
 from flaxres.printing import say
 from flaxres.training.workdir import replace_file
 
-# Okabe & Ito's palette, which colour-blind readers tell apart; lines and markers differ as well.
-STYLES: Mapping[str, dict[str, Any]] = {
-    "plain": {"color": "#D55E00", "linestyle": "--", "marker": "s"},
-    "residual": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
-    "preactivation": {"color": "#009E73", "linestyle": "-.", "marker": "^"},
-    "dense": {"color": "#CC79A7", "linestyle": ":", "marker": "D"},
-}
 Say = Callable[[str], None]
 
 
@@ -32,7 +27,8 @@ class Settings:
     Attributes:
       out: folder for images, tables and trained networks. A network is trained once and serves
         several experiments.
-      seed: seed of initialisation, order, augmentation and random directions.
+      seed: the first seed, of initialisation, order, augmentation and random directions.
+      seeds: number of seeds, `seed` and those after it.
       scale: factor of epochs and steps; below 1 for a first look, above 1 for smoother curves.
       data: 'digits' (8x8, bundled) or 'cifar10', for the networks that are trained. Stacks of dense
         layers are always trained on digits.
@@ -43,8 +39,8 @@ class Settings:
         trained here.
 
     Raises:
-      InputError: `data` is unknown, `scale` is not positive, or only one of `weights` and `model`
-        is set.
+      InputError: `data` is unknown, `scale` is not positive, there is no seed, or only one of
+        `weights` and `model` is set.
 
     Examples:
       >>> Settings(pathlib.Path("lab"), scale=0.5).data
@@ -53,6 +49,7 @@ class Settings:
 
     out: pathlib.Path
     seed: int = 0
+    seeds: int = 1
     scale: float = 1.0
     data: str = "digits"
     source: str | None = None
@@ -66,26 +63,17 @@ class Settings:
             raise InputError(f"--data={self.data!r}: the rule is digits or cifar10")
         if not 0 < self.scale < float("inf"):
             raise InputError(f"--scale={self.scale}: the rule is > 0")
+        if self.seed < 0:
+            raise InputError(f"--seed={self.seed}: the rule is >= 0")
+        if self.seeds < 1:
+            raise InputError(f"--seeds={self.seeds}: the rule is >= 1")
         if (self.weights is None) != (self.model is None):
             raise InputError("--weights FILE and --model NAME go together: give both")
 
-
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """A statement that an experiment tests, and the outcome.
-
-    Attributes:
-      sentence: the statement.
-      measure: the measured quantity and its unit.
-      plain, residual: its value for plain and for residual networks; None if there is none.
-      holds: whether the values support the statement.
-    """
-
-    sentence: str
-    measure: str
-    plain: float | None
-    residual: float | None
-    holds: bool
+    @property
+    def all_seeds(self) -> list[int]:
+        """The seeds."""
+        return [self.seed + number for number in range(self.seeds)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,17 +82,37 @@ class Experiment:
 
     Attributes:
       title: one line for the terminal.
-      run: `(settings, say) -> result`, a dataclass of arrays. `say` takes lines of progress.
-      draw: `result -> figure`, of matplotlib.
+      run: `(settings, say) -> results`, a dataclass of arrays for each seed. `say` takes lines of
+        progress.
+      draw: `results -> figure`, of matplotlib.
       rows: `result -> rows` of a table, as dictionaries.
       claims: `result -> claims` that the result supports or refutes.
     """
 
     title: str
-    run: Callable[[Settings, Say], Any]
-    draw: Callable[[Any], Any]
+    run: Callable[[Settings, Say], Sequence[Any]]
+    draw: Callable[[Sequence[Any]], Any]
     rows: Callable[[Any], Sequence[Mapping[str, Any]]]
     claims: Callable[[Any], Sequence[Claim]]
+
+
+def seed_by_seed(run: Callable[[Settings, Say], Any]) -> Callable[[Settings, Say], list[Any]]:
+    """Returns the `run` of an experiment that repeats a run with each seed.
+
+    Args:
+      run: `(settings, say) -> result`, which uses `settings.seed`.
+    """
+
+    @functools.wraps(run)
+    def repeated(settings: Settings, say: Say) -> list[Any]:
+        results = []
+        for seed in settings.all_seeds:
+            if settings.seeds > 1:
+                say(f"  seed {seed}")
+            results.append(run(dataclasses.replace(settings, seed=seed, seeds=1), say))
+        return results
+
+    return repeated
 
 
 def conduct(
@@ -119,7 +127,8 @@ def conduct(
       say: receives lines of progress; by default they are printed to stderr.
 
     Returns:
-      The content of the JSON file: `experiment`, `seed`, `seconds`, `claims` and `result`.
+      The content of the JSON file: `experiment`, `seeds`, `seconds`, `claims` (`Outcome`s) and
+      `results`, one a seed.
 
     Raises:
       InputError: the folder can't be written, or a setting does not suit the experiment.
@@ -138,28 +147,37 @@ def conduct(
     with writing_to(settings.out):
         settings.out.mkdir(parents=True, exist_ok=True)
     say(f"{name}: {experiment.title}")
-    result = experiment.run(settings, say)
-    claims = experiment.claims(result)
-    figures.save(experiment.draw(result), str(settings.out / f"{name}.png"), "--out")
-    _write_table(settings.out / f"{name}.csv", experiment.rows(result))
+    results = experiment.run(settings, say)
+    of_seeds = zip(*map(experiment.claims, results), strict=True)
+    outcomes = [Outcome.of(claims) for claims in of_seeds]
+    figures.save(experiment.draw(results), str(settings.out / f"{name}.png"), "--out")
+    rows = [
+        {"seed": seed} | dict(row)
+        for seed, result in zip(settings.all_seeds, results, strict=True)
+        for row in experiment.rows(result)
+    ]
+    _write_table(settings.out / f"{name}.csv", rows)
     facts = {
         "experiment": name,
-        "seed": settings.seed,
+        "seeds": settings.all_seeds,
         "seconds": round(time.perf_counter() - start, 1),
-        "claims": [_jsonable(claim) for claim in claims],
-        "result": _jsonable(result),
+        "claims": [_jsonable(outcome) for outcome in outcomes],
+        "results": _jsonable(results),
     }
     replace_file(settings.out / f"{name}.json", json.dumps(facts) + "\n")
-    for claim in claims:
-        say(f"  {'holds' if claim.holds else 'DOES NOT HOLD'}: {claim.sentence}")
-        say(f"    {claim.measure}: {_values(claim)}")
+    for outcome in outcomes:
+        _say_outcome(outcome, say)
     say(f"  {facts['seconds']:.0f} s, wrote {settings.out / name}.png, .csv and .json")
     return facts
 
 
-def _values(claim: Claim) -> str:
-    values = (("plain", claim.plain), ("residual", claim.residual))
-    return ", ".join(f"{kind} {value:.3g}" for kind, value in values if value is not None)
+def _say_outcome(outcome: Outcome, say: Say) -> None:
+    words = {"yes": "holds", "no": "DOES NOT HOLD"}
+    holds = words.get(outcome.verdict, f"holds for {outcome.verdict} seeds")
+    say(f"  {holds}: {outcome.sentence}")
+    both = (("plain", outcome.plain), ("residual", outcome.residual))
+    parts = [f"{kind} {text(values, outcome.powers)}" for kind, values in both if values]
+    say(f"    {outcome.measure}: {', '.join(parts)}")
 
 
 def _write_table(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -172,25 +190,21 @@ def _write_table(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def summary(facts: Sequence[Mapping[str, Any]]) -> str:
     """Returns a Markdown table of the claims of several experiments.
 
+    Values are means over the seeds with the standard deviation of a sample.
+
     Args:
       facts: what `conduct` returned, one an experiment.
     """
-
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.3g}"
-
     lines = ["| claim | measured | plain | residual | holds |", "|---|---|---|---|---|"]
     for fact in facts:
         for claim in fact["claims"]:
-            cells = [
-                claim["sentence"],
-                f"{claim['measure']} (seed {fact['seed']})",
-                number(claim["plain"]),
-                number(claim["residual"]),
-                "yes" if claim["holds"] else "no",
-            ]
+            outcome = Outcome(**claim)
+            values = (text(one, outcome.powers) for one in (outcome.plain, outcome.residual))
+            cells = [outcome.sentence, outcome.measure, *values, outcome.verdict]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+    seeds = facts[0]["seeds"]
+    several = f"Seeds {seeds[0]} to {seeds[-1]}: mean and standard deviation of a sample."
+    return "\n".join([*lines, "", several if len(seeds) > 1 else f"Seed {seeds[0]}."]) + "\n"
 
 
 def _jsonable(value: Any) -> Any:

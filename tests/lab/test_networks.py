@@ -122,7 +122,7 @@ def test_the_claims_hold_of_trained_networks(
         facts[name] = conduct(name, experiment.EXPERIMENT, settings)
         assert (out / f"{name}.png").stat().st_size > 20_000
         claims = facts[name]["claims"][:1] if name == "lesion" else facts[name]["claims"]
-        assert all(claim["holds"] for claim in claims), claims
-    for without in facts["lesion"]["result"]["without"].values():
+        assert all(all(claim["holds"]) for claim in claims), claims
+    for without in facts["lesion"]["results"][0]["without"].values():
         assert without.count(None) == 2  # the first blocks of the second and third stages
     assert len(list((out / "networks").iterdir())) == 6

@@ -3,8 +3,10 @@
 They would not hold if the stacks were joined otherwise.
 """
 
+import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +15,11 @@ import pytest
 
 from flaxres.cli import main
 from flaxres.cli._lab import LAB
-from flaxres.lab import EXPERIMENTS, block, gradients, lesion
-from flaxres.lab.report import Claim, Experiment, Settings, conduct, summary
+from flaxres.lab import EXPERIMENTS, block, claims, gradients, lesion, norm, width
+from flaxres.lab.claims import Claim
+from flaxres.lab.report import Experiment, Settings, conduct, summary
 from flaxres.lab.stacks import KINDS, Stack, digits, norms
+from flaxres.lab.tuned import tuned
 
 IMAGES, LABELS = digits("train")
 
@@ -42,7 +46,7 @@ def test_the_claims_of_the_gradients_hold(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gradients, "DEPTHS", (30, 100, 1000))
-    result = gradients.run(Settings(tmp_path), print)
+    (result,) = gradients.run(Settings(tmp_path), print)
     assert all(claim.holds for claim in gradients.claims(result)), gradients.claims(result)
     deepest = result.at_birth["Glorot's initialisation, no norm", "plain", 1000]
     assert (deepest.arriving > 0).all()
@@ -118,7 +122,7 @@ def test_the_command_knows_every_experiment() -> None:
 
 
 def test_the_block_falls_back_to_the_identity(tmp_path: pathlib.Path) -> None:
-    result = block.run(Settings(tmp_path), print)
+    (result,) = block.run(Settings(tmp_path), print)
     assert result.distance["residual"][0] == 0
     assert result.distance["plain"][0] == 1
     assert result.gradient_error < 1e-12
@@ -129,7 +133,7 @@ def test_the_block_falls_back_to_the_identity(tmp_path: pathlib.Path) -> None:
 
 def test_training_a_deep_plain_stack_fails_and_a_residual_one_does_not() -> None:
     losses = {
-        kind: gradients.training(Stack(kind, 40), jax.random.key(0), IMAGES, LABELS, 60)[1]
+        kind: gradients.training(Stack(kind, 40), [0], IMAGES, LABELS, 60)[0][1]
         for kind in ("plain", "residual")
     }
     assert losses["plain"][-10:].mean() > 2.2
@@ -159,14 +163,83 @@ def test_an_experiment_writes_a_picture_a_table_and_its_numbers(
     facts = conduct("block", block.EXPERIMENT, Settings(tmp_path / "lab"))
     assert (tmp_path / "lab" / "block.png").stat().st_size > 20_000
     table = (tmp_path / "lab" / "block.csv").read_text().splitlines()
-    assert table[0] == "kind,scale,distance,gradient"
+    assert table[0] == "seed,kind,scale,distance,gradient"
     assert len(table) == 1 + 2 * len(block.SCALES)
     assert json.loads((tmp_path / "lab" / "block.json").read_text()) == facts
     assert "holds: A residual block falls back" in capsys.readouterr().err
     assert summary([facts]).count("| yes |") == 3
     claim = Claim("so", "it", 1.0, None, False)
     failing = Experiment("", block.run, block.draw, block.rows, lambda _: [claim])
-    assert not conduct("block", failing, Settings(tmp_path / "lab"))["claims"][0]["holds"]
+    refuted = conduct("block", failing, Settings(tmp_path / "lab"))
+    assert refuted["claims"][0]["holds"] == [False]
+    assert "| no |" in summary([refuted])
+
+
+def test_seeds_are_repetitions_of_one(tmp_path: pathlib.Path) -> None:
+    """Each experiment measures with several seeds what it measures with each alone."""
+    both = Settings(tmp_path / "both", seed=3, seeds=2, scale=0.05)
+    alone = [Settings(tmp_path / str(seed), seed=seed, scale=0.05) for seed in (3, 4)]
+    facts = conduct("block", block.EXPERIMENT, both)
+    apart = [conduct("block", block.EXPERIMENT, one) for one in alone]
+    assert facts["seeds"] == [3, 4]
+    assert facts["results"] == [fact["results"][0] for fact in apart]
+    for claim, *others in zip(facts["claims"], *(fact["claims"] for fact in apart), strict=True):
+        assert claim["residual"] == [other["residual"][0] for other in others]
+        assert claim["holds"] == [True, True]
+    text = summary([facts])
+    assert text.count("| 2 of 2 |") == 3
+    assert "Seeds 3 to 4" in text
+    rows = (tmp_path / "both" / "block.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 2 * len(block.SCALES)
+
+
+def test_stacks_of_several_seeds_are_trained_as_those_of_one() -> None:
+    stack = Stack("residual", 10)
+    first, second = gradients.training(stack, [5, 6], IMAGES, LABELS, 20)
+    (norms_alone, losses_alone), *_ = gradients.training(stack, [6], IMAGES, LABELS, 20)
+    np.testing.assert_allclose(second[1], losses_alone, rtol=1e-3)
+    np.testing.assert_allclose(second[0][0].arriving, norms_alone[0].arriving, rtol=1e-3)
+    assert not np.allclose(first[1], second[1], rtol=0.05)
+    scores = tuned(Stack("plain", 4), [0, 1, 2], 0.1, rates=(0.03,))
+    (alone,) = tuned(Stack("plain", 4), [2], 0.1, rates=(0.03,))
+    assert dataclasses.astuple(scores[2]) == pytest.approx(dataclasses.astuple(alone), rel=1e-3)
+
+
+def test_the_rate_is_the_one_that_fits_the_training_split_best() -> None:
+    stack = Stack("residual", 4, norm=True, init="he")
+    slow, fast = (tuned(stack, [0], 0.1, rates=(rate,))[0] for rate in (1e-5, 0.1))
+    assert fast.loss < slow.loss
+    (best,) = tuned(stack, [0], 0.1, rates=(1e-5, 0.1))
+    assert best.rate == 0.1
+    assert best.top1 == pytest.approx(fast.top1, abs=0.01)
+
+
+@pytest.mark.slow
+def test_depth_needs_skip_connections_and_norms_and_width_does_not(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(width, "DEPTHS", (4, 64))
+    monkeypatch.setattr(norm, "DEPTHS", (norm.SHALLOW, norm.MIDDLE, norm.DEEP))
+    settings = Settings(tmp_path)
+    for name in ("width", "norm"):
+        facts = conduct(name, EXPERIMENTS[name], settings)
+        assert all(all(claim["holds"]) for claim in facts["claims"]), facts["claims"]
+        assert (tmp_path / f"{name}.png").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize(
+    ("values", "powers", "expected"),
+    [
+        ((1.0, 3.0), False, "2 ± 1.4"),
+        ((1e-9, 1e-7), True, "1e-08 (factor 26)"),
+        ((0.0, 0.0), True, "0"),
+        ((1.0, None), False, "not finite in 1 of 2"),
+        ((float("inf"),), True, "not finite"),
+        (None, False, ""),
+    ],
+)
+def test_values_of_seeds_are_summed_up(values: Any, powers: bool, expected: str) -> None:
+    assert claims.text(values, powers) == expected
 
 
 @pytest.mark.parametrize(
@@ -176,6 +249,8 @@ def test_an_experiment_writes_a_picture_a_table_and_its_numbers(
         ("lab block", "--out"),
         ("lab block --out X --data mnist", "--data='mnist'"),
         ("lab block --out X --scale 0", "--scale=0.0: the rule is > 0"),
+        ("lab block --out X --seeds 0", "--seeds=0: the rule is >= 1"),
+        ("lab block --out X --seed -1", "--seed=-1: the rule is >= 0"),
         ("lab features --out X --weights w.safetensors", "go together"),
         ("lab block --out FILE/x", "can't be written"),
     ],
