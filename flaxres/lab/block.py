@@ -55,7 +55,8 @@ class Result:
     gradient_error: float
 
 
-def run_seed(settings: Settings, say: Say) -> Result:
+@seed_by_seed
+def run(settings: Settings, say: Say) -> Result:
     """Measures both blocks in float64. J is a random linear function of the block's output.
 
     Args:
@@ -64,7 +65,7 @@ def run_seed(settings: Settings, say: Say) -> Result:
 
     Examples:
       >>> import pathlib
-      >>> result = run_seed(Settings(pathlib.Path("lab")), print)
+      >>> (result,) = run(Settings(pathlib.Path("lab")), print)
       >>> result.distance["residual"][0]  # weights of zero: the identity
       np.float64(0.0)
     """
@@ -187,5 +188,4 @@ def claims(result: Result) -> list[Claim]:
     ]
 
 
-run = seed_by_seed(run_seed)
 EXPERIMENT = Experiment("the article's block, plain and residual", run, draw, rows, claims)

@@ -80,7 +80,8 @@ def text(values: Sequence[float | None] | None, powers: bool = False) -> str:
 
     Args:
       values: one a seed; None, as in JSON, is not finite.
-      powers: give the geometric mean, and the factor that its logarithm's deviation is.
+      powers: give the geometric mean, and the factor that its logarithm's deviation is. Values that
+        are not positive have neither.
 
     Examples:
       >>> text([1.0, 3.0]), text([1e-9, 1e-7], powers=True), text([5.0])
@@ -93,7 +94,7 @@ def text(values: Sequence[float | None] | None, powers: bool = False) -> str:
         return "not finite" if lost == len(array) else f"not finite in {lost} of {len(array)}"
     if len(set(values)) == 1:
         return f"{array[0]:.3g}"
-    if powers:
+    if powers and (array > 0).all():
         logarithms = np.log(array)
         return f"{np.exp(logarithms.mean()):.3g} (factor {np.exp(logarithms.std(ddof=1)):.2g})"
     return f"{array.mean():.3g} ± {array.std(ddof=1):.2g}"

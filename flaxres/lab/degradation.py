@@ -38,7 +38,8 @@ class Result:
     data: str
 
 
-def run_seed(settings: Settings, say: Say) -> Result:
+@seed_by_seed
+def run(settings: Settings, say: Say) -> Result:
     """Trains the networks, unless `settings.out` has them, and reads their logs.
 
     Args:
@@ -117,7 +118,6 @@ def claims(result: Result) -> list[Claim]:
     ]
 
 
-run = seed_by_seed(run_seed)
 EXPERIMENT = Experiment(
     "plain and residual CIFAR networks of 20 to 56 layers", run, draw, rows, claims
 )

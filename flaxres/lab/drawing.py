@@ -31,5 +31,5 @@ def band(axes: Any, x: Any, curves: Sequence[Any], **style: Any) -> None:
 
 
 def over_seeds(results: Sequence[Any]) -> str:
-    """Returns the part of a figure's title that says what its bands are; '' for one seed."""
-    return f" ({len(results)} seeds: median, smallest and largest)" if len(results) > 1 else ""
+    """Returns a title's second line, which says what the bands are; '' for one seed."""
+    return f"\n{len(results)} seeds: median, smallest and largest" if len(results) > 1 else ""

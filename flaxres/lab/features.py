@@ -42,7 +42,8 @@ class Result:
     name: str
 
 
-def run_seed(settings: Settings, say: Say) -> Result:
+@seed_by_seed
+def run(settings: Settings, say: Say) -> Result:
     """Computes the maps, and trains the networks (if necessary) and their probes.
 
     Args:
@@ -244,7 +245,6 @@ def claims(result: Result) -> list[Claim]:
     ]
 
 
-run = seed_by_seed(run_seed)
 EXPERIMENT = Experiment(
     "feature maps of a photograph, and linear probes by stage", run, draw, rows, claims
 )

@@ -74,7 +74,8 @@ def direction(key: jax.Array, params: Any) -> Any:
     return jax.tree.unflatten(structure, map(scaled, keys, leaves))
 
 
-def run_seed(settings: Settings, say: Say) -> Result:
+@seed_by_seed
+def run(settings: Settings, say: Say) -> Result:
     """Measures the loss around a plain and a residual network, which are trained if necessary.
 
     Args:
@@ -223,5 +224,4 @@ def claims(result: Result) -> list[Claim]:
     ]
 
 
-run = seed_by_seed(run_seed)
 EXPERIMENT = Experiment("loss surfaces of a plain and a residual network", run, draw, rows, claims)

@@ -55,7 +55,8 @@ class Result:
     plain_ranked: Float[np.ndarray, " counts"]
 
 
-def run_seed(settings: Settings, say: Say) -> Result:
+@seed_by_seed
+def run(settings: Settings, say: Say) -> Result:
     """Trains the networks and stacks if necessary, and measures them without blocks.
 
     Args:
@@ -320,7 +321,6 @@ def claims(result: Result) -> list[Claim]:
     ]
 
 
-run = seed_by_seed(run_seed)
 EXPERIMENT = Experiment(
     "blocks taken out of trained networks, and 250 of 300 bypassed", run, draw, rows, claims
 )

@@ -43,7 +43,8 @@ class Result:
     path: dict[str, Float[np.ndarray, " blocks"]]
 
 
-def run_seed(settings: Settings, say: Say) -> Result:
+@seed_by_seed
+def run(settings: Settings, say: Say) -> Result:
     """Measures a plain and a residual network, which are trained if necessary.
 
     Args:
@@ -203,5 +204,4 @@ def claims(result: Result) -> list[Claim]:
     ]
 
 
-run = seed_by_seed(run_seed)
 EXPERIMENT = Experiment("what the branches add to the shortcuts", run, draw, rows, claims)

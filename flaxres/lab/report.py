@@ -97,10 +97,13 @@ class Experiment:
 
 
 def seed_by_seed(run: Callable[[Settings, Say], Any]) -> Callable[[Settings, Say], list[Any]]:
-    """Returns the `run` of an experiment that repeats a run with each seed.
+    """Decorates the `run` of an experiment for one seed: it is repeated with each.
 
     Args:
       run: `(settings, say) -> result`, which uses `settings.seed`.
+
+    Returns:
+      `(settings, say) -> results`, one a seed.
     """
 
     @functools.wraps(run)

@@ -233,6 +233,7 @@ def test_depth_needs_skip_connections_and_norms_and_width_does_not(
         ((1.0, 3.0), False, "2 ± 1.4"),
         ((1e-9, 1e-7), True, "1e-08 (factor 26)"),
         ((0.0, 0.0), True, "0"),
+        ((-1.0, 1.0), True, "0 ± 1.4"),
         ((1.0, None), False, "not finite in 1 of 2"),
         ((float("inf"),), True, "not finite"),
         (None, False, ""),
