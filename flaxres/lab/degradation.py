@@ -64,14 +64,12 @@ def draw(results: Sequence[Result]) -> Any:
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained", sharey=True)
     for one, kind in zip(axes, KINDS, strict=True):
         for depth, colour in zip(DEPTHS, SHADES, strict=True):
-            for split, style in (
-                ("test", {"linewidth": 1.8}),
-                ("training", {"linewidth": 1, "linestyle": "--"}),
-            ):
-                curves = [getattr(result, split)[kind, depth] for result in results]
-                epochs, errors = curves[0][:, 0], [100 * curve[:, 1] for curve in curves]
-                label = f"{depth} layers, {split}"
-                band(one, epochs, errors, color=colour, label=label, **style)
+            curves = [result.test[kind, depth] for result in results]
+            epochs, errors = curves[0][:, 0], [100 * curve[:, 1] for curve in curves]
+            band(one, epochs, errors, color=colour, label=f"{depth} layers, test", linewidth=1.8)
+            training = np.median([result.training[kind, depth] for result in results], 0)
+            dashed = {"linestyle": "--", "linewidth": 1, "label": f"{depth} layers, training"}
+            one.plot(*training.T * [[1], [100]], color=colour, **dashed)
         one.set(title=f"{kind} networks", xlabel="epoch", ylim=(0, 100))
         one.grid(alpha=0.3)
     axes[0].set(ylabel="error, %")
