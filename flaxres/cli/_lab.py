@@ -21,7 +21,7 @@ LAB = {
     "paths": "the change by each block, and the share that passes it",
     "features": "feature maps of a photograph; a linear probe of each stage",
     "landscape": "the loss around a plain and a residual network",
-    "all": "all of them, and a summary in Markdown (6 to 15 minutes on two cores)",
+    "all": "all of them, and a summary in Markdown (6 to 15 minutes a seed on two cores)",
 }
 
 

@@ -207,10 +207,11 @@ def _draw_probes(bars: Any, results: Sequence[Result]) -> None:
         style = {"color": color, "hatch": hatch, "edgecolor": "white"}
         median = np.median(values, 0)
         drawn = bars.bar(places, median, 0.38, label=kind, **style)
-        bars.bar_label(drawn, fmt="%.0f", fontsize=8, label_type="center")
+        plate = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        bars.bar_label(drawn, fmt="%.0f", fontsize=8, label_type="center", bbox=plate)
         if len(results) > 1:
             reach = [median - values.min(0), values.max(0) - median]
-            bars.errorbar(places, median, reach, fmt="none", ecolor="black", capsize=3)
+            bars.errorbar(places + 0.14, median, reach, fmt="none", ecolor="black", capsize=3)
     bars.set_xticks(range(len(stages)), stages)
     bars.set(
         ylabel="top-1 of a linear probe, %",
