@@ -1,4 +1,4 @@
-"""What batch norm does in place of skip connections, in stacks of 20 to 110 dense layers."""
+"""Batch norm in place of skip connections, in stacks of 20 to 110 dense layers."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
