@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TextIO
 
@@ -113,6 +114,7 @@ def say_last(line: str, code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             kept = os.dup(safe.fileno())
             _discard(safe)
+            time.sleep(0.1)  # a write that another thread has begun still reaches the reader
             stream = os.fdopen(kept, "w", encoding=safe.encoding)
         _print(line, stream)
     if (output := sys.stdout) is not None:
