@@ -16,6 +16,10 @@ class Claim:
       plain, residual: its value for plain and for residual networks; None if there is none.
       holds: whether the values support the statement.
       powers: the quantity spans powers of ten, so that means over seeds are geometric.
+
+    Examples:
+      >>> Claim("Residual networks fit better", "training error, %", 40.0, 1.5, 1.5 < 40.0).holds
+      True
     """
 
     sentence: str
