@@ -9,7 +9,7 @@ from flaxres.lab.claims import Claim
 from flaxres.lab.drawing import STYLES, band, over_seeds
 from flaxres.lab.report import Experiment, Say, Settings
 from flaxres.lab.stacks import Kind, Stack
-from flaxres.lab.tuned import Scores, summed_up, table, tuned
+from flaxres.lab.tuned import Scores, table, tuned_all
 
 SHALLOW, MIDDLE, DEEP = 20, 56, 110
 DEPTHS, WIDTH = (SHALLOW, 32, MIDDLE, DEEP), 32
@@ -43,15 +43,12 @@ def run(settings: Settings, say: Say) -> list[Result]:
     Returns:
       One result a seed. All seeds are trained at once.
     """
-    results = [Result({}) for _ in settings.all_seeds]
-    for (kind, norm), (name, _) in CASES.items():
-        for depth in DEPTHS:
-            stack = Stack(kind, depth, norm, init="he", width=WIDTH)
-            scores = tuned(stack, settings.all_seeds, settings.scale)
-            for result, score in zip(results, scores, strict=True):
-                result.scores[name, depth] = score
-        say(summed_up([result.scores for result in results], name, DEPTHS))
-    return results
+    stacks = {
+        (name, depth): Stack(kind, depth, norm, init="he", width=WIDTH)
+        for (kind, norm), (name, _) in CASES.items()
+        for depth in DEPTHS
+    }
+    return [Result(scores) for scores in tuned_all(stacks, settings, say)]
 
 
 def draw(results: Sequence[Result]) -> Any:

@@ -1,7 +1,9 @@
 """Stacks of dense layers trained on digits with several rates and seeds at once."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import itertools
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +12,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from flaxres.lab.report import Say, Settings
 from flaxres.lab.stacks import Params, Stack, digits
 
 RATES = (0.01, 0.03, 0.1, 0.3)
@@ -91,18 +94,30 @@ def tuned(
     ]
 
 
-def summed_up(scores: Sequence[Scores], name: str, depths: Iterable[int]) -> str:
-    """Returns the median accuracies of a kind by depth, for a line of progress.
+def tuned_all(
+    stacks: Mapping[tuple[str, int], Stack], settings: Settings, say: Say
+) -> list[Scores]:
+    """Trains stacks by `tuned`, and says the median accuracies of each kind.
 
     Args:
-      scores: one a seed.
-      name: of the kind.
-      depths: of the stacks.
+      stacks: (name of the kind, depth) -> stack; those of a kind are neighbours.
+      settings: uses `seed`, `seeds` and `scale`.
+      say: receives a line for each kind.
+
+    Returns:
+      The scores of all stacks, one dictionary a seed.
     """
-    top1 = {depth: np.median([one[name, depth].top1 for one in scores]) for depth in depths}
-    return f"  {name}, top-1: " + ", ".join(
-        f"{depth} layers {100 * value:.1f}%" for depth, value in top1.items()
-    )
+    scores: list[Scores] = [{} for _ in settings.all_seeds]
+    for name, places in itertools.groupby(stacks, key=operator.itemgetter(0)):
+        medians = []
+        for place in places:
+            found = tuned(stacks[place], settings.all_seeds, settings.scale)
+            for of_seed, score in zip(scores, found, strict=True):
+                of_seed[place] = score
+            top1 = 100 * np.median([score.top1 for score in found])
+            medians.append(f"{place[1]} layers {top1:.1f}%")
+        say(f"  {name}, top-1: {', '.join(medians)}")
+    return scores
 
 
 def table(scores: Scores) -> list[dict[str, Any]]:

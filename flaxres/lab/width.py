@@ -14,7 +14,7 @@ from flaxres.lab.claims import Claim
 from flaxres.lab.drawing import STYLES, band, over_seeds
 from flaxres.lab.report import Experiment, Say, Settings
 from flaxres.lab.stacks import Kind, Stack
-from flaxres.lab.tuned import Scores, summed_up, table, tuned
+from flaxres.lab.tuned import Scores, table, tuned_all
 
 KINDS: tuple[Kind, ...] = ("plain", "residual")
 DEPTHS = (4, 8, 16, 32, 64)
@@ -45,15 +45,12 @@ def run(settings: Settings, say: Say) -> list[Result]:
       One result a seed. All seeds are trained at once.
     """
     widths = {depth: round(math.sqrt(COST / depth)) for depth in DEPTHS}
-    results = [Result(widths, {}) for _ in settings.all_seeds]
-    for kind in KINDS:
-        for depth, width in widths.items():
-            stack = Stack(kind, depth, norm=True, init="he", width=width)
-            scores = tuned(stack, settings.all_seeds, settings.scale)
-            for result, score in zip(results, scores, strict=True):
-                result.scores[kind, depth] = score
-        say(summed_up([result.scores for result in results], kind, DEPTHS))
-    return results
+    stacks: dict[tuple[str, int], Stack] = {
+        (kind, depth): Stack(kind, depth, norm=True, init="he", width=width)
+        for kind in KINDS
+        for depth, width in widths.items()
+    }
+    return [Result(widths, scores) for scores in tuned_all(stacks, settings, say)]
 
 
 def draw(results: Sequence[Result]) -> Any:
