@@ -91,7 +91,8 @@ def our_step(mesh: Mesh) -> Any:
         for name, (shape, dtype) in inputs.items()
     }
     step = compiled_train_step(config, model, tx, schedule, mesh)
-    return step.lower(abstract_state(model, tx, config, mesh), rows)
+    seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=replicated(mesh))
+    return step.lower(abstract_state(model, tx, config, mesh), seed, rows)
 
 
 def textbook_step(mesh: Mesh) -> Any:

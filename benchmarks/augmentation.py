@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import flaxres
 from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
@@ -24,6 +25,7 @@ from flaxres.training.optimizers import learning_rate, optimizer
 from flaxres.training.state import create_state
 from flaxres.training.steps import compiled_train_step
 
+SEED = np.uint32(0)
 SINGLE = {
     "flip_and_normalise": AugmentConfig(),
     "color_jitter": AugmentConfig(color_jitter=(0.4, 0.4, 0.4, 0.1)),
@@ -51,14 +53,14 @@ def resident_steps(augmentation: AugmentConfig, steps: int) -> Callable[[], floa
         "label": jnp.arange(5000) % 10,
     }
     state: Any = create_state(model, tx, config, mesh)
-    state, _ = step(state, dataset)
+    state, _ = step(state, SEED, dataset)
 
     def run() -> float:
         nonlocal state
         jax.block_until_ready(state)
         start = time.perf_counter()
         for _ in range(steps):
-            state, _ = step(state, dataset)
+            state, _ = step(state, SEED, dataset)
         jax.block_until_ready(state)
         return time.perf_counter() - start
 
@@ -73,7 +75,7 @@ def milliseconds(augmentation: AugmentConfig) -> float:
         "label": jnp.arange(64),
         "position": jnp.arange(64, dtype=jnp.uint32),
     }
-    change = jax.jit(lambda batch: inputs(config, batch, 1_281_167, jnp.int32(0), 1000))
+    change = jax.jit(lambda batch: inputs(config, batch, 0, 1_281_167, jnp.int32(0), 1000))
     jax.block_until_ready(change(batch))
     times = []
     for _ in range(5):

@@ -56,7 +56,7 @@ def worker(coordinator: str, processes: int, process: int) -> None:
         positions = np.arange(i * batch, (i + 1) * batch, dtype=np.uint32)
         rows = arrays | {"position": positions}
         batch_on_mesh = {name: place(array, split(run.mesh)) for name, array in rows.items()}
-        state, metrics = step(state, batch_on_mesh)
+        state, metrics = step(state, np.uint32(0), batch_on_mesh)
         jax.block_until_ready(metrics)
         if i == 2:
             start = time.perf_counter()

@@ -79,7 +79,8 @@ def augmenting(mesh: jax.sharding.Mesh, size: int, classes: int, count: int) -> 
     settings = config(DataConfig(), count)
 
     def augmented(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return inputs(settings, batch, size, batch["position"][0] // np.uint32(count), classes)
+        step = batch["position"][0] // np.uint32(count)
+        return inputs(settings, batch, settings.train.seed, size, step, classes)
 
     return jax.jit(augmented, in_shardings=split(mesh), out_shardings=split(mesh))
 

@@ -89,7 +89,7 @@ def other_key() -> Iterator[None]:
     """Random numbers of another seed, for augmentation and dropout."""
     real = states.purpose
 
-    def purpose(seed: int, number: int) -> Any:
+    def purpose(seed: Any, number: int) -> Any:
         return real(seed + 1, number)
 
     with (

@@ -52,7 +52,7 @@ def run(config: Config) -> tuple[list[str], Any]:
             ids = training_ids(positions, len(run.train), seed, BATCH, repeats, run.balance)
             digest = hashlib.sha256(np.asarray(augment(batch)).tobytes()).hexdigest()
             ledger.append(f"{number} {ids.tolist()} {digest}")
-            state, _ = step(state, batch)
+            state, _ = step(state, np.uint32(seed), batch)
     return ledger, jax.device_get(state.variables)
 
 

@@ -21,6 +21,8 @@ from jaxtyping import Array, Float, Integer, UInt32
 from flaxres.data.balance import Balance, half_bits
 
 Positions = UInt32[np.ndarray, " n"] | UInt32[Array, " n"]
+Seed = int | UInt32[Array, ""]
+"""A number, or an argument of a compiled program, which then serves every seed."""
 Words = UInt32[np.ndarray, "..."] | UInt32[Array, "..."]
 
 # Purposes of random streams. They are far from the small numbers that are folded into JAX keys, so
@@ -59,8 +61,10 @@ def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
     return a, b
 
 
-def _seed_words(seed: int) -> tuple[UInt32[np.ndarray, "1"], UInt32[np.ndarray, "1"]]:
-    """Returns a seed as the two words of a key."""
+def _seed_words(seed: Seed) -> tuple[Words, Words]:
+    """Returns a seed as the two words of a key, (1,) each."""
+    if isinstance(seed, jax.Array):
+        return seed[None], jnp.zeros(1, jnp.uint32)
     low, high = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
     return np.asarray([low], np.uint32), np.asarray([high], np.uint32)
 
@@ -92,7 +96,7 @@ def uniforms(
     return drawn.reshape(len(words), *shape)
 
 
-def mirrored(positions: Positions, size: int, seed: int) -> Any:
+def mirrored(positions: Positions, size: int, seed: Seed) -> Any:
     """Decides which samples are flipped horizontally.
 
     A random half of the records is flipped in the first epoch, and each record then in every second
@@ -133,7 +137,7 @@ def step_positions(step: Any, batch: int) -> Any:
 def training_ids(
     positions: Positions,
     size: int,
-    seed: int,
+    seed: Seed,
     batch: int,
     repeats: int = 1,
     balance: Balance | None = None,
@@ -165,7 +169,7 @@ def training_ids(
     return sample_ids(positions, size, seed)
 
 
-def sample_ids(positions: Positions, size: int, seed: int) -> Any:
+def sample_ids(positions: Positions, size: int, seed: Seed) -> Any:
     """Returns a record number for each position; each epoch is a permutation of all records.
 
     Args:
@@ -186,7 +190,7 @@ def sample_ids(positions: Positions, size: int, seed: int) -> Any:
     return _permuted(offset, n, np.uint32(half_bits(size)), key)
 
 
-def balanced_ids(positions: Positions, balance: Balance, seed: int) -> Any:
+def balanced_ids(positions: Positions, balance: Balance, seed: Seed) -> Any:
     """Returns a record number for each position, where classes have given shares of each epoch.
 
     An epoch has exactly `balance.shares` samples of each class, in an order of its own. The samples

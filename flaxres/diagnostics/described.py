@@ -88,9 +88,10 @@ def abstract_inputs(run: Run) -> tuple[Any, ...]:
         fed["weight"] = array((batch,), jnp.float32, sharding)
     several = data.resident and steps_per_dispatch(run.config) > 1
     steps = (array((), jnp.int32, whole),) if several else ()
+    seed = array((), jnp.uint32, whole)
     if run.teacher is None:
-        return (fed, *steps)
+        return (seed, fed, *steps)
     image = jnp.zeros((1, data.image_size, data.image_size, 3))
     shapes = jax.eval_shape(run.teacher.init, jax.random.key(0), image)
     teacher = jax.tree.map(lambda leaf: array(leaf.shape, leaf.dtype, whole), shapes)
-    return (fed, *steps, teacher)
+    return (seed, fed, *steps, teacher)

@@ -42,7 +42,7 @@ def draw_sheet(config: Config, target: str) -> None:
     drawn = _load(run, np.tile(ids, DRAWS), training_transform(run, 0))
 
     def augment(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return inputs(config, batch, len(source), jnp.int32(0), len(source.classes))
+        return inputs(config, batch, seed, len(source), jnp.int32(0), len(source.classes))
 
     augmented, targets = jax.jit(augment)(drawn)
     pixels = np.asarray(augmented, np.float32) * np.asarray(data.std) + np.asarray(data.mean)

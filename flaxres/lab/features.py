@@ -148,8 +148,10 @@ def _pooled(
     network: Trained, images: Float[np.ndarray, "n s s 3"]
 ) -> dict[str, Float[np.ndarray, "n c"]]:
     """Returns the mean activations of each stage."""
-    apply = jax.jit(lambda images: network.model.apply(network.variables, images, features=True))
-    parts: list[Any] = [apply(part) for part in np.array_split(images, -(-len(images) // 250))]
+    model, variables = network.model, network.variables
+    apply = jax.jit(lambda variables, images: model.apply(variables, images, features=True))
+    some = np.array_split(images, -(-len(images) // 250))
+    parts: list[Any] = [apply(variables, part) for part in some]
 
     def mean(maps: Any) -> np.ndarray:
         pixels: np.ndarray = np.asarray(maps).reshape(len(maps), -1, maps.shape[-1])

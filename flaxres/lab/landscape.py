@@ -110,7 +110,12 @@ def surface(
         direction(key, variables["params"]) for key in jax.random.split(jax.random.key(seed))
     )
 
-    def loss(point: jax.Array) -> jax.Array:
+    # All of a seed is an argument, so that one compiled program serves every seed.
+    fixed = variables, first, second, images, labels
+
+    def loss(
+        point: jax.Array, variables: Variables, first: Any, second: Any, images: Any, labels: Any
+    ) -> jax.Array:
         params = jax.tree.map(
             lambda leaf, a, b: leaf + point[0] * a + point[1] * b,
             variables["params"],
@@ -126,9 +131,14 @@ def surface(
     if jax.default_backend() == "cpu":
         # In loops, XLA's CPU backend computes convolutions by naive code (jax issue 12868).
         one = jax.jit(loss)
-        values = np.array([float(one(point)) for point in grid])
+        values = np.array([float(one(point, *fixed)) for point in grid])
     else:
-        values = np.asarray(jax.jit(lambda points: lax.map(loss, points))(grid))
+
+        def every(points: jax.Array, *fixed: Any) -> jax.Array:
+            losses: jax.Array = lax.map(lambda point: loss(point, *fixed), points)
+            return losses
+
+        values = np.asarray(jax.jit(every)(grid, *fixed))
     return values.reshape(len(steps), len(steps))
 
 

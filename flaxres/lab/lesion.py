@@ -182,9 +182,8 @@ def _trained(stack: Stack, settings: Settings, images: np.ndarray, labels: np.nd
 
     @jax.jit
     def step(
-        params: Any, opt_state: Any, number: jax.Array, images: jax.Array, labels: jax.Array
+        params: Any, opt_state: Any, key: jax.Array, images: jax.Array, labels: jax.Array
     ) -> Any:
-        key = jax.random.fold_in(jax.random.key(settings.seed + 1), number)
         rows_key, drop_key = jax.random.split(key)
         chosen = jax.random.randint(rows_key, (BATCH,), 0, len(images), jnp.int32)
         # A plain block has no branch to scale.
@@ -196,9 +195,10 @@ def _trained(stack: Stack, settings: Settings, images: np.ndarray, labels: np.nd
         updates, opt_state = tx.update(gradients, opt_state)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    opt_state = tx.init(params)
+    opt_state, keys = tx.init(params), jax.random.key(settings.seed + 1)
     for number in range(steps):
-        params, opt_state, _ = step(params, opt_state, number, images, labels)
+        key = jax.random.fold_in(keys, number)
+        params, opt_state, _ = step(params, opt_state, key, images, labels)
     return params
 
 

@@ -142,9 +142,9 @@ class Trained:
     def error(self, source: Source) -> float:
         """Returns the error on a whole split, as in an evaluation, in [0, 1]."""
         images, labels = examples(self.run, source, len(source))
-        apply = jax.jit(lambda part: self.model.apply(self.variables, part))
+        apply = jax.jit(self.model.apply)
         parts = np.array_split(images, -(-len(images) // (4 * AT_ONCE)))
-        logits = np.concatenate([np.asarray(apply(part)) for part in parts])
+        logits = np.concatenate([np.asarray(apply(self.variables, part)) for part in parts])
         return float((logits.argmax(-1) != labels).mean())
 
 

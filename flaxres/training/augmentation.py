@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from flaxres.config.schema import AugmentConfig, Config, DataConfig
 from flaxres.data import augment, autoaugment, mixing
-from flaxres.data.order import mirrored
+from flaxres.data.order import Seed, mirrored
 from flaxres.training.losses import smooth_targets
 from flaxres.training.state import AUGMENT, MIX, purpose
 
@@ -17,7 +17,7 @@ Batch = dict[str, jax.Array]
 
 
 def augmented(
-    batch: Batch, data: DataConfig, settings: AugmentConfig, seed: int, size: int, dtype: Dtype
+    batch: Batch, data: DataConfig, settings: AugmentConfig, seed: Seed, size: int, dtype: Dtype
 ) -> Float[Array, "n h w 3"]:
     """Augments each image of a batch by itself, and normalises it.
 
@@ -58,13 +58,14 @@ def augmented(
 
 
 def inputs(
-    config: Config, batch: Batch, size: int, step: jax.Array, classes: int
+    config: Config, batch: Batch, seed: Seed, size: int, step: jax.Array, classes: int
 ) -> tuple[Float[Array, "n h w 3"], Float[Array, "n classes"]]:
     """Returns the network's input and the targets of a training batch.
 
     Args:
       config: the settings of the run.
       batch: see `Batch`.
+      seed: of the run.
       size: number of records of an epoch.
       step: () int32, which seeds what is drawn once a batch.
       classes: number of classes.
@@ -73,7 +74,7 @@ def inputs(
       Images in the dtype of the computation, after mixup and cutmix, and their targets.
     """
     dtype = jnp.promote_types(jnp.float32, config.model.compute_dtype)
-    settings, seed = config.augment, config.train.seed
+    settings = config.augment
     images = augmented(batch, config.data, settings, seed, size, dtype)
     if config.data.multi_label:
         targets = batch["label"].astype(images.dtype)

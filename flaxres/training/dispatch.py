@@ -30,13 +30,13 @@ def steps_per_dispatch(config: Config) -> int:
 
 
 def resident_step(config: Config, step: Step, mesh: Mesh, balance: Balance | None = None) -> Step:
-    """Returns `step` fed from a dataset on the devices: `(state, dataset) -> (state, metrics)`.
+    """Returns `step` fed from a dataset on the devices, `(state, seed, dataset) -> ...`.
 
     It takes the same samples as the loader gives; see `flaxres.data.order.training_ids`.
     """
-    seed, batch_size = config.train.seed, config.train.batch_size
+    batch_size = config.train.batch_size
 
-    def fed(state: State, dataset: Batch, *teacher_variables: Any) -> Any:
+    def fed(state: State, seed: jax.Array, dataset: Batch, *teacher_variables: Any) -> Any:
         size = dataset["label"].shape[0]
         positions = step_positions(state.step, batch_size)
         positions = lax.with_sharding_constraint(positions, split(mesh))
@@ -47,25 +47,27 @@ def resident_step(config: Config, step: Step, mesh: Mesh, balance: Balance | Non
             "label": dataset["label"][ids],
             "position": positions,
         }
-        return step(state, batch, *teacher_variables)
+        return step(state, seed, batch, *teacher_variables)
 
     return fed
 
 
 def repeated(step: Step, most: int) -> Step:
-    """Returns `(state, dataset, count) -> (state, metrics)`: `count <= most` steps in one dispatch.
+    """Returns `(state, seed, dataset, count) -> (state, metrics)`: `count <= most` steps at once.
 
     Metrics are (most,), of which `count` are filled. The count is an argument, not a constant of
     the program: however saves or a kill cut a run, each step is the same code and gives the same
     bits.
     """
 
-    def steps(state: State, dataset: Batch, count: jax.Array, *teacher_variables: Any) -> Any:
-        shapes = jax.eval_shape(step, state, dataset, *teacher_variables)[1]
+    def steps(
+        state: State, seed: jax.Array, dataset: Batch, count: jax.Array, *teacher_variables: Any
+    ) -> Any:
+        shapes = jax.eval_shape(step, state, seed, dataset, *teacher_variables)[1]
         empty = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), shapes)
 
         def one(i: jax.Array, carry: tuple[State, Any]) -> tuple[State, Any]:
-            state, values = step(carry[0], dataset, *teacher_variables)
+            state, values = step(carry[0], seed, dataset, *teacher_variables)
             filled = jax.tree.map(lambda every, value: every.at[i].set(value), carry[1], values)
             return state, filled
 

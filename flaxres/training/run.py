@@ -115,7 +115,7 @@ class Run:
             variables = self.placed(load_weights(path, self.model, adapt=True))
         elif self.config.model.stem_init == "whitening":
             initialise = functools.partial(random_variables, self.model, self.config)
-            random = jax.device_get(jax.jit(initialise)())
+            random = jax.device_get(jax.jit(initialise)(np.uint32(self.config.train.seed)))
             ours = whitened(random, self.train, self.config.data, training_transform(self, 0).size)
             # The libraries of other processes may round otherwise: all take the first one's.
             variables = self.placed(multihost_utils.broadcast_one_to_all(ours))
@@ -277,7 +277,8 @@ def prepare_run(config: Config, training: bool = True) -> Run:
     require_loggers(train)
     run = Run(config, source, evaluation)
     if training and config.model.stem_init == "whitening":
-        shapes = jax.eval_shape(functools.partial(random_variables, run.model, config))
+        initialise = functools.partial(random_variables, run.model, config)
+        shapes = jax.eval_shape(initialise, jax.ShapeDtypeStruct((), jnp.uint32))
         require_stem(shapes, training_transform(run, 0).size)
     if data.resident:
         if training:

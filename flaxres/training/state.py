@@ -5,11 +5,13 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
 from flaxres.config.schema import Config
+from flaxres.data.order import Seed
 from flaxres.training.mesh import replicated
 
 # What random numbers are for. Append new ones: the numbers of runs must not change.
@@ -17,7 +19,7 @@ INIT, AUGMENT, DROPOUT, MIX = range(4)
 FIRST_SCALE = 2.0**16
 
 
-def purpose(seed: int, number: int) -> jax.Array:
+def purpose(seed: Seed, number: int) -> jax.Array:
     """Returns the root key of one purpose, so that no two of them draw the same numbers."""
     return jax.random.fold_in(jax.random.key(seed), number)
 
@@ -55,19 +57,22 @@ class State:
         return self.ema or self.variables
 
 
-def random_variables(model: nn.Module, config: Config) -> Any:
-    """Returns the randomly initialised variables of a network, by `train.seed`."""
+def random_variables(model: nn.Module, config: Config, seed: Seed) -> Any:
+    """Returns the randomly initialised variables of a network."""
     size = config.data.image_size
-    key = purpose(config.train.seed, INIT)
-    return model.init(key, jnp.zeros((1, size, size, 3), jnp.float32))
+    return model.init(purpose(seed, INIT), jnp.zeros((1, size, size, 3), jnp.float32))
 
 
 def initial_state(
-    model: nn.Module, tx: optax.GradientTransformation, config: Config, variables: Any = None
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    config: Config,
+    seed: Seed,
+    variables: Any = None,
 ) -> State:
     """Returns the state at step 0, to be traced; `variables` replace random ones."""
     if variables is None:
-        variables = random_variables(model, config)
+        variables = random_variables(model, config, seed)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     ema, scale = {}, {}
     if config.train.ema_decay:
@@ -89,10 +94,11 @@ def create_state(
 ) -> State:
     """Computes the state at step 0 where it will live, with no copy on the host or one device."""
 
-    def create(variables: Any) -> State:
-        return initial_state(model, tx, config, variables)
+    def create(seed: jax.Array, variables: Any) -> State:
+        return initial_state(model, tx, config, seed, variables)
 
-    state: State = jax.jit(create, out_shardings=replicated(mesh))(variables)
+    created = jax.jit(create, out_shardings=replicated(mesh))
+    state: State = created(np.uint32(config.train.seed), variables)
     return state
 
 
@@ -100,7 +106,7 @@ def abstract_state(
     model: nn.Module, tx: optax.GradientTransformation, config: Config, mesh: Mesh
 ) -> State:
     """Returns the shapes, dtypes and shardings of the state, with nothing computed."""
-    shapes = jax.eval_shape(lambda: initial_state(model, tx, config))
+    shapes = jax.eval_shape(lambda: initial_state(model, tx, config, config.train.seed))
     state: State = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
         shapes,

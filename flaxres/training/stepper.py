@@ -18,7 +18,7 @@ class Stepper:
 
     def __init__(self, run: Run) -> None:
         self.most, self.teacher_variables = steps_per_dispatch(run.config), run.teacher_variables
-        self.step = run.train_step()
+        self.step, self.seed = run.train_step(), np.uint32(run.config.train.seed)
         self.compiled: dict[tuple[int, ...], Any] = {}
 
     def prepared(self, batch: Any) -> bool:
@@ -32,7 +32,7 @@ class Stepper:
 
     def _arguments(self, state: State, batch: Any, count: int) -> tuple[Any, ...]:
         counted = () if self.most == 1 else (np.int32(count),)
-        return (state, batch, *counted, *self.teacher_variables)
+        return (state, self.seed, batch, *counted, *self.teacher_variables)
 
     def __call__(self, state: State, batch: Any, count: int) -> tuple[State, dict[str, Any]]:
         """Runs `count` steps; returns the new state and the metrics.

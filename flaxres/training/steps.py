@@ -37,7 +37,7 @@ def train_step(
     teacher: Network | None = None,
     class_weights: Float[np.ndarray, " classes"] | None = None,
 ) -> Callable[..., tuple[State, Metrics]]:
-    """Returns `(state, batch) -> (state, metrics)`; with a teacher, its variables come third.
+    """Returns `(state, seed, batch) -> (state, metrics)`; a teacher's variables come last.
 
     Metrics: `loss`, `top1` in [0, 1] of the augmented batch, `gradient_norm`, `learning_rate`,
     `finite`, and in float16 `loss_scale`.
@@ -60,9 +60,9 @@ def train_step(
     size = round(steps_per_epoch * config.train.batch_size)
     batch_gradients = _batch_gradients(config, model, teacher, class_weights)
 
-    def step(state: State, batch: Batch, *teacher_variables: Any) -> tuple[State, Metrics]:
-        images, targets = inputs(config, batch, size, state.step, model.num_classes)
-        key = jax.random.fold_in(purpose(config.train.seed, DROPOUT), state.step)
+    def step(state: State, seed: jax.Array, batch: Batch, *teacher_variables: Any) -> Any:
+        images, targets = inputs(config, batch, seed, size, state.step, model.num_classes)
+        key = jax.random.fold_in(purpose(seed, DROPOUT), state.step)
         fed = {"image": images, "target": targets, "position": batch["position"]}
         fed["expected"] = step_positions(state.step, len(images))
         result = batch_gradients(state, fed, *teacher_variables, key=key)
@@ -345,10 +345,10 @@ def compiled_train_step(
 ) -> Any:
     """Returns the jitted training step over `mesh`, which donates its state; see `train_step`.
 
-    After the state it takes a batch that is split over the axis `data`. Where the dataset is
-    resident it takes the whole dataset instead, of which `balance` chooses the samples, and the
-    number of steps too where `steps_per_dispatch` is more than one. The variables of a teacher come
-    last.
+    After the state it takes the seed, () uint32, so that one program serves every seed, and a batch
+    that is split over the axis `data`. Where the dataset is resident it takes the whole dataset
+    instead, of which `balance` chooses the samples, and the number of steps too where
+    `steps_per_dispatch` is more than one. The variables of a teacher come last.
     """
     step: Callable[..., Any] = train_step(
         config, model, tx, schedule, steps_per_epoch, teacher, class_weights
@@ -365,7 +365,7 @@ def compiled_train_step(
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(whole, *feeds),
+        in_shardings=(whole, whole, *feeds),
         out_shardings=(whole, whole),
         compiler_options=options,
     )

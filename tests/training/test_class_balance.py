@@ -89,7 +89,7 @@ def test_a_step_weighs_the_classes_of_its_dataset(config: Config, copy: bool) ->
     with feed(run, 0, print) as (batches, _):
         batch = next(iter(batches))
         stepper.prepare(state, batch)
-        images, targets = inputs(config, batch, len(run.train), state.step, 2)
+        images, targets = inputs(config, batch, 0, len(run.train), state.step, 2)
         _, metrics = stepper(state, batch, 1)
     logits, _ = run.model.apply(variables, images, train=True, mutable=["batch_stats"])
     losses = -(jax.nn.log_softmax(logits) * targets * np.array([0.6, 3.0])).sum(-1)

@@ -203,7 +203,7 @@ def test_a_batch_has_ones_for_the_labels(root: pathlib.Path) -> None:
     np.testing.assert_array_equal(whole["label"], matrix)
     with feed(run, 0, print) as (batches, _):
         batch = next(iter(batches))
-        _, targets = inputs(run.config, batch, 64, jnp.int32(0), 10)
+        _, targets = inputs(run.config, batch, 0, 64, jnp.int32(0), 10)
     np.testing.assert_array_equal(targets, np.asarray(batch["label"], np.float32))
 
 

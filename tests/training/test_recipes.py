@@ -94,6 +94,7 @@ def steps(
         state = spoil(state, i) if spoil else state
         state, metrics = step(
             state,
+            np.uint32(settings.train.seed),
             batch(settings.train.batch_size, i * settings.train.batch_size),
             *(teacher[1:] if teacher else ()),
         )

@@ -1,5 +1,6 @@
 """The steps: losses, exact counts, and one result on any number of devices and in any dtype."""
 
+import functools
 import json
 import os
 import pathlib
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 
 import flaxres
-from flaxres import Config, DataConfig, ModelConfig, TrainConfig
+from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from flaxres.diagnostics.described import described_run, lowered
 from flaxres.models.resnet import ResNet
 from flaxres.ops.convolution import direct
 from flaxres.training.losses import smooth_targets
 from flaxres.training.mesh import data_mesh
+from flaxres.training.state import initial_state
 from flaxres.training.steps import compiled_eval_step, eval_step
 
 
@@ -136,3 +139,23 @@ def test_the_same_run_on_1_2_4_and_8_devices(precision: str, steps: int, bound: 
     assert figures["runs"] == 8
     assert figures["ledger_differences"] == 0
     assert figures["largest_relative_difference"] < bound
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_one_program_serves_every_seed(resident: bool) -> None:
+    """Else each run of a sweep would compile anew."""
+
+    def programs(seed: int) -> list[str]:
+        config = Config(
+            ModelConfig("resnet20", depths=(1, 1, 1), dropout=0.1, stochastic_depth=0.1),
+            DataConfig("digits", image_size=8, crop="centre", resident=resident, balance=1.0),
+            AugmentConfig(shift=1, mixup=0.2, erase=0.1),
+            OptimConfig(sam_rho=0.05),
+            TrainConfig(64, steps=4, steps_per_dispatch=4 if resident else None, seed=seed),
+        )
+        run = described_run(config)
+        first = jax.jit(functools.partial(initial_state, run.model, run.tx, config))
+        number = jax.ShapeDtypeStruct((), jnp.uint32)
+        return [lowered(run).as_text(), first.lower(number).as_text()]
+
+    assert programs(0) == programs(1)
