@@ -1,9 +1,10 @@
 """Training steps side by side on this machine.
 
-    python -m benchmarks.train_step [--json] [--pairs 5]
+    python -m benchmarks.train_step [--json] [--pairs 5] [--dtype bfloat16]
 
-Images/s of our network over those of the peers, in float32, with SGD with momentum, on a batch that
-stays in memory. ResNet-50 (224 pixels, batch 16) is compared to the textbook Flax network,
+Images/s of our network over those of the peers, with SGD with momentum, on a batch that stays in
+memory. In bfloat16 parameters stay float32, PyTorch's network is under its autocast, and ours is
+compared to ours in float32 too. ResNet-50 (224 pixels, batch 16) is compared to the textbook Flax network,
 dm-haiku's and torchvision's, ResNet-20 (32 pixels, batch 128) to the textbook and PyTorch. A ratio
 above 1 means that ours is faster. Each network has its own process. The two of a pair take turns, a
 step each, and the ratio is the median of the pairs.
@@ -11,6 +12,7 @@ step each, and the ratio is the median of the pairs.
 Our step has what `train.py` gives it: options of XLA, settings of malloc, and convolutions that
 this machine's C++ compiler compiles.
 
+  ..._vs_float32                       ours in --dtype against ours in float32
   ..._vs_textbook                      against a peer with these settings of malloc
   ..._vs_textbook_as_it_comes          against a peer without them, as its users run it
   ..._module_vs_textbook_as_it_comes   our module without any of the three, as in a user's own loop
@@ -67,15 +69,15 @@ def flax_steps(
     return advance
 
 
-def nnx_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
+def nnx_steps(name: str, dtype: str, images: np.ndarray, labels: np.ndarray) -> Advance:
     """Returns the same for our NNX module, in `nnx.jit` with an `nnx.Optimizer`."""
     import flaxres.nnx
 
-    model = flaxres.nnx.create_model(name, rngs=nnx.Rngs(0))
+    model = flaxres.nnx.create_model(name, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.sgd(0.01, 0.9), wrt=nnx.Param)
 
     def loss_of(model: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = model(images)
+        logits = model(images).astype(jnp.float32)
         loss: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return loss
 
@@ -92,8 +94,8 @@ def nnx_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
     return advance
 
 
-def haiku_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
-    """Returns the same for dm-haiku's ResNet50."""
+def haiku_steps(name: str, dtype: str, images: np.ndarray, labels: np.ndarray) -> Advance:
+    """Returns the same for dm-haiku's ResNet50, in float32 alone."""
     haiku = importlib.import_module("haiku")
 
     def forward(images: jax.Array) -> jax.Array:
@@ -124,7 +126,7 @@ def haiku_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
     return advance
 
 
-def torch_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
+def torch_steps(name: str, dtype: str, images: np.ndarray, labels: np.ndarray) -> Advance:
     """Returns the same for PyTorch.
 
     The network is torchvision's, or for CIFAR the textbook's, in channels_last, which is the faster
@@ -140,10 +142,12 @@ def torch_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
     batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     batch = batch.to(memory_format=torch.channels_last)
     targets = torch.from_numpy(labels.astype(np.int64))
+    autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16, dtype == "bfloat16")
 
     def advance() -> None:
         optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(batch), targets)
+        with autocast():
+            loss = torch.nn.functional.cross_entropy(model(batch), targets)
         loss.backward()
         optimizer.step()
         loss.item()
@@ -151,20 +155,21 @@ def torch_steps(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
     return advance
 
 
-def ours(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
+def ours(name: str, dtype: str, images: np.ndarray, labels: np.ndarray) -> Advance:
     """Returns our step as `train.py` compiles it."""
     flaxres.use_native_convolutions()
-    return flax_steps(flaxres.create_model(name), images, labels, compiler_options())
+    model = flaxres.create_model(name, dtype=jnp.dtype(dtype))
+    return flax_steps(model, images, labels, compiler_options())
 
 
-def module(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
+def module(name: str, dtype: str, images: np.ndarray, labels: np.ndarray) -> Advance:
     """Returns a plain step of our module."""
-    return flax_steps(flaxres.create_model(name), images, labels)
+    return flax_steps(flaxres.create_model(name, dtype=jnp.dtype(dtype)), images, labels)
 
 
-def textbook(name: str, images: np.ndarray, labels: np.ndarray) -> Advance:
+def textbook(name: str, dtype: str, images: np.ndarray, labels: np.ndarray) -> Advance:
     """Returns a plain step of the textbook network."""
-    return flax_steps(TEXTBOOK[name](), images, labels)
+    return flax_steps(TEXTBOOK[name](dtype=jnp.dtype(dtype)), images, labels)
 
 
 PROGRAMS = {
@@ -178,14 +183,20 @@ PROGRAMS = {
 
 
 def serve(
-    connection: Connection, program: str, name: str, size: int, batch: int, memory: bool
+    connection: Connection,
+    program: str,
+    name: str,
+    size: int,
+    batch: int,
+    memory: bool,
+    dtype: str = "float32",
 ) -> None:
     """Runs a step for each message, in a process of its own, and sends its seconds."""
     if memory:
         keep_memory()
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch, size, size, 3), np.float32)
-    advance = PROGRAMS[program](name, images, rng.integers(0, 10, batch).astype(np.int32))
+    advance = PROGRAMS[program](name, dtype, images, rng.integers(0, 10, batch).astype(np.int32))
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:
             connection.recv()
@@ -223,29 +234,36 @@ def started(*arguments: Any) -> Iterator[Advance]:
         process.join()
 
 
-def compare(name: str, size: int, batch: int, pairs: int, peers: Sequence[str]) -> dict[str, float]:
+def compare(
+    name: str, size: int, batch: int, pairs: int, peers: Sequence[str], dtype: str
+) -> dict[str, float]:
     """Returns ratios of images/s, ours over each peer's, and images/s of all."""
     ratios: dict[str, list[float]] = {}
     rates: dict[str, list[float]] = {}
 
-    def take_turns(a: str, b: str, memory: bool) -> None:
+    def take_turns(a: str, b: str, memory: bool, second_dtype: str = dtype) -> None:
         ending = "" if memory else "_as_it_comes"
+        peer = second_dtype if a == b else b
         label = {"ours": name, "module": f"{name}_module"}[a]
         with (
-            started(a, name, size, batch, a == "ours") as first,
-            started(b, name, size, batch, memory) as second,
+            started(a, name, size, batch, a == "ours", dtype) as first,
+            started(b, name, size, batch, memory, second_dtype) as second,
         ):
             for pair in range(WARM + pairs):
                 seconds = first(), second()
                 if pair >= WARM:
-                    ratios.setdefault(f"{label}_vs_{b}{ending}", []).append(seconds[1] / seconds[0])
+                    ratios.setdefault(f"{label}_vs_{peer}{ending}", []).append(
+                        seconds[1] / seconds[0]
+                    )
                     rates.setdefault(label, []).append(batch / seconds[0])
-                    rates.setdefault(f"{name}_{b}{ending}", []).append(batch / seconds[1])
+                    rates.setdefault(f"{name}_{peer}{ending}", []).append(batch / seconds[1])
 
     for peer in peers:
         take_turns("ours", peer, True)
         take_turns("ours", peer, False)
     take_turns("module", "textbook", False)
+    if dtype != "float32":
+        take_turns("ours", "ours", True, "float32")
     middle = {key: statistics.median(values) for key, values in ratios.items()}
     return middle | {
         f"{key}_images_per_second": statistics.median(values) for key, values in rates.items()
@@ -260,15 +278,19 @@ def main() -> None:
         default=5,
         help="of ResNet-50; five times as many of ResNet-20, which has short steps (5)",
     )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--only", choices=("resnet50", "resnet20"), help="measure one of the two")
     chosen = parser.parse_args()
     if inherited := [name for name in ("GLIBC_TUNABLES", "XLA_FLAGS") if name in os.environ]:
         raise SystemExit(f"{' and '.join(inherited)} would apply to every network: unset them")
     figures: dict[str, float] = {}
+    haiku = ("haiku",) if chosen.dtype == "float32" else ()
     if chosen.only != "resnet20":
-        figures |= compare("resnet50", 224, 16, chosen.pairs, ("textbook", "haiku", "torch"))
+        peers = ("textbook", *haiku, "torch")
+        figures |= compare("resnet50", 224, 16, chosen.pairs, peers, chosen.dtype)
     if chosen.only != "resnet50":
-        figures |= compare("resnet20", 32, 128, 5 * chosen.pairs, ("textbook", "torch"))
+        peers = ("textbook", "torch")
+        figures |= compare("resnet20", 32, 128, 5 * chosen.pairs, peers, chosen.dtype)
     command.show(figures, chosen.json)
 
 

@@ -1,8 +1,8 @@
 """Convolutions whose form depends on the platform, because XLA's CPU compiler computes some slowly.
 
 On CPUs a 1x1 convolution is a matrix product. So are a 3x3 convolution over at most 2x2 pixels and
-the gradient of its image. After `flaxres.use_native_convolutions` float32 convolutions on CPUs call
-the C++ code in `native.cc`. Every other platform gets XLA's convolutions. NVIDIA GPUs compute a
+the gradient of its image. After `flaxres.use_native_convolutions` convolutions on CPUs call the C++
+code in `native.cc`. Every other platform gets XLA's convolutions. NVIDIA GPUs compute a
 stem of three channels on packed pixels.
 """
 
@@ -182,7 +182,7 @@ def native_pays(array: Any) -> bool:
 
     The last axis of both holds the output channels.
     """
-    return bool(array.dtype == jnp.float32 and array.shape[3] >= NATIVE_CHANNELS)
+    return str(array.dtype) in native.dtypes and bool(array.shape[3] >= NATIVE_CHANNELS)
 
 
 def convolve(
@@ -331,7 +331,7 @@ def native_convolution(
     extent: Extent,
     turned: bool,
 ) -> Any:
-    call = jax.ffi.ffi_lowering("flaxres_convolution")
+    call = jax.ffi.ffi_lowering(f"flaxres_convolution_{context.avals_out[0].dtype}")
     return call(
         context,
         *operands,
@@ -344,9 +344,8 @@ def native_convolution(
 def native_kernel_gradient(
     context: mlir.LoweringRuleContext, *operands: Any, stride: int, size: int
 ) -> Any:
-    return jax.ffi.ffi_lowering("flaxres_kernel_gradient")(
-        context, *operands, stride=np.int64(stride)
-    )
+    call = jax.ffi.ffi_lowering(f"flaxres_kernel_gradient_{context.avals_out[0].dtype}")
+    return call(context, *operands, stride=np.int64(stride))
 
 
 def gradient_of_image(

@@ -1,4 +1,5 @@
-// Convolutions of NHWC images in float32 for XLA's CPU client, and the gradients of their kernels.
+// Convolutions of NHWC images for XLA's CPU client, and the gradients of their kernels: in float32,
+// and in bfloat16 with sums in float32 where the processor multiplies bfloat16 (AVX512_BF16).
 //
 // XLA calls the two handlers at the end of this file with its own buffers and threads. The order of
 // all sums depends on the shapes alone. The number of threads and the division of work among them
@@ -52,11 +53,6 @@ constexpr int64_t kLargeKernel = 1 << 18, kSegment = 1 << 22;
 
 using Vector = float __attribute__((vector_size(4 * kLanes)));
 
-inline Vector Load(const float* from) {
-  Vector value;
-  std::memcpy(&value, from, sizeof(value));
-  return value;
-}
 inline void Store(float* to, Vector value) { std::memcpy(to, &value, sizeof(value)); }
 // Stores the first `count` lanes.
 inline void StoreSome(float* to, Vector value, int64_t count) {
@@ -69,8 +65,48 @@ inline Vector LoadSome(const float* from, int64_t count) {
 }
 inline int64_t Quotient(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// The dtypes of a convolution. A `Number` is what its arrays hold, a `Word` what a lane of an
+// operand holds: kPair numbers, whose products are added in one instruction.
+struct Float32 {
+  using Number = float;
+  using Word = float;
+  using Words = Vector;
+  static constexpr int kPair = 1;
+
+  static Word Pair(Number first, Number) { return first; }
+  static Vector AddProducts(Vector sum, Word x, Words y) { return sum + x * y; }
+  static void StoreNumbers(Number* to, Vector sum, int64_t count) { StoreSome(to, sum, count); }
+};
+
+#if defined(__AVX512BF16__)
+struct BFloat16 {
+  using Number = uint16_t;
+  using Word = uint32_t;
+  using Words = uint32_t __attribute__((vector_size(64)));
+  static constexpr int kPair = 2;
+
+  static Word Pair(Number first, Number second) { return first | uint32_t{second} << 16; }
+  static Vector AddProducts(Vector sum, Word x, Words y) {
+    return reinterpret_cast<Vector>(_mm512_dpbf16_ps(
+        reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(_mm512_set1_epi32(x)),
+        reinterpret_cast<__m512bh>(y)));
+  }
+  static void StoreNumbers(Number* to, Vector sum, int64_t count) {
+    const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(sum));
+    if (count > 0) std::memcpy(to, &rounded, std::min<int64_t>(count, kLanes) * sizeof(Number));
+  }
+};
+#endif
+
 inline bool WideBlocks(int64_t channels) {
   return Quotient(channels, 16) * 16 % (kWide * kLanes) == 0;
+}
+
+template <typename Type>
+inline typename Type::Words Load(const typename Type::Word* from) {
+  typename Type::Words value;
+  std::memcpy(&value, from, sizeof(value));
+  return value;
 }
 
 // Flushes denormal numbers to zero on the current thread while it lives.
@@ -139,11 +175,10 @@ void Parallel(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   if (shared->failed) throw std::bad_alloc();
 }
 
-using Floats = std::unique_ptr<float[]>;
-
 // Returns memory of the current thread, which keeps it for later calls.
-float* Scratch(int64_t size) {
-  static thread_local std::vector<float> scratch;
+template <typename Word>
+Word* Scratch(int64_t size) {
+  static thread_local std::vector<Word> scratch;
   if (static_cast<int64_t>(scratch.size()) < size) scratch.resize(size);
   return scratch.data();
 }
@@ -157,39 +192,58 @@ struct Images {
   int64_t image() const { return height * row(); }
 };
 
-// Copies rows [first, first + rows) of an image padded by zeros into an array
-// (rows, width + 2 pad, channels).
-void CopyPadded(const float* image, const Images& of, int64_t first, int64_t rows, int64_t pad,
-                float* to) {
-  const int64_t margin = pad * of.channels;
+// Copies rows [first, first + rows) of an image padded by zeros into an array of words
+// (rows, width + 2 pad, channels). The channels are in pairs, the last one alone where they are odd.
+template <typename Type>
+void CopyPadded(const typename Type::Number* image, const Images& of, int64_t first, int64_t rows,
+                int64_t pad, typename Type::Word* to) {
+  using Word = typename Type::Word;
+  const int64_t channels = Quotient(of.channels, Type::kPair), margin = pad * channels,
+                row = of.width * channels;
   for (int64_t y = first; y < first + rows; ++y) {
     if (y < 0 || y >= of.height) {
-      to = std::fill_n(to, of.row() + 2 * margin, 0.0f);
+      to = std::fill_n(to, row + 2 * margin, Word{});
       continue;
     }
-    to = std::fill_n(to, margin, 0.0f);
-    to = std::copy_n(image + y * of.row(), of.row(), to);
-    to = std::fill_n(to, margin, 0.0f);
+    to = std::fill_n(to, margin, Word{});
+    const auto* from = image + y * of.row();
+    if (of.channels % Type::kPair == 0) {
+      std::memcpy(to, from, row * sizeof(Word));
+      to += row;
+    } else {
+      for (int64_t x = 0; x < of.width; ++x, from += of.channels, to += channels) {
+        to[channels - 1] = 0;
+        std::memcpy(to, from, of.channels * sizeof(*from));
+      }
+    }
+    to = std::fill_n(to, margin, Word{});
   }
 }
 
-// Copies every `step`-th pixel of padded rows in blocks of B channels. Each block is a plane of
-// `plane` pixels, and the copy starts at pixel `pixel` of the plane. The remaining channels form a
-// last block, padded by zeros to `last` channels. `zeros` has as many floats as there are channels.
-template <int B>
-void CopyBlocks(const float* image, const Images& of, int64_t first, int64_t rows, int64_t pad,
-                int64_t step, int64_t plane, int64_t pixel, int64_t last, const float* zeros,
-                float* to) {
+// Copies every `step`-th pixel of padded rows in blocks of B channels. A word pairs the same number
+// of kPair images; `images` of them exist, the others are zero. Each block is a plane of `plane`
+// pixels, and the copy starts at pixel `pixel` of the plane. The remaining channels form a last
+// block, padded by zeros to `last` channels. `zeros` has as many numbers as there are channels.
+template <typename Type, int B>
+void CopyBlocks(const typename Type::Number* image, int64_t images, const Images& of, int64_t first,
+                int64_t rows, int64_t pad, int64_t step, int64_t plane, int64_t pixel, int64_t last,
+                const typename Type::Number* zeros, typename Type::Word* to) {
+  using Word = typename Type::Word;
   const int64_t whole = of.channels / B * B, rest = of.channels - whole;
   for (int64_t y = first; y < first + step * rows; y += step) {
     for (int64_t x = -pad; x < of.width + pad; x += step, ++pixel) {
       const bool inside = 0 <= y && y < of.height && 0 <= x && x < of.width;
-      const float* from = inside ? image + (y * of.width + x) * of.channels : zeros;
-      for (int64_t c = 0; c < whole; c += B)
-        std::memcpy(to + c * plane + pixel * B, from + c, B * sizeof(float));
+      const auto* one = inside ? image + (y * of.width + x) * of.channels : zeros;
+      const auto* other = inside && images > 1 ? one + of.image() : zeros;
+      for (int64_t c = 0; c < whole; c += B) {
+        Word* const block = to + c * plane + pixel * B;
+#pragma GCC unroll 32
+        for (int k = 0; k < B; ++k) block[k] = Type::Pair(one[c + k], other[c + k]);
+      }
       if (rest == 0) continue;
-      float* const end = to + whole * plane + pixel * last;
-      for (int64_t c = 0; c < last; ++c) end[c] = c < rest ? from[whole + c] : 0.0f;
+      Word* const end = to + whole * plane + pixel * last;
+      for (int64_t c = 0; c < last; ++c)
+        end[c] = c < rest ? Type::Pair(one[whole + c], other[whole + c]) : Word{};
     }
   }
 }
@@ -201,22 +255,25 @@ struct Tap {
 };
 
 // Computes P pixels of V vectors of output channels and stores the first `some` channels. Each is
-// the sum over taps and input channels of a pixel's channel times a vector of the kernel.
-template <int V, int P>
-void OutputTile(const float* x, int64_t step, const Tap* taps, int64_t count, int64_t channels,
-                const float* kernel, float* y, int64_t y_step, int64_t some) {
+// the sum over taps and input channels of a pixel's channel times a vector of the kernel. `step`,
+// `channels` and taps count words.
+template <typename Type, int V, int P>
+void OutputTile(const typename Type::Word* x, int64_t step, const Tap* taps, int64_t count,
+                int64_t channels, const typename Type::Word* kernel, typename Type::Number* y,
+                int64_t y_step, int64_t some) {
   Vector sum[P][V] = {};
   for (int64_t t = 0; t < count; ++t) {
-    const float* in = x + taps[t].pixel;
-    const float* weights = kernel + taps[t].channels;
+    const auto* in = x + taps[t].pixel;
+    const auto* weights = kernel + taps[t].channels;
     for (int64_t c = 0; c < channels; ++c, weights += V * kLanes) {
-      Vector weight[V];
+      typename Type::Words weight[V];
 #pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) weight[v] = Load(weights + v * kLanes);
+      for (int v = 0; v < V; ++v) weight[v] = Load<Type>(weights + v * kLanes);
 #pragma GCC unroll 16
       for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) sum[p][v] += in[p * step + c] * weight[v];
+        for (int v = 0; v < V; ++v)
+          sum[p][v] = Type::AddProducts(sum[p][v], in[p * step + c], weight[v]);
       }
     }
   }
@@ -224,11 +281,11 @@ void OutputTile(const float* x, int64_t step, const Tap* taps, int64_t count, in
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) {
-      float* const to = y + p * y_step + v * kLanes;
+      auto* const to = y + p * y_step + v * kLanes;
       if (some == V * kLanes) {
-        Store(to, sum[p][v]);
+        Type::StoreNumbers(to, sum[p][v], kLanes);
       } else {
-        StoreSome(to, sum[p][v], some - v * kLanes);
+        Type::StoreNumbers(to, sum[p][v], some - v * kLanes);
       }
     }
   }
@@ -244,23 +301,25 @@ struct Pixels {
 // cotangent's channels, and adds the first `some` channels to `sums`, an array
 // (T, all input channels, all output channels). x is (images, height, wide, C), and the cotangent
 // (images, rows, columns, V vectors).
-template <int T, int V, int C>
-void KernelTile(const float* x, const float* cotangent, const Pixels& of, int64_t channels_in,
-                int64_t channels_out, float* sums, int64_t some) {
+template <typename Type, int T, int V, int C>
+void KernelTile(const typename Type::Word* x, const typename Type::Word* cotangent,
+                const Pixels& of, int64_t channels_in, int64_t channels_out, float* sums,
+                int64_t some) {
   Vector sum[T][C][V] = {};
   for (int64_t n = 0; n < of.images; ++n) {
     for (int64_t i = 0; i < of.rows; ++i) {
-      const float* in = x + (n * of.height + of.stride * i) * of.wide * C;
+      const auto* in = x + (n * of.height + of.stride * i) * of.wide * C;
       for (int64_t j = 0; j < of.columns; ++j, in += of.stride * C, cotangent += V * kLanes) {
-        Vector change[V];
+        typename Type::Words change[V];
 #pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) change[v] = Load(cotangent + v * kLanes);
+        for (int v = 0; v < V; ++v) change[v] = Load<Type>(cotangent + v * kLanes);
 #pragma GCC unroll 16
         for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 16
           for (int c = 0; c < C; ++c) {
 #pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) sum[t][c][v] += in[t * C + c] * change[v];
+            for (int v = 0; v < V; ++v)
+              sum[t][c][v] = Type::AddProducts(sum[t][c][v], in[t * C + c], change[v]);
           }
         }
       }
@@ -274,7 +333,7 @@ void KernelTile(const float* x, const float* cotangent, const Pixels& of, int64_
       for (int v = 0; v < V; ++v) {
         float* const to = sums + (t * channels_in + c) * channels_out + v * kLanes;
         if (some == V * kLanes) {
-          Store(to, Load(to) + sum[t][c][v]);
+          Store(to, Load<Float32>(to) + sum[t][c][v]);
         } else {
           StoreSome(to, LoadSome(to, some - v * kLanes) + sum[t][c][v], some - v * kLanes);
         }
@@ -283,29 +342,36 @@ void KernelTile(const float* x, const float* cotangent, const Pixels& of, int64_
   }
 }
 
-using OutputFunction = decltype(&OutputTile<1, 1>);
-using KernelFunction = decltype(&KernelTile<1, 1, 1>);
+template <typename Type>
+using OutputFunction = decltype(&OutputTile<Type, 1, 1>);
+template <typename Type>
+using KernelFunction = decltype(&KernelTile<Type, 1, 1, 1>);
 
-template <int V, int... P>
-OutputFunction OutputTileOf(int64_t pixels, std::integer_sequence<int, P...>) {
-  static constexpr OutputFunction all[] = {OutputTile<V, P + 1>...};
+template <typename Type, int V, int... P>
+OutputFunction<Type> OutputTileOf(int64_t pixels, std::integer_sequence<int, P...>) {
+  static constexpr OutputFunction<Type> all[] = {OutputTile<Type, V, P + 1>...};
   return all[pixels - 1];
 }
 
-template <int T, int V, int... C>
-KernelFunction KernelTileOf(int64_t channels, std::integer_sequence<int, C...>) {
-  static constexpr KernelFunction all[] = {KernelTile<T, V, C + 1>...};
+template <typename Type, int T, int V, int... C>
+KernelFunction<Type> KernelTileOf(int64_t channels, std::integer_sequence<int, C...>) {
+  static constexpr KernelFunction<Type> all[] = {KernelTile<Type, T, V, C + 1>...};
   return all[channels - 1];
 }
 
-template <int V>
-void Outputs(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t size,
-             const float* kernel, const Images& out, float* y, int64_t stride, int64_t dilation,
-             bool turned) {
-  constexpr int kPixels = std::min(8, kSums / V);
-  const int64_t pad = size / 2, wide = (in.width + 2 * pad) * in.channels, block = V * kLanes,
+template <typename Type, int V>
+void Outputs(ffi::ThreadPool& pool, const Images& in, const typename Type::Number* x, int64_t size,
+             const typename Type::Number* kernel, const Images& out, typename Type::Number* y,
+             int64_t stride, int64_t dilation, bool turned) {
+  using Word = typename Type::Word;
+  constexpr int kPair = Type::kPair, kPixels = std::min(8, kSums / V);
+  // Channels of the input in words. Where they are whole pairs, the input is an array of words.
+  const int64_t words = Quotient(in.channels, kPair);
+  const Word* const x_words =
+      in.channels % kPair == 0 ? reinterpret_cast<const Word*>(x) : nullptr;
+  const int64_t pad = size / 2, wide = (in.width + 2 * pad) * words, block = V * kLanes,
                 blocks = Quotient(out.channels, block);
-  const int64_t depth = size * size * in.channels;
+  const int64_t depth = size * size * words;
   // With a dilated input the taps depend on the output's position modulo `dilation`. Rows and
   // columns count the pixels of one such position.
   const int64_t all_rows = Quotient(out.height, dilation);
@@ -313,34 +379,46 @@ void Outputs(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t si
   auto channels_of = [&](int64_t b) { return std::min(block, out.channels - b * block); };
   // Packs a block of the kernel's output channels into an array (depth, block), padded by zeros. A
   // turned kernel is (size, size, output channels, input channels), rotated by 180 degrees.
-  auto pack = [&](int64_t b, float* to) {
+  auto pack = [&](int64_t b, Word* to) {
     const int64_t channels = channels_of(b);
-    if (channels < block) std::fill_n(to, depth * block, 0.0f);
+    if (channels < block) std::fill_n(to, depth * block, Word{});
     if (!turned) {
-      for (int64_t row = 0; row < depth; ++row, to += block)
-        std::copy_n(kernel + row * out.channels + b * block, channels, to);
+      const auto* from = kernel + b * block;
+      for (int64_t tap = 0; tap < size * size; ++tap) {
+        for (int64_t c = 0; c < in.channels; c += kPair, to += block) {
+          const bool whole = c + kPair <= in.channels;
+          const auto* const next = from + (kPair - 1) * out.channels;
+          for (int64_t k = 0; k < channels; ++k)
+            to[k] = whole ? Type::Pair(from[k], next[k]) : Type::Pair(from[k], 0);
+          from += std::min<int64_t>(kPair, in.channels - c) * out.channels;
+        }
+      }
       return;
     }
-    for (int64_t tap = size * size - 1; tap >= 0; --tap, to += in.channels * block) {
-      const float* const from = kernel + (tap * out.channels + b * block) * in.channels;
-      for (int64_t first = 0; first < in.channels; first += 16) {
+    for (int64_t tap = size * size - 1; tap >= 0; --tap, to += words * block) {
+      const auto* const from = kernel + (tap * out.channels + b * block) * in.channels;
+      for (int64_t first = 0; first < words; first += 16) {
         for (int64_t k = 0; k < channels; ++k) {
-          for (int64_t c = first; c < std::min(first + 16, in.channels); ++c)
-            to[c * block + k] = from[k * in.channels + c];
+          for (int64_t c = first; c < std::min(first + 16, words); ++c) {
+            const auto* const pair = from + k * in.channels + c * kPair;
+            to[c * block + k] =
+                Type::Pair(pair[0], (c + 1) * kPair <= in.channels ? pair[kPair - 1] : 0);
+          }
         }
       }
     }
   };
   // Returns the padded part of image n that rows [first, end) of the output read. Without padding
-  // it is not copied.
-  auto padded = [&](int64_t n, int64_t first, int64_t end, float* to) -> const float* {
-    if (pad == 0) return x + n * in.image() + stride * first * in.row();
-    CopyPadded(x + n * in.image(), in, stride * first - pad, stride * (end - first - 1) + size, pad,
-               to);
+  // and with whole pairs it is not copied.
+  auto padded = [&](int64_t n, int64_t first, int64_t end, Word* to) -> const Word* {
+    if (pad == 0 && x_words != nullptr)
+      return x_words + (n * in.height + stride * first) * in.width * words;
+    CopyPadded<Type>(x + n * in.image(), in, stride * first - pad,
+                     stride * (end - first - 1) + size, pad, to);
     return to;
   };
-  auto compute = [&](int64_t n, int64_t first, int64_t end, const float* band, int64_t b,
-                     const float* packed) {
+  auto compute = [&](int64_t n, int64_t first, int64_t end, const Word* band, int64_t b,
+                     const Word* packed) {
     std::vector<Tap> taps(size * size);
     for (int64_t place = 0; place < dilation * dilation; ++place) {
       const int64_t top = place / dilation, left = place % dilation;
@@ -348,38 +426,39 @@ void Outputs(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t si
       for (int64_t tap = 0; tap < size * size; ++tap) {
         const int64_t down = top + tap / size - pad, right = left + tap % size - pad;
         if (down % dilation != 0 || right % dilation != 0) continue;
-        taps[count++] = {(down / dilation + pad) * wide + (right / dilation + pad) * in.channels,
-                         tap * in.channels * block};
+        taps[count++] = {(down / dilation + pad) * wide + (right / dilation + pad) * words,
+                         tap * words * block};
       }
       const int64_t columns = Quotient(out.width - left, dilation);
       if (columns <= 0) continue;
       const int64_t most = Quotient(columns, Quotient(columns, kPixels));
       for (int64_t row = first; row < end && dilation * row + top < out.height; ++row) {
-        const float* from = band + stride * (row - first) * wide;
-        float* to = y + n * out.image() + (dilation * row + top) * out.row() + left * out.channels +
+        const Word* from = band + stride * (row - first) * wide;
+        auto* to = y + n * out.image() + (dilation * row + top) * out.row() + left * out.channels +
                     b * block;
         for (int64_t column = 0; column < columns; column += most) {
-          const OutputFunction tile = OutputTileOf<V>(std::min(most, columns - column),
-                                                      std::make_integer_sequence<int, kPixels>());
-          tile(from + stride * column * in.channels, stride * in.channels, taps.data(), count,
-               in.channels, packed, to + dilation * column * out.channels, dilation * out.channels,
+          const auto tile = OutputTileOf<Type, V>(std::min(most, columns - column),
+                                                  std::make_integer_sequence<int, kPixels>());
+          tile(from + stride * column * words, stride * words, taps.data(), count, words, packed, to + dilation * column * out.channels, dilation * out.channels,
                channels_of(b));
         }
       }
     }
   };
 
-  Floats all;
-  auto pack_all = [&]() -> const float* {
-    if (out.channels == block && !turned) return kernel;
-    all.reset(new float[depth * blocks * block]);
+  std::unique_ptr<Word[]> all;
+  auto pack_all = [&]() -> const Word* {
+    if constexpr (kPair == 1) {
+      if (out.channels == block && !turned) return kernel;
+    }
+    all.reset(new Word[depth * blocks * block]);
     Parallel(pool, blocks, [&](int64_t b) { pack(b, &all[b * depth * block]); });
     return all.get();
   };
 
-  if (Quotient(out.width, dilation) <= kShortRow && in.count >= kPixels) {
+  if (Quotient(out.width, dilation) <= kShortRow && in.count >= kPixels && x_words != nullptr) {
     // A tile takes the same pixel of several images, and skips taps in the padding.
-    const float* const packed = pack_all();
+    const Word* const packed = pack_all();
     const int64_t images = Quotient(Quotient(in.count, Threads(pool)), kPixels) * kPixels,
                   groups = Quotient(in.count, images);
     Parallel(pool, groups * blocks, [&](int64_t index) {
@@ -393,13 +472,14 @@ void Outputs(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t si
                         right = pixel % out.width * stride + tap % size - pad;
           if (down < 0 || down % dilation != 0 || down / dilation >= in.height) continue;
           if (right < 0 || right % dilation != 0 || right / dilation >= in.width) continue;
-          taps[count++] = {(down / dilation * in.width + right / dilation) * in.channels,
-                           tap * in.channels * block};
+          taps[count++] = {(down / dilation * in.width + right / dilation) * words,
+                           tap * words * block};
         }
         for (int64_t n = first; n < end; n += kPixels) {
-          const OutputFunction tile = OutputTileOf<V>(std::min<int64_t>(kPixels, end - n),
-                                                      std::make_integer_sequence<int, kPixels>());
-          tile(x + n * in.image(), in.image(), taps.data(), count, in.channels,
+          const auto tile = OutputTileOf<Type, V>(std::min<int64_t>(kPixels, end - n),
+                                                  std::make_integer_sequence<int, kPixels>());
+          const int64_t image = in.height * in.width * words;
+          tile(x_words + n * image, image, taps.data(), count, words,
                packed + b * depth * block, y + n * out.image() + pixel * out.channels + b * block,
                out.image(), channels_of(b));
         }
@@ -410,14 +490,14 @@ void Outputs(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t si
   if (in.count * out.height * out.width <= kFewPixels && blocks >= Threads(pool)) {
     // Reading the kernel dominates: each thread takes one block of it.
     Parallel(pool, blocks, [&](int64_t b) {
-      float* const packed = Scratch(depth * block + (stride * (all_rows - 1) + size) * wide);
+      Word* const packed = Scratch<Word>(depth * block + (stride * (all_rows - 1) + size) * wide);
       pack(b, packed);
       for (int64_t n = 0; n < in.count; ++n)
         compute(n, 0, all_rows, padded(n, 0, all_rows, packed + depth * block), b, packed);
     });
     return;
   }
-  const float* const packed = pack_all();
+  const Word* const packed = pack_all();
   const int64_t bands = std::min(all_rows, std::max(Quotient(8 * Threads(pool), in.count),
                                                     Quotient(all_rows * stride * wide, kBand)));
   const int64_t rows = Quotient(all_rows, bands);
@@ -425,16 +505,21 @@ void Outputs(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t si
     const int64_t n = index / bands, first = index % bands * rows,
                   end = std::min(all_rows, first + rows);
     if (first >= end) return;
-    const float* const band =
-        padded(n, first, end, Scratch((stride * (end - first - 1) + size) * wide));
+    const Word* const band =
+        padded(n, first, end, Scratch<Word>((stride * (end - first - 1) + size) * wide));
     for (int64_t b = 0; b < blocks; ++b)
       compute(n, first, end, band, b, packed + b * depth * block);
   });
 }
 
-template <int T, int V>
-void KernelSums(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t size,
-                const Images& out, const float* cotangent, float* kernel, int64_t stride) {
+template <typename Type, int T, int V>
+void KernelSums(ffi::ThreadPool& pool, const Images& in, const typename Type::Number* x,
+                int64_t size, const Images& out, const typename Type::Number* cotangent,
+                typename Type::Number* kernel, int64_t stride) {
+  using Word = typename Type::Word;
+  // Words pair images, since the sum runs over them.
+  constexpr int kPair = Type::kPair;
+  const int64_t pairs = Quotient(in.count, kPair);
   constexpr int kChannels = std::max(1, std::min(16 / V, kSums / (T * V)));
   const int64_t pad = size / 2, block = V * kLanes,
                 total = size * size * in.channels * out.channels;
@@ -443,32 +528,34 @@ void KernelSums(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t
   // A strided 1x1 kernel reads no pixel between its positions, so they are not copied.
   const int64_t step = size == 1 ? stride : 1, apart = stride / step,
                 wide = size == 1 ? out.width : in.width + 2 * pad;
-  const std::vector<float> zeros(in.channels);
+  const std::vector<typename Type::Number> zeros(std::max(in.channels, out.channels));
 
   // Describes `rows` rows of the output of some images, and the input that they read.
   auto pixels = [&](int64_t images, int64_t rows) {
     return Pixels{images, apart * (rows - 1) + size, wide, rows, out.width, apart};
   };
-  // Packs image n as the m-th of these images, in blocks of the channels of a tile.
-  auto pack = [&](int64_t n, int64_t m, int64_t first, const Pixels& of, float* x_blocks,
-                  float* y_blocks) {
+  // Packs the images of pair n as the m-th of these, in blocks of the channels of a tile.
+  auto pack = [&](int64_t n, int64_t m, int64_t first, const Pixels& of, Word* x_blocks,
+                  Word* y_blocks) {
     const int64_t x_image = of.height * of.wide, y_image = of.rows * of.columns;
-    CopyBlocks<kChannels>(x + n * in.image(), in, stride * first - pad, of.height, pad, step,
-                          of.images * x_image, m * x_image, in.channels % kChannels, zeros.data(),
-                          x_blocks);
-    CopyBlocks<V * kLanes>(cotangent + n * out.image(), out, first, of.rows, 0, 1,
-                           of.images * y_image, m * y_image, block, nullptr, y_blocks);
+    const int64_t images = std::min<int64_t>(kPair, in.count - n * kPair);
+    CopyBlocks<Type, kChannels>(x + n * kPair * in.image(), images, in, stride * first - pad,
+                                of.height, pad, step, of.images * x_image, m * x_image,
+                                in.channels % kChannels, zeros.data(), x_blocks);
+    CopyBlocks<Type, V * kLanes>(cotangent + n * kPair * out.image(), images, out, first, of.rows,
+                                 0, 1, of.images * y_image, m * y_image, block, zeros.data(),
+                                 y_blocks);
   };
   // Adds the contribution of input channels [first, end) to `sums`.
-  auto add = [&](int64_t first, int64_t end, const Pixels& of, const float* x_blocks,
-                 const float* y_blocks, float* sums) {
+  auto add = [&](int64_t first, int64_t end, const Pixels& of, const Word* x_blocks,
+                 const Word* y_blocks, float* sums) {
     const int64_t x_plane = of.images * of.height * of.wide,
                   y_plane = of.images * of.rows * of.columns;
     for (int64_t k = 0; k < out.channels; k += block) {
       for (int64_t c = first; c < end; c += kChannels) {
         const int64_t channels = std::min<int64_t>(kChannels, in.channels - c);
-        const KernelFunction tile =
-            KernelTileOf<T, V>(channels, std::make_integer_sequence<int, kChannels>());
+        const auto tile =
+            KernelTileOf<Type, T, V>(channels, std::make_integer_sequence<int, kChannels>());
         for (int64_t tap = 0; tap < size * size; tap += T) {
           tile(x_blocks + c * x_plane + (tap / size * wide + tap % size) * channels,
                y_blocks + k * y_plane, of, in.channels, out.channels,
@@ -479,23 +566,42 @@ void KernelSums(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t
     }
   };
 
+  // Stores sums [first, end) in the dtype of the result.
+  auto store = [&](const float* sums, int64_t first, int64_t end) {
+    for (int64_t i = first; i < end; i += kLanes)
+      Type::StoreNumbers(kernel + i, LoadSome(sums + i, end - i), end - i);
+  };
+  constexpr int64_t kPiece = 4096;
+
   if (total > kLargeKernel) {
     // Threads divide the input channels; segments of images follow one another.
     const Pixels one = pixels(1, out.height);
     const int64_t x_image = one.height * wide * in.channels;
     const int64_t images =
-        std::max<int64_t>(1, std::min(in.count, kSegment / (x_image + out.image())));
-    Floats x_blocks(new float[images * x_image]),
-        y_blocks(new float[images * out.height * out.width * y_channels]);
-    std::fill_n(kernel, total, 0.0f);
-    for (int64_t n = 0; n < in.count; n += images) {
-      const Pixels of = pixels(std::min(images, in.count - n), out.height);
+        std::max<int64_t>(1, std::min(pairs, kSegment / (x_image + out.image())));
+    std::unique_ptr<Word[]> x_blocks(new Word[images * x_image]),
+        y_blocks(new Word[images * out.height * out.width * y_channels]);
+    std::unique_ptr<float[]> wide_sums;
+    float* sums = nullptr;
+    if constexpr (kPair == 1) {
+      sums = std::fill_n(kernel, total, 0.0f) - total;
+    } else {
+      wide_sums.reset(new float[total]());
+      sums = wide_sums.get();
+    }
+    for (int64_t n = 0; n < pairs; n += images) {
+      const Pixels of = pixels(std::min(images, pairs - n), out.height);
       Parallel(pool, of.images,
                [&](int64_t m) { pack(n + m, m, 0, of, x_blocks.get(), y_blocks.get()); });
       constexpr int64_t kGroup = 4 * kChannels;
       Parallel(pool, Quotient(in.channels, kGroup), [&](int64_t group) {
         add(group * kGroup, std::min(in.channels, (group + 1) * kGroup), of, x_blocks.get(),
-            y_blocks.get(), kernel);
+            y_blocks.get(), sums);
+      });
+    }
+    if constexpr (kPair > 1) {
+      Parallel(pool, Quotient(total, kPiece), [&](int64_t piece) {
+        store(sums, piece * kPiece, std::min(total, (piece + 1) * kPiece));
       });
     }
     return;
@@ -505,32 +611,31 @@ void KernelSums(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t
   const int64_t bands = Quotient(out.height, std::max<int64_t>(1, kBand / row)),
                 rows = Quotient(out.height, bands);
   const int64_t images =
-      bands > 1 ? 1 : std::max<int64_t>(1, std::min(Quotient(in.count, 16), kBand / (row * rows)));
-  const int64_t pieces = Quotient(in.count, images) * bands;
+      bands > 1 ? 1 : std::max<int64_t>(1, std::min(Quotient(pairs, 16), kBand / (row * rows)));
+  const int64_t pieces = Quotient(pairs, images) * bands;
   // Parts of the sum, each computed by one thread: 64, or as many as fit 4 MB, but at least 8.
   const int64_t parts =
       std::min(pieces, std::max<int64_t>(8, std::min<int64_t>(64, (1 << 20) / total)));
-  Floats sums(new float[parts * total]());
+  std::unique_ptr<float[]> sums(new float[parts * total]());
   Parallel(pool, parts, [&](int64_t part) {
     for (int64_t piece = part * pieces / parts; piece < (part + 1) * pieces / parts; ++piece) {
       const int64_t n = piece / bands * images, first = piece % bands * rows;
       if (first >= out.height) continue;
-      const Pixels of = pixels(std::min(images, in.count - n), std::min(rows, out.height - first));
+      const Pixels of = pixels(std::min(images, pairs - n), std::min(rows, out.height - first));
       const int64_t x_size = of.images * of.height * wide * in.channels,
                     y_size = of.images * of.rows * out.width * y_channels;
-      float* const x_blocks = Scratch(x_size + y_size);
-      float* const y_blocks = x_blocks + x_size;
+      Word* const x_blocks = Scratch<Word>(x_size + y_size);
+      Word* const y_blocks = x_blocks + x_size;
       for (int64_t m = 0; m < of.images; ++m) pack(n + m, m, first, of, x_blocks, y_blocks);
       add(0, in.channels, of, x_blocks, y_blocks, &sums[part * total]);
     }
   });
-  constexpr int64_t kPiece = 4096;
   Parallel(pool, Quotient(total, kPiece), [&](int64_t piece) {
     const int64_t first = piece * kPiece, end = std::min(total, first + kPiece);
-    std::copy(&sums[first], &sums[end], kernel + first);
     for (int64_t part = 1; part < parts; ++part) {
-      for (int64_t i = first; i < end; ++i) kernel[i] += sums[part * total + i];
+      for (int64_t i = first; i < end; ++i) sums[i] += sums[part * total + i];
     }
+    store(sums.get(), first, end);
   });
 }
 
@@ -538,17 +643,18 @@ void KernelSums(ffi::ThreadPool& pool, const Images& in, const float* x, int64_t
 //   x'[n, stride i + a - pad, stride j + b - pad, c] kernel[a, b, c, k],
 // where x' has dilation - 1 zeros between the pixels of x. With a turned kernel the second factor
 // is kernel[size - 1 - a, size - 1 - b, k, c].
-ffi::Error Convolution(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernel,
-                       ffi::ResultBuffer<ffi::F32> y, int64_t stride, int64_t dilation,
-                       bool turned) {
+template <typename Type, ffi::DataType kDataType>
+ffi::Error Convolution(ffi::ThreadPool pool, ffi::Buffer<kDataType> x,
+                       ffi::Buffer<kDataType> kernel, ffi::ResultBuffer<kDataType> y,
+                       int64_t stride, int64_t dilation, bool turned) {
   const Images in(x.dimensions()), out(y->dimensions());
   const int64_t size = kernel.dimensions()[0];
   if (in.count * in.image() == 0) {
-    std::fill_n(y->typed_data(), out.count * out.image(), 0.0f);
+    std::fill_n(y->typed_data(), out.count * out.image(), 0);
     return ffi::Error::Success();
   }
   try {
-    const auto run = WideBlocks(out.channels) ? Outputs<kWide> : Outputs<kNarrow>;
+    const auto run = WideBlocks(out.channels) ? Outputs<Type, kWide> : Outputs<Type, kNarrow>;
     run(pool, in, x.typed_data(), size, kernel.typed_data(), out, y->typed_data(), stride, dilation,
         turned);
   } catch (const std::bad_alloc&) {
@@ -558,20 +664,21 @@ ffi::Error Convolution(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffe
 }
 
 // Computes the gradient of the kernel of `Convolution` with dilation 1.
-ffi::Error KernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
-                          ffi::Buffer<ffi::F32> cotangent, ffi::ResultBuffer<ffi::F32> kernel,
+template <typename Type, ffi::DataType kDataType>
+ffi::Error KernelGradient(ffi::ThreadPool pool, ffi::Buffer<kDataType> x,
+                          ffi::Buffer<kDataType> cotangent, ffi::ResultBuffer<kDataType> kernel,
                           int64_t stride) {
   const Images in(x.dimensions()), out(cotangent.dimensions());
   const int64_t size = kernel->dimensions()[0];
   if (in.count * in.image() == 0) {
-    std::fill_n(kernel->typed_data(), kernel->element_count(), 0.0f);
+    std::fill_n(kernel->typed_data(), kernel->element_count(), 0);
     return ffi::Error::Success();
   }
   try {
     const bool wide = WideBlocks(out.channels);
-    auto run = wide ? KernelSums<1, kWide> : KernelSums<1, kNarrow>;
-    if (size == 3) run = wide ? KernelSums<3, kWide> : KernelSums<3, kNarrow>;
-    if (size == 7) run = KernelSums<7, 1>;
+    auto run = wide ? KernelSums<Type, 1, kWide> : KernelSums<Type, 1, kNarrow>;
+    if (size == 3) run = wide ? KernelSums<Type, 3, kWide> : KernelSums<Type, 3, kNarrow>;
+    if (size == 7) run = KernelSums<Type, 7, 1>;
     run(pool, in, x.typed_data(), size, out, cotangent.typed_data(), kernel->typed_data(), stride);
   } catch (const std::bad_alloc&) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted,
@@ -582,19 +689,26 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_convolution, Convolution,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
-                                  .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("dilation")
-                                  .Attr<bool>("turned"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_kernel_gradient, KernelGradient,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
-                                  .Attr<int64_t>("stride"));
+#define FLAXRES_HANDLERS(NAME, TYPE, DATA_TYPE)                                                 \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_convolution_##NAME, (Convolution<TYPE, DATA_TYPE>),     \
+                                ffi::Ffi::Bind()                                                \
+                                    .Ctx<ffi::ThreadPool>()                                     \
+                                    .Arg<ffi::Buffer<DATA_TYPE>>()                              \
+                                    .Arg<ffi::Buffer<DATA_TYPE>>()                              \
+                                    .Ret<ffi::Buffer<DATA_TYPE>>()                              \
+                                    .Attr<int64_t>("stride")                                    \
+                                    .Attr<int64_t>("dilation")                                  \
+                                    .Attr<bool>("turned"));                                     \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_kernel_gradient_##NAME,                                 \
+                                (KernelGradient<TYPE, DATA_TYPE>),                              \
+                                ffi::Ffi::Bind()                                                \
+                                    .Ctx<ffi::ThreadPool>()                                     \
+                                    .Arg<ffi::Buffer<DATA_TYPE>>()                              \
+                                    .Arg<ffi::Buffer<DATA_TYPE>>()                              \
+                                    .Ret<ffi::Buffer<DATA_TYPE>>()                              \
+                                    .Attr<int64_t>("stride"))
+
+FLAXRES_HANDLERS(float32, Float32, ffi::F32);
+#if defined(__AVX512BF16__)
+FLAXRES_HANDLERS(bfloat16, BFloat16, ffi::BF16);
+#endif

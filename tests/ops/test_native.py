@@ -119,6 +119,34 @@ def test_it_is_xlas_convolution_to_any_order(
     )  # the image's gradient has as many channels out as come in
 
 
+@pytest.mark.parametrize(
+    ("shape", "size", "stride"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (i % 3 > 0))
+        for i, case in enumerate([*CASES, ((7, 7, 7, 33, 48), 3, 1), ((1, 6, 5, 9, 24), 1, 1)])
+    ],
+)
+def test_bfloat16_is_rounded_once(shape: tuple[int, ...], size: int, stride: int) -> None:
+    """Products are exact and sums float32, so results are those of float32, rounded."""
+    native.use_native_convolutions()
+    if "bfloat16" not in native.dtypes:
+        pytest.skip("this processor doesn't multiply bfloat16")
+    narrow = [array.astype(jnp.bfloat16) for array in arrays(shape, size)]
+    wide = [array.astype(jnp.float32) for array in narrow]
+    ours, usual = (functools.partial(function, stride=stride) for function in (convolution, direct))
+    assert calls(ours, *narrow) == 1
+    y, back = jax.vjp(ours, *narrow)
+    wide_y, wide_back = jax.vjp(usual, *wide)
+    change = wide_y.astype(jnp.bfloat16)
+    expected = (wide_y, *wide_back(change.astype(jnp.float32)))
+    for mine, theirs in zip((y, *back(change)), expected, strict=True):
+        assert mine.dtype == jnp.bfloat16
+        rounded = theirs.astype(jnp.bfloat16)
+        assert float((mine == rounded).mean()) > 0.999
+        largest = float(jnp.abs(theirs).max())
+        np.testing.assert_allclose(mine, rounded, rtol=2**-7, atol=1e-6 * largest)
+
+
 def test_images_that_are_mapped_over_and_loops() -> None:
     native.use_native_convolutions()
     x, kernel = arrays((4, 9, 8, 16, 16), 3)
@@ -155,9 +183,8 @@ def test_vectors_of_other_processors(options: str, tmp_path: pathlib.Path) -> No
     functions = ctypes.CDLL(str(tmp_path / "native.so"))
     names = {target: f"{target}{options}" for target in native.TARGETS}
     for target, name in names.items():
-        jax.ffi.register_ffi_target(
-            name, jax.ffi.pycapsule(getattr(functions, target)), platform="cpu"
-        )
+        handler = jax.ffi.pycapsule(getattr(functions, f"{target}_float32"))
+        jax.ffi.register_ffi_target(name, handler, platform="cpu")
     for shape, size, stride in CASES:
         x, kernel = arrays(shape, size)
         y, back = jax.vjp(functools.partial(direct, stride=stride), x, kernel)
@@ -240,7 +267,7 @@ def test_only_programs_that_can_call_them_do() -> None:
     assert calls(plain, x, kernel) == 1
     for other in (
         calls(plain, x, kernel, platform="cuda"),
-        calls(plain, x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)),
+        calls(plain, x.astype(jnp.float16), kernel.astype(jnp.float16)),
         calls(plain, x, kernel[..., :8]),
     ):
         assert other == 0
