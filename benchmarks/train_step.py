@@ -4,10 +4,10 @@
 
 Images/s of our network over those of the peers, with SGD with momentum, on a batch that stays in
 memory. In bfloat16 parameters stay float32, PyTorch's network is under its autocast, and ours is
-compared to ours in float32 too. ResNet-50 (224 pixels, batch 16) is compared to the textbook Flax network,
-dm-haiku's and torchvision's, ResNet-20 (32 pixels, batch 128) to the textbook and PyTorch. A ratio
-above 1 means that ours is faster. Each network has its own process. The two of a pair take turns, a
-step each, and the ratio is the median of the pairs.
+compared to ours in float32 too. ResNet-50 (224 pixels, batch 16) is compared to the textbook Flax
+network, dm-haiku's (in float32) and torchvision's, ResNet-20 (32 pixels, batch 128) to the textbook
+and PyTorch. A ratio above 1 means that ours is faster. Each network has its own process. The two of
+a pair take turns, a step each, and the ratio is the median of the pairs.
 
 Our step has what `train.py` gives it: options of XLA, settings of malloc, and convolutions that
 this machine's C++ compiler compiles.

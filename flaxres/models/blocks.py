@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from flaxres.models.activations import relu
-from flaxres.models.layers import norm_relu, zero_pad_shortcut
+from flaxres.models.layers import norm_relu, norm_sum_relu, zero_pad_shortcut
 from flaxres.models.pooling import anti_alias_pool, shrink_average
 from flaxres.models.stochastic import drop_path
 
@@ -149,16 +149,24 @@ class ResidualBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "n h w c"], train: bool, drop_rate: Any = 0.0
     ) -> Float[Array, "n h2 w2 k"]:
-        y = self.branch_of(x, train)
-        y = self.attended(y)
+        y, norm = self.branch_of(x, train)
+        bare = self.attention is None and not self.stochastic
+        if norm is not None and bare and self.shortcut != "none":
+            return norm_sum_relu(norm, y, self.shortcut_of(x, y.shape[-1], train), train)
+        y = self.attended(y if norm is None else norm(y, not train))
         if self.stochastic:
             y = drop_path(self, y, drop_rate, train)
         if self.shortcut == "none":
             return relu(y)
         return relu(y + self.shortcut_of(x, y.shape[-1], train))
 
-    def branch_of(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
-        """Returns F(x): the convolutions and norms of the branch."""
+    def branch_of(
+        self, x: Float[Array, "n h w c"], train: bool
+    ) -> tuple[Float[Array, "n h2 w2 k"], nn.Module | None]:
+        """Returns the result of the branch's last convolution, and the norm that follows it.
+
+        Or F(x), and None.
+        """
         rows = branch(
             self.kind,
             self.width,
@@ -183,19 +191,16 @@ class ResidualBlock(nn.Module):
             if pooled:
                 y = anti_alias_pool(y, str(self.anti_alias), self.stride)
         y = self.conv(**rows[-1]._asdict(), name=f"conv{len(rows)}")(y)
-        return self.last_norm(y, train, f"bn{len(rows)}")
+        return y, self.last_norm(f"bn{len(rows)}")
 
     def attended(self, y: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         """Applies the attention at the end of the branch, if the block has one."""
         return y if self.attention is None else self.attention(name="se")(y)
 
-    def last_norm(
-        self, y: Float[Array, "n h w c"], train: bool, name: str
-    ) -> Float[Array, "n h w c"]:
-        """Applies the last norm of the branch."""
+    def last_norm(self, name: str) -> nn.Module:
+        """Returns the last norm of the branch."""
         zero = {"scale_init": nn.initializers.zeros_init()} if self.shortcut != "none" else {}
-        result: jax.Array = self.norm(name=name, **zero)(y, use_running_average=not train)
-        return result
+        return self.norm(name=name, **zero)
 
     def changes_shape(self, x: Float[Array, "n h w c"], features: int) -> bool:
         """Returns whether a block of `features` channels changes the shape of `x`.

@@ -17,7 +17,9 @@ from jaxtyping import Array, Float
 
 from flaxres.errors import InputError
 from flaxres.models.activations import ACTIVATIONS, relu
+from flaxres.models.group_norms import EvoNorm
 from flaxres.ops import kept
+from flaxres.ops.batch_norm import batch_norm, by_image, pays
 from flaxres.ops.convolution import convolution
 from flaxres.ops.grouped import grouped_convolution
 from flaxres.ops.norm import (
@@ -29,6 +31,7 @@ from flaxres.ops.norm import (
     by_channel,
     max_pooled_first,
     shifted_moments,
+    summed_and_rectified,
 )
 
 # He et al. 2015, "Delving deep into rectifiers", eq. 14: the backward form, which ResNets use.
@@ -188,7 +191,14 @@ class BatchNorm(nn.Module):
             return normalise(x, shift, running_var.value)
         images, group = x.shape[0], self.images_per_group(x)
         grouped = (images // group, group, *x.shape[1:])
-        offset, var = shifted_moments(x.reshape(grouped), shift, self.axis_name)
+        x = x.reshape(grouped)
+        at_once = self.at_once(x, form)
+        if at_once:
+            rest = () if form.shortcut is None else (form.shortcut.reshape(grouped),)
+            relu = form is not NORMALISED
+            y, offset, var = batch_norm(self.epsilon, relu, x, shift, scale, bias, *rest)
+        else:
+            offset, var = shifted_moments(x, shift, self.axis_name)
         if not self.is_initializing():
             if not self.is_mutable_collection("batch_stats"):
                 raise InputError(
@@ -199,10 +209,20 @@ class BatchNorm(nn.Module):
             total = turned(shift + first), jnp.maximum(second - jnp.square(first), 0)
             for running, batch in zip((running_mean, running_var), total, strict=True):
                 running.value = self.momentum * running.value + (1 - self.momentum) * batch
-        mean = by_channel(shift, offset) + offset
-        each_group = (slice(None), None, None, None)
-        y = normalise(x.reshape(grouped), mean[each_group], var[each_group])
+        if not at_once:
+            mean = by_channel(shift, offset) + offset
+            y = normalise(x, by_image(mean), by_image(var))
         return y.reshape(images, *y.shape[2:])
+
+    def at_once(self, x: jax.Array, form: Form) -> bool:
+        """Returns whether statistics and result are one operation: see `ops.batch_norm`."""
+        return (
+            not form.rising
+            and self.axis_name is None
+            and x.dtype == self.dtype
+            and not self.is_initializing()
+            and pays(self.dtype, at_least_float32(self.param_dtype))
+        )
 
     def images_per_group(self, x: Float[Array, "n h w c"]) -> int:
         """Returns the number of images in a group of statistics."""
@@ -226,86 +246,6 @@ class BatchNorm(nn.Module):
         return group
 
 
-def in_groups(x: Float[Array, "n h w c"], groups: int) -> Float[Array, "n h w groups k"]:
-    """Splits the channels into groups.
-
-    Raises:
-      InputError: `groups` does not divide the channels.
-    """
-    channels = x.shape[-1]
-    if channels % groups:
-        raise InputError(
-            f"channels (={channels}) must be divisible by the {groups} groups of the norm"
-        )
-    return x.reshape(*x.shape[:-1], groups, channels // groups)
-
-
-class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018) over groups of channels; needs no batch statistics.
-
-    Call: `(N, H, W, C)` -> the same shape in `dtype`; `use_running_average` has no effect.
-
-    Raises:
-      InputError: `groups` does not divide the channels.
-    """
-
-    groups: int = 32
-    epsilon: float = 1e-5
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
-    scale_init: Initializer = nn.initializers.ones_init()
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "n h w c"], use_running_average: bool
-    ) -> Float[Array, "n h w c"]:
-        del use_running_average
-        channels, wide = x.shape[-1], at_least_float32(self.param_dtype)
-        grouped = in_groups(x, self.groups).astype(wide)
-        scale = self.param("scale", self.scale_init, (channels,), self.param_dtype).astype(wide)
-        bias_init = nn.initializers.zeros_init()
-        bias = self.param("bias", bias_init, (channels,), self.param_dtype).astype(wide)
-        mean = grouped.mean((1, 2, 4), keepdims=True)
-        var = grouped.var((1, 2, 4), keepdims=True)
-        normal = ((grouped - mean) * lax.rsqrt(var + self.epsilon)).reshape(x.shape)
-        return (normal * by_channel(scale, x) + by_channel(bias, x)).astype(self.dtype)
-
-
-class EvoNorm(nn.Module):
-    """EvoNorm-S0, a norm that is its own activation (Liu et al. 2020, table 2).
-
-    Computes `x * sigmoid(v * x) / std * scale + bias`. The standard deviation is that of a group
-    of channels, as in `GroupNorm`; no mean is subtracted.
-
-    Call: `(N, H, W, C)` -> the same shape in `dtype`; `use_running_average` has no effect.
-
-    Raises:
-      InputError: `groups` does not divide the channels.
-    """
-
-    groups: int = 32
-    epsilon: float = 1e-5
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "n h w c"], use_running_average: bool
-    ) -> Float[Array, "n h w c"]:
-        del use_running_average
-        wide = at_least_float32(self.param_dtype)
-        var = in_groups(x, self.groups).astype(wide).var((1, 2, 4), keepdims=True)
-        ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
-        scale, bias, v = (
-            by_channel(self.param(name, init, x.shape[-1:], self.param_dtype).astype(wide), x)
-            for name, init in (("scale", ones), ("bias", zeros), ("v", ones))
-        )
-        x = x.astype(wide)
-        swish = in_groups(x * nn.sigmoid(v * x), self.groups)
-        normal = (swish * lax.rsqrt(var + self.epsilon)).reshape(x.shape)
-        return (normal * scale + bias).astype(self.dtype)
-
-
 def norm_relu(norm: nn.Module, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w c"]:
     """Computes `relu(norm(x))`, with `BatchNorm` as one operation.
 
@@ -317,10 +257,22 @@ def norm_relu(norm: nn.Module, x: Float[Array, "n h w c"], train: bool) -> Float
       train: normalise by the statistics of the batch.
     """
     if isinstance(norm, BatchNorm):
-        return kept.keep(norm(x, not train, NORMALISED_AND_RECTIFIED))
+        y = norm(x, not train, NORMALISED_AND_RECTIFIED)
+        return y if train and norm.at_once(x, NORMALISED_AND_RECTIFIED) else kept.keep(y)
     if isinstance(norm, EvoNorm):
         return kept.keep(norm(x, not train))
     return relu(norm(x, not train))
+
+
+def norm_sum_relu(
+    norm: nn.Module, x: Float[Array, "n h w c"], shortcut: Float[Array, "n h w c"], train: bool
+) -> Float[Array, "n h w c"]:
+    """Computes `relu(norm(x) + shortcut)`, in training on CPUs as one operation where it pays."""
+    if train and isinstance(norm, BatchNorm) and x.dtype == shortcut.dtype:
+        form = summed_and_rectified(shortcut)
+        if norm.at_once(x, form):
+            return norm(x, False, form)
+    return relu(norm(x, not train) + shortcut)
 
 
 def norm_act(
@@ -372,9 +324,10 @@ def norm_relu_pool(
     Returns:
       `relu(norm(x))`, or None if `features` is False, and its max pooling.
     """
-    if features or not isinstance(norm, BatchNorm):
+    at_once = train and isinstance(norm, BatchNorm) and norm.at_once(x, NORMALISED_AND_RECTIFIED)
+    if features or at_once or not isinstance(norm, BatchNorm):
         y = norm_relu(norm, x, train)
-        return y, pool(y)
+        return y if features else None, pool(y)
     return None, kept.keep(norm(x, not train, max_pooled_first(pool)))
 
 

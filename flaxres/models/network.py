@@ -14,7 +14,8 @@ from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Shaped
 
 from flaxres.errors import InputError, unknown
-from flaxres.models.layers import BatchNorm, Conv, EvoNorm, GroupNorm, head_init
+from flaxres.models.group_norms import EvoNorm, GroupNorm
+from flaxres.models.layers import BatchNorm, Conv, head_init
 from flaxres.models.stochastic import Dropout
 from flaxres.ops.norm import at_least_float32
 

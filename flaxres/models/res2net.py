@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Array, Float
 
 from flaxres.models.blocks import EXPANSION, ResidualBlock
@@ -27,7 +28,9 @@ class MultiScaleBlock(ResidualBlock):
 
     scale: int = 4
 
-    def branch_of(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
+    def branch_of(
+        self, x: Float[Array, "n h w c"], train: bool
+    ) -> tuple[Float[Array, "n h2 w2 k"], nn.Module]:
         width = self.width * self.base_width // 64 * self.cardinality
         features = EXPANSION[self.kind] * self.width
         apart = self.changes_shape(x, features)
@@ -49,7 +52,7 @@ class MultiScaleBlock(ResidualBlock):
         if self.scale > 1:
             results.append(average_neighbours(groups[-1], self.stride) if apart else groups[-1])
         y = self.conv(features, kernel_size=1, name="conv3")(jnp.concatenate(results, axis=-1))
-        return self.last_norm(y, train, "bn3")
+        return y, self.last_norm("bn3")
 
 
 class Res2Net(ResNet):

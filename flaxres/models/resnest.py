@@ -72,7 +72,9 @@ class SplitAttentionBlock(ResidualBlock):
     radix: int = 2
     average_first: bool = False
 
-    def branch_of(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
+    def branch_of(
+        self, x: Float[Array, "n h w c"], train: bool
+    ) -> tuple[Float[Array, "n h2 w2 k"], nn.Module]:
         width = self.width * self.base_width // 64 * self.cardinality
         averaged = self.stride != 1
         y = norm_relu(
@@ -94,7 +96,7 @@ class SplitAttentionBlock(ResidualBlock):
         if averaged and not self.average_first:
             y = average_neighbours(y, self.stride)
         y = self.conv(EXPANSION[self.kind] * self.width, kernel_size=1, name="conv3")(y)
-        return self.last_norm(y, train, "bn3")
+        return y, self.last_norm("bn3")
 
 
 class ResNeSt(ResNet):

@@ -34,13 +34,8 @@ class LegacyBlock(ResidualBlock):
             y = relu(y)
         return y if self.attention is None else self.attention(name="se_module")(y)
 
-    def last_norm(
-        self, y: Float[Array, "n h w c"], train: bool, name: str
-    ) -> Float[Array, "n h w c"]:
-        if self.kind != "basic":
-            return super().last_norm(y, train, name)
-        result: jax.Array = self.norm(name=name)(y, use_running_average=not train)
-        return result
+    def last_norm(self, name: str) -> nn.Module:
+        return self.norm(name=name) if self.kind == "basic" else super().last_norm(name)
 
 
 def pool_beyond_the_end(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:

@@ -96,7 +96,9 @@ class SelectiveKernelBlock(ResidualBlock):
     divisor: int = 8
     split: bool = True
 
-    def branch_of(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
+    def branch_of(
+        self, x: Float[Array, "n h w c"], train: bool
+    ) -> tuple[Float[Array, "n h2 w2 k"], None]:
         layer = functools.partial(ConvNorm, conv=self.conv, norm=self.norm)
         selective = functools.partial(
             SelectiveKernel,
@@ -117,7 +119,7 @@ class SelectiveKernelBlock(ResidualBlock):
             y = layer(width, name="conv1")(x, train)
             y = selective(width, name="conv2")(y, train)
             last = functools.partial(layer, name="conv3")
-        return last(EXPANSION[self.kind] * self.width, activation=None)(y, train)
+        return last(EXPANSION[self.kind] * self.width, activation=None)(y, train), None
 
 
 class SKNet(ResNet):

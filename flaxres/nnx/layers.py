@@ -21,6 +21,7 @@ from flaxres.models import (
     clip,
     convnext,
     densenet,
+    group_norms,
     layers,
     network,
     nfnet,
@@ -212,8 +213,8 @@ def class_of(definition: Definition) -> type[Layer]:
 
 Conv = _like(layers.Conv)
 BatchNorm = _like(layers.BatchNorm)
-GroupNorm = _like(layers.GroupNorm)
-EvoNorm = _like(layers.EvoNorm)
+GroupNorm = _like(group_norms.GroupNorm)
+EvoNorm = _like(group_norms.EvoNorm)
 Dropout = _like(stochastic.Dropout)
 Linear = _like(nn.Dense, name="Linear")
 ChannelConv = _like(nn.Conv, name="ChannelConv")

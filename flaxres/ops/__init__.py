@@ -12,7 +12,9 @@ Modules:
   grouped: convolutions of groups of channels, on several devices.
   product: a product over channels, and the gradient of its kernel.
   bilinear: the rules of a primitive that is linear in each of two operands.
-  native: C++ convolutions for CPUs, compiled on the user's machine from `native.cc`.
+  batch_norm: a batch norm in training as one operation, for native code on CPUs.
+  lowering: primitives that native code computes where it can be called.
+  native: C++ for CPUs, compiled on the user's machine from `convolution.cc`, `norm.cc`, `pool.cc`.
   norm: normalisation with and without a ReLU, and batch statistics.
   pool: max pooling.
 """

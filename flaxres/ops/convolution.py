@@ -2,7 +2,7 @@
 
 On CPUs a 1x1 convolution is a matrix product. So are a 3x3 convolution over at most 2x2 pixels and
 the gradient of its image. After `flaxres.use_native_convolutions` convolutions on CPUs call the C++
-code in `native.cc`. Every other platform gets XLA's convolutions. NVIDIA GPUs compute a
+code in `convolution.cc`. Every other platform gets XLA's convolutions. NVIDIA GPUs compute a
 stem of three channels on packed pixels.
 """
 
@@ -49,8 +49,8 @@ def convolution(
     if jax_only.get():
         return direct(x, kernel, stride)
     size, extent = kernel.shape[0], (-(-x.shape[1] // stride), -(-x.shape[2] // stride))
-    if native.compiled_by and native_pays(kernel):
-        return keep_gradient(convolve(x, kernel, stride, 1, extent, False))
+    if native_pays(kernel):
+        return convolve(x, kernel, stride, 1, extent, False)
     if size == 1:
         cpu, default = (functools.partial(f, stride=stride) for f in (pointwise_product, direct))
         convolved: jax.Array = by_platform(x, kernel, cpu=cpu, default=default)
@@ -182,7 +182,7 @@ def native_pays(array: Any) -> bool:
 
     The last axis of both holds the output channels.
     """
-    return str(array.dtype) in native.dtypes and bool(array.shape[3] >= NATIVE_CHANNELS)
+    return native.computes(array.dtype) and bool(array.shape[3] >= NATIVE_CHANNELS)
 
 
 def convolve(

@@ -24,11 +24,13 @@ class Form:
       name: the operation in words; Flax's tables of a network show it.
       apply: called as `normalised`.
       rising: negate channels of negative scale first, so that the norm rises with its input.
+      shortcut: activations that `apply` adds.
     """
 
     name: str
     apply: Callable[[Dtype, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
     rising: bool = False
+    shortcut: jax.Array | None = None
 
     def __repr__(self) -> str:
         return self.name
@@ -129,6 +131,17 @@ def max_pooled_first(pool: Pool) -> Form:
         return normalised_and_rectified(dtype, pooled, mean, multiplier, bias)
 
     return Form("norm, ReLU, max pooling", apply, rising=True)
+
+
+def summed_and_rectified(shortcut: jax.Array) -> Form:
+    """Returns a form that computes `relu(normalised(...) + shortcut)`."""
+
+    def apply(
+        dtype: Dtype, x: jax.Array, mean: jax.Array, multiplier: jax.Array, bias: jax.Array
+    ) -> jax.Array:
+        return kept.relu(normalised(dtype, x, mean, multiplier, bias) + shortcut.reshape(x.shape))
+
+    return Form("norm, sum, ReLU", apply, shortcut=shortcut)
 
 
 NORMALISED = Form("norm", normalised)

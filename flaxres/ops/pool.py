@@ -1,4 +1,4 @@
-"""Max pooling in three forms: for TPUs, for CPUs, and for GPUs."""
+"""Max pooling in three forms: for TPUs, for CPUs, and for GPUs and native code."""
 
 import functools
 import itertools
@@ -8,16 +8,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 from jax.extend.core import Primitive
+from jax.interpreters import mlir
 from jaxtyping import Array, Float
 
+from flaxres.ops import native
 from flaxres.ops.bilinear import define
 from flaxres.ops.kept import by_platform, jax_only, varying_alike
+from flaxres.ops.lowering import define_call
 
+searched_p = Primitive("flaxres_searched")
 chosen_p = Primitive("flaxres_chosen")
 spread_p = Primitive("flaxres_spread")
+# Places in a window that 8 bits can number.
+PLACES = 256
 
 
 def max_pool(
@@ -38,6 +45,7 @@ def max_pool(
     - CPUs search within rows and then over the rows, by strided slices. The gradient is four
       times as fast as select-and-scatter, and two short searches take less time than one over
       the whole window. A NaN propagates only from the pixel at which a search starts.
+    - CPUs with native code search in one pass and keep the place of each maximum.
     - GPUs, where select-and-scatter is not deterministic, use strided slices and keep the place
       of each maximum in 8 bits instead of the outcome of each comparison. In the gradient each
       pixel looks at the windows that it lies in.
@@ -58,8 +66,14 @@ def max_pool(
         x, padding = pad_images(x, padding, fill), 0
     forms = (maximum_of_windows, maximum_of_lines, maximum_of_places)
     whole, lines, places = (functools.partial(form, size, stride, padding) for form in forms)
-    pooled: jax.Array = by_platform(x, tpu=whole, cpu=lines, default=places)
+    cpu = places if native_pays(x, size) else lines
+    pooled: jax.Array = by_platform(x, tpu=whole, cpu=cpu, default=places)
     return pooled
+
+
+def native_pays(x: Any, size: int) -> bool:
+    """Returns whether `pool.cc` pools `x`; it keeps places in 8 bits."""
+    return size**2 <= PLACES and native.computes(x.dtype)
 
 
 def maximum_of_windows(size: int, stride: int, padding: int, x: jax.Array) -> jax.Array:
@@ -109,16 +123,24 @@ def best_and_place(
     """Returns each window's maximum and the number of the first place in the window that has it."""
     pixels = windows(pad_images(x, padding, -math.inf), size, stride, (1, 2))
     best = functools.reduce(jnp.maximum, pixels)
-    place = jnp.zeros(best.shape, jnp.uint8 if len(pixels) <= 256 else jnp.int32)
+    place = jnp.zeros(best.shape, jnp.uint8 if len(pixels) <= PLACES else jnp.int32)
     for number, value in reversed(list(enumerate(pixels))):
         place = jnp.where(value == best, jnp.asarray(number, place.dtype), place)
     return best, place
 
 
+def searched(size: int, stride: int, padding: int, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Computes `best_and_place`, by native code where it is in use."""
+    if jax_only.get() or not native_pays(x, size):
+        return best_and_place(size, stride, padding, x)
+    best, place = searched_p.bind(x, size=size, stride=stride, padding=padding)
+    return best, place
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def maximum_of_places(size: int, stride: int, padding: int, x: jax.Array) -> jax.Array:
-    """Pools with a derivative that reads the place of each maximum (GPUs)."""
-    return best_and_place(size, stride, padding, x)[0]
+    """Pools with a derivative that reads the place of each maximum (GPUs, native code)."""
+    return searched(size, stride, padding, x)[0]
 
 
 @maximum_of_places.defjvp
@@ -131,7 +153,7 @@ def maximum_of_places_jvp(
 ) -> tuple[jax.Array, jax.Array]:
     x, settings = lax.stop_gradient(primals[0]), (size, stride, padding)
     # Without the barrier the backward pass searches the windows again.
-    best, place = lax.optimization_barrier(best_and_place(*settings, x))
+    best, place = lax.optimization_barrier(searched(*settings, x))
     return known(*settings, best, primals[0], place), of_windows(*settings, tangents[0], place)
 
 
@@ -231,6 +253,43 @@ def windows_over(
     return lax.slice_in_dim(y, padding, padding + length, axis=axis)
 
 
+def native_search(
+    context: mlir.LoweringRuleContext, x: Any, size: int, stride: int, padding: int
+) -> Any:
+    call = jax.ffi.ffi_lowering(f"flaxres_pool_{context.avals_out[0].dtype}")
+    sizes = {"size": size, "stride": stride, "padding": padding}
+    return call(context, x, **{name: np.int64(value) for name, value in sizes.items()})
+
+
+def native_spread(
+    context: mlir.LoweringRuleContext,
+    y: Any,
+    place: Any,
+    size: int,
+    stride: int,
+    padding: int,
+    extent: tuple[int, int],
+) -> Any:
+    sizes: dict[str, Any] = {"size": size, "stride": stride, "padding": padding}
+    if native.callable_in(context) and native_pays(context.avals_out[0], size):
+        call = jax.ffi.ffi_lowering(f"flaxres_spread_{context.avals_out[0].dtype}")
+        return call(context, y, place, **{name: np.int64(value) for name, value in sizes.items()})
+    form = functools.partial(spread, **sizes, extent=extent)
+    return mlir.lower_fun(form, multiple_results=False)(context, y, place)
+
+
+searched_p.multiple_results = True
+define_call(
+    searched_p,
+    lambda x, size, stride, padding: best_and_place(size, stride, padding, x),
+    native_search,
+)
 # Linear in the first operand; the second one holds integers.
 define(chosen_p, chosen, lambda y, x, place, **settings: spread_p.bind(y, place, **settings), None)
-define(spread_p, spread, lambda x, y, place, **settings: chosen_p.bind(x, place, **settings), None)
+define(
+    spread_p,
+    spread,
+    lambda x, y, place, **settings: chosen_p.bind(x, place, **settings),
+    None,
+    cpu_lowering=native_spread,
+)

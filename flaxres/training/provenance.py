@@ -126,7 +126,7 @@ def shared_facts(config: Config, provenance: Provenance) -> dict[str, Any]:
 def code_digest() -> str:
     """Returns the SHA-256 over this package's code."""
     root, digest = pathlib.Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted([*root.rglob("*.py"), *root.rglob("*.cc")]):
+    for path in sorted([*root.rglob("*.py"), *root.rglob("*.cc"), *root.rglob("*.h")]):
         digest.update(f"{path.relative_to(root)}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -137,7 +137,7 @@ def convolutions(run: Run) -> str:
     may_be_native = (
         run.mesh.size == 1
         and jax.default_backend() == "cpu"
-        and run.config.model.compute_dtype == "float32"
+        and run.config.model.compute_dtype in native.dtypes
     )
     return (may_be_native and native.compiled_by) or "XLA"
 

@@ -16,6 +16,7 @@ from flaxres.data import augment
 from flaxres.data.balance import Balance
 from flaxres.data.order import step_positions
 from flaxres.models.network import Network
+from flaxres.ops.native import left_out
 from flaxres.training.augmentation import Batch, inputs
 from flaxres.training.dispatch import repeated, resident_step, steps_per_dispatch
 from flaxres.training.gradients import Gradients, accumulated, gradients, sharpness_aware
@@ -363,7 +364,7 @@ def compiled_train_step(
         feeds += (whole,)
     options = compiler_options(mesh, config.train.deterministic)
     return jax.jit(
-        step,
+        step if mesh.size == 1 else left_out(step),
         donate_argnums=0,
         in_shardings=(whole, whole, *feeds),
         out_shardings=(whole, whole),
@@ -379,8 +380,9 @@ def compiled_eval_step(
 ) -> Any:
     """Returns the jitted evaluation step over `mesh`: see `eval_step` and `eval_rows`."""
     whole, options = replicated(mesh), compiler_options(mesh, config.train.deterministic)
+    compute = step(config.data, model, config.model.compute_dtype)
     return jax.jit(
-        step(config.data, model, config.model.compute_dtype),
+        compute if mesh.size == 1 else left_out(compute),
         in_shardings=(whole, split(mesh)),
         out_shardings=whole,
         compiler_options=options,

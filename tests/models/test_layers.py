@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec
 
 import flaxres
 from flaxres.errors import InputError
-from flaxres.models.layers import BatchNorm, Conv, GroupNorm, norm_relu_pool, zero_pad_shortcut
+from flaxres.models.group_norms import GroupNorm
+from flaxres.models.layers import BatchNorm, Conv, norm_relu_pool, zero_pad_shortcut
 from flaxres.models.pooling import shrink_average
 from flaxres.models.stochastic import Dropout
 from flaxres.ops.norm import NORMALISED, NORMALISED_AND_RECTIFIED

@@ -9,7 +9,8 @@ import pytest
 
 import flaxres
 from flaxres.errors import InputError
-from flaxres.models.layers import EvoNorm, norm_relu
+from flaxres.models.group_norms import EvoNorm
+from flaxres.models.layers import norm_relu
 from flaxres.weights.names import leaves, torch_name
 
 RNG = np.random.default_rng(0)

@@ -3,12 +3,10 @@
 They are compiled once, and a damaged or broken build is refused or replaced.
 """
 
-import ctypes
 import functools
 import os
 import pathlib
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,63 +23,17 @@ from flaxres.cli import _process as cli
 from flaxres.errors import InputError
 from flaxres.ops import native
 from flaxres.ops.convolution import convolution, direct
-
-pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, native.COMPILERS)), reason="no C++ compiler"
+from tests.ops.native_cases import (
+    CASES,
+    Function,
+    arrays,
+    assert_alike,
+    calls,
+    needs_compiler,
+    value,
 )
 
-# (N, H, W, C, K), size of the kernel, stride. There are rows longer and shorter than a tile's,
-# whole and cut blocks, one and many images, few and many pixels, and kernels of over 2^18 floats.
-CASES = [
-    ((2, 33, 20, 16, 16), 3, 1),
-    ((3, 9, 7, 5, 32), 3, 2),
-    ((2, 18, 17, 20, 48), 3, 1),
-    ((40, 4, 5, 32, 64), 3, 1),
-    ((20, 3, 2, 32, 16), 3, 2),
-    ((17, 1, 1, 16, 32), 3, 1),
-    ((1, 40, 40, 48, 160), 3, 2),
-    ((9, 16, 16, 64, 64), 3, 1),
-    ((2, 17, 19, 3, 64), 7, 2),
-    ((3, 8, 19, 16, 16), 5, 1),
-    ((2, 18, 17, 32, 64), 1, 2),
-    ((5, 8, 8, 96, 80), 1, 1),
-    ((2, 19, 17, 24, 40), 3, 1),
-    ((18, 6, 6, 13, 21), 3, 2),
-    ((17, 4, 4, 160, 200), 3, 2),
-    ((3, 9, 9, 512, 520), 1, 2),
-]
-Function = Callable[[jax.Array, jax.Array], Any]
-
-
-def arrays(shape: tuple[int, ...], size: int) -> tuple[jax.Array, jax.Array]:
-    n, height, width, channels, features = shape
-    rng = np.random.default_rng(0)
-    x, kernel = (
-        rng.normal(size=(n, height, width, channels)),
-        rng.normal(size=(size, size, channels, features)) / size / channels**0.5,
-    )
-    return jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
-
-
-def value(
-    function: Callable[..., jax.Array], stride: int
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    return lambda x, kernel: jnp.sin(function(x, kernel, stride)).sum()
-
-
-def assert_alike(ours: Any, usual: Any) -> None:
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(usual), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(b).max()))
-
-
-def calls(function: Function, *arguments: Any, platform: str = "cpu") -> int:
-    return int(
-        jax.jit(function)
-        .trace(*arguments)
-        .lower(lowering_platforms=(platform,))
-        .as_text()
-        .count("custom_call @flaxres")
-    )
+pytestmark = needs_compiler
 
 
 def gradients(f: Any) -> Function:
@@ -119,34 +71,6 @@ def test_it_is_xlas_convolution_to_any_order(
     )  # the image's gradient has as many channels out as come in
 
 
-@pytest.mark.parametrize(
-    ("shape", "size", "stride"),
-    [
-        pytest.param(*case, marks=[pytest.mark.slow] * (i % 3 > 0))
-        for i, case in enumerate([*CASES, ((7, 7, 7, 33, 48), 3, 1), ((1, 6, 5, 9, 24), 1, 1)])
-    ],
-)
-def test_bfloat16_is_rounded_once(shape: tuple[int, ...], size: int, stride: int) -> None:
-    """Products are exact and sums float32, so results are those of float32, rounded."""
-    native.use_native_convolutions()
-    if "bfloat16" not in native.dtypes:
-        pytest.skip("this processor doesn't multiply bfloat16")
-    narrow = [array.astype(jnp.bfloat16) for array in arrays(shape, size)]
-    wide = [array.astype(jnp.float32) for array in narrow]
-    ours, usual = (functools.partial(function, stride=stride) for function in (convolution, direct))
-    assert calls(ours, *narrow) == 1
-    y, back = jax.vjp(ours, *narrow)
-    wide_y, wide_back = jax.vjp(usual, *wide)
-    change = wide_y.astype(jnp.bfloat16)
-    expected = (wide_y, *wide_back(change.astype(jnp.float32)))
-    for mine, theirs in zip((y, *back(change)), expected, strict=True):
-        assert mine.dtype == jnp.bfloat16
-        rounded = theirs.astype(jnp.bfloat16)
-        assert float((mine == rounded).mean()) > 0.999
-        largest = float(jnp.abs(theirs).max())
-        np.testing.assert_allclose(mine, rounded, rtol=2**-7, atol=1e-6 * largest)
-
-
 def test_images_that_are_mapped_over_and_loops() -> None:
     native.use_native_convolutions()
     x, kernel = arrays((4, 9, 8, 16, 16), 3)
@@ -165,45 +89,34 @@ def test_images_that_are_mapped_over_and_loops() -> None:
     assert_alike(twice(convolution), twice(direct))
 
 
+VECTORS = """
+import sys, pytest
+from flaxres.ops import native
+option, *tests = sys.argv[1:]
+native.processor_option = lambda: option
+here = ["-W", "ignore::pytest.PytestAssertRewriteWarning", "-p", "no:cacheprovider"]
+sys.exit(pytest.main(["-n0", "-m", "", *here, *tests]))
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    ["-march=x86-64", "-march=x86-64-v3"],
-)
-def test_vectors_of_other_processors(options: str, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("option", ["-march=x86-64", "-march=x86-64-v3"])
+def test_vectors_of_other_processors(option: str, tmp_path: pathlib.Path) -> None:
     if platform.machine() != "x86_64" or (
-        options.endswith("v3") and "avx2" not in native.processor()
+        option.endswith("v3") and "avx2" not in native.processor()
     ):
         pytest.skip("another processor")
-    native.build(
-        native.find_compiler(),
-        [*native.OPTIONS, options, f"-I{jax.ffi.include_dir()}"],
-        tmp_path / "native.so",
-    )
-    functions = ctypes.CDLL(str(tmp_path / "native.so"))
-    names = {target: f"{target}{options}" for target in native.TARGETS}
-    for target, name in names.items():
-        handler = jax.ffi.pycapsule(getattr(functions, f"{target}_float32"))
-        jax.ffi.register_ffi_target(name, handler, platform="cpu")
-    for shape, size, stride in CASES:
-        x, kernel = arrays(shape, size)
-        y, back = jax.vjp(functools.partial(direct, stride=stride), x, kernel)
-        steps = np.int64(stride), np.int64(1)
-
-        def call(target: str, like: jax.Array, *operands: jax.Array, **settings: Any) -> jax.Array:
-            result: jax.Array = jax.ffi.ffi_call(
-                names[target], jax.ShapeDtypeStruct(like.shape, like.dtype)
-            )(*operands, **settings)
-            return result
-
-        forward = call(
-            "flaxres_convolution", y, x, kernel, stride=steps[0], dilation=steps[1], turned=False
-        )
-        of_image = call(
-            "flaxres_convolution", x, y, kernel, stride=steps[1], dilation=steps[0], turned=True
-        )
-        of_kernel = call("flaxres_kernel_gradient", kernel, x, y, stride=steps[0])
-        assert_alike((forward, of_image, of_kernel), (y, *back(y)))
+    here = pathlib.Path(__file__).parent
+    tests = [
+        f"{__file__}::test_it_is_xlas_convolution_to_any_order",
+        f"{here / 'test_batch_norm.py'}::test_it_is_the_plain_norm_to_any_order",
+        f"{here / 'test_pool.py'}::test_native_code_pools_the_same",
+    ]
+    command = [sys.executable, "-c", VECTORS, option, *tests]
+    environment = os.environ | {"FLAXRES_TESTS_COMPILED": str(tmp_path)}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "5 skipped" in done.stdout  # bfloat16, of which these processors know nothing
 
 
 @pytest.mark.slow
@@ -223,7 +136,8 @@ def test_a_network_trains_as_without() -> None:
     )
     native.use_native_convolutions()
     step = jax.value_and_grad(lambda params: loss(params), has_aux=True)
-    assert calls(step, variables["params"]) == 3 * 19 - 1  # no gradient of the images
+    # No gradient of the images; a norm and its gradient behind each convolution.
+    assert calls(step, variables["params"]) == 3 * 19 - 1 + 2 * 19
     for a, b in zip(
         jax.tree.leaves(jax.jit(step)(variables["params"])), jax.tree.leaves(without), strict=True
     ):
@@ -341,18 +255,18 @@ def test_it_is_built_once_and_again_where_the_file_was_cut(
     monkeypatch.setattr(
         native, "build", lambda *arguments: built.append(arguments) or build(*arguments)
     )  # type: ignore[func-returns-value]
-    compiler = native.find_compiler()
-    made = native.library(compiler, "1.0", tmp_path)
-    assert native.library(compiler, "1.0", tmp_path) == made
+    source, compiler = "pool.cc", native.find_compiler()
+    made = native.library(source, compiler, "1.0", tmp_path)
+    assert native.library(source, compiler, "1.0", tmp_path) == made
     assert len(built) == 1
     content = made.read_bytes()
     made.write_bytes(content[: len(content) // 2])
-    assert native.library(compiler, "1.0", tmp_path) == made
+    assert native.library(source, compiler, "1.0", tmp_path) == made
     assert len(built) == 2
     assert native.sound(made)
-    other = native.library(compiler, "1.1", tmp_path)
+    other = native.library(source, compiler, "1.1", tmp_path)
     assert sorted(tmp_path.glob("*.so")) == sorted([made, other])
-    assert native.library([*compiler, "-g0"], "1.1", tmp_path) not in (made, other)
+    assert native.library(source, [*compiler, "-g0"], "1.1", tmp_path) not in (made, other)
 
 
 CACHE = """
@@ -380,7 +294,9 @@ def test_the_cache_is_the_users_own_and_done_without_where_there_is_none(
     assert said.strip() == native.said([*native.find_compiler(), "--version"]).partition("\n")[0]
     if writable:
         folder = cache / "flaxres" / "native"
-        assert sorted(path.suffix for path in folder.iterdir()) == [".sha256", ".so"]
+        assert sorted(path.suffix for path in folder.iterdir()) == (
+            len(native.SOURCES) * [".sha256"] + len(native.SOURCES) * [".so"]
+        )
         assert folder.stat().st_mode & 0o777 == 0o700
 
 
@@ -392,7 +308,7 @@ def test_refusals_name_the_compiler_and_the_fix(
     broken = tmp_path / "broken"
     broken.write_text(
         "#!/bin/sh\n[ $1 = --version ] && echo broken 1.0 && exit\n"
-        "echo native.cc:1: error: no luck >&2\nexit 1\n"
+        "echo norm.cc:1: error: no luck >&2\nexit 1\n"
     )
     broken.chmod(0o755)
     for compiler, complaint in (

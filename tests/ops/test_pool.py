@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from jax import lax
 
+from flaxres.ops import native
 from flaxres.ops.kept import jax_operations_only
 from flaxres.ops.pool import max_pool, maximum_of_lines, maximum_of_places
+from tests.ops.native_cases import calls, needs_compiler
 
 SHAPES = ((2, 8, 8, 3), (1, 7, 9, 2), (2, 112, 112, 4))
 
@@ -101,3 +103,50 @@ def test_windows_outside_an_image_get_no_gradient() -> None:
         pool = functools.partial(maximum_of_places, size, stride, padding)
         x = jax.random.normal(jax.random.key(size), (2, side, side, 1))
         assert jax.grad(lambda x, pool=pool: pool(x).sum())(x).sum() == pool(x).size
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", native.DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "size", "stride", "padding"),
+    [
+        ((2, 9, 8, 5), 3, 2, 1),
+        ((1, 12, 13, 64), 3, 2, 1),
+        ((2, 8, 8, 24), 2, 2, 0),
+        ((1, 7, 7, 16), 3, 1, 1),
+        ((1, 6, 6, 40), 5, 2, 2),
+    ],
+)
+def test_native_code_pools_the_same(
+    shape: tuple[int, ...], size: int, stride: int, padding: int, dtype: str
+) -> None:
+    """Whole numbers have ties, and sums without rounding: both forms agree to the bit."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(-3, 4, shape), dtype)
+
+    def pool(x: jax.Array) -> jax.Array:
+        return max_pool(x, size, stride, padding)
+
+    def results() -> Any:
+        y, back = jax.vjp(pool, x)
+        change = jnp.asarray(np.random.default_rng(1).integers(-3, 4, y.shape), dtype)
+        second = jax.grad(lambda x: (jax.grad(lambda x: (pool(x) ** 2).sum())(x) ** 2).sum())
+        return y, back(change), second(x)
+
+    expected = results()
+    native.use_native_convolutions()
+    if dtype not in native.dtypes:
+        pytest.skip("not on this processor")
+    jax.clear_caches()
+    assert calls(jax.grad(lambda x: pool(x).sum()), x) == 2
+    for mine, theirs in zip(jax.tree.leaves(results()), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@needs_compiler
+def test_native_code_keeps_nan_and_the_least_number() -> None:
+    native.use_native_convolutions()
+    x = jnp.full((1, 4, 4, 16), -jnp.inf).at[0, 1, 1, 3].set(jnp.nan)
+    pooled = max_pool(x)
+    assert np.isnan(pooled[0, :, :, 3]).all()
+    assert np.isneginf(np.delete(pooled, 3, -1)).all()

@@ -1,41 +1,15 @@
 // Convolutions of NHWC images for XLA's CPU client, and the gradients of their kernels: in float32,
 // and in bfloat16 with sums in float32 where the processor multiplies bfloat16 (AVX512_BF16).
 //
-// XLA calls the two handlers at the end of this file with its own buffers and threads. The order of
-// all sums depends on the shapes alone. The number of threads and the division of work among them
+// XLA calls the handlers at the end of this file with its own buffers and threads. The order of all
+// sums depends on the shapes alone. The number of threads and the division of work among them
 // change no bit of the result.
 
-#include <algorithm>
-#include <atomic>
-#include <condition_variable>
-#include <cstdint>
-#include <cstring>
-#include <memory>
-#include <mutex>
-#include <new>
-#include <utility>
-#include <vector>
+#include "native.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#include "xla/ffi/api/ffi.h"
-
+namespace flaxres {
 namespace {
 
-namespace ffi = xla::ffi;
-
-// Lanes of a vector, and number of vector registers for sums. The other registers hold operands.
-#if defined(__AVX512F__)
-constexpr int kLanes = 16, kSums = 24;
-#elif defined(__AVX__)
-constexpr int kLanes = 8, kSums = 12;
-#elif defined(__aarch64__)
-constexpr int kLanes = 4, kSums = 24;
-#else
-constexpr int kLanes = 4, kSums = 12;
-#endif
 // Vectors in a block of output channels: 16 channels, or 32 (wide) if that leaves no more lanes
 // empty. The last block may have fewer channels.
 constexpr int kNarrow = 16 / kLanes;
@@ -47,140 +21,12 @@ constexpr int64_t kBand = 1 << 16;
 constexpr int64_t kFewPixels = 1024;
 // Rows of at most this many pixels are not divided into tiles.
 constexpr int64_t kShortRow = 16;
-// Kernels of more than kLargeKernel floats are too large for one copy of the sums per thread.
-// Images are then processed in segments of kSegment floats.
-constexpr int64_t kLargeKernel = 1 << 18, kSegment = 1 << 22;
-
-using Vector = float __attribute__((vector_size(4 * kLanes)));
-
-inline void Store(float* to, Vector value) { std::memcpy(to, &value, sizeof(value)); }
-// Stores the first `count` lanes.
-inline void StoreSome(float* to, Vector value, int64_t count) {
-  if (count > 0) std::memcpy(to, &value, std::min<int64_t>(count, kLanes) * sizeof(float));
-}
-inline Vector LoadSome(const float* from, int64_t count) {
-  Vector value = {};
-  if (count > 0) std::memcpy(&value, from, std::min<int64_t>(count, kLanes) * sizeof(float));
-  return value;
-}
-inline int64_t Quotient(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// The dtypes of a convolution. A `Number` is what its arrays hold, a `Word` what a lane of an
-// operand holds: kPair numbers, whose products are added in one instruction.
-struct Float32 {
-  using Number = float;
-  using Word = float;
-  using Words = Vector;
-  static constexpr int kPair = 1;
-
-  static Word Pair(Number first, Number) { return first; }
-  static Vector AddProducts(Vector sum, Word x, Words y) { return sum + x * y; }
-  static void StoreNumbers(Number* to, Vector sum, int64_t count) { StoreSome(to, sum, count); }
-};
-
-#if defined(__AVX512BF16__)
-struct BFloat16 {
-  using Number = uint16_t;
-  using Word = uint32_t;
-  using Words = uint32_t __attribute__((vector_size(64)));
-  static constexpr int kPair = 2;
-
-  static Word Pair(Number first, Number second) { return first | uint32_t{second} << 16; }
-  static Vector AddProducts(Vector sum, Word x, Words y) {
-    return reinterpret_cast<Vector>(_mm512_dpbf16_ps(
-        reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(_mm512_set1_epi32(x)),
-        reinterpret_cast<__m512bh>(y)));
-  }
-  static void StoreNumbers(Number* to, Vector sum, int64_t count) {
-    const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(sum));
-    if (count > 0) std::memcpy(to, &rounded, std::min<int64_t>(count, kLanes) * sizeof(Number));
-  }
-};
-#endif
+// For kernels of more than kLargeKernel floats, threads divide the sums of a gradient in place of the
+// images. About kSegment pixels are summed at a time.
+constexpr int64_t kLargeKernel = 1 << 16, kSegment = 2048;
 
 inline bool WideBlocks(int64_t channels) {
   return Quotient(channels, 16) * 16 % (kWide * kLanes) == 0;
-}
-
-template <typename Type>
-inline typename Type::Words Load(const typename Type::Word* from) {
-  typename Type::Words value;
-  std::memcpy(&value, from, sizeof(value));
-  return value;
-}
-
-// Flushes denormal numbers to zero on the current thread while it lives.
-class FlushDenormals {
- public:
-#if defined(__x86_64__)
-  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(static_cast<unsigned>(before_) | 0x8040); }
-  ~FlushDenormals() { _mm_setcsr(static_cast<unsigned>(before_)); }
-#elif defined(__aarch64__)
-  FlushDenormals() {
-    asm volatile("mrs %0, fpcr" : "=r"(before_));
-    asm volatile("msr fpcr, %0" : : "r"(before_ | (uint64_t{1} << 24)));
-  }
-  ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
-#else
-  FlushDenormals() {}
-#endif
-
- private:
-  uint64_t before_ = 0;
-};
-
-inline int64_t Threads(const ffi::ThreadPool& pool) {
-  return std::max<int64_t>(1, pool.num_threads());
-}
-
-// Calls work(0) to work(count - 1) on this thread and on threads of the pool that become free while
-// work is left. This thread never waits for a thread that has not started, so that concurrent
-// handlers can't deadlock.
-template <typename Work>
-void Parallel(ffi::ThreadPool& pool, int64_t count, const Work& work) {
-  struct Shared {
-    std::atomic<int64_t> next{0}, done{0};
-    std::atomic<bool> failed{false};
-    int64_t count;
-    const Work* work;
-    std::mutex mutex;
-    std::condition_variable finished;
-
-    void Run() {
-      FlushDenormals flush;
-      for (int64_t i; (i = next.fetch_add(1)) < count;) {
-        try {
-          (*work)(i);
-        } catch (const std::bad_alloc&) {
-          failed = true;
-        }
-        if (done.fetch_add(1) + 1 == count) {
-          std::lock_guard<std::mutex> lock(mutex);
-          finished.notify_all();
-        }
-      }
-    }
-  };
-  auto shared = std::make_shared<Shared>();
-  shared->count = count;
-  shared->work = &work;
-  try {
-    for (int64_t i = std::min(Threads(pool), count) - 1; i > 0; --i)
-      pool.Schedule([shared] { shared->Run(); });
-  } catch (const std::bad_alloc&) {  // scheduled tasks must end before this frame does
-  }
-  shared->Run();
-  std::unique_lock<std::mutex> lock(shared->mutex);
-  shared->finished.wait(lock, [&] { return shared->done == count; });
-  if (shared->failed) throw std::bad_alloc();
-}
-
-// Returns memory of the current thread, which keeps it for later calls.
-template <typename Word>
-Word* Scratch(int64_t size) {
-  static thread_local std::vector<Word> scratch;
-  if (static_cast<int64_t>(scratch.size()) < size) scratch.resize(size);
-  return scratch.data();
 }
 
 struct Images {
@@ -578,7 +424,7 @@ void KernelSums(ffi::ThreadPool& pool, const Images& in, const typename Type::Nu
     const Pixels one = pixels(1, out.height);
     const int64_t x_image = one.height * wide * in.channels;
     const int64_t images =
-        std::max<int64_t>(1, std::min(pairs, kSegment / (x_image + out.image())));
+        std::max<int64_t>(1, std::min(pairs, kSegment / (out.height * out.width)));
     std::unique_ptr<Word[]> x_blocks(new Word[images * x_image]),
         y_blocks(new Word[images * out.height * out.width * y_channels]);
     std::unique_ptr<float[]> wide_sums;
@@ -653,14 +499,11 @@ ffi::Error Convolution(ffi::ThreadPool pool, ffi::Buffer<kDataType> x,
     std::fill_n(y->typed_data(), out.count * out.image(), 0);
     return ffi::Error::Success();
   }
-  try {
+  return Guarded([&] {
     const auto run = WideBlocks(out.channels) ? Outputs<Type, kWide> : Outputs<Type, kNarrow>;
     run(pool, in, x.typed_data(), size, kernel.typed_data(), out, y->typed_data(), stride, dilation,
         turned);
-  } catch (const std::bad_alloc&) {
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "flaxres: no memory for a convolution");
-  }
-  return ffi::Error::Success();
+  });
 }
 
 // Computes the gradient of the kernel of `Convolution` with dilation 1.
@@ -674,41 +517,51 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, ffi::Buffer<kDataType> x,
     std::fill_n(kernel->typed_data(), kernel->element_count(), 0);
     return ffi::Error::Success();
   }
-  try {
+  return Guarded([&] {
     const bool wide = WideBlocks(out.channels);
     auto run = wide ? KernelSums<Type, 1, kWide> : KernelSums<Type, 1, kNarrow>;
     if (size == 3) run = wide ? KernelSums<Type, 3, kWide> : KernelSums<Type, 3, kNarrow>;
     if (size == 7) run = KernelSums<Type, 7, 1>;
     run(pool, in, x.typed_data(), size, out, cotangent.typed_data(), kernel->typed_data(), stride);
-  } catch (const std::bad_alloc&) {
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted,
-                      "flaxres: no memory for a kernel's gradient");
-  }
-  return ffi::Error::Success();
+  });
+}
+
+template <ffi::DataType kDataType>
+auto ConvolutionCall() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<ffi::Buffer<kDataType>>()
+      .template Arg<ffi::Buffer<kDataType>>()
+      .template Ret<ffi::Buffer<kDataType>>()
+      .template Attr<int64_t>("stride")
+      .template Attr<int64_t>("dilation")
+      .template Attr<bool>("turned");
+}
+
+template <ffi::DataType kDataType>
+auto KernelGradientCall() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<ffi::Buffer<kDataType>>()
+      .template Arg<ffi::Buffer<kDataType>>()
+      .template Ret<ffi::Buffer<kDataType>>()
+      .template Attr<int64_t>("stride");
 }
 
 }  // namespace
+}  // namespace flaxres
 
-#define FLAXRES_HANDLERS(NAME, TYPE, DATA_TYPE)                                                 \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_convolution_##NAME, (Convolution<TYPE, DATA_TYPE>),     \
-                                ffi::Ffi::Bind()                                                \
-                                    .Ctx<ffi::ThreadPool>()                                     \
-                                    .Arg<ffi::Buffer<DATA_TYPE>>()                              \
-                                    .Arg<ffi::Buffer<DATA_TYPE>>()                              \
-                                    .Ret<ffi::Buffer<DATA_TYPE>>()                              \
-                                    .Attr<int64_t>("stride")                                    \
-                                    .Attr<int64_t>("dilation")                                  \
-                                    .Attr<bool>("turned"));                                     \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_kernel_gradient_##NAME,                                 \
-                                (KernelGradient<TYPE, DATA_TYPE>),                              \
-                                ffi::Ffi::Bind()                                                \
-                                    .Ctx<ffi::ThreadPool>()                                     \
-                                    .Arg<ffi::Buffer<DATA_TYPE>>()                              \
-                                    .Arg<ffi::Buffer<DATA_TYPE>>()                              \
-                                    .Ret<ffi::Buffer<DATA_TYPE>>()                              \
-                                    .Attr<int64_t>("stride"))
-
-FLAXRES_HANDLERS(float32, Float32, ffi::F32);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_convolution_float32,
+                              (flaxres::Convolution<flaxres::Float32, xla::ffi::F32>),
+                              flaxres::ConvolutionCall<xla::ffi::F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_kernel_gradient_float32,
+                              (flaxres::KernelGradient<flaxres::Float32, xla::ffi::F32>),
+                              flaxres::KernelGradientCall<xla::ffi::F32>());
 #if defined(__AVX512BF16__)
-FLAXRES_HANDLERS(bfloat16, BFloat16, ffi::BF16);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_convolution_bfloat16,
+                              (flaxres::Convolution<flaxres::BFloat16, xla::ffi::BF16>),
+                              flaxres::ConvolutionCall<xla::ffi::BF16>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_kernel_gradient_bfloat16,
+                              (flaxres::KernelGradient<flaxres::BFloat16, xla::ffi::BF16>),
+                              flaxres::KernelGradientCall<xla::ffi::BF16>());
 #endif
