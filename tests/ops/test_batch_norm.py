@@ -152,14 +152,17 @@ def test_the_module_is_the_same_with_it(group: int | None) -> None:
     x, _, _, shortcut = (
         part[0] if part.ndim > 1 else part for part in operands((1, 6, 5, 4, 24), "float32", True)
     )
-    variables = module.init(jax.random.key(0), x, use_running_average=False)
+    start = module.init(jax.random.key(0), x, use_running_average=False)
 
     def results(behind: Callable[..., jax.Array]) -> Any:
-        def total(variables: Any, x: jax.Array, shortcut: jax.Array) -> Any:
+        def total(params: Any, x: jax.Array, shortcut: jax.Array) -> Any:
+            variables = start | {"params": params}
             y, new = module.apply(variables, x, shortcut, method=behind, mutable=["batch_stats"])
             return jnp.sin(y).sum(), new
 
-        return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(variables, x, shortcut)
+        return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(
+            start["params"], x, shortcut
+        )
 
     forms: list[Callable[..., jax.Array]] = [
         lambda norm, x, shortcut: norm(x, False),
