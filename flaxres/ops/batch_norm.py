@@ -32,12 +32,7 @@ gradient_p = Primitive("flaxres_norm_gradient")
 
 def pays(dtype: Any, wide: Any) -> bool:
     """Returns whether a norm of this dtype, with statistics in `wide`, should be `batch_norm`."""
-    return (
-        bool(native.compiled_by)
-        and not jax_only.get()
-        and wide == jnp.float32
-        and (str(jnp.dtype(dtype)) in native.dtypes)
-    )
+    return bool(wide == jnp.float32) and not jax_only.get() and native.computes(dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))

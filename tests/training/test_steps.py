@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ import flaxres
 from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from flaxres.diagnostics.described import described_run, lowered
 from flaxres.models.resnet import ResNet
+from flaxres.ops import native
 from flaxres.ops.convolution import direct
 from flaxres.training.losses import smooth_targets
 from flaxres.training.mesh import data_mesh
@@ -159,3 +161,30 @@ def test_one_program_serves_every_seed(resident: bool) -> None:
         return [lowered(run).as_text(), first.lower(number).as_text()]
 
     assert programs(0) == programs(1)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, native.COMPILERS)), reason="no C++ compiler")
+def test_a_program_for_several_devices_has_no_native_code() -> None:
+    """It is the one of a process that never asked for native code, to the letter."""
+
+    def programs(devices: int) -> list[str]:
+        config = Config(
+            ModelConfig("resnet20", depths=(1, 1, 1)),
+            DataConfig("digits", image_size=8, eval_size=8, eval_resize=8, crop="centre"),
+            train=TrainConfig(64, steps=4, devices=devices),
+        )
+        run = described_run(config)
+        sides = {"image": (64, 8, 8, 3), "label": (64,), "weight": (64,)}
+        batch = {
+            name: jax.ShapeDtypeStruct(shape, {"image": jnp.uint8}.get(name, jnp.int32))
+            for name, shape in sides.items()
+        }
+        evaluation = run.eval_step().lower(run.abstract_state().eval_variables, batch)
+        return [lowered(run).as_text(), evaluation.as_text()]
+
+    before = {devices: programs(devices) for devices in (1, 2)}
+    flaxres.use_native_convolutions()
+    assert programs(2) == before[2]
+    one = programs(1)
+    assert [text.count("custom_call @flaxres") > 0 for text in one] == [True, True]
+    assert one != before[1]
