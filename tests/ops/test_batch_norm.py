@@ -88,7 +88,7 @@ def test_it_is_the_plain_norm_to_any_order(shape: tuple[int, ...], relu: bool, a
         lambda f: jax.grad(lambda *x: sum((g**2).sum() for g in jax.grad(f, places)(*x)), places),
     ):
         both = (jax.jit(transform(function))(*given) for function in (mine, theirs))
-        assert_near(*both, 2e-5)
+        assert_near(*both, 1e-4)  # two pixels of a channel magnify what rounding leaves
 
 
 @pytest.mark.parametrize("shape", SHAPES[:4])
