@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from flaxres.ops import native
 from flaxres.ops.kept import jax_only, varying_alike
 from flaxres.ops.lowering import define_call
-from flaxres.ops.norm import by_channel, shifted_moments
+from flaxres.ops.norm import by_channel, normalised, shifted_moments
 
 Activations = Float[Array, "groups images h w c"]
 Channels = Float[Array, "groups c"]
@@ -98,7 +98,7 @@ def plain_norm(
     offset, variance = shifted_moments(x, shift, None)
     mean = by_channel(shift, offset) + offset
     factor = by_channel(scale, offset) * lax.rsqrt(variance + epsilon)
-    y = (x.astype(mean.dtype) - by_image(mean)) * by_image(factor) + by_channel(bias, x)
+    y = normalised(mean.dtype, x, by_image(mean), by_image(factor), by_channel(bias, x))
     y = sum((other.astype(y.dtype) for other in shortcut), y)
     return (jnp.maximum(y, 0) if relu else y).astype(x.dtype), offset, variance
 
@@ -139,7 +139,7 @@ def passes(
     if shortcut:
         return y > 0
     factor = by_image(by_channel(scale, inverse) * inverse)
-    return (x.astype(mean.dtype) - by_image(mean)) * factor + by_channel(bias, x) > 0
+    return normalised(mean.dtype, x, by_image(mean), factor, by_channel(bias, x)) > 0
 
 
 def plain_gradient(*operands: jax.Array, relu: bool, added: bool) -> tuple[jax.Array, ...]:

@@ -21,8 +21,8 @@ constexpr int64_t kBand = 1 << 16;
 constexpr int64_t kFewPixels = 1024;
 // Rows of at most this many pixels are not divided into tiles.
 constexpr int64_t kShortRow = 16;
-// For kernels of more than kLargeKernel floats, threads divide the sums of a gradient in place of the
-// images. About kSegment pixels are summed at a time.
+// For kernels of more than kLargeKernel floats, threads divide the sums of a gradient in place of
+// the images. About kSegment pixels are summed at a time.
 constexpr int64_t kLargeKernel = 1 << 16, kSegment = 2048;
 
 inline bool WideBlocks(int64_t channels) {
@@ -39,7 +39,7 @@ struct Images {
 };
 
 // Copies rows [first, first + rows) of an image padded by zeros into an array of words
-// (rows, width + 2 pad, channels). The channels are in pairs, the last one alone where they are odd.
+// (rows, width + 2 pad, channels). The channels are in pairs, the last one alone if they are odd.
 template <typename Type>
 void CopyPadded(const typename Type::Number* image, const Images& of, int64_t first, int64_t rows,
                 int64_t pad, typename Type::Word* to) {
@@ -285,8 +285,8 @@ void Outputs(ffi::ThreadPool& pool, const Images& in, const typename Type::Numbe
         for (int64_t column = 0; column < columns; column += most) {
           const auto tile = OutputTileOf<Type, V>(std::min(most, columns - column),
                                                   std::make_integer_sequence<int, kPixels>());
-          tile(from + stride * column * words, stride * words, taps.data(), count, words, packed, to + dilation * column * out.channels, dilation * out.channels,
-               channels_of(b));
+          tile(from + stride * column * words, stride * words, taps.data(), count, words, packed,
+               to + dilation * column * out.channels, dilation * out.channels, channels_of(b));
         }
       }
     }

@@ -108,7 +108,8 @@ void Normalise(ffi::ThreadPool& pool, const Activations& of, const typename Type
                   Vector& second) {
                 const Vector from = LoadSome(shift + c, lanes);
                 for (int64_t r = 0; r < rows; ++r) {
-                  const Vector value = Type::LoadNumbers(x + (row + r) * channels + c, lanes) - from;
+                  const int64_t at = (row + r) * channels + c;
+                  const Vector value = Type::LoadNumbers(x + at, lanes) - from;
                   first += value;
                   second += value * value;
                 }

@@ -44,29 +44,31 @@ ffi::Error Pool(ffi::ThreadPool pool, ffi::Buffer<kDataType> x, ffi::ResultBuffe
   const auto in = x.dimensions(), out = best->dimensions();
   const int64_t height = in[1], width = in[2], channels = in[3], columns = out[2];
   return Guarded([&] {
-  Rows(pool, out, [&](int64_t n, int64_t i) {
-    for (int64_t j = 0; j < columns; ++j) {
-      const int64_t top = i * stride - padding, left = j * stride - padding;
-      const int64_t at = ((n * out[1] + i) * columns + j) * channels;
-      const int64_t a_begin = std::max<int64_t>(0, -top), a_end = std::min(size, height - top),
-                    b_begin = std::max<int64_t>(0, -left), b_end = std::min(size, width - left);
-      Vectors(channels, [&](int64_t c, auto lanes) {
-        Vector largest = Vector{} - std::numeric_limits<float>::infinity();
-        Integers places = Integers{} + static_cast<int32_t>(size * a_begin + b_begin);
-        for (int64_t a = a_begin; a < a_end; ++a) {
-          for (int64_t b = b_begin; b < b_end; ++b) {
-            const Vector value = Type::LoadNumbers(
-                x.typed_data() + ((n * height + top + a) * width + left + b) * channels + c, lanes);
-            const Integers better = (value > largest) | ((value != value) & (largest == largest));
-            largest = better ? value : largest;
-            places = better ? Integers{} + static_cast<int32_t>(size * a + b) : places;
+    Rows(pool, out, [&](int64_t n, int64_t i) {
+      for (int64_t j = 0; j < columns; ++j) {
+        const int64_t top = i * stride - padding, left = j * stride - padding;
+        const int64_t at = ((n * out[1] + i) * columns + j) * channels;
+        const int64_t a_begin = std::max<int64_t>(0, -top), a_end = std::min(size, height - top),
+                      b_begin = std::max<int64_t>(0, -left), b_end = std::min(size, width - left);
+        Vectors(channels, [&](int64_t c, auto lanes) {
+          Vector largest = Vector{} - std::numeric_limits<float>::infinity();
+          Integers places = Integers{} + static_cast<int32_t>(size * a_begin + b_begin);
+          for (int64_t a = a_begin; a < a_end; ++a) {
+            for (int64_t b = b_begin; b < b_end; ++b) {
+              const int64_t pixel = (n * height + top + a) * width + left + b;
+              const Vector value =
+                  Type::LoadNumbers(x.typed_data() + pixel * channels + c, lanes);
+              const Integers better =
+                  (value > largest) | ((value != value) & (largest == largest));
+              largest = better ? value : largest;
+              places = better ? Integers{} + static_cast<int32_t>(size * a + b) : places;
+            }
           }
-        }
-        Type::StoreNumbers(best->typed_data() + at + c, largest, lanes);
-        StorePlaces(place->typed_data() + at + c, places, lanes);
-      });
-    }
-  });
+          Type::StoreNumbers(best->typed_data() + at + c, largest, lanes);
+          StorePlaces(place->typed_data() + at + c, places, lanes);
+        });
+      }
+    });
   });
 }
 
@@ -77,31 +79,31 @@ ffi::Error Spread(ffi::ThreadPool pool, ffi::Buffer<kDataType> y, ffi::Buffer<ff
   const auto in = y.dimensions(), out = x->dimensions();
   const int64_t rows = in[1], columns = in[2], channels = in[3], width = out[2];
   return Guarded([&] {
-  Rows(pool, out, [&](int64_t n, int64_t top) {
-    const int64_t down = top + padding;
-    const int64_t i_begin = std::max<int64_t>(0, Quotient(down - size + 1, stride)),
-                  i_end = std::min(rows, down / stride + 1);
-    for (int64_t left = 0; left < width; ++left) {
-      const int64_t right = left + padding;
-      const int64_t j_begin = std::max<int64_t>(0, Quotient(right - size + 1, stride)),
-                    j_end = std::min(columns, right / stride + 1);
-      Vectors(channels, [&](int64_t c, auto lanes) {
-        Vector sum = {};
-        for (int64_t i = i_begin; i < i_end; ++i) {
-          for (int64_t j = j_begin; j < j_end; ++j) {
-            const int64_t at = ((n * rows + i) * columns + j) * channels + c;
-            const int64_t own = size * (down - i * stride) + right - j * stride;
-            const Integers here =
-                LoadPlaces(place.typed_data() + at, lanes) == static_cast<int32_t>(own);
-            const Vector value = Type::LoadNumbers(y.typed_data() + at, lanes);
-            sum += here ? value : Vector{};
+    Rows(pool, out, [&](int64_t n, int64_t top) {
+      const int64_t down = top + padding;
+      const int64_t i_begin = std::max<int64_t>(0, Quotient(down - size + 1, stride)),
+                    i_end = std::min(rows, down / stride + 1);
+      for (int64_t left = 0; left < width; ++left) {
+        const int64_t right = left + padding;
+        const int64_t j_begin = std::max<int64_t>(0, Quotient(right - size + 1, stride)),
+                      j_end = std::min(columns, right / stride + 1);
+        Vectors(channels, [&](int64_t c, auto lanes) {
+          Vector sum = {};
+          for (int64_t i = i_begin; i < i_end; ++i) {
+            for (int64_t j = j_begin; j < j_end; ++j) {
+              const int64_t at = ((n * rows + i) * columns + j) * channels + c;
+              const int64_t own = size * (down - i * stride) + right - j * stride;
+              const Integers here =
+                  LoadPlaces(place.typed_data() + at, lanes) == static_cast<int32_t>(own);
+              const Vector value = Type::LoadNumbers(y.typed_data() + at, lanes);
+              sum += here ? value : Vector{};
+            }
           }
-        }
-        Type::StoreNumbers(
-            x->typed_data() + ((n * out[1] + top) * width + left) * channels + c, sum, lanes);
-      });
-    }
-  });
+          Type::StoreNumbers(
+              x->typed_data() + ((n * out[1] + top) * width + left) * channels + c, sum, lanes);
+        });
+      }
+    });
   });
 }
 

@@ -253,12 +253,20 @@ def windows_over(
     return lax.slice_in_dim(y, padding, padding + length, axis=axis)
 
 
+def attributes(size: int, stride: int, padding: int) -> dict[str, np.int64]:
+    """Returns the settings of windows as the handlers of `pool.cc` take them."""
+    return {
+        "size": np.int64(size),
+        "stride": np.int64(stride),
+        "padding": np.int64(padding),
+    }
+
+
 def native_search(
     context: mlir.LoweringRuleContext, x: Any, size: int, stride: int, padding: int
 ) -> Any:
     call = jax.ffi.ffi_lowering(f"flaxres_pool_{context.avals_out[0].dtype}")
-    sizes = {"size": size, "stride": stride, "padding": padding}
-    return call(context, x, **{name: np.int64(value) for name, value in sizes.items()})
+    return call(context, x, **attributes(size, stride, padding))
 
 
 def native_spread(
@@ -270,11 +278,10 @@ def native_spread(
     padding: int,
     extent: tuple[int, int],
 ) -> Any:
-    sizes: dict[str, Any] = {"size": size, "stride": stride, "padding": padding}
     if native.callable_in(context) and native_pays(context.avals_out[0], size):
         call = jax.ffi.ffi_lowering(f"flaxres_spread_{context.avals_out[0].dtype}")
-        return call(context, y, place, **{name: np.int64(value) for name, value in sizes.items()})
-    form = functools.partial(spread, **sizes, extent=extent)
+        return call(context, y, place, **attributes(size, stride, padding))
+    form = functools.partial(spread, size=size, stride=stride, padding=padding, extent=extent)
     return mlir.lower_fun(form, multiple_results=False)(context, y, place)
 
 
