@@ -93,6 +93,12 @@ def bench_inference(arguments: list[str]) -> None:
     parser.add_argument(
         "--size", type=int, help="pixels of a side (224; 32 for the CIFAR networks)"
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of flaxres' network; the others compute in float32 (float32)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args(arguments)
     keep_memory()
@@ -100,7 +106,7 @@ def bench_inference(arguments: list[str]) -> None:
     silence()
     from flaxres.diagnostics.latency import PEERS, measure
 
-    figures = measure(chosen.model, chosen.batches, chosen.size)
+    figures = measure(chosen.model, chosen.batches, chosen.size, dtype=chosen.dtype)
     lines = [f"{'batch':>6}{'':14}{'milliseconds':>14}{'images/s':>10}  flaxres is"]
     for batch in chosen.batches:
         name = f"{chosen.model}_batch{batch}"

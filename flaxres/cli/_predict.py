@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator, Sequence
 
 from flaxres.cli._options import Parser, show
-from flaxres.cli._process import silence
+from flaxres.cli._process import keep_memory, silence, use_compiler
 from flaxres.errors import InputError
 from flaxres.paths import expanded
 from flaxres.printing import say
@@ -52,6 +52,8 @@ def predictor_of(chosen: argparse.Namespace) -> "Predictor":
 
 # Images of a plot, and the columns of a table that is not for a terminal.
 DRAWN, WHOLE = 32, 10_000
+# From this many images on, a network in C++ saves more time than compiling it may take.
+MANY = 1000
 
 
 def predictions(
@@ -77,6 +79,8 @@ def predictions(
             raise error
         say(f"flaxres: left out: {error}")
 
+    if len(files) >= MANY:
+        use_compiler()
     results = zip(files, predictor.stream(files, top, left_out), strict=True)
     if len(files) <= BATCH:
         yield from results
@@ -111,6 +115,7 @@ def predict(arguments: Sequence[str]) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.top < 1:
         raise InputError(f"--top={chosen.top}: the rule is > 0")
+    keep_memory()
     predictor = predictor_of(chosen).for_photographs()
     paths = [str(expanded(path)) for path in chosen.images]
     every = list(predictions(predictor, paths, chosen.top))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from flaxres.cli._options import Parser
 from flaxres.cli._predict import add_origin, predictor_of
-from flaxres.cli._process import keep_compiled, silence
+from flaxres.cli._process import keep_compiled, keep_memory, silence, use_compiler
 from flaxres.errors import InputError
 from flaxres.serving.errors import StartError
 
@@ -33,6 +33,7 @@ def serve(arguments: Sequence[str]) -> None:
     add_origin(parser, required=False)
     serving.add_options(parser)
     chosen = parser.parse_args(arguments)
+    keep_memory()
     silence()
     keep_compiled()
     try:
@@ -79,4 +80,5 @@ def _live(predictor: "Predictor") -> "Model":
     """Returns the network of a predictor as the server takes it."""
     from flaxres.inference.served import served
 
+    use_compiler()
     return served(predictor)

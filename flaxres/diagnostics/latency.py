@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flaxres.errors import InputError
-from flaxres.inference.fold import folded
+from flaxres.inference.fuse import network_function
 from flaxres.models.registry import create_model
 from flaxres.models.summary import usual_size
-from flaxres.training.xla import compiler_options
 
 Classifier = Callable[[np.ndarray], Any]
 """Maps images (B, S, S, 3) float32 in host memory to logits, and waits for them."""
@@ -30,8 +30,9 @@ def measure(
     size: int | None = None,
     pairs: int = 3,
     peers: Sequence[str] | None = None,
+    dtype: str = "float32",
 ) -> dict[str, float]:
-    """Measures latency and throughput in float32, with random weights.
+    """Measures latency and throughput, with random weights.
 
     Args:
       name: of the model.
@@ -39,7 +40,8 @@ def measure(
       size: of the images, pixels; None takes the model's.
       pairs: number of alternating measurements.
       peers: names of `PEERS`, compared with where they are installed, only on CPUs; None takes
-        all.
+        all. They compute in float32.
+      dtype: 'float32' or 'bfloat16', of flaxres' network.
 
     Returns:
       For each batch size B `NAME_batchB_milliseconds` and `NAME_batchB_images_per_second`; the same
@@ -57,7 +59,7 @@ def measure(
     if jax.default_backend() != "cpu":
         peers = ()  # these run on the CPU
     size = size or usual_size(model)
-    ours = flaxres_classifier(name, size)
+    ours = flaxres_classifier(name, size, dtype)
     names = PEERS if peers is None else peers
     candidates = {peer: PEERS[peer](name, size) for peer in names}
     theirs = {peer: classifier for peer, classifier in candidates.items() if classifier is not None}
@@ -108,15 +110,12 @@ def seconds(classifier: Classifier, images: np.ndarray) -> float:
     return statistics.median(times)
 
 
-def flaxres_classifier(name: str, size: int) -> Classifier:
-    """Returns our network with its norms folded and its variables as constants of the program."""
-    model = create_model(name)
+def flaxres_classifier(name: str, size: int, dtype: str) -> Classifier:
+    """Returns our network in the form in which `flaxres predict` and `flaxres serve` run it."""
+    model = create_model(name, dtype=jnp.dtype(dtype))
     images = np.zeros((1, size, size, model.in_channels), np.float32)
-    variables, _ = folded(model, model.init(jax.random.key(0), images))
-    program = jax.jit(
-        lambda images: model.apply(variables, images), compiler_options=compiler_options()
-    )
-    return lambda images: jax.block_until_ready(program(images))
+    network = network_function(model, model.init(jax.random.key(0), images))
+    return lambda images: jax.block_until_ready(network(images))
 
 
 def torchvision_classifier(name: str, size: int) -> Classifier | None:

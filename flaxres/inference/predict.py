@@ -16,11 +16,11 @@ from flaxres.data.folders import files_below
 from flaxres.data.images import is_image
 from flaxres.data.preprocess import ImageLike, Preprocess
 from flaxres.errors import InputError
+from flaxres.inference.fuse import network_function
 from flaxres.models.network import Network
 from flaxres.models.registry import create_model, small_images
 from flaxres.paths import expanded
 from flaxres.training.losses import probabilities
-from flaxres.training.xla import compiler_options
 from flaxres.weights.card import Card, from_metadata
 from flaxres.weights.files import read
 from flaxres.weights.hub import load_pretrained
@@ -116,7 +116,7 @@ class Predictor:
 
     def probabilities(self, batch: np.ndarray) -> np.ndarray:
         """Returns the probabilities `(N, K)` of the classes of a preprocessed batch."""
-        logits = self._apply(self.variables, batch)
+        logits = self._network(batch)
         return np.asarray(probabilities(logits, self.multi_label))
 
     def best(self, row: np.ndarray, top: int) -> Best:
@@ -129,8 +129,8 @@ class Predictor:
         return dataclasses.replace(self, preprocess=self.preprocess.for_photographs())
 
     @functools.cached_property
-    def _apply(self) -> Callable[..., jax.Array]:
-        return jax.jit(self.model.apply, compiler_options=compiler_options())
+    def _network(self) -> Callable[[np.ndarray], jax.Array]:
+        return network_function(self.model, self.variables)
 
 
 def from_tag(tag: str) -> Predictor:

@@ -100,13 +100,35 @@ struct Tap {
   int64_t pixel, channels;
 };
 
+// What follows the sums of a convolution for inference: a factor and a summand of each channel of
+// the output, an image of its shape that is added (or null), and a ReLU. Without factors nothing
+// follows. Factors and summands are padded to whole blocks.
+template <typename Type>
+struct Epilogue {
+  const float *factor = nullptr, *summand = nullptr;
+  const typename Type::Number* shortcut = nullptr;
+  bool relu = false;
+
+  // Returns what follows at a channel, and at a place in the output.
+  Epilogue At(int64_t channel, int64_t place) const {
+    if (factor == nullptr) return *this;
+    return {factor + channel, summand + channel, shortcut ? shortcut + place : nullptr, relu};
+  }
+  // Computes what follows for the first `some` of the channels from `channel`, at a place.
+  Vector operator()(Vector sum, int64_t channel, int64_t place, int64_t some) const {
+    sum = sum * Load<Float32>(factor + channel) + Load<Float32>(summand + channel);
+    if (shortcut != nullptr) sum += Type::LoadNumbers(shortcut + place + channel, some);
+    return relu ? (sum < 0.0f ? Vector{} : sum) : sum;
+  }
+};
+
 // Computes P pixels of V vectors of output channels and stores the first `some` channels. Each is
 // the sum over taps and input channels of a pixel's channel times a vector of the kernel. `step`,
 // `channels` and taps count words.
 template <typename Type, int V, int P>
 void OutputTile(const typename Type::Word* x, int64_t step, const Tap* taps, int64_t count,
                 int64_t channels, const typename Type::Word* kernel, typename Type::Number* y,
-                int64_t y_step, int64_t some) {
+                int64_t y_step, int64_t some, const Epilogue<Type>& after) {
   Vector sum[P][V] = {};
   for (int64_t t = 0; t < count; ++t) {
     const auto* in = x + taps[t].pixel;
@@ -120,6 +142,17 @@ void OutputTile(const typename Type::Word* x, int64_t step, const Tap* taps, int
 #pragma GCC unroll 16
         for (int v = 0; v < V; ++v)
           sum[p][v] = Type::AddProducts(sum[p][v], in[p * step + c], weight[v]);
+      }
+    }
+  }
+  if (after.factor != nullptr) {
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) {
+        sum[p][v] = some == V * kLanes
+                        ? after(sum[p][v], v * kLanes, p * y_step, kLanes)
+                        : after(sum[p][v], v * kLanes, p * y_step, some - v * kLanes);
       }
     }
   }
@@ -205,10 +238,12 @@ KernelFunction<Type> KernelTileOf(int64_t channels, std::integer_sequence<int, C
   return all[channels - 1];
 }
 
+// `packed` is a kernel of whole blocks, as `pack` below makes them, or null.
 template <typename Type, int V>
 void Outputs(ffi::ThreadPool& pool, const Images& in, const typename Type::Number* x, int64_t size,
-             const typename Type::Number* kernel, const Images& out, typename Type::Number* y,
-             int64_t stride, int64_t dilation, bool turned) {
+             const typename Type::Number* kernel, const typename Type::Word* packed,
+             const Images& out, typename Type::Number* y, int64_t stride, int64_t dilation,
+             bool turned, const Epilogue<Type>& after) {
   using Word = typename Type::Word;
   constexpr int kPair = Type::kPair, kPixels = std::min(8, kSums / V);
   // Channels of the input in words. Where they are whole pairs, the input is an array of words.
@@ -264,7 +299,7 @@ void Outputs(ffi::ThreadPool& pool, const Images& in, const typename Type::Numbe
     return to;
   };
   auto compute = [&](int64_t n, int64_t first, int64_t end, const Word* band, int64_t b,
-                     const Word* packed) {
+                     const Word* part) {
     std::vector<Tap> taps(size * size);
     for (int64_t place = 0; place < dilation * dilation; ++place) {
       const int64_t top = place / dilation, left = place % dilation;
@@ -280,31 +315,36 @@ void Outputs(ffi::ThreadPool& pool, const Images& in, const typename Type::Numbe
       const int64_t most = Quotient(columns, Quotient(columns, kPixels));
       for (int64_t row = first; row < end && dilation * row + top < out.height; ++row) {
         const Word* from = band + stride * (row - first) * wide;
-        auto* to = y + n * out.image() + (dilation * row + top) * out.row() + left * out.channels +
-                    b * block;
+        const int64_t place =
+            n * out.image() + (dilation * row + top) * out.row() + left * out.channels + b * block;
         for (int64_t column = 0; column < columns; column += most) {
           const auto tile = OutputTileOf<Type, V>(std::min(most, columns - column),
                                                   std::make_integer_sequence<int, kPixels>());
-          tile(from + stride * column * words, stride * words, taps.data(), count, words, packed,
-               to + dilation * column * out.channels, dilation * out.channels, channels_of(b));
+          const int64_t at = place + dilation * column * out.channels;
+          tile(from + stride * column * words, stride * words, taps.data(), count, words, part,
+               y + at, dilation * out.channels, channels_of(b), after.At(b * block, at));
         }
       }
     }
   };
 
   std::unique_ptr<Word[]> all;
-  auto pack_all = [&]() -> const Word* {
+  auto pack_all = [&] {
+    if (packed != nullptr) return;
     if constexpr (kPair == 1) {
-      if (out.channels == block && !turned) return kernel;
+      if (out.channels == block && !turned) {
+        packed = kernel;
+        return;
+      }
     }
     all.reset(new Word[depth * blocks * block]);
     Parallel(pool, blocks, [&](int64_t b) { pack(b, &all[b * depth * block]); });
-    return all.get();
+    packed = all.get();
   };
 
   if (Quotient(out.width, dilation) <= kShortRow && in.count >= kPixels && x_words != nullptr) {
     // A tile takes the same pixel of several images, and skips taps in the padding.
-    const Word* const packed = pack_all();
+    pack_all();
     const int64_t images = Quotient(Quotient(in.count, Threads(pool)), kPixels) * kPixels,
                   groups = Quotient(in.count, images);
     Parallel(pool, groups * blocks, [&](int64_t index) {
@@ -324,10 +364,10 @@ void Outputs(ffi::ThreadPool& pool, const Images& in, const typename Type::Numbe
         for (int64_t n = first; n < end; n += kPixels) {
           const auto tile = OutputTileOf<Type, V>(std::min<int64_t>(kPixels, end - n),
                                                   std::make_integer_sequence<int, kPixels>());
-          const int64_t image = in.height * in.width * words;
-          tile(x_words + n * image, image, taps.data(), count, words,
-               packed + b * depth * block, y + n * out.image() + pixel * out.channels + b * block,
-               out.image(), channels_of(b));
+          const int64_t image = in.height * in.width * words,
+                        at = n * out.image() + pixel * out.channels + b * block;
+          tile(x_words + n * image, image, taps.data(), count, words, packed + b * depth * block,
+               y + at, out.image(), channels_of(b), after.At(b * block, at));
         }
       }
     });
@@ -336,14 +376,15 @@ void Outputs(ffi::ThreadPool& pool, const Images& in, const typename Type::Numbe
   if (in.count * out.height * out.width <= kFewPixels && blocks >= Threads(pool)) {
     // Reading the kernel dominates: each thread takes one block of it.
     Parallel(pool, blocks, [&](int64_t b) {
-      Word* const packed = Scratch<Word>(depth * block + (stride * (all_rows - 1) + size) * wide);
-      pack(b, packed);
+      Word* const room = Scratch<Word>(depth * block + (stride * (all_rows - 1) + size) * wide);
+      const Word* const part = packed != nullptr ? packed + b * depth * block : room;
+      if (packed == nullptr) pack(b, room);
       for (int64_t n = 0; n < in.count; ++n)
-        compute(n, 0, all_rows, padded(n, 0, all_rows, packed + depth * block), b, packed);
+        compute(n, 0, all_rows, padded(n, 0, all_rows, room + depth * block), b, part);
     });
     return;
   }
-  const Word* const packed = pack_all();
+  pack_all();
   const int64_t bands = std::min(all_rows, std::max(Quotient(8 * Threads(pool), in.count),
                                                     Quotient(all_rows * stride * wide, kBand)));
   const int64_t rows = Quotient(all_rows, bands);
@@ -501,8 +542,28 @@ ffi::Error Convolution(ffi::ThreadPool pool, ffi::Buffer<kDataType> x,
   }
   return Guarded([&] {
     const auto run = WideBlocks(out.channels) ? Outputs<Type, kWide> : Outputs<Type, kNarrow>;
-    run(pool, in, x.typed_data(), size, kernel.typed_data(), out, y->typed_data(), stride, dilation,
-        turned);
+    run(pool, in, x.typed_data(), size, kernel.typed_data(), nullptr, out, y->typed_data(), stride,
+        dilation, turned, Epilogue<Type>{});
+  });
+}
+
+// y = relu(factor * convolution(x) + summand + shortcut), by the kernel's blocks
+// (blocks, depth, block, pair). The shortcut is read if `added`.
+template <typename Type, ffi::DataType kDataType>
+ffi::Error FusedConvolution(ffi::ThreadPool pool, ffi::Buffer<kDataType> x,
+                            ffi::Buffer<kDataType> kernel, ffi::Buffer<ffi::F32> factor,
+                            ffi::Buffer<ffi::F32> summand, ffi::Buffer<kDataType> shortcut,
+                            ffi::ResultBuffer<kDataType> y, int64_t size, int64_t stride,
+                            bool added, bool relu) {
+  const Images in(x.dimensions()), out(y->dimensions());
+  if (out.count * out.image() == 0) return ffi::Error::Success();
+  const Epilogue<Type> after{factor.typed_data(), summand.typed_data(),
+                             added ? shortcut.typed_data() : nullptr, relu};
+  return Guarded([&] {
+    const auto run = WideBlocks(out.channels) ? Outputs<Type, kWide> : Outputs<Type, kNarrow>;
+    run(pool, in, x.typed_data(), size, nullptr,
+        reinterpret_cast<const typename Type::Word*>(kernel.typed_data()), out, y->typed_data(),
+        stride, 1, false, after);
   });
 }
 
@@ -539,6 +600,22 @@ auto ConvolutionCall() {
 }
 
 template <ffi::DataType kDataType>
+auto FusedConvolutionCall() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<ffi::Buffer<kDataType>>()
+      .template Arg<ffi::Buffer<kDataType>>()
+      .template Arg<ffi::Buffer<ffi::F32>>()
+      .template Arg<ffi::Buffer<ffi::F32>>()
+      .template Arg<ffi::Buffer<kDataType>>()
+      .template Ret<ffi::Buffer<kDataType>>()
+      .template Attr<int64_t>("size")
+      .template Attr<int64_t>("stride")
+      .template Attr<bool>("added")
+      .template Attr<bool>("relu");
+}
+
+template <ffi::DataType kDataType>
 auto KernelGradientCall() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()
@@ -551,9 +628,17 @@ auto KernelGradientCall() {
 }  // namespace
 }  // namespace flaxres
 
+// Returns the number of channels in a block of a kernel for this many output channels.
+extern "C" int64_t flaxres_block(int64_t channels) {
+  return flaxres::WideBlocks(channels) ? flaxres::kWide * flaxres::kLanes : 16;
+}
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_convolution_float32,
                               (flaxres::Convolution<flaxres::Float32, xla::ffi::F32>),
                               flaxres::ConvolutionCall<xla::ffi::F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_fused_convolution_float32,
+                              (flaxres::FusedConvolution<flaxres::Float32, xla::ffi::F32>),
+                              flaxres::FusedConvolutionCall<xla::ffi::F32>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_kernel_gradient_float32,
                               (flaxres::KernelGradient<flaxres::Float32, xla::ffi::F32>),
                               flaxres::KernelGradientCall<xla::ffi::F32>());
@@ -561,6 +646,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_kernel_gradient_float32,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_convolution_bfloat16,
                               (flaxres::Convolution<flaxres::BFloat16, xla::ffi::BF16>),
                               flaxres::ConvolutionCall<xla::ffi::BF16>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_fused_convolution_bfloat16,
+                              (flaxres::FusedConvolution<flaxres::BFloat16, xla::ffi::BF16>),
+                              flaxres::FusedConvolutionCall<xla::ffi::BF16>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_kernel_gradient_bfloat16,
                               (flaxres::KernelGradient<flaxres::BFloat16, xla::ffi::BF16>),
                               flaxres::KernelGradientCall<xla::ffi::BF16>());

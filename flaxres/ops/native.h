@@ -81,7 +81,7 @@ struct BFloat16 {
   }
   static Vector LoadNumbers(const Number* from, int64_t count) {
     Number some[kLanes] = {};
-    std::memcpy(some, from, std::min<int64_t>(count, kLanes) * sizeof(Number));
+    if (count > 0) std::memcpy(some, from, std::min<int64_t>(count, kLanes) * sizeof(Number));
     __m256i numbers;
     std::memcpy(&numbers, some, sizeof(numbers));
     return reinterpret_cast<Vector>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16));

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,7 +27,11 @@ HERE = pathlib.Path(__file__).parent
 HEADER = "native.h"
 # The operations of each source file.
 SOURCES = {
-    "convolution.cc": ("flaxres_convolution", "flaxres_kernel_gradient"),
+    "convolution.cc": (
+        "flaxres_convolution",
+        "flaxres_fused_convolution",
+        "flaxres_kernel_gradient",
+    ),
     "pool.cc": ("flaxres_pool", "flaxres_spread"),
     "norm.cc": ("flaxres_norm", "flaxres_norm_gradient", "flaxres_norm_sum_gradient"),
 }
@@ -74,17 +78,27 @@ def use_native_convolutions() -> str:
       >>> compiler = flaxres.use_native_convolutions()
     """
     global compiled_by, dtypes
-    compiled_by, dtypes = load()
+    compiled_by, dtypes, _ = load()
     return compiled_by
 
 
-@functools.cache
-def load() -> tuple[str, tuple[str, ...]]:
-    """Compiles the code if it is not in the cache, and registers it with XLA, once a process.
+class Loaded(NamedTuple):
+    """The native code in this process.
 
-    Returns:
-      The compiler's version, and the dtypes that the code computes.
+    Attributes:
+      compiler: name and version of the compiler.
+      dtypes: those that the code computes.
+      block: maps a number of output channels to that in a block of a kernel.
     """
+
+    compiler: str
+    dtypes: tuple[str, ...]
+    block: Callable[[int], int]
+
+
+@functools.cache
+def load() -> Loaded:
+    """Compiles the code if it is not in the cache, and registers it with XLA, once a process."""
     compiler = find_compiler()
     version = said([*compiler, "--version"]).partition("\n")[0] or compiler[0]
     with ThreadPoolExecutor(len(SOURCES)) as threads:
@@ -95,7 +109,14 @@ def load() -> tuple[str, tuple[str, ...]]:
         for name in (f"{target}_{dtype}" for target in targets for dtype in computed):
             handler = jax.ffi.pycapsule(getattr(functions, name))
             jax.ffi.register_ffi_target(name, handler, platform="cpu")
-    return version, computed
+    block = libraries[0].flaxres_block
+    block.restype, block.argtypes = ctypes.c_int64, [ctypes.c_int64]
+    return Loaded(version, computed, block)
+
+
+def block(channels: int) -> int:
+    """Returns the number of output channels in a block of a packed kernel, on this processor."""
+    return int(load().block(channels))
 
 
 def loaded(source: str, compiler: Sequence[str], version: str) -> ctypes.CDLL:
