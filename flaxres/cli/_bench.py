@@ -120,11 +120,38 @@ def bench_inference(arguments: list[str]) -> None:
     show(chosen.json, figures, lines)
 
 
+def bench_dtypes(arguments: list[str]) -> None:
+    """Compares the accuracy and the speed of a run's network by the dtype of its inference."""
+    as_json = "--json" in arguments
+    rest = [word for word in arguments if word != "--json"]
+    description = (
+        "Evaluate the newest checkpoint of a run in float32, bfloat16 and 8 bits, on the same "
+        "images: top-1, loss, and images a second of the network (--json)."
+    )
+    config, workdir = parse_run(joined(rest), None, "flaxres bench dtypes", description)
+    silence()
+    from flaxres.diagnostics.dtypes import compared
+
+    figures = compared(config, workdir)
+    lines = [f"{'':10}{'top-1':>9}{'loss':>9}{'same class':>12}{'images/s':>10}"]
+    for name in ("float32", "bfloat16", "int8"):
+        if (top1 := figures.get(f"{name}_top1")) is None:
+            lines.append(f"{name:10}  needs a processor with AVX512_VNNI")
+            continue
+        loss, same, rate = (
+            figures[f"{name}_{figure}"] for figure in ("loss", "agreement", "images_per_second")
+        )
+        lines.append(f"{name:10}{top1:9.2%}{loss:9.4f}{same:12.2%}{rate:10,.0f}")
+    lines.append(f"of {figures['examples']:,.0f} images")
+    show(as_json, figures, lines)
+
+
 BENCHES = {
     "schedule": bench_schedule,
     "lr": bench_lr,
     "rates": bench_rates,
     "inference": bench_inference,
+    "dtypes": bench_dtypes,
 }
 BENCH = """usage: flaxres bench COMMAND --config FILE [--section.field VALUE ...]
 
@@ -132,5 +159,6 @@ BENCH = """usage: flaxres bench COMMAND --config FILE [--section.field VALUE ...
   lr        train at rising learning rates and draw the loss     --steps 200 --out lr.png
   rates     images a second of the step, of the input, of both   --steps 20
   inference latency and throughput by batch, beside peers        --model resnet50 --batches 1 32
+  dtypes    accuracy and speed in float32, bfloat16 and 8 bits   --workdir DIR
 
 Measures a config before it is trained."""

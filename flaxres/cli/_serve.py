@@ -5,7 +5,7 @@ import typing
 from collections.abc import Callable, Sequence
 
 from flaxres.cli._options import Parser
-from flaxres.cli._predict import add_origin, predictor_of
+from flaxres.cli._predict import add_8_bits, add_origin, in_8_bits, predictor_of
 from flaxres.cli._process import keep_compiled, keep_memory, silence, use_compiler
 from flaxres.errors import InputError
 from flaxres.serving.errors import StartError
@@ -31,6 +31,7 @@ def serve(arguments: Sequence[str]) -> None:
         help="a folder of `flaxres export`, or the workdir of a run",
     )
     add_origin(parser, required=False)
+    add_8_bits(parser)
     serving.add_options(parser)
     chosen = parser.parse_args(arguments)
     keep_memory()
@@ -57,7 +58,7 @@ def _network(chosen: argparse.Namespace) -> "Callable[[], Model]":
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)}: give one of them; the port goes by --port")
     if chosen.folder is None:
-        return lambda: _live(predictor_of(chosen))
+        return lambda: _live(predictor_of(chosen), chosen.int8)
     from flaxres.serving.main import loading
     from flaxres.serving.model import PROGRAM
     from flaxres.training.staging import local
@@ -65,6 +66,11 @@ def _network(chosen: argparse.Namespace) -> "Callable[[], Model]":
 
     folder = local(chosen.folder)
     if (folder / PROGRAM).exists():
+        if chosen.int8 is not None:
+            raise InputError(
+                f"--int8 can't change the exported program of {chosen.folder!r}: give the run's "
+                "--workdir, or --weights or --tag"
+            )
         return loading(folder)
     if not (folder / CONFIG).exists():
         raise InputError(
@@ -73,12 +79,12 @@ def _network(chosen: argparse.Namespace) -> "Callable[[], Model]":
         )
     from flaxres.inference.predict import from_workdir
 
-    return lambda: _live(from_workdir(chosen.folder))
+    return lambda: _live(from_workdir(chosen.folder), chosen.int8)
 
 
-def _live(predictor: "Predictor") -> "Model":
+def _live(predictor: "Predictor", typical: str | None) -> "Model":
     """Returns the network of a predictor as the server takes it."""
     from flaxres.inference.served import served
 
     use_compiler()
-    return served(predictor)
+    return served(in_8_bits(predictor, typical))

@@ -19,7 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxres.inference.graph import Graph, Keys, Origin, Step, Value, graph_of, known_arrays
+from flaxres.inference.graph import (
+    Graph,
+    Keys,
+    Operation,
+    Origin,
+    Step,
+    Value,
+    graph_of,
+    known_arrays,
+)
 from flaxres.models.network import Network
 from flaxres.models.stage import unstack_blocks
 from flaxres.ops import native
@@ -55,7 +64,7 @@ def network_function(model: Network, variables: Any) -> Callable[[Any], Any]:
     return functools.partial(apply, variables)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Chain:
     """A convolution, and the operations behind it that it computes as well.
 
@@ -74,8 +83,18 @@ class Chain:
     relu: bool = False
 
     @property
+    def operands(self) -> tuple[Value, ...]:
+        """The images that it convolves, and the shortcut if there is one."""
+        images = self.convolution.operands[0]
+        return (images,) if self.shortcut is None else (images, self.shortcut)
+
+    @property
     def result(self) -> Value:
         return (self.steps or (self.convolution,))[-1].results[0]
+
+    @property
+    def results(self) -> tuple[Value, ...]:
+        return (self.result,)
 
     @property
     def kernel(self) -> Value:
@@ -84,6 +103,43 @@ class Chain:
     @property
     def dtype(self) -> Any:
         return self.convolution.results[0].dtype
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of `fused_convolution`."""
+        return {
+            "features": self.result.shape[-1],
+            "size": self.kernel.shape[0],
+            "stride": self.convolution.settings["stride"],
+            "relu": self.relu,
+        }
+
+    def __call__(
+        self,
+        kernel: jax.Array,
+        factor: jax.Array,
+        summand: jax.Array,
+        images: jax.Array,
+        shortcut: jax.Array | None = None,
+    ) -> list[jax.Array]:
+        """Computes the result; `kernel`, `factor` and `summand` are those of `weights`."""
+        return [fused_convolution(images, kernel, factor, summand, shortcut, **self.settings)]
+
+    def keys(self, keys: Keys) -> tuple[int, ...]:
+        """Returns the keys of `weights`."""
+        affine = tuple((name, value.key) for name, value in self.affine)
+        return tuple(
+            keys(name, self.kernel.key, affine) for name in ("kernel", "factor", "summand")
+        )
+
+    def weights(self, known: Mapping[int, Any]) -> tuple[np.ndarray, ...]:
+        """Returns the kernel, factors and summands as `fused_convolution` takes them.
+
+        Args:
+          known: the arrays of `kernel` and `affine` by key.
+        """
+        kernel = np.asarray(known[self.kernel.key])
+        return (packed(kernel), *map(padded, self.factors(known)))
 
     def longer(self, step: Step) -> Chain | None:
         """Returns the chain with a step that reads its result, or None if it can't have it."""
@@ -108,28 +164,6 @@ class Chain:
         if name == "add" and other.shape == self.result.shape and other.dtype == self.dtype:
             return dataclasses.replace(longer, shortcut=other)
         return None
-
-    def computed(
-        self, value: Callable[[Value], Any], kernel: Any, factor: Any, summand: Any
-    ) -> jax.Array:
-        """Computes the chain.
-
-        Args:
-          value: returns the array of a value of the program.
-          kernel: as `flaxres.ops.fused.packed` returns it.
-          factor, summand: as `flaxres.ops.fused.padded` returns those of `factors`.
-        """
-        return fused_convolution(
-            value(self.convolution.operands[0]),
-            kernel,
-            factor,
-            summand,
-            None if self.shortcut is None else value(self.shortcut),
-            features=self.result.shape[-1],
-            size=self.kernel.shape[0],
-            stride=self.convolution.settings["stride"],
-            relu=self.relu,
-        )
 
     def factors(self, arrays: Mapping[int, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Returns the factor and the summand of each channel."""
@@ -232,7 +266,8 @@ class FusedNetwork:
     def __call__(self, images: Any) -> Any:
         firsts = range(0, max(len(images), 1), TOGETHER)
         parts = [images[first : first + TOGETHER] for first in firsts]
-        results = [self._program(part)(part) for part in parts]
+        # One after another: two at a time would share the caches.
+        results = [jax.block_until_ready(self._program(part)(part)) for part in parts]
         joined = lambda *rows: rows[0] if len(rows) == 1 else jnp.concatenate(rows)  # noqa: E731
         return jax.tree.map(joined, *results)
 
@@ -246,60 +281,73 @@ class FusedNetwork:
 
     def _traced(self, images: Any) -> Callable[[Any], Any]:
         """Returns a program for images of a shape that is not compiled yet."""
+        graph, tree = self._graph(images)
+        items = self._items(graph)
+        keys = [item.keys(self._keys) if isinstance(item, Chain) else () for item in items]
+
+        def program(arrays: Mapping[int, Any], images: Any) -> Any:
+            values = evaluated(graph, items, keys, arrays, images)
+            return jax.tree.unflatten(tree, [values(result) for result in graph.results])
+
+        arrays = self._given(graph, items)
+        compiled = jax.jit(program, compiler_options=compiler_options())
+        return functools.partial(compiled, arrays)
+
+    def _graph(self, images: Any) -> tuple[Graph, Any]:
+        """Returns the network's operations for images of a shape, and the tree of its results."""
 
         def apply(leaves: Sequence[Any], images: Any) -> Any:
             return self._model.apply(jax.tree.unflatten(self._tree, leaves), images)
 
         shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
         traced, shapes = jax.make_jaxpr(apply, return_shape=True)(self._leaves, shape)
-        graph = graph_of(traced, len(self._leaves), self._keys)
-        items, tree = list(chains(graph)), jax.tree.structure(shapes)
-        keys = [self._keys_of(item) if isinstance(item, Chain) else () for item in items]
+        return graph_of(traced, len(self._leaves), self._keys), jax.tree.structure(shapes)
 
-        def program(arrays: Mapping[int, Any], images: Any) -> Any:
-            values = {graph.inputs[-1]: images}
+    def _items(self, graph: Graph) -> list[Operation]:
+        """Returns what a program computes."""
+        return list(chains(graph))
 
-            def value(of: Value) -> Any:
-                if of.array is not None:
-                    return of.array
-                return arrays[of.key] if of.origin == Origin.VARIABLES else values[of]
-
-            for item, given in zip(items, keys, strict=True):
-                if isinstance(item, Chain):
-                    values[item.result] = item.computed(value, *(arrays[key] for key in given))
-                else:
-                    results = item(*map(value, item.operands))
-                    values.update(zip(item.results, results, strict=True))
-            return jax.tree.unflatten(tree, [value(result) for result in graph.results])
-
-        arrays = self._given(graph, items)
-        compiled = jax.jit(program, compiler_options=compiler_options())
-        return functools.partial(compiled, arrays)
-
-    def _keys_of(self, chain: Chain) -> tuple[int, int, int]:
-        """Returns the keys of a chain's packed kernel, factors and summands."""
-        affine = tuple((name, value.key) for name, value in chain.affine)
-        kernel, features = chain.kernel.key, chain.result.shape[-1]
-        return (
-            self._keys("packed", kernel),
-            self._keys("factors", features, affine),
-            self._keys("summands", features, affine),
-        )
-
-    def _given(self, graph: Graph, items: Sequence[Step | Chain]) -> dict[int, jax.Array]:
+    def _given(self, graph: Graph, items: Sequence[Operation]) -> dict[int, jax.Array]:
         """Returns the arrays that a program takes; those of all programs are kept."""
-        taken = [v for item in items if isinstance(item, Step) for v in item.operands]
+        taken = [value for item in items for value in item.operands]
         plain = [v for v in (*taken, *graph.results) if v.origin == Origin.VARIABLES]
-        fused = [item for item in items if isinstance(item, Chain)]
-        new = [c for c in fused if any(key not in self._arrays for key in self._keys_of(c))]
+        of_chains = {chain: chain.keys(self._keys) for chain in items if isinstance(chain, Chain)}
+        new = [c for c, keys in of_chains.items() if not self._arrays.keys() >= set(keys)]
         wanted = [v for v in plain if v.key not in self._arrays]
         inner = [v for chain in new for v in (chain.kernel, *(v for _, v in chain.affine))]
         known = known_arrays(graph, [*wanted, *inner], self._leaves)
         self._arrays |= {value.key: known[value.key] for value in wanted}
         for chain in new:
-            kernel = packed(np.asarray(known[chain.kernel.key]))
-            rows = (padded(row) for row in chain.factors(known))
-            made = map(jnp.asarray, (kernel, *rows))
-            self._arrays |= dict(zip(self._keys_of(chain), made, strict=True))
-        keys = [*(v.key for v in plain), *(key for chain in fused for key in self._keys_of(chain))]
+            made = map(jnp.asarray, chain.weights(known))
+            self._arrays |= dict(zip(of_chains[chain], made, strict=True))
+        keys = [*(v.key for v in plain), *(key for keys in of_chains.values() for key in keys)]
         return {key: self._arrays[key] for key in keys}
+
+
+def evaluated(
+    graph: Graph,
+    items: Sequence[Operation],
+    keys: Sequence[Sequence[int]],
+    arrays: Mapping[int, Any],
+    images: Any,
+) -> Callable[[Value], Any]:
+    """Computes the operations of a graph, and returns the arrays of its values.
+
+    Args:
+      graph: gives the value of the images.
+      items: its operations.
+      keys: of each, those of its weights.
+      arrays: weights, and values that depend on the variables, by key.
+      images: the images.
+    """
+    values = {graph.inputs[-1]: images}
+
+    def value(of: Value) -> Any:
+        if of.array is not None:
+            return of.array
+        return arrays[of.key] if of.origin == Origin.VARIABLES else values[of]
+
+    for item, given in zip(items, keys, strict=True):
+        results = item(*(arrays[key] for key in given), *map(value, item.operands))
+        values.update(zip(item.results, results, strict=True))
+    return value

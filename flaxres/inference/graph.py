@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -49,6 +49,18 @@ class Value:
     origin: Origin
     key: int = -1
     array: Any = None
+
+
+class Operation(Protocol):
+    """Computes values from others; called with the operands' arrays."""
+
+    @property
+    def operands(self) -> tuple[Value, ...]: ...
+
+    @property
+    def results(self) -> tuple[Value, ...]: ...
+
+    def __call__(self, *operands: Any) -> Sequence[Any]: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ from flaxres.data.images import is_image
 from flaxres.data.preprocess import ImageLike, Preprocess
 from flaxres.errors import InputError
 from flaxres.inference.fuse import network_function
+from flaxres.inference.int8 import Int8Network
 from flaxres.models.network import Network
 from flaxres.models.registry import create_model, small_images
 from flaxres.paths import expanded
@@ -37,7 +38,8 @@ Best = list[tuple[str, float]]
 class Predictor:
     """A network with its variables, its preprocessing and the names of its classes.
 
-    With `multi_label` each class is likely or not by itself; see `data.multi_label`.
+    With `multi_label` each class is likely or not by itself; see `data.multi_label`. `typical` are
+    preprocessed images for inference in 8 bits; see `in_8_bits`.
 
     Examples:
       >>> import flaxres, jax, numpy as np
@@ -55,6 +57,7 @@ class Predictor:
     preprocess: Preprocess
     classes: tuple[str, ...]
     multi_label: bool = False
+    typical: np.ndarray | None = None
 
     def __call__(self, images: Sequence[Any], top: int = 5) -> list[Best]:
         """Returns the `top` classes of each image with their probabilities, the likeliest first.
@@ -128,8 +131,23 @@ class Predictor:
         """Returns the predictor with `Preprocess.for_photographs`."""
         return dataclasses.replace(self, preprocess=self.preprocess.for_photographs())
 
+    def in_8_bits(self, images: Sequence[Any]) -> "Predictor":
+        """Returns the predictor in 8 bits: see `flaxres.inference.int8.Int8Network`.
+
+        Args:
+          images: paths, encoded bytes or PIL images, a few hundred like those to predict.
+
+        Raises:
+          InputError: an image can't be read, or this machine doesn't compute in 8 bits.
+        """
+        predictor = dataclasses.replace(self, typical=np.stack(list(self.preprocess(images))))
+        predictor._network  # noqa: B018 (refuses what it can't compute)
+        return predictor
+
     @functools.cached_property
     def _network(self) -> Callable[[np.ndarray], jax.Array]:
+        if self.typical is not None:
+            return Int8Network(self.model, self.variables, self.typical)
         return network_function(self.model, self.variables)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from flaxres.ops import native
 from flaxres.ops.convolution import direct
@@ -17,32 +17,49 @@ fused_p = Primitive("flaxres_fused_convolution")
 
 
 def fused_convolution(
-    x: Float[Array, "n h w c"],
-    kernel: Float[Array, "blocks depth numbers"],
+    x: Shaped[Array, "n h w c"],
+    kernel: Shaped[Array, "blocks depth numbers"],
     factor: Float[Array, " k2"],
     summand: Float[Array, " k2"],
-    shortcut: Float[Array, "n h2 w2 k"] | None,
+    shortcut: Shaped[Array, "n h2 w2 k"] | None = None,
     *,
     features: int,
     size: int,
     stride: int,
     relu: bool,
-) -> Float[Array, "n h2 w2 k"]:
+    dtype: Any = None,
+    shortcut_factor: float = 1.0,
+) -> Shaped[Array, "n h2 w2 k"]:
     """Computes `relu(factor * convolution(x) + summand + shortcut)`, rounded once.
 
     Args:
-      x: images `(N, H, W, C)`.
-      kernel: the kernel `(S, S, C, K)`, as `packed` returns it.
+      x: images `(N, H, W, C)`: float32, bfloat16 or uint8.
+      kernel: the kernel `(S, S, C, K)`, as `packed` returns it, in the dtype of `x`; int8 for
+        images in uint8.
       factor, summand: of each output channel, as `padded` returns them.
-      shortcut: images of the result's shape, or None.
+      shortcut: images of the result's shape, or None; in the dtype of `x`, or float32.
       features: K.
       size: S.
       stride: of the convolution, which pads images by `S // 2` zeros on every side.
       relu: a ReLU follows.
+      dtype: of the result: that of `x`, or for images in uint8 float32. Results in uint8 are
+        rounded to whole numbers from 0 to 255.
+      shortcut_factor: multiplies the shortcut.
     """
     added = () if shortcut is None else (shortcut,)
-    settings = {"features": features, "size": size, "stride": stride, "relu": relu}
-    result: jax.Array = fused_p.bind(x, kernel, factor, summand, *added, **settings)
+    result: jax.Array = fused_p.bind(
+        x,
+        kernel,
+        factor,
+        summand,
+        *added,
+        features=features,
+        size=size,
+        stride=stride,
+        relu=relu,
+        dtype=jnp.dtype(x.dtype if dtype is None else dtype),
+        shortcut_factor=float(shortcut_factor),
+    )
     return result
 
 
@@ -51,11 +68,11 @@ def pairs(dtype: Any) -> int:
     return 4 // int(np.dtype(dtype).itemsize)
 
 
-def packed(kernel: Float[np.ndarray, "s s c k"]) -> Float[np.ndarray, "blocks depth numbers"]:
+def packed(kernel: Shaped[np.ndarray, "s s c k"]) -> Shaped[np.ndarray, "blocks depth numbers"]:
     """Returns a kernel in the order in which native code reads it.
 
     That is by blocks of output channels, in each by tap and input channel, and for these the
-    numbers of the block; in bfloat16 the numbers of two input channels, by turns.
+    numbers of the block; in bfloat16 those of two input channels by turns, in int8 of four.
 
     Raises:
       InputError: there is no native code.
@@ -94,13 +111,19 @@ def plain(
     size: int,
     stride: int,
     relu: bool,
+    dtype: Any,
+    shortcut_factor: float,
 ) -> jax.Array:
     """Computes `fused_convolution` by JAX's operations."""
-    y = direct(x, unpacked(kernel, size, x.shape[3], features), stride).astype(factor.dtype)
+    kernel = unpacked(kernel, size, x.shape[3], features)
+    if x.dtype == jnp.uint8:
+        x, kernel = x.astype(jnp.int32), kernel.astype(jnp.int32)
+    y = direct(x, kernel, stride).astype(factor.dtype)
     rows = (values[None, None, None, :features] for values in (factor, summand))
     y = y * next(rows) + next(rows)
-    y = sum((other.astype(y.dtype) for other in shortcut), y)
-    return (jnp.maximum(y, 0) if relu else y).astype(x.dtype)
+    y = sum((other.astype(y.dtype) * shortcut_factor for other in shortcut), y)
+    y = jnp.maximum(y, 0) if relu else y
+    return (jnp.clip(jnp.round(y), 0, 255) if dtype == jnp.uint8 else y).astype(dtype)
 
 
 def call(
@@ -110,18 +133,24 @@ def call(
     size: int,
     stride: int,
     relu: bool,
+    dtype: Any,
+    shortcut_factor: float,
 ) -> Any:
+    avals: list[Any] = list(context.avals_in)
     added = len(operands) == 5
-    function = jax.ffi.ffi_lowering(f"flaxres_fused_convolution_{context.avals_out[0].dtype}")
     if not added:  # any operand, which is not read
-        context = context.replace(avals_in=[*context.avals_in, context.avals_in[0]])
-        operands = (*operands, operands[0])
+        avals, operands = [*avals, avals[0]], (*operands, operands[0])
+    kind = str(dtype)
+    if avals[0].dtype == jnp.uint8:
+        kind = f"uint8_{dtype}_{avals[4].dtype}"
+    function = jax.ffi.ffi_lowering(f"flaxres_fused_convolution_{kind}")
     return function(
-        context,
+        context.replace(avals_in=avals),
         *operands,
         size=np.int64(size),
         stride=np.int64(stride),
         added=added,
+        shortcut_factor=np.float32(shortcut_factor),
         relu=relu,
     )
 

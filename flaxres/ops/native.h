@@ -49,15 +49,20 @@ inline Vector LoadSome(const float* from, int64_t count) {
 inline int64_t Quotient(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The dtypes of a convolution. A `Number` is what its arrays hold, a `Word` what a lane of an
-// operand holds: kPair numbers, whose products are added in one instruction.
+// operand holds: kPair numbers, whose products are added to the lane of a sum in one instruction.
+// `Result` and `Shortcut` are the dtypes of its result and of what is added to that.
 struct Float32 {
   using Number = float;
   using Word = float;
   using Words = Vector;
+  using Sums = Vector;
+  using Result = Float32;
+  using Shortcut = Float32;
   static constexpr int kPair = 1;
 
   static Word Pair(Number first, Number) { return first; }
   static Vector AddProducts(Vector sum, Word x, Words y) { return sum + x * y; }
+  static Vector Floats(Sums sum) { return sum; }
   static void StoreNumbers(Number* to, Vector sum, int64_t count) { StoreSome(to, sum, count); }
   static Vector LoadNumbers(const Number* from, int64_t count) { return LoadSome(from, count); }
 };
@@ -67,6 +72,9 @@ struct BFloat16 {
   using Number = uint16_t;
   using Word = uint32_t;
   using Words = uint32_t __attribute__((vector_size(64)));
+  using Sums = Vector;
+  using Result = BFloat16;
+  using Shortcut = BFloat16;
   static constexpr int kPair = 2;
 
   static Word Pair(Number first, Number second) { return first | uint32_t{second} << 16; }
@@ -75,6 +83,7 @@ struct BFloat16 {
         reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(_mm512_set1_epi32(x)),
         reinterpret_cast<__m512bh>(y)));
   }
+  static Vector Floats(Sums sum) { return sum; }
   static void StoreNumbers(Number* to, Vector sum, int64_t count) {
     const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(sum));
     if (count > 0) std::memcpy(to, &rounded, std::min<int64_t>(count, kLanes) * sizeof(Number));
@@ -85,6 +94,37 @@ struct BFloat16 {
     __m256i numbers;
     std::memcpy(&numbers, some, sizeof(numbers));
     return reinterpret_cast<Vector>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16));
+  }
+};
+#endif
+
+#if defined(__AVX512VNNI__)
+// Numbers of 8 bits without a sign, times kernels of 8 bits with one.
+struct UInt8 {
+  using Number = uint8_t;
+  using Word = uint32_t;
+  using Words = uint32_t __attribute__((vector_size(64)));
+  using Sums = int32_t __attribute__((vector_size(64)));
+  static constexpr int kPair = 4;
+
+  static Sums AddProducts(Sums sum, Word x, Words y) {
+    return reinterpret_cast<Sums>(
+        _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), _mm512_set1_epi32(x),
+                            reinterpret_cast<__m512i>(y)));
+  }
+  static Vector Floats(Sums sum) {
+    return reinterpret_cast<Vector>(_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(sum)));
+  }
+  // Rounds to whole numbers from 0 to 255.
+  static void StoreNumbers(Number* to, Vector value, int64_t count) {
+    const __m512i whole = _mm512_cvtps_epi32(reinterpret_cast<__m512>(value));
+    const __m128i bytes = _mm512_cvtusepi32_epi8(_mm512_max_epi32(whole, _mm512_setzero_si512()));
+    if (count > 0) std::memcpy(to, &bytes, std::min<int64_t>(count, kLanes));
+  }
+  static Vector LoadNumbers(const Number* from, int64_t count) {
+    __m128i bytes = _mm_setzero_si128();
+    if (count > 0) std::memcpy(&bytes, from, std::min<int64_t>(count, kLanes));
+    return Floats(reinterpret_cast<Sums>(_mm512_cvtepu8_epi32(bytes)));
   }
 };
 #endif

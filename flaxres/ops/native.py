@@ -24,19 +24,23 @@ from flaxres.cache import private_folder
 from flaxres.errors import InputError
 
 HERE = pathlib.Path(__file__).parent
-HEADER = "native.h"
+HEADERS = ("native.h", "outputs.h")
 # The operations of each source file.
 SOURCES = {
-    "convolution.cc": (
-        "flaxres_convolution",
-        "flaxres_fused_convolution",
-        "flaxres_kernel_gradient",
-    ),
+    "convolution.cc": ("flaxres_convolution", "flaxres_kernel_gradient"),
+    "inference.cc": ("flaxres_fused_convolution",),
     "pool.cc": ("flaxres_pool", "flaxres_spread"),
     "norm.cc": ("flaxres_norm", "flaxres_norm_gradient", "flaxres_norm_sum_gradient"),
 }
 # The second only where the processor multiplies it (AVX512_BF16).
 DTYPES = ("float32", "bfloat16")
+# Those of 8-bit images, by the dtypes of their results and shortcuts, only where the processor
+# multiplies these (AVX512_VNNI).
+QUANTISED = tuple(
+    f"flaxres_fused_convolution_uint8_{result}_{shortcut}"
+    for result in ("uint8", "float32")
+    for shortcut in ("uint8", "float32")
+)
 OPTIONS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-shared", "-fPIC")
 COMPILERS = ("c++", "g++", "clang++")
 SECONDS = 300
@@ -78,7 +82,7 @@ def use_native_convolutions() -> str:
       >>> compiler = flaxres.use_native_convolutions()
     """
     global compiled_by, dtypes
-    compiled_by, dtypes, _ = load()
+    compiled_by, dtypes, *_ = load()
     return compiled_by
 
 
@@ -88,11 +92,13 @@ class Loaded(NamedTuple):
     Attributes:
       compiler: name and version of the compiler.
       dtypes: those that the code computes.
+      eight_bits: whether it computes convolutions of 8-bit images for inference.
       block: maps a number of output channels to that in a block of a kernel.
     """
 
     compiler: str
     dtypes: tuple[str, ...]
+    eight_bits: bool
     block: Callable[[int], int]
 
 
@@ -109,9 +115,18 @@ def load() -> Loaded:
         for name in (f"{target}_{dtype}" for target in targets for dtype in computed):
             handler = jax.ffi.pycapsule(getattr(functions, name))
             jax.ffi.register_ffi_target(name, handler, platform="cpu")
-    block = libraries[0].flaxres_block
+    inference = dict(zip(SOURCES, libraries, strict=True))["inference.cc"]
+    quantised = [getattr(inference, name) for name in QUANTISED if hasattr(inference, name)]
+    for name, function in zip(QUANTISED, quantised, strict=False):
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(function), platform="cpu")
+    block = inference.flaxres_block
     block.restype, block.argtypes = ctypes.c_int64, [ctypes.c_int64]
-    return Loaded(version, computed, block)
+    return Loaded(version, computed, bool(quantised), block)
+
+
+def computes_eight_bits() -> bool:
+    """Returns whether native code is in use, and computes convolutions of 8-bit images."""
+    return bool(compiled_by) and load().eight_bits
 
 
 def block(channels: int) -> int:
@@ -147,7 +162,7 @@ def library(
         processor_option(),
         f"-I{jax.ffi.include_dir()}",
     ]
-    texts = [HERE.joinpath(name).read_text() for name in (HEADER, source)]
+    texts = [HERE.joinpath(name).read_text() for name in (*HEADERS, source)]
     origin = [*texts, version, *compiler, *options, jaxlib_version, processor()]
     path = folder / f"{hashlib.sha256(chr(0).join(origin).encode()).hexdigest()[:32]}.so"
     if not sound(path):

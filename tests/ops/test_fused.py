@@ -1,6 +1,7 @@
 """A convolution with all that follows it equals the same by JAX's operations."""
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -51,6 +52,44 @@ def test_it_is_the_convolution_and_what_follows(
         np.testing.assert_allclose(y.astype(np.float32), expected, rtol=step, atol=2e-6 * largest)
 
 
+@pytest.mark.parametrize(
+    ("shape", "size", "stride"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (i % 3 > 0))
+        for i, case in enumerate([*CASES, ((7, 7, 7, 33, 48), 3, 1), ((1, 6, 5, 9, 24), 1, 1)])
+    ],
+)
+def test_sums_of_8_bit_images_are_whole(shape: tuple[int, ...], size: int, stride: int) -> None:
+    native.use_native_convolutions()
+    if not native.computes_eight_bits():
+        pytest.skip("this processor doesn't multiply 8-bit numbers")
+    rng, (count, height, width, channels, features) = np.random.default_rng(0), shape
+    x = rng.integers(0, 256, (count, height, width, channels), np.uint8)
+    kernel = rng.integers(-127, 128, (size, size, channels, features), np.int8)
+    extent = (count, -(-height // stride), -(-width // stride), features)
+    rows = [
+        jnp.asarray(padded(values))
+        for values in (rng.uniform(1e-4, 1e-3, features), rng.normal(size=features) * 50)
+    ]
+    blocks = jnp.asarray(packed(kernel))
+    shortcuts = (rng.integers(0, 256, extent, np.uint8), rng.normal(size=extent), None)
+    for shortcut, dtype in itertools.product(shortcuts, ("uint8", "float32")):
+        settings: dict[str, Any] = {"features": features, "size": size, "stride": stride}
+        settings |= {"relu": True, "dtype": dtype, "shortcut_factor": 0.25}
+        given = () if shortcut is None else (jnp.asarray(shortcut),)
+        ours = functools.partial(fused_convolution, **settings)
+        assert calls(ours, x, blocks, *rows, *given) == 1
+        y = jax.jit(ours)(x, blocks, *rows, *given)
+        exact = by_numbers(x, kernel, *rows, *(g * 0.25 for g in given), **settings)
+        if dtype == "uint8":
+            assert np.abs(y - np.clip(exact, 0, 255)).max() < 0.501
+        else:
+            np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-4)
+        usual = plain(x, blocks, *rows, *given, **settings | {"dtype": jnp.dtype(dtype)})
+        apart = np.abs(np.asarray(y, float) - np.asarray(usual, float)).max()
+        assert apart <= (1 if dtype == "uint8" else 1e-3)
+
+
 def by_numbers(
     x: jax.Array,
     kernel: jax.Array,
@@ -61,8 +100,11 @@ def by_numbers(
     size: int,
     stride: int,
     relu: bool,
+    **others: Any,
 ) -> np.ndarray:
-    """Computes it in float64 from float32's convolution."""
+    """Computes it in float64 from the convolution in float32, or of whole numbers."""
+    if x.dtype == np.uint8:
+        x, kernel = jnp.asarray(x, jnp.int32), jnp.asarray(kernel, jnp.int32)
     y = jax.lax.conv_general_dilated(
         x, kernel, (stride,) * 2, [(size // 2,) * 2] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -78,12 +120,13 @@ def test_without_native_calls_it_is_the_same() -> None:
     factor = jnp.asarray(padded(np.random.default_rng(0).normal(size=32)))
     blocks = jnp.asarray(packed(np.asarray(kernel)))
     settings: dict[str, Any] = {"features": 32, "size": 3, "stride": 2, "relu": True}
-    y = fused_convolution(x, blocks, factor, factor, shortcut=None, **settings)
-    np.testing.assert_allclose(y, plain(x, blocks, factor, factor, **settings), atol=1e-5)
-    ours = functools.partial(fused_convolution, shortcut=None, **settings)
-    mapped = jax.vmap(ours, (0, None, None, None))(  # type: ignore[call-arg]
-        x[:, None], blocks, factor, factor
-    )[:, 0]
+    y = fused_convolution(x, blocks, factor, factor, **settings)
+    usual = plain(
+        x, blocks, factor, factor, **settings, dtype=jnp.dtype("float32"), shortcut_factor=1.0
+    )
+    np.testing.assert_allclose(y, usual, atol=1e-5)
+    ours = functools.partial(fused_convolution, **settings)
+    mapped = jax.vmap(ours, (0, None, None, None))(x[:, None], blocks, factor, factor)[:, 0]
     np.testing.assert_allclose(y, mapped, atol=1e-5)
     assert calls(ours, x, blocks, factor, factor, platform="tpu") == 0
 
