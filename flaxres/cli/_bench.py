@@ -95,7 +95,7 @@ def bench_inference(arguments: list[str]) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16"),
+        choices=("float32", "bfloat16", "int8"),
         default="float32",
         help="of flaxres' network; the others compute in float32 (float32)",
     )

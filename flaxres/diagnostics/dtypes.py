@@ -13,8 +13,7 @@ from flaxres.config.schema import Config
 from flaxres.data.augment import normalise
 from flaxres.errors import InputError
 from flaxres.inference.fuse import network_function
-from flaxres.inference.int8 import Int8Network
-from flaxres.ops import native
+from flaxres.inference.int8 import Int8Network, is_available
 from flaxres.training.evaluation import evaluation_batches
 from flaxres.training.resume import restore_run
 from flaxres.training.run import Run
@@ -53,7 +52,7 @@ def compared(config: Config, workdir: str, typical: int = TYPICAL) -> dict[str, 
         dtype: network_function(run.model.clone(dtype=jnp.dtype(dtype)), variables)
         for dtype in ("float32", "bfloat16")
     }
-    if native.computes_eight_bits():
+    if is_available():
         model = run.model.clone(dtype=jnp.dtype("float32"))
         networks["int8"] = Int8Network(model, variables, typical_images(run, typical))
     rows: dict[str, list[np.ndarray]] = {name: [] for name in networks}

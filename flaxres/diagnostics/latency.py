@@ -16,12 +16,14 @@ import numpy as np
 
 from flaxres.errors import InputError
 from flaxres.inference.fuse import network_function
+from flaxres.inference.int8 import Int8Network
 from flaxres.models.registry import create_model
 from flaxres.models.summary import usual_size
 
 Classifier = Callable[[np.ndarray], Any]
 """Maps images (B, S, S, 3) float32 in host memory to logits, and waits for them."""
 SECONDS, WARM = 1.0, 2
+DTYPES = ("float32", "bfloat16", "int8")
 
 
 def measure(
@@ -41,7 +43,7 @@ def measure(
       pairs: number of alternating measurements.
       peers: names of `PEERS`, compared with where they are installed, only on CPUs; None takes
         all. They compute in float32.
-      dtype: 'float32' or 'bfloat16', of flaxres' network.
+      dtype: of `DTYPES`, of flaxres' network.
 
     Returns:
       For each batch size B `NAME_batchB_milliseconds` and `NAME_batchB_images_per_second`; the same
@@ -49,7 +51,8 @@ def measure(
       above 1 where flaxres is faster.
 
     Raises:
-      InputError: the model is unknown, a batch size is below 1, or the size is below 32.
+      InputError: the model is unknown, a batch size is below 1, the size is below 32, or this
+        machine doesn't compute in 8 bits.
     """
     if not batches or min(batches) < 1:
         raise InputError(f"--batches={list(batches)}: the rule is > 0")
@@ -112,9 +115,15 @@ def seconds(classifier: Classifier, images: np.ndarray) -> float:
 
 def flaxres_classifier(name: str, size: int, dtype: str) -> Classifier:
     """Returns our network in the form in which `flaxres predict` and `flaxres serve` run it."""
-    model = create_model(name, dtype=jnp.dtype(dtype))
-    images = np.zeros((1, size, size, model.in_channels), np.float32)
-    network = network_function(model, model.init(jax.random.key(0), images))
+    model = create_model(name, dtype=jnp.dtype("float32" if dtype == "int8" else dtype))
+    shape = (8, size, size, model.in_channels)
+    images = np.random.default_rng(0).standard_normal(shape, np.float32)
+    variables = model.init(jax.random.key(0), images[:1])
+    network: Classifier = (
+        Int8Network(model, variables, images)
+        if dtype == "int8"
+        else network_function(model, variables)
+    )
     return lambda images: jax.block_until_ready(network(images))
 
 

@@ -29,6 +29,11 @@ from flaxres.training.xla import compiler_options
 LARGEST = 255
 
 
+def is_available() -> bool:
+    """Returns whether `Int8Network` works here, after `flaxres.use_native_convolutions`."""
+    return native.computes_eight_bits()
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Quantised(Chain):
     """A chain that convolves images in 8 bits.
@@ -172,7 +177,7 @@ class Int8Network(FusedNetwork):
       >>> model = flaxres.ResNet20()
       >>> images = np.random.default_rng(0).normal(size=(16, 32, 32, 3)).astype(np.float32)
       >>> variables = model.init(jax.random.key(0), images)
-      >>> if flaxres.ops.native.computes_eight_bits():
+      >>> if is_available():
       ...     logits = Int8Network(model, variables, images)(images)
     """
 
@@ -180,7 +185,7 @@ class Int8Network(FusedNetwork):
         super().__init__(model, variables)
         if model.dtype != jnp.float32:
             raise InputError(f"8 bits take the place of float32, and the network is {model.dtype}")
-        if not native.computes_eight_bits():
+        if not is_available():
             raise InputError(
                 "8 bits need a processor with AVX512_VNNI and flaxres.use_native_convolutions(): "
                 "compute in float32 or bfloat16 here"

@@ -60,10 +60,11 @@ def use_native_convolutions() -> str:
     """Computes convolutions on CPUs with C++ code, in networks traced from now on.
 
     Those in float32, and in bfloat16 where the processor multiplies it (AVX512_BF16: AMD since Zen
-    4, Intel since Cooper Lake). Batch norms in training are computed by C++ code, too. On first use
-    it compiles the code, which takes about ten seconds, and keeps the result in the user's cache
-    folder. The compiler is `$CXX`, `c++`, `g++` or `clang++`. A training step of
-    ResNet-20 is 1.6 times as fast with it, one of ResNet-50 1.1 times (two cores of an AMD EPYC).
+    4, Intel since Cooper Lake). Batch norms in training, max pooling and the networks of
+    `flaxres.inference` are C++ code, too. On first use it compiles the code, which takes about
+    fifteen seconds, and keeps the result in the user's cache folder. The compiler is `$CXX`, `c++`,
+    `g++` or `clang++`. A training step of ResNet-20 is 1.6 times as fast with it, one of ResNet-50
+    1.1 times (two cores of an AMD EPYC).
     `train.py` and the `flaxres` commands that train, evaluate or measure call this function on
     machines without an accelerator.
 
