@@ -16,7 +16,7 @@ from flaxres.cli._options import parse_run
 from flaxres.data.builders import read_digits
 from flaxres.errors import InputError
 from flaxres.inference.graph import Step
-from flaxres.inference.int8 import Int8Network, Quantised, Rounded
+from flaxres.inference.int8 import Int8Network, Quantised, Rounded, is_available
 from flaxres.inference.predict import from_tag
 from flaxres.models.network import Network
 from flaxres.ops import native
@@ -30,7 +30,7 @@ pytestmark = needs_compiler
 @pytest.fixture(autouse=True)
 def eight_bits() -> None:
     native.use_native_convolutions()
-    if not native.computes_eight_bits():
+    if not is_available():
         pytest.skip("this processor doesn't multiply 8-bit numbers")
 
 

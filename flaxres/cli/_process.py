@@ -149,16 +149,14 @@ def keep_compiled() -> None:
 def use_compiler() -> None:
     """Uses convolutions in C++, compiled on this machine, where JAX has only CPUs.
 
+    They are compiled while the command goes on to the first program that needs them.
     FLAXRES_NATIVE_CONVOLUTIONS=0 in the environment turns them off.
     """
     if not cpus_alone() or os.environ.get("FLAXRES_NATIVE_CONVOLUTIONS") == "0":
         return
-    from flaxres.ops.native import use_native_convolutions
+    from flaxres.ops.native import begin_to_use_native_convolutions
 
-    try:
-        use_native_convolutions()
-    except InputError as error:
-        say(f"flaxres: {error}")
+    begin_to_use_native_convolutions(lambda error: say(f"flaxres: {error}"))
 
 
 def silence() -> None:

@@ -31,7 +31,7 @@ LARGEST = 255
 
 def is_available() -> bool:
     """Returns whether `Int8Network` works here, after `flaxres.use_native_convolutions`."""
-    return native.computes_eight_bits()
+    return native.computes("uint8", "inference")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -295,13 +295,19 @@ auto KernelGradientCall() {
 }  // namespace
 }  // namespace flaxres
 
+// Returns the number of channels in a block of a kernel for this many output channels.
+extern "C" int64_t flaxres_block(int64_t channels) {
+  return flaxres::WideBlocks(channels) ? flaxres::kWide * flaxres::kLanes : 16;
+}
+
+#if defined(FLAXRES_FLOAT32)
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_convolution_float32,
                               (flaxres::Convolution<flaxres::Float32, xla::ffi::F32>),
                               flaxres::ConvolutionCall<xla::ffi::F32>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_kernel_gradient_float32,
                               (flaxres::KernelGradient<flaxres::Float32, xla::ffi::F32>),
                               flaxres::KernelGradientCall<xla::ffi::F32>());
-#if defined(__AVX512BF16__)
+#elif defined(FLAXRES_BFLOAT16) && defined(__AVX512BF16__)
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_convolution_bfloat16,
                               (flaxres::Convolution<flaxres::BFloat16, xla::ffi::BF16>),
                               flaxres::ConvolutionCall<xla::ffi::BF16>());

@@ -155,4 +155,4 @@ def call(
     )
 
 
-define_call(fused_p, plain, call)
+define_call(fused_p, plain, call, "inference")

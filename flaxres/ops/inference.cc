@@ -62,11 +62,6 @@ struct Quantised : UInt8 {
 }  // namespace
 }  // namespace flaxres
 
-// Returns the number of channels in a block of a kernel for this many output channels.
-extern "C" int64_t flaxres_block(int64_t channels) {
-  return flaxres::WideBlocks(channels) ? flaxres::kWide * flaxres::kLanes : 16;
-}
-
 using xla::ffi::BF16, xla::ffi::F32, xla::ffi::S8, xla::ffi::U8;
 using flaxres::Float32;
 
@@ -76,11 +71,11 @@ using flaxres::Float32;
                                 (flaxres::FusedConvolutionCall<__VA_ARGS__>()))
 
 // The dtypes are those of images, kernel, result and shortcut.
+#if defined(FLAXRES_FLOAT32)
 FLAXRES_FUSED(float32, Float32, F32, F32, F32, F32);
-#if defined(__AVX512BF16__)
+#elif defined(FLAXRES_BFLOAT16) && defined(__AVX512BF16__)
 FLAXRES_FUSED(bfloat16, flaxres::BFloat16, BF16, BF16, BF16, BF16);
-#endif
-#if defined(__AVX512VNNI__)
+#elif defined(FLAXRES_UINT8) && defined(__AVX512VNNI__)
 using flaxres::Quantised, flaxres::UInt8;
 using ToFloat32 = Quantised<Float32, Float32>;
 using ToFloat32FromUInt8 = Quantised<Float32, UInt8>;

@@ -13,7 +13,10 @@ from flaxres.ops import native
 
 
 def define_call(
-    primitive: Primitive, plain: Callable[..., Any], call: Callable[..., Any] | None = None
+    primitive: Primitive,
+    plain: Callable[..., Any],
+    call: Callable[..., Any] | None = None,
+    kind: str = "training",
 ) -> None:
     """Registers the rules of an operation that has a plain form.
 
@@ -21,6 +24,7 @@ def define_call(
       primitive: the operation.
       plain: its form in JAX's operations, for shapes, derivatives, `jax.vmap` and other platforms.
       call: its lowering rule as a native call.
+      kind: of the native code, which must compute the dtype of the first operand.
     """
     several = primitive.multiple_results
 
@@ -39,7 +43,9 @@ def define_call(
         return primitive.bind(*operands, **settings), out
 
     def rule(context: mlir.LoweringRuleContext, *operands: Any, **settings: Any) -> Any:
-        if call is not None and native.callable_in(context):
+        first: Any = context.avals_in[0]
+        able = native.callable_in(context) and native.computes(first.dtype, kind)
+        if call is not None and able:
             return call(context, *operands, **settings)
         form = functools.partial(plain, **settings)
         return mlir.lower_fun(form, multiple_results=several)(context, *operands)

@@ -11,9 +11,11 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,25 +27,23 @@ from flaxres.errors import InputError
 
 HERE = pathlib.Path(__file__).parent
 HEADERS = ("native.h", "outputs.h")
-# The operations of each source file.
-SOURCES = {
-    "convolution.cc": ("flaxres_convolution", "flaxres_kernel_gradient"),
-    "inference.cc": ("flaxres_fused_convolution",),
-    "pool.cc": ("flaxres_pool", "flaxres_spread"),
-    "norm.cc": ("flaxres_norm", "flaxres_norm_gradient", "flaxres_norm_sum_gradient"),
+# The operations of each source file, for training and for inference.
+SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
+    "training": {
+        "convolution.cc": ("convolution", "kernel_gradient"),
+        "pool.cc": ("pool", "spread"),
+        "norm.cc": ("norm", "norm_gradient", "norm_sum_gradient"),
+    },
+    "inference": {"inference.cc": ("fused_convolution",)},
 }
-# The second only where the processor multiplies it (AVX512_BF16).
-DTYPES = ("float32", "bfloat16")
-# Those of 8-bit images, by the dtypes of their results and shortcuts, only where the processor
-# multiplies these (AVX512_VNNI).
-QUANTISED = tuple(
-    f"flaxres_fused_convolution_uint8_{result}_{shortcut}"
-    for result in ("uint8", "float32")
-    for shortcut in ("uint8", "float32")
-)
+# The dtypes of images, and the instructions that they need, as /proc/cpuinfo names them.
+INSTRUCTIONS = {"float32": "", "bfloat16": "avx512_bf16", "uint8": "avx512_vnni"}
+# The dtypes of results and shortcuts where the images are of 8 bits.
+QUANTISED = tuple(f"uint8_{y}_{z}" for y in ("uint8", "float32") for z in ("uint8", "float32"))
 OPTIONS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-shared", "-fPIC")
 COMPILERS = ("c++", "g++", "clang++")
 SECONDS = 300
+UNFINISHED = "unfinished-"
 FIX = (
     "install g++ or clang++ or name a compiler in CXX, "
     "or go on with XLA's convolutions, which are slower"
@@ -52,8 +52,8 @@ FIX = (
 _left_out = contextvars.ContextVar("left_out", default=False)
 compiled_by = ""
 """First line of the compiler's `--version`; empty until `use_native_convolutions` is called."""
-dtypes: tuple[str, ...] = ()
-"""Those of `DTYPES` that the code computes on this processor, once it is compiled."""
+_begun: tuple[Future[str], Callable[[InputError], None]] | None = None
+_settling = threading.Lock()
 
 
 def use_native_convolutions() -> str:
@@ -82,67 +82,94 @@ def use_native_convolutions() -> str:
       >>> import flaxres
       >>> compiler = flaxres.use_native_convolutions()
     """
-    global compiled_by, dtypes
-    compiled_by, dtypes, *_ = load()
+    global compiled_by
+    load("training", "float32")
+    compiled_by = compiler_and_version()[1]
     return compiled_by
 
 
-class Loaded(NamedTuple):
-    """The native code in this process.
+def begin_to_use_native_convolutions(refused: Callable[[InputError], None]) -> None:
+    """Calls `use_native_convolutions` in another thread; `compiler` and `computes` wait for it.
 
-    Attributes:
-      compiler: name and version of the compiler.
-      dtypes: those that the code computes.
-      eight_bits: whether it computes convolutions of 8-bit images for inference.
-      block: maps a number of output channels to that in a block of a kernel.
+    Args:
+      refused: is called if it can't be; XLA computes then.
     """
+    global _begun
+    begun = Future[str]()
+    _begun = begun, refused
 
-    compiler: str
-    dtypes: tuple[str, ...]
-    eight_bits: bool
-    block: Callable[[int], int]
+    def use() -> None:
+        try:
+            begun.set_result(use_native_convolutions())
+        except BaseException as error:  # for the thread that waits
+            begun.set_exception(error)
+
+    # A command that is refused ends without it.
+    threading.Thread(target=use, daemon=True).start()
+
+
+def compiler() -> str:
+    """Returns the compiler's name and version if native code is in use, else an empty string."""
+    global _begun
+    with _settling:
+        begun, _begun = _begun, None
+        if begun is not None:
+            future, refused = begun
+            try:
+                future.result()
+            except InputError as error:
+                refused(error)
+    return compiled_by
 
 
 @functools.cache
-def load() -> Loaded:
-    """Compiles the code if it is not in the cache, and registers it with XLA, once a process."""
-    compiler = find_compiler()
-    version = said([*compiler, "--version"]).partition("\n")[0] or compiler[0]
-    with ThreadPoolExecutor(len(SOURCES)) as threads:
-        libraries = list(threads.map(lambda source: loaded(source, compiler, version), SOURCES))
-    computed: tuple[str, ...] = DTYPES
-    for functions, targets in zip(libraries, SOURCES.values(), strict=True):
-        computed = tuple(d for d in computed if hasattr(functions, f"{targets[0]}_{d}"))
-        for name in (f"{target}_{dtype}" for target in targets for dtype in computed):
+def load(kind: str, dtype: str) -> list[ctypes.CDLL]:
+    """Compiles code that is not in the cache, and registers it with XLA, once a process.
+
+    Args:
+      kind: of `SOURCES`.
+      dtype: of `INSTRUCTIONS`.
+
+    Returns:
+      The libraries; none where the processor or the compiler lacks the instructions.
+
+    Raises:
+      InputError: there is no compiler, or it fails.
+    """
+    if INSTRUCTIONS[dtype] not in processor():
+        return []
+    sources = SOURCES[kind]
+    compiler, version = compiler_and_version()
+    with ThreadPoolExecutor(len(sources)) as threads:
+        libraries = list(
+            threads.map(lambda source: loaded(source, dtype, compiler, version), sources)
+        )
+    dtypes = QUANTISED if dtype == "uint8" else (dtype,)
+    for functions, operations in zip(libraries, sources.values(), strict=True):
+        for name in (f"flaxres_{operation}_{d}" for operation in operations for d in dtypes):
+            if not hasattr(functions, name):
+                return []
             handler = jax.ffi.pycapsule(getattr(functions, name))
             jax.ffi.register_ffi_target(name, handler, platform="cpu")
-    inference = dict(zip(SOURCES, libraries, strict=True))["inference.cc"]
-    quantised = [getattr(inference, name) for name in QUANTISED if hasattr(inference, name)]
-    for name, function in zip(QUANTISED, quantised, strict=False):
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(function), platform="cpu")
-    block = inference.flaxres_block
-    block.restype, block.argtypes = ctypes.c_int64, [ctypes.c_int64]
-    return Loaded(version, computed, bool(quantised), block)
-
-
-def computes_eight_bits() -> bool:
-    """Returns whether native code is in use, and computes convolutions of 8-bit images."""
-    return bool(compiled_by) and load().eight_bits
+    return libraries
 
 
 def block(channels: int) -> int:
     """Returns the number of output channels in a block of a packed kernel, on this processor."""
-    return int(load().block(channels))
+    function = load("training", "float32")[0].flaxres_block
+    function.restype, function.argtypes = ctypes.c_int64, [ctypes.c_int64]
+    return int(function(channels))
 
 
-def loaded(source: str, compiler: Sequence[str], version: str) -> ctypes.CDLL:
-    """Compiles a source file, if it is not in the cache, and loads it."""
+def loaded(source: str, dtype: str, compiler: Sequence[str], version: str) -> ctypes.CDLL:
+    """Compiles a source file for a dtype, if it is not in the cache, and loads it."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            return ctypes.CDLL(str(library(source, compiler, version, private_folder("native"))))
+            folder = private_folder("native")
+            return ctypes.CDLL(str(library(source, dtype, compiler, version, folder)))
         except (OSError, RuntimeError):  # read-only, full, mounted noexec, or no home
             try:
-                made = library(source, compiler, version, pathlib.Path(scratch))
+                made = library(source, dtype, compiler, version, pathlib.Path(scratch))
                 return ctypes.CDLL(str(made))
             except OSError as error:
                 raise InputError(
@@ -152,15 +179,16 @@ def loaded(source: str, compiler: Sequence[str], version: str) -> ctypes.CDLL:
 
 
 def library(
-    source: str, compiler: Sequence[str], version: str, folder: pathlib.Path
+    source: str, dtype: str, compiler: Sequence[str], version: str, folder: pathlib.Path
 ) -> pathlib.Path:
-    """Returns the shared library of a source for this compiler and this processor, in `folder`.
+    """Returns the library of a source and a dtype for this compiler and processor, in `folder`.
 
     It is compiled if it is missing or damaged.
     """
     options = [
         *OPTIONS,
         processor_option(),
+        f"-DFLAXRES_{dtype.upper()}",
         f"-I{jax.ffi.include_dir()}",
     ]
     texts = [HERE.joinpath(name).read_text() for name in (*HEADERS, source)]
@@ -169,6 +197,12 @@ def library(
     if not sound(path):
         build(source, compiler, options, path)
     return path
+
+
+def compiler_and_version() -> tuple[list[str], str]:
+    """Returns the compiler's command line, and the first line of its `--version`."""
+    compiler = find_compiler()
+    return compiler, said([*compiler, "--version"]).partition("\n")[0] or compiler[0]
 
 
 def find_compiler() -> list[str]:
@@ -229,7 +263,10 @@ def build(
     source: str, compiler: Sequence[str], options: Sequence[str], library: pathlib.Path
 ) -> None:
     """Compiles a source to `library`, and writes its digest beside it."""
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+    for left in library.parent.glob(f"{UNFINISHED}*"):  # by processes that ended too early
+        if time.time() - left.stat().st_mtime > 2 * SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=library.parent) as scratch:
         made, digest = pathlib.Path(scratch) / library.name, pathlib.Path(scratch) / "digest"
         said([*compiler, *options, "-w", str(HERE / source), "-o", str(made)])
         digest.write_text(hashlib.sha256(made.read_bytes()).hexdigest())
@@ -248,9 +285,16 @@ def sound(library: pathlib.Path) -> bool:
         return False
 
 
-def computes(dtype: Any) -> bool:
-    """Returns whether native code is in use, and computes this dtype."""
-    return bool(compiled_by) and not _left_out.get() and str(np.dtype(dtype)) in dtypes
+def computes(dtype: Any, kind: str = "training") -> bool:
+    """Returns whether native code is in use, and computes this dtype.
+
+    Args:
+      dtype: of images.
+      kind: of `SOURCES`.
+    """
+    name = str(np.dtype(dtype))
+    used = name in INSTRUCTIONS and not _left_out.get() and bool(compiler())
+    return used and bool(load(kind, name))
 
 
 def left_out(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -278,7 +322,7 @@ def callable_in(context: mlir.LoweringRuleContext) -> bool:
     partition an operation that it does not know.
     """
     module = context.module_context
-    if not compiled_by or getattr(module.lowering_parameters, "for_export", False):
+    if not compiler() or getattr(module.lowering_parameters, "for_export", False):
         return False
     axes: Any = module.axis_context
     if (count := getattr(axes, "num_devices", None)) is not None:

@@ -305,6 +305,7 @@ auto SumGradientCall() {
 }  // namespace
 }  // namespace flaxres
 
+#if defined(FLAXRES_FLOAT32)
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_norm_float32,
                               (flaxres::Norm<flaxres::Float32, xla::ffi::F32>),
                               flaxres::NormCall<xla::ffi::F32>());
@@ -314,7 +315,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_norm_gradient_float32,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_norm_sum_gradient_float32,
                               (flaxres::SumGradient<flaxres::Float32, xla::ffi::F32>),
                               flaxres::SumGradientCall<xla::ffi::F32>());
-#if defined(__AVX512BF16__)
+#elif defined(FLAXRES_BFLOAT16) && defined(__AVX512BF16__)
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_norm_bfloat16,
                               (flaxres::Norm<flaxres::BFloat16, xla::ffi::BF16>),
                               flaxres::NormCall<xla::ffi::BF16>());

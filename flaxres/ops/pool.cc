@@ -134,13 +134,14 @@ auto SpreadCall() {
 }  // namespace
 }  // namespace flaxres
 
+#if defined(FLAXRES_FLOAT32)
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_pool_float32,
                               (flaxres::Pool<flaxres::Float32, xla::ffi::F32>),
                               flaxres::PoolCall<xla::ffi::F32>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_spread_float32,
                               (flaxres::Spread<flaxres::Float32, xla::ffi::F32>),
                               flaxres::SpreadCall<xla::ffi::F32>());
-#if defined(__AVX512BF16__)
+#elif defined(FLAXRES_BFLOAT16) && defined(__AVX512BF16__)
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_pool_bfloat16,
                               (flaxres::Pool<flaxres::BFloat16, xla::ffi::BF16>),
                               flaxres::PoolCall<xla::ffi::BF16>());

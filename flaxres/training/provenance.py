@@ -137,9 +137,9 @@ def convolutions(run: Run) -> str:
     may_be_native = (
         run.mesh.size == 1
         and jax.default_backend() == "cpu"
-        and run.config.model.compute_dtype in native.dtypes
+        and native.computes(run.config.model.compute_dtype)
     )
-    return (may_be_native and native.compiled_by) or "XLA"
+    return native.compiler() if may_be_native else "XLA"
 
 
 def _teacher_digest(path: str | None) -> str:

@@ -28,7 +28,7 @@ def test_it_is_the_convolution_and_what_follows(
     shape: tuple[int, ...], size: int, stride: int, dtype: str
 ) -> None:
     native.use_native_convolutions()
-    if dtype not in native.dtypes:
+    if not native.computes(dtype, "inference"):
         pytest.skip(f"this processor doesn't multiply {dtype}")
     x, kernel = (array.astype(dtype) for array in arrays(shape, size))
     rng, features = np.random.default_rng(1), shape[-1]
@@ -61,7 +61,7 @@ def test_it_is_the_convolution_and_what_follows(
 )
 def test_sums_of_8_bit_images_are_whole(shape: tuple[int, ...], size: int, stride: int) -> None:
     native.use_native_convolutions()
-    if not native.computes_eight_bits():
+    if not native.computes("uint8", "inference"):
         pytest.skip("this processor doesn't multiply 8-bit numbers")
     rng, (count, height, width, channels, features) = np.random.default_rng(0), shape
     x = rng.integers(0, 256, (count, height, width, channels), np.uint8)

@@ -24,7 +24,7 @@ pytestmark = needs_compiler
 def test_bfloat16_is_rounded_once(shape: tuple[int, ...], size: int, stride: int) -> None:
     """Products are exact and sums float32, so results are those of float32, rounded."""
     native.use_native_convolutions()
-    if "bfloat16" not in native.dtypes:
+    if not native.computes("bfloat16"):
         pytest.skip("this processor doesn't multiply bfloat16")
     narrow = [array.astype(jnp.bfloat16) for array in arrays(shape, size)]
     wide = [array.astype(jnp.float32) for array in narrow]

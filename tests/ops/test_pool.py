@@ -106,7 +106,7 @@ def test_windows_outside_an_image_get_no_gradient() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("dtype", native.DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("shape", "size", "stride", "padding"),
     [
@@ -135,7 +135,7 @@ def test_native_code_pools_the_same(
 
     expected = results()
     native.use_native_convolutions()
-    if dtype not in native.dtypes:
+    if not native.computes(dtype):
         pytest.skip("not on this processor")
     jax.clear_caches()
     assert calls(jax.grad(lambda x: pool(x).sum()), x) == 2
