@@ -1,6 +1,6 @@
 """Residual networks for JAX: Flax modules (Linen and NNX), weights, and the trainer.
 
-`import flaxres` loads jax and flax. Names that need further packages load them on first use.
+`import flaxres` loads nothing. A name loads what it needs on first use: a network jax and flax.
 """
 
 import importlib
@@ -8,35 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from flaxres._version import __version__ as __version__
 from flaxres.errors import InputError as InputError, missing_extra
-from flaxres.models.clip import CLIPResNet as CLIPResNet
-from flaxres.models.convnext import ConvNeXt as ConvNeXt
-from flaxres.models.densenet import DenseNet as DenseNet
-from flaxres.models.named import (
-    ResNet18 as ResNet18,
-    ResNet20 as ResNet20,
-    ResNet32 as ResNet32,
-    ResNet34 as ResNet34,
-    ResNet44 as ResNet44,
-    ResNet50 as ResNet50,
-    ResNet56 as ResNet56,
-    ResNet101 as ResNet101,
-    ResNet110 as ResNet110,
-    ResNet152 as ResNet152,
-    ResNet200 as ResNet200,
-    ResNet1202 as ResNet1202,
-)
-from flaxres.models.nfnet import NFNet as NFNet
-from flaxres.models.registry import create_model as create_model, list_models as list_models
-from flaxres.models.regnet import RegNet as RegNet
-from flaxres.models.res2net import Res2Net as Res2Net
-from flaxres.models.resnest import ResNeSt as ResNeSt
-from flaxres.models.resnet import ResNet as ResNet
-from flaxres.models.resnet9 import ResNet9 as ResNet9
-from flaxres.models.resnetv2 import ResNetV2 as ResNetV2
-from flaxres.models.senet import LegacySENet as LegacySENet
-from flaxres.models.sknet import SKNet as SKNet
-from flaxres.models.summary import summary as summary
-from flaxres.ops.native import use_native_convolutions as use_native_convolutions
 
 if TYPE_CHECKING:
     from flaxres import nnx as nnx
@@ -50,6 +21,35 @@ if TYPE_CHECKING:
         TrainConfig as TrainConfig,
     )
     from flaxres.inference.runs import load_run as load_run
+    from flaxres.models.clip import CLIPResNet as CLIPResNet
+    from flaxres.models.convnext import ConvNeXt as ConvNeXt
+    from flaxres.models.densenet import DenseNet as DenseNet
+    from flaxres.models.named import (
+        ResNet18 as ResNet18,
+        ResNet20 as ResNet20,
+        ResNet32 as ResNet32,
+        ResNet34 as ResNet34,
+        ResNet44 as ResNet44,
+        ResNet50 as ResNet50,
+        ResNet56 as ResNet56,
+        ResNet101 as ResNet101,
+        ResNet110 as ResNet110,
+        ResNet152 as ResNet152,
+        ResNet200 as ResNet200,
+        ResNet1202 as ResNet1202,
+    )
+    from flaxres.models.nfnet import NFNet as NFNet
+    from flaxres.models.registry import create_model as create_model, list_models as list_models
+    from flaxres.models.regnet import RegNet as RegNet
+    from flaxres.models.res2net import Res2Net as Res2Net
+    from flaxres.models.resnest import ResNeSt as ResNeSt
+    from flaxres.models.resnet import ResNet as ResNet
+    from flaxres.models.resnet9 import ResNet9 as ResNet9
+    from flaxres.models.resnetv2 import ResNetV2 as ResNetV2
+    from flaxres.models.senet import LegacySENet as LegacySENet
+    from flaxres.models.sknet import SKNet as SKNet
+    from flaxres.models.summary import summary as summary
+    from flaxres.ops.native import use_native_convolutions as use_native_convolutions
     from flaxres.training.evaluation import Report as Report
     from flaxres.training.loop import evaluate as evaluate, fit as fit
     from flaxres.training.xla import compiler_options as compiler_options
@@ -63,19 +63,46 @@ if TYPE_CHECKING:
     )
     from flaxres.weights.transfer import load_weights as load_weights, save_weights as save_weights
 
-# Loaded on first use.
+# Packages, and the modules of names, that are loaded on first use.
+_PACKAGES = ("models", "nnx", "ops")
 _LAZY = {
     "AugmentConfig": "flaxres.config.schema",
+    "CLIPResNet": "flaxres.models.clip",
     "Config": "flaxres.config.schema",
+    "ConvNeXt": "flaxres.models.convnext",
     "DataConfig": "flaxres.config.schema",
+    "DenseNet": "flaxres.models.densenet",
+    "LegacySENet": "flaxres.models.senet",
     "ModelConfig": "flaxres.config.schema",
+    "NFNet": "flaxres.models.nfnet",
     "OptimConfig": "flaxres.config.schema",
     "Pretrained": "flaxres.weights.tags",
+    "RegNet": "flaxres.models.regnet",
     "Report": "flaxres.training.evaluation",
+    "Res2Net": "flaxres.models.res2net",
+    "ResNeSt": "flaxres.models.resnest",
+    "ResNet": "flaxres.models.resnet",
+    "ResNet9": "flaxres.models.resnet9",
+    "ResNet18": "flaxres.models.named",
+    "ResNet20": "flaxres.models.named",
+    "ResNet32": "flaxres.models.named",
+    "ResNet34": "flaxres.models.named",
+    "ResNet44": "flaxres.models.named",
+    "ResNet50": "flaxres.models.named",
+    "ResNet56": "flaxres.models.named",
+    "ResNet101": "flaxres.models.named",
+    "ResNet110": "flaxres.models.named",
+    "ResNet152": "flaxres.models.named",
+    "ResNet200": "flaxres.models.named",
+    "ResNet1202": "flaxres.models.named",
+    "ResNetV2": "flaxres.models.resnetv2",
+    "SKNet": "flaxres.models.sknet",
     "TrainConfig": "flaxres.config.schema",
     "compiler_options": "flaxres.training.xla",
+    "create_model": "flaxres.models.registry",
     "evaluate": "flaxres.training.loop",
     "fit": "flaxres.training.loop",
+    "list_models": "flaxres.models.registry",
     "list_pretrained": "flaxres.weights.tags",
     "load_pretrained": "flaxres.weights.hub",
     "load_run": "flaxres.inference.runs",
@@ -84,6 +111,8 @@ _LAZY = {
     "push_to_hub": "flaxres.weights.push",
     "save_pretrained": "flaxres.weights.hub_folder",
     "save_weights": "flaxres.weights.transfer",
+    "summary": "flaxres.models.summary",
+    "use_native_convolutions": "flaxres.ops.native",
     "variant": "flaxres.config.files",
 }
 __all__ = [
@@ -140,8 +169,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "nnx":  # a package, which Python binds here itself
-        return importlib.import_module("flaxres.nnx")
+    if name in _PACKAGES:  # Python binds them here itself
+        return importlib.import_module(f"flaxres.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'flaxres' has no attribute {name!r}")
     try:
@@ -155,4 +184,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "nnx"})
+    return sorted({*globals(), *__all__, *_PACKAGES})

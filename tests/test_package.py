@@ -239,6 +239,37 @@ def test_importing_flaxres_loads_nothing_heavy() -> None:
     assert not set(HEAVY) & set(loaded)
 
 
+def test_help_and_an_import_load_neither_jax_nor_flax() -> None:
+    program = (
+        "import sys, flaxres; from flaxres.cli import main; "
+        "assert main(['--help']) == main(['--version']) == 0; assert main(['trian']) == 2; "
+        "assert not {'jax', 'flax', 'numpy', 'tyro'} & set(sys.modules); "
+        "assert flaxres.models and flaxres.ops and flaxres.ResNet50; "
+        "assert 'flax' in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_tensorboard_loads_no_pytorch(tmp_path: pathlib.Path) -> None:
+    """Which takes a second, where it is installed."""
+    program = """
+import pathlib, sys
+from flaxres.config.schema import Config
+from flaxres.training.metrics import Writer
+writer = Writer(pathlib.Path(sys.argv[1]), 0, Config())
+assert "tensorboardX" not in sys.modules
+writer.write(1, 0.0, {"loss": 1.0})
+writer.close()
+assert "tensorboardX" in sys.modules and not {"torch", "boto3"} & set(sys.modules)
+assert len(list(pathlib.Path(sys.argv[1]).glob("events.*"))) == 1
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_public_name_is_there() -> None:
     for name in dir(flaxres):
         assert getattr(flaxres, name) is not None

@@ -91,13 +91,14 @@ def test_tensorboard_that_fails_is_said_once(
 
     lines: list[str] = []
     writer = Writer(tmp_path, 0, Config(), lines.append)
+    writer.write(1, 0.0, {"loss": 1.0})
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(RecordWriter, operation, full)
     monkeypatch.setattr("threading.excepthook", lambda _: None)
-    for step in range(1, 301):
+    for step in range(2, 301):
         writer.write(step, 0.0, {"loss": 1.0})
         if step % 100 == 0:
             writer.flush()

@@ -1,43 +1,32 @@
 """The command line: `train.py` and the `flaxres` command."""
 
+import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from flaxres.cli._bench import bench
-from flaxres.cli._data import data
-from flaxres.cli._evaluate import evaluate
-from flaxres.cli._explain import explain
-from flaxres.cli._lab import lab
-from flaxres.cli._lists import configs, models
-from flaxres.cli._options import version_line
-from flaxres.cli._plan import plan
-from flaxres.cli._predict import convert, export, predict
 from flaxres.cli._process import EXIT_REFUSED, refusing
-from flaxres.cli._push import push
-from flaxres.cli._report import report
-from flaxres.cli._serve import serve
-from flaxres.cli._sweep import sweep
-from flaxres.cli._train import checkpoints, train
+from flaxres.cli._words import version_line
 from flaxres.errors import unknown
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "train": train,
-    "evaluate": evaluate,
-    "bench": bench,
-    "checkpoints": checkpoints,
-    "configs": configs,
-    "convert": convert,
-    "data": data,
-    "explain": explain,
-    "export": export,
-    "lab": lab,
-    "models": models,
-    "plan": plan,
-    "predict": predict,
-    "push": push,
-    "report": report,
-    "serve": serve,
-    "sweep": sweep,
+# The commands, and the modules of their functions, which have the same names.
+COMMANDS = {
+    "train": "_train",
+    "evaluate": "_evaluate",
+    "bench": "_bench",
+    "checkpoints": "_train",
+    "configs": "_lists",
+    "convert": "_predict",
+    "data": "_data",
+    "explain": "_explain",
+    "export": "_predict",
+    "lab": "_lab",
+    "models": "_lists",
+    "plan": "_plan",
+    "predict": "_predict",
+    "push": "_push",
+    "report": "_report",
+    "serve": "_serve",
+    "sweep": "_sweep",
 }
 
 USAGE = """usage: flaxres COMMAND ...
@@ -80,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif words[0] == "--version":
             print(version_line())
         elif words[0] in COMMANDS:
-            COMMANDS[words[0]](words[1:])
+            module = importlib.import_module(f"flaxres.cli.{COMMANDS[words[0]]}")
+            getattr(module, words[0])(words[1:])
         else:
             raise unknown("command", words[0], COMMANDS)
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from flaxres.cli._options import Parser, count_of, parse_run, show, value_of
+from flaxres.cli._options import parse_run
 from flaxres.cli._process import joined, keep_memory, silence, use_compiler
+from flaxres.cli._words import Parser, count_of, show, value_of
 from flaxres.errors import InputError, unknown
 
 

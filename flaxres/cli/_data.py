@@ -5,8 +5,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flaxres.cli._options import Parser, show
 from flaxres.cli._process import silence
+from flaxres.cli._words import Parser, show
 from flaxres.config.files import load_config
 from flaxres.config.schema import Config
 from flaxres.data.choices import IN_PLACE

@@ -5,8 +5,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from flaxres.cli._options import parse_run, show, value_of
+from flaxres.cli._options import parse_run
 from flaxres.cli._process import joined, silence
+from flaxres.cli._words import show, value_of
 from flaxres.config.schema import Config
 from flaxres.errors import InputError
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from flaxres.cli._options import Parser
 from flaxres.cli._predict import DRAWN, add_origin, predictor_of
+from flaxres.cli._words import Parser
 from flaxres.errors import InputError
 from flaxres.paths import expanded
 

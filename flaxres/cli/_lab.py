@@ -5,8 +5,8 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from flaxres.cli._options import Parser
 from flaxres.cli._process import keep_compiled, keep_memory, silence, use_compiler
+from flaxres.cli._words import Parser
 from flaxres.errors import unknown
 from flaxres.printing import say
 

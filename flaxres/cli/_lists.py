@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from flaxres.cli._options import Parser, show
+from flaxres.cli._words import Parser, show
 from flaxres.errors import InputError, unknown
 
 

@@ -4,8 +4,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from flaxres.cli._options import asks_for_help, parse_run, show, value_of
+from flaxres.cli._options import parse_run
 from flaxres.cli._process import silence
+from flaxres.cli._words import asks_for_help, show, value_of
 from flaxres.errors import InputError
 
 DESCRIPTION = (

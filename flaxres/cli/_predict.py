@@ -10,8 +10,8 @@ import sys
 import typing
 from collections.abc import Iterator, Sequence
 
-from flaxres.cli._options import Parser, show
 from flaxres.cli._process import keep_memory, silence, use_compiler
+from flaxres.cli._words import Parser, show
 from flaxres.errors import InputError
 from flaxres.paths import expanded
 from flaxres.printing import say

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flaxres.cli._options import asks_for_help, value_of
+from flaxres.cli._words import asks_for_help, value_of
 from flaxres.errors import InputError, WriteError, missing_extra
 from flaxres.printing import safe_streams, say, say_last
 

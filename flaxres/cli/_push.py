@@ -5,8 +5,8 @@ import pathlib
 import tempfile
 from collections.abc import Sequence
 
-from flaxres.cli._options import Parser
 from flaxres.cli._process import silence
+from flaxres.cli._words import Parser
 from flaxres.errors import InputError
 from flaxres.paths import expanded
 

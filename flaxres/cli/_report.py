@@ -3,8 +3,8 @@
 import pathlib
 from collections.abc import Sequence
 
-from flaxres.cli._options import Parser
 from flaxres.cli._process import silence
+from flaxres.cli._words import Parser
 from flaxres.errors import InputError
 from flaxres.paths import expanded, replacing
 

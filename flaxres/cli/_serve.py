@@ -4,9 +4,9 @@ import argparse
 import typing
 from collections.abc import Callable, Sequence
 
-from flaxres.cli._options import Parser
 from flaxres.cli._predict import add_8_bits, add_origin, in_8_bits, predictor_of
 from flaxres.cli._process import keep_compiled, keep_memory, silence, use_compiler
+from flaxres.cli._words import Parser
 from flaxres.errors import InputError
 from flaxres.serving.errors import StartError
 

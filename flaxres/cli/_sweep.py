@@ -11,7 +11,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from flaxres.cli._options import count_of, parse_run, show
+from flaxres.cli._options import parse_run
+from flaxres.cli._words import count_of, show
 from flaxres.config.files import resolved, to_json
 from flaxres.config.schema import Config
 from flaxres.errors import writing_to

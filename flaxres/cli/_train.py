@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from flaxres.cli._options import Parser, parse_run, show, version_line
+from flaxres.cli._options import parse_run
 from flaxres.cli._process import joined, silence
+from flaxres.cli._words import Parser, show, version_line
 from flaxres.errors import InputError
 
 

@@ -1,7 +1,9 @@
 """Exact evaluation: every example counts once, on any number of devices."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -62,8 +64,7 @@ class Report:
 class Evaluator:
     """Evaluates states of a run on its evaluation split.
 
-    Compiles the step once, before the first training step. Where the dataset is resident, the
-    batches stay on the devices.
+    Compiles the step once. Where the dataset is resident, the batches stay on the devices.
 
     Args:
       run: the run.
@@ -73,9 +74,29 @@ class Evaluator:
     def __init__(self, run: Run, say: Callable[[str], None] = say) -> None:
         self.run, self.say = run, say
         self.kept: list[Any] | None = None
-        variables = run.abstract_state().eval_variables
-        step = run.eval_rows() if run.config.data.multi_label else run.eval_step()
-        self.compiled = step.lower(variables, abstract_batch(run)).compile()
+        self._compiling: Future[Any] | None = None
+
+    def begin(self) -> None:
+        """Starts to compile the step in another thread, in the first steps of a training.
+
+        One of several processes compiles it at once: all must compile their programs in one order.
+        """
+        if jax.process_count() > 1:
+            self.compiled  # noqa: B018
+            return
+        thread = ThreadPoolExecutor(1, "flaxres-evaluation")
+        self._compiling = thread.submit(self._compile)
+        thread.shutdown(wait=False)
+
+    @functools.cached_property
+    def compiled(self) -> Any:
+        """The compiled step."""
+        return self._compile() if self._compiling is None else self._compiling.result()
+
+    def _compile(self) -> Any:
+        variables = self.run.abstract_state().eval_variables
+        step = self.run.eval_rows() if self.run.config.data.multi_label else self.run.eval_step()
+        return step.lower(variables, abstract_batch(self.run)).compile()
 
     def batches(self) -> Iterator[Any]:
         """Yields the batches of the evaluation split."""

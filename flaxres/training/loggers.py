@@ -10,9 +10,10 @@ import importlib
 import importlib.util
 import json
 import pathlib
+import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from flaxres.config.schema import Config, TrainConfig
@@ -84,39 +85,66 @@ class Facts:
         return values
 
 
+@contextlib.contextmanager
+def hidden(*names: str) -> Iterator[None]:
+    """Lets imports of modules fail that are not imported yet."""
+    absent = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
+
+
 class TensorBoard:
-    """Events for TensorBoard in a workdir; later events, of a killed run, are hidden."""
+    """Events for TensorBoard in a workdir; later events, of a killed run, are hidden.
+
+    The file begins with the first metrics, so that its library does not delay the first step.
+    """
 
     def __init__(self, facts: Facts) -> None:
-        import tensorboardX
-
-        self.events = tensorboardX.SummaryWriter(
-            str(facts.workdir), purge_step=facts.step + 1, max_queue=TENSORBOARD_QUEUE
-        )
-        self.writer: Any = self.events.file_writer.event_writer
+        self.facts = facts
+        self.events: Any = None
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes the metrics of a step."""
+        if self.events is None:
+            with hidden("torch", "boto3"):  # it would import them, and uses neither for numbers
+                import tensorboardX
+
+            self.events = tensorboardX.SummaryWriter(
+                str(self.facts.workdir),
+                purge_step=self.facts.step + 1,
+                max_queue=TENSORBOARD_QUEUE,
+            )
         self._require_thread()
         for name, value in values.items():
             self.events.add_scalar(name, value, step)
 
     def flush(self) -> None:
         """Writes out pending events."""
-        self._require_thread()
-        self.events.flush()
+        if self.events is not None:
+            self._require_thread()
+            self.events.flush()
 
     def close(self, end: End) -> None:
         """Closes the file."""
-        self._require_thread()
-        self.events.close()
+        if self.events is not None:
+            self._require_thread()
+            self.events.close()
 
     def abandon(self) -> None:
         """Lets the process end with events that nobody writes."""
-        self.writer._event_queue.cancel_join_thread()
+        if self.events is not None:
+            self._writer._event_queue.cancel_join_thread()
+
+    @property
+    def _writer(self) -> Any:
+        return self.events.file_writer.event_writer
 
     def _require_thread(self) -> None:
-        if not self.writer._worker.is_alive():
+        if not self._writer._worker.is_alive():
             raise OSError("its thread has ended")
 
 

@@ -277,6 +277,7 @@ class _Loop:
         batches = iter(batches)
         first_batch = next(batches)
         self.stepper.prepare(state, first_batch)
+        self.evaluator.begin()
         self.log.start()
         step, batch = int(state.step), first_batch
         while True:

@@ -1,0 +1,76 @@
+"""Words of the command line: options by name, `--help`, and what a command prints.
+
+It loads nothing, so that `flaxres --help` takes no time.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from flaxres._version import __version__
+from flaxres.errors import InputError
+
+
+def version_line() -> str:
+    """Returns the versions of flaxres and JAX, for `--version`; does not import JAX."""
+    return f"flaxres {__version__} (jax {importlib.metadata.version('jax')})"
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Returns True if the words ask for `--help`."""
+    return bool({"-h", "--help"} & set(arguments))
+
+
+def value_of(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """Takes an option, `--name V` or `--name=V`, out of the words.
+
+    Returns:
+      Its last value, None without the option, and the other words.
+
+    Examples:
+      >>> value_of(["--out", "a.png", "--steps", "3"], "--out")
+      ('a.png', ['--steps', '3'])
+    """
+    value, rest, i = None, [], 0
+    while i < len(arguments):
+        word, i = arguments[i], i + 1
+        if word == name:
+            if i == len(arguments):
+                raise InputError(f"{name} needs a value")
+            value, i = arguments[i], i + 1
+        elif word.startswith(name + "="):
+            value = word.partition("=")[2]
+        else:
+            rest.append(word)
+    return value, rest
+
+
+def count_of(arguments: Sequence[str], name: str, default: int) -> tuple[int, list[str]]:
+    """Takes an option that counts something out of the words, as `value_of` does.
+
+    Raises:
+      InputError: it is no whole number above 0.
+
+    Examples:
+      >>> count_of(["--steps", "3"], "--steps", 20)
+      (3, [])
+    """
+    value, rest = value_of(arguments, name)
+    if value is not None and not (value.isdigit() and int(value)):
+        raise InputError(f"{name}={value!r}: the rule is a whole number > 0")
+    return int(value or default), rest
+
+
+def show(as_json: bool, facts: dict[str, Any], lines: list[str]) -> None:
+    """Prints `facts` as one JSON object, or the lines."""
+    print(json.dumps(facts) if as_json else "\n".join(lines))
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are InputError, in one line."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
