@@ -79,6 +79,8 @@ def crashed() -> int:
 
 def several() -> bool:
     """Returns True if this process has joined others."""
+    if "jax" not in sys.modules:
+        return False
     import jax
 
     return jax.distributed.is_initialized()
