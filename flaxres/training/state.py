@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from flaxres.config.schema import Config
 from flaxres.data.order import Seed
 from flaxres.training.mesh import replicated
+from flaxres.training.xla import options_of_one_call
 
 # What random numbers are for. Append new ones: the numbers of runs must not change.
 INIT, AUGMENT, DROPOUT, MIX = range(4)
@@ -97,7 +98,8 @@ def create_state(
     def create(seed: jax.Array, variables: Any) -> State:
         return initial_state(model, tx, config, seed, variables)
 
-    created = jax.jit(create, out_shardings=replicated(mesh))
+    options = options_of_one_call(mesh)
+    created = jax.jit(create, out_shardings=replicated(mesh), compiler_options=options)
     state: State = created(np.uint32(config.train.seed), variables)
     return state
 
