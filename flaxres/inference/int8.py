@@ -41,8 +41,8 @@ class Quantised(Chain):
     Attributes:
       images: the images.
       step: of the images.
-      rounded: the result, where it is in 8 bits, and its step.
-      added: the shortcut, and its step if it is in 8 bits, else 1.
+      rounded: the result in 8 bits, and its step; None where it is float32.
+      added: the shortcut, and its step if it is in 8 bits, else 1; None without one.
     """
 
     images: Value | None = None
@@ -193,6 +193,7 @@ class Int8Network(FusedNetwork):
         if not len(images):
             raise InputError("8 bits need images that tell the largest activations: give some")
         self._steps = self._measured(images)
+        self._arrays.clear()  # kernels in float32, most of which are not needed any more
 
     def _measured(self, images: np.ndarray) -> dict[int, float]:
         """Returns the steps of the images of each chain, by the key of its kernel."""

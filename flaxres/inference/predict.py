@@ -38,8 +38,8 @@ Best = list[tuple[str, float]]
 class Predictor:
     """A network with its variables, its preprocessing and the names of its classes.
 
-    With `multi_label` each class is likely or not by itself; see `data.multi_label`. `typical` are
-    preprocessed images for inference in 8 bits; see `in_8_bits`.
+    With `multi_label` each class is likely or not by itself; see `data.multi_label`. `network`
+    computes the logits of preprocessed images in place of the model; see `in_8_bits`.
 
     Examples:
       >>> import flaxres, jax, numpy as np
@@ -57,7 +57,7 @@ class Predictor:
     preprocess: Preprocess
     classes: tuple[str, ...]
     multi_label: bool = False
-    typical: np.ndarray | None = None
+    network: Callable[[np.ndarray], jax.Array] | None = None
 
     def __call__(self, images: Sequence[Any], top: int = 5) -> list[Best]:
         """Returns the `top` classes of each image with their probabilities, the likeliest first.
@@ -119,7 +119,7 @@ class Predictor:
 
     def probabilities(self, batch: np.ndarray) -> np.ndarray:
         """Returns the probabilities `(N, K)` of the classes of a preprocessed batch."""
-        logits = self._network(batch)
+        logits = self._logits(batch)
         return np.asarray(probabilities(logits, self.multi_label))
 
     def best(self, row: np.ndarray, top: int) -> Best:
@@ -140,15 +140,12 @@ class Predictor:
         Raises:
           InputError: an image can't be read, or this machine doesn't compute in 8 bits.
         """
-        predictor = dataclasses.replace(self, typical=np.stack(list(self.preprocess(images))))
-        predictor._network  # noqa: B018 (refuses what it can't compute)
-        return predictor
+        typical = np.stack(list(self.preprocess(images)))
+        return dataclasses.replace(self, network=Int8Network(self.model, self.variables, typical))
 
     @functools.cached_property
-    def _network(self) -> Callable[[np.ndarray], jax.Array]:
-        if self.typical is not None:
-            return Int8Network(self.model, self.variables, self.typical)
-        return network_function(self.model, self.variables)
+    def _logits(self) -> Callable[[np.ndarray], jax.Array]:
+        return self.network or network_function(self.model, self.variables)
 
 
 def from_tag(tag: str) -> Predictor:

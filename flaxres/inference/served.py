@@ -11,9 +11,9 @@ from flaxres.serving.model import Crop, Model, distinct
 def served(predictor: Predictor) -> Model:
     """Returns the network that the server runs for a predictor.
 
-    The server's probabilities are those of `flaxres predict`: it runs the same program, and pixels
-    are normalised by the same code. They may differ by some float32 rounding, since the number of
-    images in a batch is another.
+    The server's probabilities are those of `flaxres predict`: pixels are normalised by the same
+    code. They may differ by some float32 rounding, since the number of images in a batch is
+    another, and native code may compute the one and XLA the other.
 
     Args:
       predictor: the network.
