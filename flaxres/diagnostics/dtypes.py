@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -11,12 +11,15 @@ import numpy as np
 
 from flaxres.config.schema import Config
 from flaxres.data.augment import normalise
+from flaxres.data.loader import Loader
+from flaxres.data.rows import training_rows
 from flaxres.errors import InputError
 from flaxres.inference.fuse import network_function
 from flaxres.inference.int8 import Int8Network, is_available
 from flaxres.training.evaluation import evaluation_batches
+from flaxres.training.mesh import split
 from flaxres.training.resume import restore_run
-from flaxres.training.run import Run
+from flaxres.training.run import Run, evaluation_transform
 from flaxres.training.staging import local
 
 TYPICAL = 256
@@ -25,14 +28,14 @@ TYPICAL = 256
 def compared(config: Config, workdir: str, typical: int = TYPICAL) -> dict[str, float]:
     """Evaluates a run's network in float32, bfloat16 and 8 bits.
 
-    All evaluate the same images, every one once; the three compute each batch in turn. The first
-    images of the training split, preprocessed as in evaluation, give the largest activations for 8
+    All evaluate the same images, every one once; the three compute each batch in turn. Images of
+    the first steps of training, preprocessed as in evaluation, give the largest activations for 8
     bits.
 
     Args:
       config: the config of the run.
       workdir: the workdir.
-      typical: number of the images of the training split.
+      typical: number of these images.
 
     Returns:
       For each dtype D `D_top1` and `D_loss`, in [0, 1] and nats; `D_agreement`, the share of images
@@ -59,7 +62,7 @@ def compared(config: Config, workdir: str, typical: int = TYPICAL) -> dict[str, 
     seconds = dict.fromkeys(networks, 0.0)
     labels: list[np.ndarray] = []
     shapes: set[tuple[int, ...]] = set()
-    for images, label in evaluation_images(run):
+    for images, label in normalised_images(run, evaluation_batches(run)):
         for name, network in networks.items():
             if images.shape not in shapes:
                 network(images)  # compiles it
@@ -91,20 +94,24 @@ def _figures(
     return figures
 
 
-def evaluation_images(run: Run) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the normalised images (B, S, S, C) and labels (B,) of the evaluation split."""
+def normalised_images(run: Run, batches: Iterable[Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the normalised images (B, S, S, C) and labels (B,) of batches, without padding."""
     data = run.config.data
-    for batch in evaluation_batches(run):
+    for batch in batches:
         real = np.asarray(batch["weight"]) > 0
         images = normalise(jnp.asarray(batch["image"]), data.mean, data.std, jnp.float32)
         yield np.asarray(images)[real], np.asarray(batch["label"])[real]
 
 
 def typical_images(run: Run, count: int) -> np.ndarray:
-    """Returns the first images of the training split, preprocessed as in evaluation."""
-    found: list[np.ndarray] = []
-    for images, _ in evaluation_images(dataclasses.replace(run, evaluation=run.train)):
-        found.append(images)
-        if sum(map(len, found)) >= count:
-            break
+    """Returns the images of the first steps of training, preprocessed as in evaluation."""
+    data, train = run.config.data, run.config.train
+    transform = evaluation_transform(data)
+    steps = -(-count // train.batch_size)
+    rows = training_rows(
+        len(run.train), train.batch_size, train.seed, 0, steps, lambda step: transform
+    )
+    speed = run.speed(count)
+    with Loader(run.train, rows, split(run.mesh), speed, data.bad_images) as loader:
+        found = [images for images, _ in normalised_images(run, loader)]
     return np.concatenate(found)[:count]
