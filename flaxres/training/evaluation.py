@@ -88,6 +88,11 @@ class Evaluator:
         self._compiling = thread.submit(self._compile)
         thread.shutdown(wait=False)
 
+    def check(self) -> None:
+        """Raises the error of a compilation that failed, long before the first evaluation."""
+        if self._compiling is not None and self._compiling.done():
+            self._compiling.result()
+
     @functools.cached_property
     def compiled(self) -> Any:
         """The compiled step."""

@@ -326,7 +326,9 @@ class _Loop:
         self.profile.before(step, count)
         state, values = self.stepper(state, batch, count)
         self.profile.after(step + count, state)
-        self.checkpoints.check()  # raises the error of a save that runs beside the training
+        # Errors of what runs beside the training.
+        self.checkpoints.check()
+        self.evaluator.check()
         self.log.add(step + count, count, values)
         return state
 

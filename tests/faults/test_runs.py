@@ -26,6 +26,7 @@ from flaxres.config.kinds import options
 from flaxres.config.settings import SETTINGS, differences, flat
 from flaxres.training import metrics, pace
 from flaxres.training.checkpoints import newest_sound
+from flaxres.training.evaluation import Evaluator
 from flaxres.training.watchdog import EXIT_STUCK
 from tests.training.test_loop import digits
 from tools import kill, processes
@@ -315,14 +316,14 @@ def test_fault_30_a_damaged_or_forbidden_compile_cache(
 
 
 @pytest.mark.slow
-def test_fault_31_an_odd_evaluation_batch_compiles_once_before_step_1(
+def test_fault_31_an_odd_evaluation_batch_compiles_once(
     data_dir: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled: list[int] = []
+    compiled: list[str] = []
     real: Callable[..., Any] = jax.stages.Lowered.compile
 
     def counted(self: jax.stages.Lowered, *arguments: Any, **options: Any) -> Any:
-        compiled.append(len(metrics.read_metrics(tmp_path / "run")))
+        compiled.append(threading.current_thread().name.partition("_")[0])
         return real(self, *arguments, **options)
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", counted)
@@ -338,5 +339,20 @@ def test_fault_31_an_odd_evaluation_batch_compiles_once_before_step_1(
         ),
         tmp_path / "run",
     )
-    assert compiled == [0, 0]
+    assert compiled == ["MainThread", "flaxres-evaluation"]
     assert sum("eval/top1" in row for row in metrics.read_metrics(tmp_path / "run")) == 4
+
+
+def test_fault_31_an_evaluation_that_does_not_compile_ends_the_run_at_once(
+    data_dir: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(self: Evaluator) -> None:
+        raise MemoryError("for the evaluation")
+
+    monkeypatch.setattr(Evaluator, "_compile", no_memory)
+    config = digits(
+        data_dir, tensorboard=False, devices=1, steps=600, log_every_steps=1, eval_every_epochs=99.0
+    )
+    with pytest.raises(MemoryError, match="for the evaluation"):
+        flaxres.fit(config, tmp_path / "run")
+    assert len(metrics.read_metrics(tmp_path / "run")) < 60
