@@ -59,7 +59,7 @@ def options_of_one_call(mesh: Mesh) -> dict[str, Any]:
     """Returns XLA's options for a program over a mesh that runs once.
 
     On CPUs it is optimised less, with the same numbers: the first state of a ResNet-20 is then
-    compiled in 0.9 s in place of 2.6.
+    compiled in 0.9 s in place of 2.6 (`findings/xla_cpu_random_init_compile.sh`).
     """
     on_cpus = mesh.devices.flat[0].platform == "cpu"
     return {"xla_backend_optimization_level": 1} if on_cpus else {}
