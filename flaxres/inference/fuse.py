@@ -58,7 +58,8 @@ def network_function(model: Network, variables: Any) -> Callable[[Any], Any]:
       >>> network_function(model, variables)(np.ones((2, 32, 32, 3), np.float32)).shape
       (2, 10)
     """
-    if jax.default_backend() == "cpu" and native.computes(model.dtype, "inference"):
+    on_cpu = jax.default_backend() == "cpu" and isinstance(model, Network)
+    if on_cpu and native.computes(model.dtype, "inference"):
         return FusedNetwork(model, variables)
     apply = jax.jit(model.apply, compiler_options=compiler_options())
     return functools.partial(apply, variables)
