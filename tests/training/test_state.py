@@ -17,11 +17,8 @@ from flaxres.training.state import create_state, initial_state
     ("name", "attributes"),
     [
         ("resnet20", {"depths": (1, 1, 1)}),
-        pytest.param("resnet20", {"scan_blocks": True}, marks=pytest.mark.slow),
         pytest.param("seresnet18", {"stem": "small"}, marks=pytest.mark.slow),
-        pytest.param("regnety_002", {}, marks=pytest.mark.slow),
         pytest.param("nfnet_f0", {}, marks=pytest.mark.slow),
-        pytest.param("convnext_atto", {}, marks=pytest.mark.slow),
     ],
 )
 def test_it_has_the_bits_of_a_program_with_all_of_them(
