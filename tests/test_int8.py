@@ -48,7 +48,6 @@ def network(name: str, side: int) -> tuple[Network, Any, np.ndarray]:
         pytest.param("resnet50", 64, 52, 1, marks=pytest.mark.slow),
         pytest.param("seresnet50", 64, 68, 28, marks=pytest.mark.slow),
         pytest.param("regnety_002", 64, 54, 27, marks=pytest.mark.slow),
-        pytest.param("densenet121", 64, 119, 61, marks=pytest.mark.slow),
     ],
 )
 def test_it_is_close_to_the_network(name: str, side: int, chains: int, rounded: int) -> None:

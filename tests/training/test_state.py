@@ -18,7 +18,6 @@ from flaxres.training.state import create_state, initial_state
     [
         ("resnet20", {"depths": (1, 1, 1)}),
         pytest.param("seresnet18", {"stem": "small"}, marks=pytest.mark.slow),
-        pytest.param("nfnet_f0", {}, marks=pytest.mark.slow),
     ],
 )
 def test_it_has_the_bits_of_a_program_with_all_of_them(
