@@ -27,7 +27,7 @@ from flaxres.inference.artifacts import (
 from flaxres.inference.fold import folded
 from flaxres.inference.predict import Predictor
 from flaxres.inference.quantise import in_8_bits, in_floats
-from flaxres.models.stage import unstack_blocks
+from flaxres.models.stage import unroll
 from flaxres.ops.kept import jax_operations_only
 from flaxres.paths import completed
 from flaxres.serving.model import CLASSES, PREPROCESS, PROGRAM
@@ -150,10 +150,7 @@ def require_ready(folder: pathlib.Path, form: Form) -> None:
 
 def unrolled(predictor: Predictor) -> Predictor:
     """Returns the predictor with `scan_blocks=False`."""
-    if not predictor.model.scan_blocks:
-        return predictor
-    model = predictor.model.clone(scan_blocks=False, parent=None)
-    variables = unstack_blocks(predictor.variables)
+    model, variables = unroll(predictor.model, predictor.variables)
     return dataclasses.replace(predictor, model=model, variables=variables)
 
 

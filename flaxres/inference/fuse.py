@@ -30,7 +30,7 @@ from flaxres.inference.graph import (
     known_arrays,
 )
 from flaxres.models.network import Network
-from flaxres.models.stage import unstack_blocks
+from flaxres.models.stage import unroll
 from flaxres.ops import native
 from flaxres.ops.convolution import convolution_p, native_pays
 from flaxres.ops.fused import fused_convolution, packed, padded
@@ -255,9 +255,7 @@ class FusedNetwork:
     """
 
     def __init__(self, model: Network, variables: Any) -> None:
-        if model.scan_blocks:
-            model, variables = model.clone(scan_blocks=False), unstack_blocks(variables)
-        self._model = model
+        self._model, variables = unroll(model, variables)
         self._leaves, self._tree = jax.tree.flatten(variables)
         self._keys = Keys()
         self._arrays: dict[int, jax.Array] = {}
@@ -269,8 +267,9 @@ class FusedNetwork:
         parts = [images[first : first + TOGETHER] for first in firsts]
         # One after another: two at a time would share the caches.
         results = [jax.block_until_ready(self._program(part)(part)) for part in parts]
-        joined = lambda *rows: rows[0] if len(rows) == 1 else jnp.concatenate(rows)  # noqa: E731
-        return jax.tree.map(joined, *results)
+        if len(results) == 1:
+            return results[0]
+        return jax.tree.map(lambda *rows: jnp.concatenate(rows), *results)
 
     def _program(self, images: Any) -> Callable[[Any], Any]:
         """Returns the program for images of a shape."""
@@ -283,12 +282,23 @@ class FusedNetwork:
     def _traced(self, images: Any) -> Callable[[Any], Any]:
         """Returns a program for images of a shape that is not compiled yet."""
         graph, tree = self._graph(images)
-        items = self._items(graph)
+        return self._jitted(
+            graph,
+            self._items(graph),
+            lambda values: jax.tree.unflatten(tree, list(map(values, graph.results))),
+        )
+
+    def _jitted(
+        self,
+        graph: Graph,
+        items: Sequence[Operation],
+        answer: Callable[[Callable[[Value], Any]], Any],
+    ) -> Callable[[Any], Any]:
+        """Returns a program that computes `items`, and of their values `answer`."""
         keys = [item.keys(self._keys) if isinstance(item, Chain) else () for item in items]
 
         def program(arrays: Mapping[int, Any], images: Any) -> Any:
-            values = evaluated(graph, items, keys, arrays, images)
-            return jax.tree.unflatten(tree, [values(result) for result in graph.results])
+            return answer(evaluated(graph, items, keys, arrays, images))
 
         arrays = self._given(graph, items)
         compiled = jax.jit(program, compiler_options=compiler_options())

@@ -9,7 +9,6 @@ activations of a few images give the steps.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,13 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxres.errors import InputError
-from flaxres.inference.fuse import TOGETHER, Chain, FusedNetwork, chains, evaluated
+from flaxres.inference.fuse import TOGETHER, Chain, FusedNetwork, chains
 from flaxres.inference.graph import Graph, Keys, Operation, Origin, Step, Value
-from flaxres.inference.quantise import LEVELS
+from flaxres.inference.quantise import by_output_channel
 from flaxres.models.network import Network
 from flaxres.ops import native
 from flaxres.ops.fused import fused_convolution, packed, padded
-from flaxres.training.xla import compiler_options
 
 LARGEST = 255
 
@@ -80,11 +78,10 @@ class Quantised(Chain):
         return tuple(keys("8 bits", self.step, self.result_step, key) for key in super().keys(keys))
 
     def weights(self, known: Mapping[int, Any]) -> tuple[np.ndarray, ...]:
-        kernel = np.asarray(known[self.kernel.key], np.float64)
-        steps = np.maximum(np.abs(kernel).max((0, 1, 2)), 1e-12) / LEVELS
+        whole, steps = by_output_channel(np.asarray(known[self.kernel.key], np.float64))
         factor, summand = self.factors(known)
         rows = factor * steps * self.step / self.result_step, summand / self.result_step
-        return (packed(np.rint(kernel / steps).astype(np.int8)), *map(padded, rows))
+        return (packed(whole), *map(padded, rows))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -215,17 +212,13 @@ class Int8Network(FusedNetwork):
         """Returns a program of the lowest and highest number that each chain convolves."""
         graph, _ = self._graph(images)
         items = list(chains(graph))
-        keys = [item.keys(self._keys) if isinstance(item, Chain) else () for item in items]
+        read = {item.kernel.key: item.operands[0] for item in items if isinstance(item, Chain)}
 
-        def program(arrays: Mapping[int, Any], images: Any) -> dict[int, tuple[Any, Any]]:
-            values = evaluated(graph, items, keys, arrays, images)
-            found = [item for item in items if isinstance(item, Chain)]
-            read = {item.kernel.key: values(item.operands[0]) for item in found}
-            return {key: (array.min(), array.max()) for key, array in read.items()}
+        def extremes(values: Callable[[Value], Any]) -> dict[int, tuple[Any, Any]]:
+            arrays = {key: values(value) for key, value in read.items()}
+            return {key: (array.min(), array.max()) for key, array in arrays.items()}
 
-        arrays = self._given(graph, items)
-        compiled = jax.jit(program, compiler_options=compiler_options())
-        return functools.partial(compiled, arrays)
+        return self._jitted(graph, items, extremes)
 
     def _items(self, graph: Graph) -> list[Operation]:
         return list(in_eight_bits(list(chains(graph)), graph.results, self._steps))

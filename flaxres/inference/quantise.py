@@ -25,6 +25,13 @@ class Quantised:
     step: np.ndarray
 
 
+def by_output_channel(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a kernel (..., out) in int8, and the step (out,) of each output channel."""
+    largest = abs(kernel).max(tuple(range(kernel.ndim - 1)))
+    step = np.maximum(largest, 1e-12) / LEVELS
+    return np.rint(kernel / step).astype(np.int8), step
+
+
 def in_8_bits(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the variables with every kernel in 8 bits, symmetric and by output channel.
 
@@ -39,10 +46,8 @@ def in_8_bits(variables: Mapping[str, Any]) -> dict[str, Any]:
     def quantise(path: Any, leaf: Any) -> Any:
         if path[-1].key != "kernel":
             return leaf
-        kernel = np.asarray(leaf, np.float32)
-        largest = abs(kernel).max(tuple(range(kernel.ndim - 1)))
-        step = np.maximum(largest, 1e-12) / LEVELS
-        return Quantised(np.rint(kernel / step).astype(np.int8), step.astype(np.float32))
+        whole, step = by_output_channel(np.asarray(leaf, np.float32))
+        return Quantised(whole, step.astype(np.float32))
 
     quantised: dict[str, Any] = jax.tree_util.tree_map_with_path(quantise, dict(variables))
     return quantised

@@ -102,6 +102,13 @@ def unstack_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def unroll(model: Any, variables: Any) -> tuple[Any, Any]:
+    """Returns a network with `scan_blocks=False`, and its variables."""
+    if not model.scan_blocks:
+        return model, variables
+    return model.clone(scan_blocks=False, parent=None), unstack_blocks(variables)
+
+
 def stack_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Stacks the blocks of each stage for a network with `scan_blocks=True`.
 

@@ -19,6 +19,7 @@ constexpr int64_t kBand = 1 << 16;
 constexpr int64_t kFewPixels = 1024;
 // Rows of at most this many pixels are not divided into tiles.
 constexpr int64_t kShortRow = 16;
+
 inline bool WideBlocks(int64_t channels) {
   return Quotient(channels, 16) * 16 % (kWide * kLanes) == 0;
 }
@@ -33,7 +34,7 @@ struct Images {
 };
 
 // Copies rows [first, first + rows) of an image padded by zeros into an array of words
-// (rows, width + 2 pad, channels). The channels are in pairs, the last one alone if they are odd.
+// (rows, width + 2 pad, channels). A word has kPair channels, the last one filled up by zeros.
 template <typename Type>
 void CopyPadded(const typename Type::Number* image, const Images& of, int64_t first, int64_t rows,
                 int64_t pad, typename Type::Word* to) {
