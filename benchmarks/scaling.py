@@ -31,11 +31,12 @@ def worker(coordinator: str, processes: int, process: int) -> None:
     import jax
     import numpy as np
 
-    from flaxres import Config, DataConfig, ModelConfig, TrainConfig
+    from flaxres import Config, DataConfig, ModelConfig, TrainConfig, use_native_convolutions
     from flaxres.diagnostics.described import described_run
     from flaxres.training import hosts
     from flaxres.training.mesh import place, split
 
+    use_native_convolutions()
     hosts.join(coordinator, processes, process)
     batch = IMAGES * processes
     run = described_run(

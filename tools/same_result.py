@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import flaxres
 from benchmarks import command
 from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from flaxres.data.order import training_ids
@@ -97,7 +98,10 @@ def main() -> None:
     parser.add_argument("--groups", default="none,8")
     parser.add_argument("--devices", default="1,2,4,8", help="the first is compared with")
     parser.add_argument("--quick", action="store_true", help="a network of three blocks")
+    parser.add_argument("--native", action="store_true", help="use native convolutions and norms")
     chosen = parser.parse_args()
+    if chosen.native:
+        flaxres.use_native_convolutions()
     worst, differences, runs = 0.0, 0, 0
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen.groups.split(","):

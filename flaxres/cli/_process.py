@@ -161,6 +161,26 @@ def use_compiler() -> None:
     begin_to_use_native_convolutions(lambda error: say(f"flaxres: {error}"))
 
 
+def use_compiler_alike() -> None:
+    """Calls `use_compiler` in a process that has joined others, and XLA if not all can use it.
+
+    The processes run one program.
+    """
+    from flaxres.ops import native
+    from flaxres.training.hosts import gather, leader, wait_for_all
+
+    use_compiler()
+    ours = [native.computes(dtype) for dtype in ("float32", "bfloat16")]
+    wait_for_all("native code is compiled")
+    if any(theirs != ours for theirs in gather(ours)):
+        native.stop_using_native_convolutions()
+        if leader():
+            say(
+                "flaxres: some processes have no compiler for native convolutions, or a processor "
+                "with other dtypes: all use XLA's, which are slower"
+            )
+
+
 def silence() -> None:
     """Hides the libraries' information lines; warnings and errors stay."""
     import logging
@@ -187,9 +207,9 @@ def joined(arguments: Sequence[str]) -> list[str]:
 
         coordinator, *numbers = values
         join(coordinator, *(None if number is None else int(number) for number in numbers))
-        # Each of several processes would keep another part of the programs, and programs for
-        # several devices use XLA's convolutions.
-        if not several():
+        if several():
+            use_compiler_alike()
+        else:  # each of several processes would keep another part of the programs
             keep_compiled()
             use_compiler()
     return rest

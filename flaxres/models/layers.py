@@ -191,8 +191,7 @@ class BatchNorm(nn.Module):
             return normalise(x, shift, running_var.value)
         images, group = x.shape[0], self.images_per_group(x)
         grouped = (images // group, group, *x.shape[1:])
-        x = x.reshape(grouped)
-        at_once = self.at_once(x, form)
+        at_once, x = self.at_once(x, form), x.reshape(grouped)
         if at_once:
             rest = () if form.shortcut is None else (form.shortcut.reshape(grouped),)
             relu = form is not NORMALISED
@@ -214,14 +213,15 @@ class BatchNorm(nn.Module):
             y = normalise(x, by_image(mean), by_image(var))
         return y.reshape(images, *y.shape[2:])
 
-    def at_once(self, x: jax.Array, form: Form) -> bool:
+    def at_once(self, x: Float[Array, "n h w c"], form: Form) -> bool:
         """Returns whether statistics and result are one operation: see `ops.batch_norm`."""
+        group = self.images_per_group(x)
         return (
             not form.rising
             and self.axis_name is None
             and x.dtype == self.dtype
             and not self.is_initializing()
-            and pays(self.dtype, at_least_float32(self.param_dtype))
+            and pays(len(x) // group, group, self.dtype, at_least_float32(self.param_dtype))
         )
 
     def images_per_group(self, x: Float[Array, "n h w c"]) -> int:

@@ -1,11 +1,13 @@
-"""Batch normalisation by the statistics of the batch as one operation, for native code on CPUs.
+"""Batch normalisation by the statistics of the batch in two operations, for native code on CPUs.
 
 XLA's CPU compiler computes a norm and its gradient in many passes over memory, and converts
 bfloat16 slowly. `norm.cc` reads an activation twice forward, and it and its cotangent twice
-backward. Programs that can't call it compute the same by JAX's operations.
+backward: once for sums over the pixels, once for the result. In programs for several devices the
+sums of all are added in between. Programs that can't call it compute the same by JAX's operations.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,24 +17,39 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, mlir
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from flaxres.ops import native
+from flaxres.ops import devices, native
 from flaxres.ops.kept import jax_only, varying_alike
 from flaxres.ops.lowering import define_call
-from flaxres.ops.norm import by_channel, normalised, shifted_moments
+from flaxres.ops.norm import by_channel, normalised
 
 Activations = Float[Array, "groups images h w c"]
 Channels = Float[Array, "groups c"]
+Sums = Float[Array, "groups 2 c"]
 
+moments_p = Primitive("flaxres_norm_moments")
 norm_p = Primitive("flaxres_norm")
 tangent_p = Primitive("flaxres_norm_tangent")
+slopes_p = Primitive("flaxres_norm_slopes")
 gradient_p = Primitive("flaxres_norm_gradient")
+# Places of activations in programs for several devices, with one group or several; those of
+# `Channels` are the first or the second.
+WHOLE, OF_ONE, OF_SEVERAL = devices.WHOLE, PartitionSpec(None, devices.AXIS), devices.ROWS
 
 
-def pays(dtype: Any, wide: Any) -> bool:
-    """Returns whether a norm of this dtype, with statistics in `wide`, should be `batch_norm`."""
-    return bool(wide == jnp.float32) and not jax_only.get() and native.computes(dtype)
+def pays(groups: int, images: int, dtype: Any, wide: Any) -> bool:
+    """Returns whether a norm should be `batch_norm`.
+
+    Args:
+      groups: number of groups that share statistics.
+      images: number of images in a group.
+      dtype: of the activations.
+      wide: dtype of the statistics.
+    """
+    native_is = bool(wide == jnp.float32) and not jax_only.get() and native.computes(dtype)
+    return native_is and devices.divide(images if groups == 1 else groups)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -58,9 +75,31 @@ def batch_norm(
     Returns:
       The result in the dtype of `x`, the mean less the shift, and the biased variance.
     """
-    operands = varying_alike(x, shift, scale, bias, *shortcut)
-    y, offset, variance = norm_p.bind(*operands, epsilon=epsilon, relu=relu)
+    rows, statistics = places(x)
+
+    def norm(x: jax.Array, shift: jax.Array, *rest: jax.Array) -> Any:
+        sums, count = moments_p.bind(x, shift), pixels(x)
+        if statistics == WHOLE:
+            sums, count = devices.total(sums), count * devices.count()
+        return norm_p.bind(x, sums, shift, *rest, epsilon=epsilon, relu=relu, count=count)
+
+    given = (rows, WHOLE, WHOLE, WHOLE, *(rows for _ in shortcut))
+    on_each = devices.on_each(norm, given, [rows, statistics, statistics])
+    y, offset, variance = on_each(x, shift, scale, bias, *shortcut)
     return y, offset, variance
+
+
+def places(x: Activations) -> tuple[PartitionSpec, PartitionSpec]:
+    """Returns the places of activations, and of values of their groups and channels.
+
+    Several groups are divided as such, which takes no communication.
+    """
+    return (OF_ONE, WHOLE) if len(x) == 1 else (OF_SEVERAL, OF_SEVERAL)
+
+
+def pixels(x: Activations) -> int:
+    """Returns the number of pixels in a group."""
+    return math.prod(x.shape[1:4])
 
 
 @batch_norm.defjvp
@@ -85,17 +124,26 @@ def by_image(values: Channels) -> Float[Array, "groups 1 1 1 c"]:
     return values[:, None, None, None]
 
 
+def plain_moments(x: jax.Array, shift: jax.Array) -> Sums:
+    """Computes the sums of each group's values, less the shift, and of their squares."""
+    values = x.astype(shift.dtype) - by_channel(shift, x)
+    return jnp.stack([values.sum((1, 2, 3)), jnp.square(values).sum((1, 2, 3))], 1)
+
+
 def plain_norm(
     x: jax.Array,
+    sums: jax.Array,
     shift: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
     *shortcut: jax.Array,
     epsilon: float,
     relu: bool,
+    count: int,
 ) -> tuple[jax.Array, ...]:
-    """Computes `batch_norm` by JAX's operations."""
-    offset, variance = shifted_moments(x, shift, None)
+    """Computes `batch_norm` from the sums over `count` pixels."""
+    offset, square = sums[:, 0] / count, sums[:, 1] / count
+    variance = jnp.maximum(square - jnp.square(offset), 0)
     mean = by_channel(shift, offset) + offset
     factor = by_channel(scale, offset) * lax.rsqrt(variance + epsilon)
     y = normalised(mean.dtype, x, by_image(mean), by_image(factor), by_channel(bias, x))
@@ -142,48 +190,112 @@ def passes(
     return normalised(mean.dtype, x, by_image(mean), factor, by_channel(bias, x)) > 0
 
 
-def plain_gradient(*operands: jax.Array, relu: bool, added: bool) -> tuple[jax.Array, ...]:
-    """Computes the transpose of `plain_tangent`.
+def plain_slopes(*operands: jax.Array, relu: bool, added: bool) -> tuple[jax.Array, ...]:
+    """Computes the sums that `plain_gradient` needs.
 
     Args:
-      *operands: cotangent of the result; then `x` to `bias` as there.
+      *operands: cotangent of the norm's result; then `x` to `bias` as in `plain_tangent`.
       relu: a ReLU follows the norm.
       added: a shortcut is added before it.
 
     Returns:
-      Cotangents of `x`, of `scale` and `bias` for each group, and of the shortcut if there is one.
+      The sums of the cotangent, and of its products with the input less the mean; with a shortcut
+      the cotangent less what the ReLU stops, too, which is that of the shortcut.
     """
     cotangent, x, y, mean, inverse, scale, bias = operands
-    wide, axes = mean.dtype, (1, 2, 3)
-    if relu:
-        passing = passes(x, y, mean, inverse, scale, bias, (y,) if added else ())
-        cotangent = jnp.where(passing, cotangent, jnp.zeros((), cotangent.dtype))
+    cotangent = stopped(cotangent, x, y, mean, inverse, scale, bias, relu, added)
+    change, centred = cotangent.astype(mean.dtype), x.astype(mean.dtype) - by_image(mean)
+    sums = jnp.stack([change.sum((1, 2, 3)), (change * centred).sum((1, 2, 3))], 1)
+    return (sums, cotangent) if added else (sums,)
+
+
+def stopped(
+    cotangent: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    mean: jax.Array,
+    inverse: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    relu: bool,
+    added: bool = False,
+) -> jax.Array:
+    """Returns a cotangent less what the ReLU stops, if there is one."""
+    if not relu:
+        return cotangent
+    passing = passes(x, y, mean, inverse, scale, bias, (y,) if added else ())
+    return jnp.where(passing, cotangent, jnp.zeros((), cotangent.dtype))
+
+
+def plain_gradient(*operands: jax.Array, relu: bool, count: int) -> tuple[jax.Array, ...]:
+    """Computes the transpose of `plain_tangent`, but for the shortcut.
+
+    Args:
+      *operands: cotangent of the norm's result, or of the shortcut if there is one; `x`, the mean,
+        the inverse of the deviation, `scale`, `bias` and the sums of `plain_slopes`.
+      relu: the norm has a ReLU and no shortcut.
+      count: pixels of a group on all devices.
+
+    Returns:
+      Cotangents of `x`, and of `scale` and `bias` for each group.
+    """
+    cotangent, x, mean, inverse, scale, bias, sums = operands
+    cotangent = stopped(cotangent, x, x, mean, inverse, scale, bias, relu)
+    wide = mean.dtype
     change, normal = cotangent.astype(wide), (x.astype(wide) - by_image(mean)) * by_image(inverse)
-    of_scale, of_bias = (change * normal).sum(axes), change.sum(axes)
-    count = x.shape[1] * x.shape[2] * x.shape[3]
+    of_bias, of_scale = sums[:, 0], sums[:, 1] * inverse
     inner = change - by_image(of_bias / count) - normal * by_image(of_scale / count)
     of_x = inner * by_image(by_channel(scale, inverse) * inverse)
-    return (of_x.astype(x.dtype), of_scale, of_bias, *((cotangent,) if added else ()))
+    return of_x.astype(x.dtype), of_scale, of_bias
+
+
+def gradient(*operands: jax.Array, relu: bool, added: bool) -> Any:
+    """Returns the cotangents of `x`, `scale`, `bias` and the shortcut, if there is one.
+
+    Args:
+      *operands: those of `plain_slopes`.
+      relu, added: as there.
+    """
+    rows, statistics = places(operands[1])
+
+    def computed(cotangent: jax.Array, x: jax.Array, y: jax.Array, *rest: jax.Array) -> Any:
+        sums, *gated = slopes_p.bind(cotangent, x, y, *rest, relu=relu, added=added)
+        count = pixels(x)
+        if statistics == WHOLE:
+            sums, count = devices.total(sums), count * devices.count()
+        change = gated[0] if added else cotangent
+        found = gradient_p.bind(change, x, *rest, sums, relu=relu and not added, count=count)
+        return [*found, *gated]
+
+    given = (rows, rows, rows, statistics, statistics, WHOLE, WHOLE)
+    results = [rows, statistics, statistics, *([rows] if added else [])]
+    return devices.on_each(computed, given, results)(*operands)
+
+
+def native_moments(context: mlir.LoweringRuleContext, *operands: Any) -> Any:
+    call = jax.ffi.ffi_lowering(f"flaxres_norm_moments_{dtype_of(context)}")
+    return call(context, *operands)
 
 
 def native_norm(
-    context: mlir.LoweringRuleContext, *operands: Any, epsilon: float, relu: bool
+    context: mlir.LoweringRuleContext, *operands: Any, epsilon: float, relu: bool, count: int
 ) -> Any:
-    added = len(operands) == 5
-    call = jax.ffi.ffi_lowering(f"flaxres_norm_{context.avals_out[0].dtype}")
+    added = len(operands) == 6
+    call = jax.ffi.ffi_lowering(f"flaxres_norm_{dtype_of(context)}")
     avals = [*context.avals_in, *([] if added else context.avals_in[:1])]
     full = context.replace(avals_in=avals)
     filled = (*operands, *(() if added else operands[:1]))
-    return call(full, *filled, epsilon=np.float32(epsilon), relu=relu, added=added)
+    settings = {"epsilon": np.float32(epsilon), "relu": relu, "count": np.int64(count)}
+    return call(full, *filled, added=added, **settings)
 
 
-def native_gradient(
+def native_slopes(
     context: mlir.LoweringRuleContext, *operands: Any, relu: bool, added: bool
 ) -> Any:
     cotangent, x, y, *rest = operands
     of_cotangent, of_x, of_y, *of_rest = context.avals_in
-    name = "norm_sum_gradient" if added else "norm_gradient"
-    call = jax.ffi.ffi_lowering(f"flaxres_{name}_{context.avals_out[0].dtype}")
+    name = "norm_sum_slopes" if added else "norm_slopes"
+    call = jax.ffi.ffi_lowering(f"flaxres_{name}_{dtype_of(context)}")
     if added:
         full = context.replace(avals_in=[of_cotangent, of_x, *of_rest, of_y])
         return call(full, cotangent, x, *rest, y)
@@ -191,12 +303,24 @@ def native_gradient(
     return call(full, cotangent, x, *rest, relu=relu)
 
 
+def native_gradient(
+    context: mlir.LoweringRuleContext, *operands: Any, relu: bool, count: int
+) -> Any:
+    call = jax.ffi.ffi_lowering(f"flaxres_norm_gradient_{dtype_of(context)}")
+    return call(context, *operands, relu=relu, count=np.int64(count))
+
+
+def dtype_of(context: mlir.LoweringRuleContext) -> Any:
+    """Returns the dtype of the first operand, which holds activations."""
+    aval: Any = context.avals_in[0]
+    return aval.dtype
+
+
 def transposed(cotangent: jax.Array, *operands: Any, relu: bool) -> list[Any]:
     """Returns the cotangents of `tangent_p`'s operands: those of the tangents."""
     linear, fixed = operands[:-6], operands[-6:]
     given = varying_alike(cotangent, *fixed)
-    added = len(linear) == 4
-    of_x, of_scale, of_bias, *rest = gradient_p.bind(*given, relu=relu, added=added)
+    of_x, of_scale, of_bias, *rest = gradient(*given, relu=relu, added=len(linear) == 4)
     found = [of_x, of_scale.sum(0), of_bias.sum(0), *rest]
     wanted = [
         value if ad.is_undefined_primal(operand) else None
@@ -205,8 +329,10 @@ def transposed(cotangent: jax.Array, *operands: Any, relu: bool) -> list[Any]:
     return [*wanted, *(None for _ in fixed)]
 
 
-norm_p.multiple_results = gradient_p.multiple_results = True
+norm_p.multiple_results = slopes_p.multiple_results = gradient_p.multiple_results = True
+define_call(moments_p, plain_moments, native_moments)
 define_call(norm_p, plain_norm, native_norm)
 define_call(tangent_p, plain_tangent)
+define_call(slopes_p, plain_slopes, native_slopes)
 define_call(gradient_p, plain_gradient, native_gradient)
 ad.primitive_transposes[tangent_p] = transposed

@@ -18,7 +18,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, mlir
 from jaxtyping import Array, Float
 
-from flaxres.ops import native
+from flaxres.ops import devices, native
 from flaxres.ops.bilinear import Form, define
 from flaxres.ops.kept import by_platform, jax_only, keep_gradient, varying_alike
 from flaxres.ops.product import kernel_of_product, plain_product, product
@@ -49,12 +49,15 @@ def convolution(
     if jax_only.get():
         return direct(x, kernel, stride)
     size, extent = kernel.shape[0], (-(-x.shape[1] // stride), -(-x.shape[2] // stride))
-    if native_pays(kernel):
-        return convolve(x, kernel, stride, 1, extent, False)
+    if native_pays(kernel) and devices.divide(len(x)):
+        rows, whole = devices.ROWS, devices.WHOLE
+        form = lambda x, kernel: convolve(x, kernel, stride, 1, extent, False)  # noqa: E731
+        convolved: jax.Array = devices.on_each(form, (rows, whole), rows)(x, kernel)
+        return convolved
     if size == 1:
         cpu, default = (functools.partial(f, stride=stride) for f in (pointwise_product, direct))
-        convolved: jax.Array = by_platform(x, kernel, cpu=cpu, default=default)
-        return convolved
+        convolved = by_platform(x, kernel, cpu=cpu, default=default)
+        return convolved  # noqa: RET504
     if size == 3:
         return keep_gradient(
             convolve(x, kernel, stride, 1, extent, False)

@@ -1,6 +1,5 @@
 """Compiles C++ convolutions and norms for CPUs, and tells which programs can call them."""
 
-import contextvars
 import ctypes
 import functools
 import hashlib
@@ -32,7 +31,7 @@ SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
     "training": {
         "convolution.cc": ("convolution", "kernel_gradient"),
         "pool.cc": ("pool", "spread"),
-        "norm.cc": ("norm", "norm_gradient", "norm_sum_gradient"),
+        "norm.cc": (*("norm_moments", "norm", "norm_slopes", "norm_sum_slopes", "norm_gradient"),),
     },
     "inference": {"inference.cc": ("fused_convolution",)},
 }
@@ -49,7 +48,6 @@ FIX = (
     "or go on with XLA's convolutions, which are slower"
 )
 
-_left_out = contextvars.ContextVar("left_out", default=False)
 compiled_by = ""
 """First line of the compiler's `--version`; empty until `use_native_convolutions` is called."""
 _begun: tuple[Future[str], Callable[[InputError], None]] | None = None
@@ -69,8 +67,9 @@ def use_native_convolutions() -> str:
     machines without an accelerator.
 
     The code replaces convolutions of odd size with at least 12 output channels, without groups or
-    dilation, in programs for one CPU device and within `jax.shard_map`. Results differ from XLA's
-    by the order of sums. Derivatives of any order work.
+    dilation. Programs call it that are for one CPU device, within `jax.shard_map`, or steps of a
+    run of flaxres, in which each device computes its images. Call this function in all processes of
+    a run or in none. Results differ from XLA's by the order of sums. Derivatives of any order work.
 
     Returns:
       The compiler's name and version.
@@ -106,6 +105,12 @@ def begin_to_use_native_convolutions(refused: Callable[[InputError], None]) -> N
 
     # A command that is refused ends without it.
     threading.Thread(target=use, daemon=True).start()
+
+
+def stop_using_native_convolutions() -> None:
+    """Undoes `use_native_convolutions` for networks traced from now on."""
+    global compiled_by
+    compiled_by = ""
 
 
 def compiler() -> str:
@@ -293,26 +298,7 @@ def computes(dtype: Any, kind: str = "training") -> bool:
       kind: of `SOURCES`.
     """
     name = str(np.dtype(dtype))
-    used = name in INSTRUCTIONS and not _left_out.get() and bool(compiler())
-    return used and bool(load(kind, name))
-
-
-def left_out(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function that is traced without native code, for programs of several devices.
-
-    XLA can't divide native calls among devices. Their forms in JAX's operations are those of
-    programs that never use native code; without this they would be those that replace single calls.
-    """
-
-    @functools.wraps(function)
-    def traced(*arguments: Any) -> Any:
-        token = _left_out.set(True)
-        try:
-            return function(*arguments)
-        finally:
-            _left_out.reset(token)
-
-    return traced
+    return bool(name in INSTRUCTIONS and compiler() and load(kind, name))
 
 
 def callable_in(context: mlir.LoweringRuleContext) -> bool:

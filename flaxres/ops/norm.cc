@@ -95,15 +95,13 @@ inline Vector Positive(Vector x) { return x <= 0.0f ? Vector{} : x; }
 // What follows the norm.
 enum Behind { kNothing, kRelu, kSumAndRelu };
 
-// Computes a norm by the statistics of each group. `offset` is the mean less the shift.
-template <typename Type, Behind kBehind>
-void Normalise(ffi::ThreadPool& pool, const Activations& of, const typename Type::Number* x,
-               const typename Type::Number* shortcut, const float* shift, const float* scale,
-               const float* bias, float epsilon, typename Type::Number* y, float* offset,
-               float* variance) {
+// Sums for each group and channel what a norm's statistics are computed from: the values less the
+// shift, and their squares.
+template <typename Type>
+void Moments(ffi::ThreadPool& pool, const Activations& of, const typename Type::Number* x,
+             const float* shift, float* sums) {
   const int64_t channels = of.channels;
-  std::unique_ptr<float[]> sums(new float[of.groups * 2 * channels]);
-  ChannelSums(pool, of, sums.get(),
+  ChannelSums(pool, of, sums,
               [&](int64_t, int64_t row, auto rows, int64_t c, auto lanes, Vector& first,
                   Vector& second) {
                 const Vector from = LoadSome(shift + c, lanes);
@@ -114,13 +112,23 @@ void Normalise(ffi::ThreadPool& pool, const Activations& of, const typename Type
                   second += value * value;
                 }
               });
+}
+
+// Computes a norm from the sums over the `count` pixels of each group. `offset` is the mean less
+// the shift.
+template <typename Type, Behind kBehind>
+void Normalise(ffi::ThreadPool& pool, const Activations& of, const typename Type::Number* x,
+               const float* sums, const typename Type::Number* shortcut, const float* shift,
+               const float* scale, const float* bias, float epsilon, int64_t count,
+               typename Type::Number* y, float* offset, float* variance) {
+  const int64_t channels = of.channels;
   std::unique_ptr<float[]> means(new float[of.groups * channels]),
       factors(new float[of.groups * channels]);
   for (int64_t i = 0; i < of.groups * channels; ++i) {
     const int64_t c = i % channels;
     const float* const both = &sums[i / channels * 2 * channels + c];
-    offset[i] = both[0] / of.pixels;
-    variance[i] = std::max(both[channels] / of.pixels - offset[i] * offset[i], 0.0f);
+    offset[i] = both[0] / count;
+    variance[i] = std::max(both[channels] / count - offset[i] * offset[i], 0.0f);
     means[i] = shift[c] + offset[i];
     factors[i] = scale[c] / std::sqrt(variance[i] + epsilon);
   }
@@ -138,70 +146,85 @@ void Normalise(ffi::ThreadPool& pool, const Activations& of, const typename Type
   });
 }
 
-// Computes the gradients of `Normalise`. The ReLU's is taken where the norm is positive, or, behind
-// a sum, where y is; it is then the shortcut's gradient as well.
+// Reads the cotangent of a norm's result, less what the ReLU stops, and the input less the mean.
 template <typename Type, Behind kBehind>
-void NormGradient(ffi::ThreadPool& pool, const Activations& of,
-                  const typename Type::Number* cotangent, const typename Type::Number* x,
-                  const typename Type::Number* y, const float* mean, const float* inverse,
-                  const float* scale, const float* bias, typename Type::Number* of_x,
-                  float* of_scale, float* of_bias, typename Type::Number* of_shortcut) {
-  const int64_t channels = of.channels;
-  std::unique_ptr<float[]> sums(new float[of.groups * 2 * channels]),
-      factors(new float[of.groups * channels]);
-  for (int64_t i = 0; i < of.groups * channels; ++i) factors[i] = scale[i % channels] * inverse[i];
-  // Returns the cotangent of the norm, and sets its input less the mean.
-  auto gated = [&](int64_t at, auto lanes, Vector middle, Vector factor, Vector constant,
-                   Vector& centred) {
-    const Vector change = Type::LoadNumbers(cotangent + at, lanes);
-    centred = Type::LoadNumbers(x + at, lanes) - middle;
-    if constexpr (kBehind == kRelu) return centred * factor + constant > 0.0f ? change : Vector{};
-    if constexpr (kBehind == kSumAndRelu)
-      return Type::LoadNumbers(y + at, lanes) > 0.0f ? change : Vector{};
-    return change;
-  };
-  ChannelSums(pool, of, sums.get(),
+struct Gate {
+  const typename Type::Number *cotangent, *x, *y;
+  int64_t channels;
+  const float *mean, *bias;
+  std::unique_ptr<float[]> factors;  // of each group and channel
+
+  Gate(const Activations& of, const typename Type::Number* cotangent,
+       const typename Type::Number* x, const typename Type::Number* y, const float* mean,
+       const float* inverse, const float* scale, const float* bias)
+      : cotangent(cotangent), x(x), y(y), channels(of.channels), mean(mean), bias(bias),
+        factors(new float[of.groups * of.channels]) {
+    for (int64_t i = 0; i < of.groups * channels; ++i)
+      factors[i] = scale[i % channels] * inverse[i];
+  }
+
+  // Calls use(at, change, centred) for the pixels of a tile.
+  template <typename Rows, typename Lanes, typename Use>
+  void ForEach(int64_t group, int64_t row, Rows rows, int64_t c, Lanes lanes,
+               const Use& use) const {
+    const int64_t own = group * channels + c;
+    const Vector middle = LoadSome(mean + own, lanes), factor = LoadSome(&factors[own], lanes),
+                 constant = LoadSome(bias + c, lanes);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t at = (row + r) * channels + c;
+      Vector change = Type::LoadNumbers(cotangent + at, lanes);
+      const Vector centred = Type::LoadNumbers(x + at, lanes) - middle;
+      if constexpr (kBehind == kRelu)
+        change = centred * factor + constant > 0.0f ? change : Vector{};
+      if constexpr (kBehind == kSumAndRelu)
+        change = Type::LoadNumbers(y + at, lanes) > 0.0f ? change : Vector{};
+      use(at, change, centred);
+    }
+  }
+};
+
+// Sums for each group and channel what the gradients of `Normalise` are computed from: the
+// cotangent, and its products with the input less the mean. The ReLU's gradient is taken where the
+// norm is positive, or, behind a sum, where y is; it is then the shortcut's gradient as well.
+template <typename Type, Behind kBehind>
+void Slopes(ffi::ThreadPool& pool, const Activations& of, const Gate<Type, kBehind>& gate,
+            float* sums, typename Type::Number* of_shortcut) {
+  ChannelSums(pool, of, sums,
               [&](int64_t group, int64_t row, auto rows, int64_t c, auto lanes, Vector& first,
                   Vector& second) {
-                const int64_t own = group * channels + c;
-                const Vector middle = LoadSome(mean + own, lanes),
-                             factor = LoadSome(&factors[own], lanes),
-                             constant = LoadSome(bias + c, lanes);
-                for (int64_t r = 0; r < rows; ++r) {
-                  const int64_t at = (row + r) * channels + c;
-                  Vector centred;
-                  const Vector change = gated(at, lanes, middle, factor, constant, centred);
-                  if constexpr (kBehind == kSumAndRelu)
-                    Type::StoreNumbers(of_shortcut + at, change, lanes);
-                  first += change;
-                  second += change * centred;
-                }
+                gate.ForEach(group, row, rows, c, lanes,
+                             [&](int64_t at, Vector change, Vector centred) {
+                               if constexpr (kBehind == kSumAndRelu)
+                                 Type::StoreNumbers(of_shortcut + at, change, lanes);
+                               first += change;
+                               second += change * centred;
+                             });
               });
+}
+
+// Computes the gradients of `Normalise` from `Slopes`' sums over the `count` pixels of each group.
+// Behind a sum, the cotangent is the shortcut's gradient, and nothing is left to stop.
+template <typename Type, Behind kBehind>
+void NormGradient(ffi::ThreadPool& pool, const Activations& of, const Gate<Type, kBehind>& gate,
+                  const float* sums, const float* inverse, int64_t count,
+                  typename Type::Number* of_x, float* of_scale, float* of_bias) {
+  const int64_t channels = of.channels;
   std::unique_ptr<float[]> slopes(new float[of.groups * channels]),
       constants(new float[of.groups * channels]);
   for (int64_t i = 0; i < of.groups * channels; ++i) {
     const float* const both = &sums[i / channels * 2 * channels + i % channels];
     of_bias[i] = both[0];
     of_scale[i] = both[channels] * inverse[i];
-    slopes[i] = factors[i] * inverse[i] * of_scale[i] / of.pixels;
-    constants[i] = factors[i] * of_bias[i] / of.pixels;
+    slopes[i] = gate.factors[i] * inverse[i] * of_scale[i] / count;
+    constants[i] = gate.factors[i] * of_bias[i] / count;
   }
   ForAll(pool, of, [&](int64_t group, int64_t row, auto rows, int64_t c, auto lanes) {
     const int64_t own = group * channels + c;
-    const Vector middle = LoadSome(mean + own, lanes), factor = LoadSome(&factors[own], lanes),
-                 constant = LoadSome(bias + c, lanes), slope = LoadSome(&slopes[own], lanes),
-                 less = LoadSome(&constants[own], lanes);
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t at = (row + r) * channels + c;
-      Vector centred, change;
-      if constexpr (kBehind == kSumAndRelu) {
-        change = Type::LoadNumbers(of_shortcut + at, lanes);
-        centred = Type::LoadNumbers(x + at, lanes) - middle;
-      } else {
-        change = gated(at, lanes, middle, factor, constant, centred);
-      }
+    const Vector factor = LoadSome(&gate.factors[own], lanes),
+                 slope = LoadSome(&slopes[own], lanes), less = LoadSome(&constants[own], lanes);
+    gate.ForEach(group, row, rows, c, lanes, [&](int64_t at, Vector change, Vector centred) {
       Type::StoreNumbers(of_x + at, change * factor - centred * slope - less, lanes);
-    }
+    });
   });
 }
 
@@ -212,46 +235,96 @@ using Result = ffi::ResultBuffer<kDataType>;
 using Floats = ffi::Buffer<ffi::F32>;
 using FloatsResult = ffi::ResultBuffer<ffi::F32>;
 
+template <typename Type, ffi::DataType kDataType>
+ffi::Error NormMoments(ffi::ThreadPool pool, Array<kDataType> x, Floats shift,
+                       FloatsResult sums) {
+  const Activations of(x.dimensions());
+  return Guarded([&] {
+    Moments<Type>(pool, of, x.typed_data(), shift.typed_data(), sums->typed_data());
+  });
+}
+
 // The last operand is added before the ReLU with `added`, and unused without.
 template <typename Type, ffi::DataType kDataType>
-ffi::Error Norm(ffi::ThreadPool pool, Array<kDataType> x, Floats shift, Floats scale, Floats bias,
-                Array<kDataType> shortcut, Result<kDataType> y, FloatsResult offset,
-                FloatsResult variance, float epsilon, bool relu, bool added) {
+ffi::Error Norm(ffi::ThreadPool pool, Array<kDataType> x, Floats sums, Floats shift, Floats scale,
+                Floats bias, Array<kDataType> shortcut, Result<kDataType> y, FloatsResult offset,
+                FloatsResult variance, float epsilon, bool relu, bool added, int64_t count) {
   const Activations of(x.dimensions());
   return Guarded([&] {
     const auto run = added  ? Normalise<Type, kSumAndRelu>
                      : relu ? Normalise<Type, kRelu>
                             : Normalise<Type, kNothing>;
-    run(pool, of, x.typed_data(), shortcut.typed_data(), shift.typed_data(), scale.typed_data(),
-        bias.typed_data(), epsilon, y->typed_data(), offset->typed_data(), variance->typed_data());
+    run(pool, of, x.typed_data(), sums.typed_data(), shortcut.typed_data(), shift.typed_data(),
+        scale.typed_data(), bias.typed_data(), epsilon, count, y->typed_data(),
+        offset->typed_data(), variance->typed_data());
+  });
+}
+
+// Calls use(gate) with the gate of a norm that has a ReLU behind it or not.
+template <typename Type, ffi::DataType kDataType, typename Use>
+void WithGate(const Activations& of, bool relu, Array<kDataType> cotangent, Array<kDataType> x,
+              Floats mean, Floats inverse, Floats scale, Floats bias, const Use& use) {
+  const auto with = [&](auto behind) {
+    use(Gate<Type, decltype(behind)::value>(
+        of, cotangent.typed_data(), x.typed_data(), nullptr, mean.typed_data(),
+        inverse.typed_data(), scale.typed_data(), bias.typed_data()));
+  };
+  if (relu) {
+    with(std::integral_constant<Behind, kRelu>());
+  } else {
+    with(std::integral_constant<Behind, kNothing>());
+  }
+}
+
+template <typename Type, ffi::DataType kDataType>
+ffi::Error NormSlopes(ffi::ThreadPool pool, Array<kDataType> cotangent, Array<kDataType> x,
+                      Floats mean, Floats inverse, Floats scale, Floats bias, FloatsResult sums,
+                      bool relu) {
+  const Activations of(x.dimensions());
+  return Guarded([&] {
+    WithGate<Type, kDataType>(of, relu, cotangent, x, mean, inverse, scale, bias,
+                              [&](const auto& gate) {
+                                Slopes(pool, of, gate, sums->typed_data(), nullptr);
+                              });
+  });
+}
+
+template <typename Type, ffi::DataType kDataType>
+ffi::Error NormSumSlopes(ffi::ThreadPool pool, Array<kDataType> cotangent, Array<kDataType> x,
+                         Floats mean, Floats inverse, Floats scale, Floats bias,
+                         Array<kDataType> y, FloatsResult sums, Result<kDataType> of_shortcut) {
+  const Activations of(x.dimensions());
+  return Guarded([&] {
+    const Gate<Type, kSumAndRelu> gate(of, cotangent.typed_data(), x.typed_data(), y.typed_data(),
+                                       mean.typed_data(), inverse.typed_data(),
+                                       scale.typed_data(), bias.typed_data());
+    Slopes(pool, of, gate, sums->typed_data(), of_shortcut->typed_data());
   });
 }
 
 template <typename Type, ffi::DataType kDataType>
 ffi::Error Gradient(ffi::ThreadPool pool, Array<kDataType> cotangent, Array<kDataType> x,
-                    Floats mean, Floats inverse, Floats scale, Floats bias, Result<kDataType> of_x,
-                    FloatsResult of_scale, FloatsResult of_bias, bool relu) {
+                    Floats mean, Floats inverse, Floats scale, Floats bias, Floats sums,
+                    Result<kDataType> of_x, FloatsResult of_scale, FloatsResult of_bias, bool relu,
+                    int64_t count) {
   const Activations of(x.dimensions());
   return Guarded([&] {
-    const auto run = relu ? NormGradient<Type, kRelu> : NormGradient<Type, kNothing>;
-    run(pool, of, cotangent.typed_data(), x.typed_data(), nullptr, mean.typed_data(),
-        inverse.typed_data(), scale.typed_data(), bias.typed_data(), of_x->typed_data(),
-        of_scale->typed_data(), of_bias->typed_data(), nullptr);
+    WithGate<Type, kDataType>(of, relu, cotangent, x, mean, inverse, scale, bias,
+                              [&](const auto& gate) {
+                                NormGradient(pool, of, gate, sums.typed_data(),
+                                             inverse.typed_data(), count, of_x->typed_data(),
+                                             of_scale->typed_data(), of_bias->typed_data());
+                              });
   });
 }
 
-template <typename Type, ffi::DataType kDataType>
-ffi::Error SumGradient(ffi::ThreadPool pool, Array<kDataType> cotangent, Array<kDataType> x,
-                       Floats mean, Floats inverse, Floats scale, Floats bias, Array<kDataType> y,
-                       Result<kDataType> of_x, FloatsResult of_scale, FloatsResult of_bias,
-                       Result<kDataType> of_shortcut) {
-  const Activations of(x.dimensions());
-  return Guarded([&] {
-    NormGradient<Type, kSumAndRelu>(
-        pool, of, cotangent.typed_data(), x.typed_data(), y.typed_data(), mean.typed_data(),
-        inverse.typed_data(), scale.typed_data(), bias.typed_data(), of_x->typed_data(),
-        of_scale->typed_data(), of_bias->typed_data(), of_shortcut->typed_data());
-  });
+template <ffi::DataType kDataType>
+auto MomentsCall() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<Array<kDataType>>()
+      .template Arg<Floats>()
+      .template Ret<Floats>();
 }
 
 template <ffi::DataType kDataType>
@@ -262,13 +335,15 @@ auto NormCall() {
       .template Arg<Floats>()
       .template Arg<Floats>()
       .template Arg<Floats>()
+      .template Arg<Floats>()
       .template Arg<Array<kDataType>>()
       .template Ret<Array<kDataType>>()
       .template Ret<Floats>()
       .template Ret<Floats>()
       .template Attr<float>("epsilon")
       .template Attr<bool>("relu")
-      .template Attr<bool>("added");
+      .template Attr<bool>("added")
+      .template Attr<int64_t>("count");
 }
 
 template <ffi::DataType kDataType>
@@ -284,45 +359,62 @@ auto GradientOperands() {
 }
 
 template <ffi::DataType kDataType>
-auto GradientCall() {
-  return GradientOperands<kDataType>()
-      .template Ret<Array<kDataType>>()
-      .template Ret<Floats>()
-      .template Ret<Floats>()
-      .template Attr<bool>("relu");
+auto SlopesCall() {
+  return GradientOperands<kDataType>().template Ret<Floats>().template Attr<bool>("relu");
 }
 
 template <ffi::DataType kDataType>
-auto SumGradientCall() {
+auto SumSlopesCall() {
   return GradientOperands<kDataType>()
       .template Arg<Array<kDataType>>()
+      .template Ret<Floats>()
+      .template Ret<Array<kDataType>>();
+}
+
+template <ffi::DataType kDataType>
+auto GradientCall() {
+  return GradientOperands<kDataType>()
+      .template Arg<Floats>()
       .template Ret<Array<kDataType>>()
       .template Ret<Floats>()
       .template Ret<Floats>()
-      .template Ret<Array<kDataType>>();
+      .template Attr<bool>("relu")
+      .template Attr<int64_t>("count");
 }
 
 }  // namespace
 }  // namespace flaxres
 
 #if defined(FLAXRES_FLOAT32)
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_norm_moments_float32,
+                              (flaxres::NormMoments<flaxres::Float32, xla::ffi::F32>),
+                              flaxres::MomentsCall<xla::ffi::F32>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_norm_float32,
                               (flaxres::Norm<flaxres::Float32, xla::ffi::F32>),
                               flaxres::NormCall<xla::ffi::F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_norm_slopes_float32,
+                              (flaxres::NormSlopes<flaxres::Float32, xla::ffi::F32>),
+                              flaxres::SlopesCall<xla::ffi::F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_norm_sum_slopes_float32,
+                              (flaxres::NormSumSlopes<flaxres::Float32, xla::ffi::F32>),
+                              flaxres::SumSlopesCall<xla::ffi::F32>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_norm_gradient_float32,
                               (flaxres::Gradient<flaxres::Float32, xla::ffi::F32>),
                               flaxres::GradientCall<xla::ffi::F32>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_norm_sum_gradient_float32,
-                              (flaxres::SumGradient<flaxres::Float32, xla::ffi::F32>),
-                              flaxres::SumGradientCall<xla::ffi::F32>());
 #elif defined(FLAXRES_BFLOAT16) && defined(__AVX512BF16__)
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_norm_moments_bfloat16,
+                              (flaxres::NormMoments<flaxres::BFloat16, xla::ffi::BF16>),
+                              flaxres::MomentsCall<xla::ffi::BF16>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_norm_bfloat16,
                               (flaxres::Norm<flaxres::BFloat16, xla::ffi::BF16>),
                               flaxres::NormCall<xla::ffi::BF16>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_norm_slopes_bfloat16,
+                              (flaxres::NormSlopes<flaxres::BFloat16, xla::ffi::BF16>),
+                              flaxres::SlopesCall<xla::ffi::BF16>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_norm_sum_slopes_bfloat16,
+                              (flaxres::NormSumSlopes<flaxres::BFloat16, xla::ffi::BF16>),
+                              flaxres::SumSlopesCall<xla::ffi::BF16>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_norm_gradient_bfloat16,
                               (flaxres::Gradient<flaxres::BFloat16, xla::ffi::BF16>),
                               flaxres::GradientCall<xla::ffi::BF16>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxres_norm_sum_gradient_bfloat16,
-                              (flaxres::SumGradient<flaxres::BFloat16, xla::ffi::BF16>),
-                              flaxres::SumGradientCall<xla::ffi::BF16>());
 #endif

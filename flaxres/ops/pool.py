@@ -15,7 +15,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from jaxtyping import Array, Float
 
-from flaxres.ops import native
+from flaxres.ops import devices, native
 from flaxres.ops.bilinear import define
 from flaxres.ops.kept import by_platform, jax_only, varying_alike
 from flaxres.ops.lowering import define_call
@@ -73,7 +73,7 @@ def max_pool(
 
 def native_pays(x: Any, size: int) -> bool:
     """Returns whether `pool.cc` pools `x`; it keeps places in 8 bits."""
-    return size**2 <= PLACES and native.computes(x.dtype)
+    return size**2 <= PLACES and native.computes(x.dtype) and devices.divide(x.shape[0])
 
 
 def maximum_of_windows(size: int, stride: int, padding: int, x: jax.Array) -> jax.Array:
@@ -133,7 +133,8 @@ def searched(size: int, stride: int, padding: int, x: jax.Array) -> tuple[jax.Ar
     """Computes `best_and_place`, by native code where it is in use."""
     if jax_only.get() or not native_pays(x, size):
         return best_and_place(size, stride, padding, x)
-    best, place = searched_p.bind(x, size=size, stride=stride, padding=padding)
+    bind = functools.partial(searched_p.bind, size=size, stride=stride, padding=padding)
+    best, place = devices.on_each(bind, (devices.ROWS,), [devices.ROWS, devices.ROWS])(x)
     return best, place
 
 
@@ -181,7 +182,14 @@ def of_windows(size: int, stride: int, padding: int, x: jax.Array, place: jax.Ar
     settings: Any = {"size": size, "stride": stride, "padding": padding, "extent": x.shape[1:3]}
     if jax_only.get():
         return chosen(x, place, **settings)
-    taken: jax.Array = chosen_p.bind(*varying_alike(x, place), **settings)
+
+    def bound(x: jax.Array, place: jax.Array) -> jax.Array:
+        taken: jax.Array = chosen_p.bind(*varying_alike(x, place), **settings)
+        return taken
+
+    if not native_pays(x, size):
+        return bound(x, place)
+    taken: jax.Array = devices.on_each(bound, (devices.ROWS, devices.ROWS), devices.ROWS)(x, place)
     return taken
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flaxres.errors import InputError
+from flaxres.training import gloo
 from flaxres.training.mesh import place, replicated, split
 
 Result = TypeVar("Result")
@@ -94,6 +95,8 @@ def join(
         raise InputError(
             f"can't join the other processes: {' '.join(str(error).split())}"
         ) from error
+    with gloo.patient():
+        jax.local_devices()
 
 
 def number(name: str) -> int | None:

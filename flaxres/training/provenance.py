@@ -118,8 +118,10 @@ def shared_facts(config: Config, provenance: Provenance) -> dict[str, Any]:
         name: repr(value) for name, value in flat(config).items() if not SETTINGS[name].facts.local
     }
     names = ("flaxres", "code", "python", "data", "evaluation", "classes", "teacher")
-    settings |= provenance.jax_settings or {}
-    return settings | provenance.packages | {name: getattr(provenance, name) for name in names}
+    facts = {name: getattr(provenance, name) for name in names}
+    # Native norms sum other values over the devices than XLA's.
+    facts["native convolutions"] = provenance.convolutions != "XLA"
+    return settings | (provenance.jax_settings or {}) | provenance.packages | facts
 
 
 @functools.cache
@@ -134,10 +136,8 @@ def code_digest() -> str:
 
 def convolutions(run: Run) -> str:
     """Returns the compiler of the C++ convolutions if the run may use them, else "XLA"."""
-    may_be_native = (
-        run.mesh.size == 1
-        and jax.default_backend() == "cpu"
-        and native.computes(run.config.model.compute_dtype)
+    may_be_native = jax.default_backend() == "cpu" and native.computes(
+        run.config.model.compute_dtype
     )
     return native.compiler() if may_be_native else "XLA"
 

@@ -16,7 +16,7 @@ from flaxres.data import augment
 from flaxres.data.balance import Balance
 from flaxres.data.order import step_positions
 from flaxres.models.network import Network
-from flaxres.ops.native import left_out
+from flaxres.ops.devices import dividing
 from flaxres.training.augmentation import Batch, inputs
 from flaxres.training.dispatch import repeated, resident_step, steps_per_dispatch
 from flaxres.training.gradients import Gradients, accumulated, gradients, sharpness_aware
@@ -364,7 +364,7 @@ def compiled_train_step(
         feeds += (whole,)
     options = compiler_options(mesh, config.train.deterministic)
     return jax.jit(
-        step if mesh.size == 1 else left_out(step),
+        dividing(step, mesh),
         donate_argnums=0,
         in_shardings=(whole, whole, *feeds),
         out_shardings=(whole, whole),
@@ -382,7 +382,7 @@ def compiled_eval_step(
     whole, options = replicated(mesh), compiler_options(mesh, config.train.deterministic)
     compute = step(config.data, model, config.model.compute_dtype)
     return jax.jit(
-        compute if mesh.size == 1 else left_out(compute),
+        dividing(compute, mesh),
         in_shardings=(whole, split(mesh)),
         out_shardings=whole,
         compiler_options=options,

@@ -112,7 +112,9 @@ def test_fault_04_a_full_disk(
     assert str(tmp_path / "run" / named) in last
     assert "start the same command again" in last
     left = newest_sound(tmp_path / "run" / "checkpoints")[0]
-    assert left is not None and saved is not None and left >= saved
+    assert left is not None
+    assert saved is not None
+    assert left >= saved
     processes.finish(kill.start(words))
     assert (kill.digest(tmp_path / "run"), kill.log(tmp_path / "run")) == expected
 

@@ -12,8 +12,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 import flaxres
 from flaxres.models.layers import BatchNorm, norm_relu, norm_sum_relu
-from flaxres.ops import native
-from flaxres.ops.batch_norm import batch_norm, plain_norm
+from flaxres.ops import devices, native
+from flaxres.ops.batch_norm import batch_norm, pixels, plain_moments, plain_norm
 from tests.ops.native_cases import calls, needs_compiler
 
 pytestmark = needs_compiler
@@ -50,7 +50,8 @@ def ours(relu: bool) -> Callable[..., Any]:
 def usual(relu: bool) -> Callable[..., Any]:
     def norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *shortcut: jax.Array) -> Any:
         shift = jnp.full(scale.shape, 0.9, jnp.float32)
-        return plain_norm(x, shift, scale, bias, *shortcut, epsilon=EPSILON, relu=relu)
+        given = x, plain_moments(x, shift), shift, scale, bias, *shortcut
+        return plain_norm(*given, epsilon=EPSILON, relu=relu, count=pixels(x))
 
     return norm
 
@@ -78,8 +79,8 @@ def test_it_is_the_plain_norm_to_any_order(shape: tuple[int, ...], relu: bool, a
     given = operands(shape, "float32", added)
     mine, theirs = loss(ours(relu)), loss(usual(relu))
     places = tuple(range(len(given)))
-    assert calls(ours(relu), *given) == 1
-    assert calls(jax.grad(mine, places), *given) == 2
+    assert calls(ours(relu), *given) == 2
+    assert calls(jax.grad(mine, places), *given) == 4
     assert_near(jax.jit(ours(relu))(*given), jax.jit(usual(relu))(*given), 2e-6)
     for transform in (
         lambda f: jax.grad(f, places),
@@ -133,7 +134,8 @@ def test_it_may_be_mapped_over_and_split() -> None:
     placed = [jax.device_put(array, place) for array, place in zip(given, split, strict=True)]
     gradient = jax.grad(mine, (0, 1, 2, 3))
     assert calls(gradient, *placed) == 0
-    assert_near(jax.jit(gradient)(*placed), jax.grad(theirs, (0, 1, 2, 3))(*given), 1e-5)
+    expected = jax.grad(theirs, (0, 1, 2, 3))(*given)
+    assert_near(jax.jit(gradient)(*placed), expected, 1e-5)
 
     def of_shards(function: Callable[..., Any]) -> Any:
         specs = (rows, whole, whole, rows)
@@ -143,6 +145,29 @@ def test_it_may_be_mapped_over_and_split() -> None:
         return jax.jit(jax.grad(total, (0, 1, 2, 3)))(*given)
 
     assert_near(of_shards(mine), of_shards(theirs), 1e-5)
+
+
+@pytest.mark.parametrize(("groups", "images"), [(1, 8), (4, 2), (8, 3)])
+@pytest.mark.parametrize(("relu", "added"), BEHIND)
+def test_each_device_computes_its_images(groups: int, images: int, relu: bool, added: bool) -> None:
+    """One group's sums are added over the devices; several groups need no sums of others."""
+    native.use_native_convolutions()
+    given = operands((groups, images, 5, 4, 24), "float32", added)
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",), axis_types=(AxisType.Auto,))
+    places = tuple(range(len(given)))
+    gradient = devices.dividing(jax.grad(loss(ours(relu)), places), mesh)
+    whole = jax.device_put(given, NamedSharding(mesh, P()))
+    assert calls(gradient, *whole) == 4
+    compiled = jax.jit(gradient).lower(*whole).compile()
+    expected = jax.jit(jax.grad(loss(usual(relu)), places))(*given)
+    assert_near(compiled(*whole), expected, 1e-5)
+    twice = jax.grad(
+        lambda *x: sum((g**2).sum() for g in jax.grad(loss(ours(relu)), places)(*x)), places
+    )
+    theirs = jax.grad(
+        lambda *x: sum((g**2).sum() for g in jax.grad(loss(usual(relu)), places)(*x)), places
+    )
+    assert_near(jax.jit(devices.dividing(twice, mesh))(*whole), jax.jit(theirs)(*given), 1e-4)
 
 
 @pytest.mark.parametrize("group", [None, 2])

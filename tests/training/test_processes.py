@@ -14,6 +14,7 @@ import pytest
 from flaxres import Config, InputError, OptimConfig
 from flaxres.training import hosts
 from flaxres.training.provenance import Provenance, shared_facts
+from tests.ops.native_cases import needs_compiler
 from tools.processes import DIGITS, QUICK, ROOT, finish, rows, start
 
 
@@ -145,6 +146,27 @@ def test_fault_23_a_process_with_another_command_is_refused_before_step_1(
     for text in finish(started, 2):
         assert f"{field}: " in text
     assert not rows(tmp_path / "run")
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("without", ["", "1"])
+def test_processes_agree_on_native_code_and_gloo_is_patient(without: str) -> None:
+    """Where one process has no native code, none uses it. Gloo's thread displaces no other."""
+    program = """
+import os, sys
+without, *words = sys.argv[1:]
+if words[-1] == without:
+    os.environ["FLAXRES_NATIVE_CONVOLUTIONS"] = "0"
+from flaxres.cli._process import joined
+assert not joined(words)
+from flaxres.ops import native
+policies = [os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")]
+print(bool(native.compiler()), policies.count(os.SCHED_BATCH), flush=True)
+os._exit(0)
+"""
+    for said in finish(start(["-c", program, without], 2)):
+        assert said.splitlines()[-1] == f"{not without} 1", said
 
 
 @pytest.mark.slow

@@ -4,9 +4,10 @@ import functools
 import json
 import os
 import pathlib
-import shutil
+import re
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +18,13 @@ import flaxres
 from flaxres import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from flaxres.diagnostics.described import described_run, lowered
 from flaxres.models.resnet import ResNet
-from flaxres.ops import native
 from flaxres.ops.convolution import direct
 from flaxres.training.losses import smooth_targets
 from flaxres.training.mesh import data_mesh
+from flaxres.training.run import Run
 from flaxres.training.state import initial_state
 from flaxres.training.steps import compiled_eval_step, eval_step
+from tests.ops.native_cases import needs_compiler
 
 
 def test_smoothed_targets_are_the_formula() -> None:
@@ -103,7 +105,9 @@ def test_convolutions_on_cpu_are_given_to_all_cores() -> None:
     assert "__ynn_fusion" not in program
 
 
-def same_result(precision: str, steps: int, groups: str, devices: str) -> dict[str, float]:
+def same_result(
+    precision: str, steps: int, groups: str, devices: str, *options: str
+) -> dict[str, float]:
     """Runs `python -m tools.same_result` in a process of its own, whose JAX has the precision."""
     environment = os.environ | {"JAX_ENABLE_X64": str(int(precision == "float64"))}
     program = [
@@ -120,6 +124,7 @@ def same_result(precision: str, steps: int, groups: str, devices: str) -> dict[s
         devices,
         "--quick",
         "--json",
+        *options,
     ]
     done = subprocess.run(
         program,
@@ -143,6 +148,15 @@ def test_the_same_run_on_1_2_4_and_8_devices(precision: str, steps: int, bound: 
     assert figures["largest_relative_difference"] < bound
 
 
+@needs_compiler
+def test_native_code_gives_the_same_run_on_1_2_and_4_devices() -> None:
+    """With statistics of all images, of groups within a device, and of groups on two devices."""
+    figures = same_result("float32", 1, "none,8,32", "1,2,4", "--native")
+    assert figures["runs"] == 9
+    assert figures["ledger_differences"] == 0
+    assert figures["largest_relative_difference"] < 1e-5
+
+
 @pytest.mark.parametrize("resident", [True, False])
 def test_one_program_serves_every_seed(resident: bool) -> None:
     """Else each run of a sweep would compile anew."""
@@ -163,28 +177,35 @@ def test_one_program_serves_every_seed(resident: bool) -> None:
     assert programs(0) == programs(1)
 
 
-@pytest.mark.skipif(not any(map(shutil.which, native.COMPILERS)), reason="no C++ compiler")
-def test_a_program_for_several_devices_has_no_native_code() -> None:
-    """It is the one of a process that never asked for native code, to the letter."""
+@needs_compiler
+def test_each_of_several_devices_makes_native_calls_for_its_images() -> None:
+    """They exchange sums alone. A part of a batch that they can't divide has no call."""
+    flaxres.use_native_convolutions()
 
-    def programs(devices: int) -> list[str]:
-        config = Config(
-            ModelConfig("resnet20", depths=(1, 1, 1)),
-            DataConfig("digits", image_size=8, eval_size=8, eval_resize=8, crop="centre"),
-            train=TrainConfig(64, steps=4, devices=devices),
+    def run(devices: int, accumulate: int = 1) -> Run:
+        return described_run(
+            Config(
+                ModelConfig("resnet20", depths=(1, 1, 1), bn_group=None if accumulate == 1 else 2),
+                DataConfig("digits", image_size=8, eval_size=8, eval_resize=8, crop="centre"),
+                train=TrainConfig(64, steps=4, devices=devices, accumulate=accumulate),
+            )
         )
-        run = described_run(config)
+
+    def evaluation(run: Run) -> Any:
         sides = {"image": (64, 8, 8, 3), "label": (64,), "weight": (64,)}
         batch = {
             name: jax.ShapeDtypeStruct(shape, {"image": jnp.uint8}.get(name, jnp.int32))
             for name, shape in sides.items()
         }
-        evaluation = run.eval_step().lower(run.abstract_state().eval_variables, batch)
-        return [lowered(run).as_text(), evaluation.as_text()]
+        return run.eval_step().lower(run.abstract_state().eval_variables, batch)
 
-    before = {devices: programs(devices) for devices in (1, 2)}
-    flaxres.use_native_convolutions()
-    assert programs(2) == before[2]
-    one = programs(1)
-    assert [text.count("custom_call @flaxres") > 0 for text in one] == [True, True]
-    assert one != before[1]
+    def calls(program: Any) -> int:
+        return int(program.as_text().count("custom_call @flaxres"))
+
+    for lower in (lowered, evaluation):
+        several = lower(run(4))
+        assert 0 < calls(lower(run(1))) == calls(several)
+        text = several.compile().as_text()
+        assert "all-reduce" in text
+        assert not re.search("all-gather|all-to-all|collective-permute|reduce-scatter", text)
+    assert calls(lowered(run(4, accumulate=32))) == 0
