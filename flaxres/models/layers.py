@@ -204,7 +204,8 @@ class BatchNorm(nn.Module):
                     "train=True updates the batch statistics: call model.apply(..., "
                     'train=True, mutable=["batch_stats"]), which returns them too'
                 )
-            first, second = offset.mean(0), (var + jnp.square(offset)).mean(0)
+            # Stacked, they are one sum over the devices.
+            first, second = jnp.stack([offset, var + jnp.square(offset)]).mean(1)
             total = turned(shift + first), jnp.maximum(second - jnp.square(first), 0)
             for running, batch in zip((running_mean, running_var), total, strict=True):
                 running.value = self.momentum * running.value + (1 - self.momentum) * batch

@@ -321,7 +321,8 @@ def transposed(cotangent: jax.Array, *operands: Any, relu: bool) -> list[Any]:
     linear, fixed = operands[:-6], operands[-6:]
     given = varying_alike(cotangent, *fixed)
     of_x, of_scale, of_bias, *rest = gradient(*given, relu=relu, added=len(linear) == 4)
-    found = [of_x, of_scale.sum(0), of_bias.sum(0), *rest]
+    # One sum over the devices, not two.
+    found = [of_x, *jnp.stack([of_scale, of_bias], 1).sum(0), *rest]
     wanted = [
         value if ad.is_undefined_primal(operand) else None
         for value, operand in zip(found, linear, strict=True)

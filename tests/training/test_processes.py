@@ -152,7 +152,7 @@ def test_fault_23_a_process_with_another_command_is_refused_before_step_1(
 @needs_compiler
 @pytest.mark.parametrize("without", ["", "1"])
 def test_processes_agree_on_native_code_and_gloo_is_patient(without: str) -> None:
-    """Where one process has no native code, none uses it. Gloo's thread displaces no other."""
+    """None uses native code if one has none. Gloo's thread displaces no other."""
     program = """
 import os, sys
 without, *words = sys.argv[1:]

@@ -148,6 +148,7 @@ def test_the_same_run_on_1_2_4_and_8_devices(precision: str, steps: int, bound: 
     assert figures["largest_relative_difference"] < bound
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_native_code_gives_the_same_run_on_1_2_and_4_devices() -> None:
     """With statistics of all images, of groups within a device, and of groups on two devices."""
