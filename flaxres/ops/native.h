@@ -17,6 +17,10 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+#endif
+
 #include "xla/ffi/api/ffi.h"
 
 namespace flaxres {
@@ -160,6 +164,17 @@ inline int64_t Threads(const ffi::ThreadPool& pool) {
   return std::max<int64_t>(1, pool.num_threads());
 }
 
+// A task of XLA's pool sees what was written before it was scheduled. The thread sanitizer doesn't
+// know: the pool is compiled without it (tools/sanitized.py).
+#if defined(__SANITIZE_THREAD__)
+inline char scheduled;
+inline void BeforeTasks() { __tsan_release(&scheduled); }
+inline void WithinTask() { __tsan_acquire(&scheduled); }
+#else
+inline void BeforeTasks() {}
+inline void WithinTask() {}
+#endif
+
 // Calls work(0) to work(count - 1) on this thread and on threads of the pool that become free while
 // work is left. This thread never waits for a thread that has not started, so that concurrent
 // handlers can't deadlock.
@@ -192,8 +207,13 @@ void Parallel(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   shared->count = count;
   shared->work = &work;
   try {
-    for (int64_t i = std::min(Threads(pool), count) - 1; i > 0; --i)
-      pool.Schedule([shared] { shared->Run(); });
+    for (int64_t i = std::min(Threads(pool), count) - 1; i > 0; --i) {
+      BeforeTasks();
+      pool.Schedule([shared] {
+        WithinTask();
+        shared->Run();
+      });
+    }
   } catch (const std::bad_alloc&) {  // scheduled tasks must end before this frame does
   }
   shared->Run();
