@@ -215,15 +215,17 @@ class BatchNorm(nn.Module):
         return y.reshape(images, *y.shape[2:])
 
     def at_once(self, x: Float[Array, "n h w c"], form: Form) -> bool:
-        """Returns whether statistics and result are one operation: see `ops.batch_norm`."""
+        """Returns whether `ops.batch_norm` computes statistics and result, in training."""
+        if (
+            form.rising
+            or self.frozen
+            or self.axis_name is not None
+            or x.dtype != self.dtype
+            or self.is_initializing()
+        ):
+            return False
         group = self.images_per_group(x)
-        return (
-            not form.rising
-            and self.axis_name is None
-            and x.dtype == self.dtype
-            and not self.is_initializing()
-            and pays(len(x) // group, group, self.dtype, at_least_float32(self.param_dtype))
-        )
+        return pays(len(x) // group, group, self.dtype, at_least_float32(self.param_dtype))
 
     def images_per_group(self, x: Float[Array, "n h w c"]) -> int:
         """Returns the number of images in a group of statistics."""

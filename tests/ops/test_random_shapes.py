@@ -21,7 +21,7 @@ from flaxres.ops.kept import jax_operations_only
 from flaxres.ops.pool import max_pool
 from tests.ops.native_cases import calls, needs_compiler
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.slow]
 SHAPES = range(int(os.environ.get("FLAXRES_RANDOM_SHAPES", "2")))
 MOST_PRODUCTS = 1e7
 
