@@ -62,19 +62,19 @@ SANITIZERS = {
 def environment(sanitizer: Sanitizer, folder: pathlib.Path) -> dict[str, str]:
     """Returns the variables of a process whose native code has the sanitizer."""
     compiler = shlex.split(os.environ.get("CXX", "g++"))
-    found = subprocess.run(
-        [*compiler, f"-print-file-name={sanitizer.library}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+
+    def found(library: str) -> str:
+        named = [*compiler, f"-print-file-name={library}"]
+        return subprocess.run(named, capture_output=True, text=True, check=True).stdout.strip()
+
     name, options = sanitizer.options
     suppressions = folder / "suppressions"
     # A task reads its own copy of what it captured, which XLA's pool has handed over.
     suppressions.write_text("race:Schedule<flaxres\n")
     return os.environ | {
         "CXX": shlex.join([*compiler, "-g", *sanitizer.flags.split()]),
-        "LD_PRELOAD": found.stdout.strip(),
+        # The sanitizer looks for C++'s exceptions when it starts; Python itself has none.
+        "LD_PRELOAD": f"{found(sanitizer.library)} {found('libstdc++.so')}",
         # pytest would keep what is written to stderr.
         name: f"{options.format(folder=folder)} log_path={folder / REPORT}",
         "XDG_CACHE_HOME": str(folder),

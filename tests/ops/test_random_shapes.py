@@ -179,7 +179,7 @@ def rows(arrays: Sequence[Any]) -> list[jax.Array]:
 @pytest.mark.parametrize("seed", SHAPES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_pools(seed: int, dtype: str) -> None:
-    """Of whole numbers: there are ties, and no sum rounds, so that results agree to the bit."""
+    """Whole numbers have ties, and no sum rounds, so that results agree to the bit."""
     if not native.computes(dtype):
         pytest.skip("not on this processor")
     rng = np.random.default_rng([4, seed])
