@@ -28,7 +28,11 @@ MOST_PRODUCTS = 1e7
 
 @pytest.fixture(autouse=True)
 def compiled() -> None:
+    """Loads all native code, whose functions a sanitizer can name in its first report only then."""
     native.use_native_convolutions()
+    for dtype in ("float32", "bfloat16", "uint8"):
+        native.computes(dtype, "inference")
+    native.computes("bfloat16")
 
 
 def number(rng: np.random.Generator, least: int, most: int) -> int:
