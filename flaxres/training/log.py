@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 import time
 from collections.abc import Iterator
@@ -25,8 +26,8 @@ FETCH_BEHIND = 2
 class Log:
     """Logs metrics without making the device wait for the host. A context manager.
 
-    The metrics of a step are read two dispatches later, or before a pause. Times leave out
-    evaluations and saves.
+    The metrics of a step are read after the first dispatch by which they are computed; at the
+    latest two dispatches later, or before a pause. Times leave out evaluations and saves.
 
     Args:
       run: the run.
@@ -53,7 +54,7 @@ class Log:
         self.writer = None
         if hosts.leader():
             self.writer = Writer(folder, first, run.config, display.say)
-        self.pending: collections.deque[tuple[int, int, Any]] = collections.deque()
+        self.pending: collections.deque[tuple[int, int, dict[str, Any]]] = collections.deque()
         self.dispatched = 0
         self.unchecked: collections.deque[tuple[int, int, int, Any]] = collections.deque()
         self.last_step, self.last_times = first, (0.0, 0.0)
@@ -102,9 +103,14 @@ class Log:
             if step % self.every == 0 or step == self.steps:
                 of_step = {key: value[i] if value.ndim else value for key, value in values.items()}
                 self.pending.append((self.dispatched, step, of_step))
-        ready = [dispatch + FETCH_BEHIND <= self.dispatched for dispatch, _, _ in self.pending]
-        self.emit(sum(ready))
+        self.emit(len(list(itertools.takewhile(self.is_due, self.pending))))
         self.unchecked.append((self.dispatched, last, count, values["finite"]))
+
+    def is_due(self, entry: tuple[int, int, dict[str, Any]]) -> bool:
+        """Returns whether metrics are to be read: a dispatch may be computed when it returns."""
+        dispatch, _, values = entry
+        late = dispatch + FETCH_BEHIND <= self.dispatched
+        return late or all(value.is_ready() for value in values.values())
 
     def non_finite(self, everything: bool) -> list[int]:
         """Returns the steps that were not finite and were not returned before.

@@ -173,6 +173,31 @@ def test_a_run_that_never_saved_does_not_hold_its_workdir(
     assert from_json(tmp_path / "config.json") == resolved(config)
 
 
+def test_metrics_are_read_once_computed_and_after_two_dispatches_at_the_latest(
+    data_dir: str, tmp_path: pathlib.Path
+) -> None:
+    """Read later, those of dispatches that return computed would show the time of a read."""
+    computed = jax.block_until_ready(jnp.ones(()))
+    product = lambda _, x: 1e-3 * (x @ x)  # noqa: E731
+    seconds = jax.jit(lambda x: jax.lax.fori_loop(0, 60, product, x).sum())
+
+    def metrics_of(loss: jax.Array) -> dict[str, jax.Array]:
+        names = "top1", "learning_rate", "gradient_norm", "finite"
+        return {"loss": loss} | dict.fromkeys(names, computed)
+
+    config = digits(data_dir, tensorboard=False, log_every_steps=1, devices=1)
+    display = Display(1, 0, False, False)
+    with Log(prepare_run(config), tmp_path, 0, (0.0, 0.0), display, None) as log:
+        log.add(1, 1, metrics_of(computed))
+        assert not log.pending
+        log.add(2, 1, metrics_of(seconds(jnp.ones((1500, 1500)))))
+        log.add(3, 1, metrics_of(computed))
+        assert [step for _, step, _ in log.pending] == [2, 3]
+        log.add(4, 1, metrics_of(computed))
+        assert not log.pending
+    assert [row["step"] for row in metrics.read_metrics(tmp_path)] == [1, 2, 3, 4]
+
+
 def test_the_clock_counts_each_second_once(data_dir: str, tmp_path: pathlib.Path) -> None:
     with Log(
         prepare_run(digits(data_dir, tensorboard=False)),
