@@ -32,7 +32,8 @@ def patient() -> Iterator[None]:
         # The backend's other threads wait for work, not for messages.
         if found := [thread for thread in _threads() - before if _waits_for_messages(thread)]:
             for thread in found:
-                os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
+                with contextlib.suppress(OSError):  # a container may forbid it
+                    os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
             return
         time.sleep(0.01)
 
