@@ -4,10 +4,10 @@
     python -m tools.sanitized thread
 
 `address` finds accesses outside of arrays and undefined behaviour, `thread` accesses of two threads
-that nothing orders. The code is compiled by $CXX or g++ with the sanitizer, into a folder of its
-own, and `tests/ops/test_random_shapes.py` calls it with so many random shapes of each operation, in
-every dtype that the processor computes. A program with the fault that the sanitizer looks for must
-fail first.
+that nothing orders. The code is compiled by g++ (or the one that $CXX names) with the sanitizer,
+into a folder of its own, and `tests/ops/test_random_shapes.py` calls it with so many random shapes
+of each operation, in every dtype that the processor computes. Programs with the faults that the
+sanitizer looks for must fail first.
 """
 
 import os
@@ -26,19 +26,19 @@ REPORT = "report"
 
 
 class Sanitizer(NamedTuple):
-    """A sanitizer of g++ and clang++.
+    """A sanitizer of g++.
 
     Attributes:
       flags: of the compiler.
       library: is loaded before Python, which is compiled without it.
       options: the variable that holds its options, and these.
-      fault: a function `int fault()` that it refuses.
+      faults: functions `int fault()` that it refuses.
     """
 
     flags: str
     library: str
     options: tuple[str, str]
-    fault: str
+    faults: tuple[str, ...]
 
 
 SANITIZERS = {
@@ -47,14 +47,17 @@ SANITIZERS = {
         "libasan.so",
         # Python frees little before it ends.
         ("ASAN_OPTIONS", "detect_leaks=0"),
-        "int fault() { int* x = new int[8]; int y = x[8]; delete[] x; return y; }",
+        (
+            "int fault() { int* x = new int[8]; int y = x[8]; delete[] x; return y; }",
+            "int fault() { volatile int x = 2147483647; return x + 1; }",
+        ),
     ),
     "thread": Sanitizer(
         "-fsanitize=thread",
         "libtsan.so",
         # XLA's libraries are compiled without it.
         ("TSAN_OPTIONS", "ignore_noninstrumented_modules=1 suppressions={folder}/suppressions"),
-        "int fault() { int x = 0; std::thread t([&] { ++x; }); ++x; t.join(); return x; }",
+        ("int fault() { int x = 0; std::thread t([&] { ++x; }); ++x; t.join(); return x; }",),
     ),
 }
 
@@ -85,10 +88,10 @@ def environment(sanitizer: Sanitizer, folder: pathlib.Path) -> dict[str, str]:
     }
 
 
-def finds_its_fault(sanitizer: Sanitizer, folder: pathlib.Path) -> bool:
-    """Returns whether a Python process that calls `sanitizer.fault` fails."""
+def finds(fault: str, sanitizer: Sanitizer, folder: pathlib.Path) -> bool:
+    """Returns whether a Python process that calls a faulty function fails."""
     source, library = folder / "fault.cc", folder / "fault.so"
-    source.write_text(f'#include <thread>\nextern "C" {sanitizer.fault}\n')
+    source.write_text(f'#include <thread>\nextern "C" {fault}\n')
     variables = environment(sanitizer, folder)
     build = [*shlex.split(variables["CXX"]), "-shared", "-fPIC", str(source), "-o", str(library)]
     subprocess.run(build, check=True)
@@ -107,7 +110,7 @@ def main() -> None:
     sanitizer = SANITIZERS[chosen.sanitizer]
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
-        if not finds_its_fault(sanitizer, folder):
+        if not all(finds(fault, sanitizer, folder) for fault in sanitizer.faults):
             raise SystemExit(f"the {chosen.sanitizer} sanitizer does not work on this machine")
         variables = environment(sanitizer, folder) | {"FLAXRES_RANDOM_SHAPES": str(chosen.shapes)}
         tests = [sys.executable, "-m", "pytest", "-n0", "-m", "", "-p", "no:cacheprovider", TESTS]

@@ -34,8 +34,8 @@ norm_p = Primitive("flaxres_norm")
 tangent_p = Primitive("flaxres_norm_tangent")
 slopes_p = Primitive("flaxres_norm_slopes")
 gradient_p = Primitive("flaxres_norm_gradient")
-# Places of activations in programs for several devices, with one group or several; those of
-# `Channels` are the first or the second.
+# Places in programs for several devices. Activations are `OF_ONE` with one group and `OF_SEVERAL`
+# with several; values of groups and channels are `WHOLE` and `OF_SEVERAL`.
 WHOLE, OF_ONE, OF_SEVERAL = devices.WHOLE, PartitionSpec(None, devices.AXIS), devices.ROWS
 
 
@@ -49,7 +49,7 @@ def pays(groups: int, images: int, dtype: Any, wide: Any) -> bool:
       wide: dtype of the statistics.
     """
     native_is = bool(wide == jnp.float32) and not jax_only.get() and native.computes(dtype)
-    return native_is and devices.divide(images if groups == 1 else groups)
+    return native_is and devices.divisible(images if groups == 1 else groups)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))

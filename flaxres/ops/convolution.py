@@ -49,15 +49,18 @@ def convolution(
     if jax_only.get():
         return direct(x, kernel, stride)
     size, extent = kernel.shape[0], (-(-x.shape[1] // stride), -(-x.shape[2] // stride))
-    if native_pays(kernel) and devices.divide(len(x)):
+    if native_pays(kernel) and devices.divisible(len(x)):
+
+        def form(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            return convolve(x, kernel, stride, 1, extent, False)
+
         rows, whole = devices.ROWS, devices.WHOLE
-        form = lambda x, kernel: convolve(x, kernel, stride, 1, extent, False)  # noqa: E731
         convolved: jax.Array = devices.on_each(form, (rows, whole), rows)(x, kernel)
         return convolved
     if size == 1:
         cpu, default = (functools.partial(f, stride=stride) for f in (pointwise_product, direct))
-        convolved = by_platform(x, kernel, cpu=cpu, default=default)
-        return convolved  # noqa: RET504
+        multiplied: jax.Array = by_platform(x, kernel, cpu=cpu, default=default)
+        return multiplied
     if size == 3:
         return keep_gradient(
             convolve(x, kernel, stride, 1, extent, False)

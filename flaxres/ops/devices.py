@@ -38,11 +38,8 @@ def count() -> int:
     return 1 if mesh is None else mesh.size
 
 
-def divide(images: int) -> bool:
-    """Returns whether the devices get equal numbers of images, and make native calls at all.
-
-    Those of other platforms than CPUs don't.
-    """
+def divisible(images: int) -> bool:
+    """Returns whether native calls can be divided: among CPUs whose number divides the images."""
     mesh = _mesh.get()
     return mesh is None or (images % mesh.size == 0 and mesh.devices.flat[0].platform == "cpu")
 

@@ -31,7 +31,13 @@ SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
     "training": {
         "convolution.cc": ("convolution", "kernel_gradient"),
         "pool.cc": ("pool", "spread"),
-        "norm.cc": (*("norm_moments", "norm", "norm_slopes", "norm_sum_slopes", "norm_gradient"),),
+        "norm.cc": (
+            "norm_moments",
+            "norm",
+            "norm_slopes",
+            "norm_sum_slopes",
+            "norm_gradient",
+        ),
     },
     "inference": {"inference.cc": ("fused_convolution",)},
 }
@@ -67,9 +73,10 @@ def use_native_convolutions() -> str:
     machines without an accelerator.
 
     The code replaces convolutions of odd size with at least 12 output channels, without groups or
-    dilation. Programs call it that are for one CPU device, within `jax.shard_map`, or steps of a
-    run of flaxres, in which each device computes its images. Call this function in all processes of
-    a run or in none. Results differ from XLA's by the order of sums. Derivatives of any order work.
+    dilation, in programs for one CPU device, within `jax.shard_map`, and in the steps of
+    `flaxres.fit` and `flaxres.evaluate`, where each device computes its images. Call this function
+    in all processes of a run or in none. Results differ from XLA's by the order of sums.
+    Derivatives of any order work.
 
     Returns:
       The compiler's name and version.

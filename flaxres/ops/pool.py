@@ -73,7 +73,7 @@ def max_pool(
 
 def native_pays(x: Any, size: int) -> bool:
     """Returns whether `pool.cc` pools `x`; it keeps places in 8 bits."""
-    return size**2 <= PLACES and native.computes(x.dtype) and devices.divide(x.shape[0])
+    return size**2 <= PLACES and native.computes(x.dtype) and devices.divisible(x.shape[0])
 
 
 def maximum_of_windows(size: int, stride: int, padding: int, x: jax.Array) -> jax.Array:

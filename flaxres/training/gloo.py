@@ -6,8 +6,12 @@ import pathlib
 import time
 from collections.abc import Iterator
 
+import jax
+
 TASKS = pathlib.Path("/proc/self/task")
-SECONDS = 0.2
+SECONDS = 0.1
+# Functions of the kernel in which a thread waits for messages, by its version.
+WAITS = ("do_epoll_wait", "ep_poll")
 
 
 @contextlib.contextmanager
@@ -21,20 +25,18 @@ def patient() -> Iterator[None]:
     a step with many sums takes several times as long (docs/scaling.md). A thread of `SCHED_BATCH`
     waits for its turn.
 
-    On other systems than Linux it does nothing.
+    On other systems than Linux, and where JAX has an accelerator, it does nothing.
     """
     before = _threads()
     yield
-    if not hasattr(os, "SCHED_BATCH"):
+    if not hasattr(os, "SCHED_BATCH") or jax.default_backend() != "cpu":
         return
     begun = time.monotonic()
     while time.monotonic() - begun < SECONDS:
         # The backend's other threads wait for work, not for messages.
-        if found := [thread for thread in _threads() - before if _waits_for_messages(thread)]:
-            for thread in found:
-                with contextlib.suppress(OSError):  # a container may forbid it
-                    os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
-            return
+        for thread in filter(_waits_for_messages, _threads() - before):
+            with contextlib.suppress(OSError):  # a container may forbid it
+                os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
         time.sleep(0.01)
 
 
@@ -46,6 +48,6 @@ def _threads() -> set[int]:
 def _waits_for_messages(thread: int) -> bool:
     """Returns whether a thread waits in `epoll_wait`; False where Linux does not tell."""
     try:
-        return "epoll" in (TASKS / str(thread) / "wchan").read_text()
+        return (TASKS / str(thread) / "wchan").read_text() in WAITS
     except OSError:
         return False

@@ -91,12 +91,12 @@ def join(
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**options, heartbeat_timeout_seconds=HEARTBEAT)
+        with gloo.patient():
+            jax.local_devices()
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"can't join the other processes: {' '.join(str(error).split())}"
         ) from error
-    with gloo.patient():
-        jax.local_devices()
 
 
 def number(name: str) -> int | None:

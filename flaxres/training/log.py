@@ -26,8 +26,8 @@ FETCH_BEHIND = 2
 class Log:
     """Logs metrics without making the device wait for the host. A context manager.
 
-    The metrics of a step are read after the first dispatch by which they are computed; at the
-    latest two dispatches later, or before a pause. Times leave out evaluations and saves.
+    The metrics of a step are read at the first dispatch after they are computed; at the latest two
+    dispatches later, or before a pause. Times leave out evaluations and saves.
 
     Args:
       run: the run.
@@ -107,7 +107,7 @@ class Log:
         self.unchecked.append((self.dispatched, last, count, values["finite"]))
 
     def is_due(self, entry: tuple[int, int, dict[str, Any]]) -> bool:
-        """Returns whether metrics are to be read: a dispatch may be computed when it returns."""
+        """Returns whether metrics are to be read; those of CPUs may be there after a dispatch."""
         dispatch, _, values = entry
         late = dispatch + FETCH_BEHIND <= self.dispatched
         return late or all(value.is_ready() for value in values.values())

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from flaxres.ops.devices import AXIS
+
 
 def data_mesh(devices: int | None = None) -> Mesh:
     """Returns the mesh of the first `devices` devices, all by default.
@@ -14,7 +16,7 @@ def data_mesh(devices: int | None = None) -> Mesh:
     They are in the order of their hosts, so that a host's rows of a batch are neighbours.
     """
     ordered = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))[:devices]
-    return Mesh(np.array(ordered), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    return Mesh(np.array(ordered), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
@@ -29,4 +31,4 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def split(mesh: Mesh) -> NamedSharding:
     """Returns the sharding along the first axis."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, PartitionSpec(AXIS))

@@ -120,7 +120,7 @@ def shared_facts(config: Config, provenance: Provenance) -> dict[str, Any]:
     names = ("flaxres", "code", "python", "data", "evaluation", "classes", "teacher")
     facts = {name: getattr(provenance, name) for name in names}
     # Native norms sum other values over the devices than XLA's.
-    facts["native convolutions"] = provenance.convolutions != "XLA"
+    facts["native convolutions (in all processes or in none)"] = provenance.convolutions != "XLA"
     return settings | (provenance.jax_settings or {}) | provenance.packages | facts
 
 

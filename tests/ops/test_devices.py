@@ -1,5 +1,6 @@
 """Native calls in programs for several CPU devices, each of which computes its images."""
 
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -69,11 +70,19 @@ def test_images_that_the_devices_cannot_divide_are_xlas() -> None:
         assert calls(dividing(function), odd[1:], kernel) == 1
 
 
+def test_devices_of_other_platforms_have_no_native_calls() -> None:
+    gpus = types.SimpleNamespace(size=4, devices=np.array([types.SimpleNamespace(platform="gpu")]))
+    divisible = []
+    devices.dividing(lambda: divisible.append(devices.divisible(8)), gpus)()  # type: ignore[arg-type]
+    dividing(lambda: divisible.append(devices.divisible(8)))()
+    assert divisible == [False, True]
+
+
 def test_one_device_has_the_function_itself() -> None:
     one = Mesh(np.array(jax.devices()[:1]), ("data",))
     assert devices.dividing(convolved, one) is convolved
     assert devices.count() == 1
-    assert devices.divide(7)
+    assert devices.divisible(7)
     counts = []
     dividing(lambda: counts.append(devices.count()))()
     assert counts == [COUNT]

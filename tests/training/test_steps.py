@@ -183,10 +183,10 @@ def test_each_of_several_devices_makes_native_calls_for_its_images() -> None:
     """They exchange sums alone. A part of a batch that they can't divide has no call."""
     flaxres.use_native_convolutions()
 
-    def run(devices: int, accumulate: int = 1) -> Run:
+    def run(devices: int, accumulate: int = 1, **settings: Any) -> Run:
         return described_run(
             Config(
-                ModelConfig("resnet20", depths=(1, 1, 1), bn_group=None if accumulate == 1 else 2),
+                ModelConfig("resnet20", depths=(2, 2, 2), **settings),
                 DataConfig("digits", image_size=8, eval_size=8, eval_resize=8, crop="centre"),
                 train=TrainConfig(64, steps=4, devices=devices, accumulate=accumulate),
             )
@@ -209,4 +209,8 @@ def test_each_of_several_devices_makes_native_calls_for_its_images() -> None:
         text = several.compile().as_text()
         assert "all-reduce" in text
         assert not re.search("all-gather|all-to-all|collective-permute|reduce-scatter", text)
-    assert calls(lowered(run(4, accumulate=32))) == 0
+    assert calls(lowered(run(4, accumulate=32, bn_group=2))) == 0
+    scanned = {"scan_blocks": True, "remat": True, "bn_group": 16}
+    several = lowered(run(4, **scanned))
+    assert 0 < calls(lowered(run(1, **scanned))) == calls(several)
+    several.compile()
