@@ -149,8 +149,8 @@ def list_pretrained(pattern: str = "*") -> list[str]:
       ['resnet50.a1_in1k', 'resnet50.a2_in1k', 'resnet50.a3_in1k']
       >>> flaxres.list_pretrained("densenet121")
       ['densenet121.ra_in1k', 'densenet121.tv_in1k']
-      >>> flaxres.list_pretrained("*.flaxres_*")  # these come with the package
-      ['resnet9.flaxres_cifar10', 'resnet9.flaxres_fashion_mnist', 'resnet20.flaxres_digits']
+      >>> flaxres.list_pretrained("resnet20.flaxres_*")  # these come with the package
+      ['resnet20.flaxres_cifar10', 'resnet20.flaxres_digits']
     """
     return [
         tag
