@@ -2,7 +2,8 @@
 # Two joined JAX processes that are pinned to a core each lose three quarters of their time where a
 # step sums many small arrays. The scheduling policy SCHED_BATCH for one thread gives it back.
 #
-# Packages: jax 0.10.2, jaxlib 0.10.2, numpy 2.4.6; Python 3.11 or newer; Linux, two cores.
+# Packages: jax 0.10.2, jaxlib 0.10.2, numpy 2.4.6; Python 3.11 or newer; Linux, two idle cores (beside
+#           a third process that computes, both take 250 to 400 ms).
 # Guess:    a sum over loopback of 64 bytes costs some ten microseconds, and the thread of Gloo that
 #           waits in `epoll_wait` costs nothing in between. What a step loses, it loses to the network.
 # Seen:     64 sums take 250 ms in place of 7. The thread wakes and finds the lock of
