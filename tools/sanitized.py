@@ -88,11 +88,10 @@ def environment(sanitizer: Sanitizer, folder: pathlib.Path) -> dict[str, str]:
     }
 
 
-def finds(fault: str, sanitizer: Sanitizer, folder: pathlib.Path) -> bool:
+def finds(fault: str, variables: dict[str, str], folder: pathlib.Path) -> bool:
     """Returns whether a Python process that calls a faulty function fails."""
     source, library = folder / "fault.cc", folder / "fault.so"
     source.write_text(f'#include <thread>\nextern "C" {fault}\n')
-    variables = environment(sanitizer, folder)
     build = [*shlex.split(variables["CXX"]), "-shared", "-fPIC", str(source), "-o", str(library)]
     subprocess.run(build, check=True)
     program = f"import ctypes; ctypes.CDLL({str(library)!r}).fault()"
@@ -110,9 +109,9 @@ def main() -> None:
     sanitizer = SANITIZERS[chosen.sanitizer]
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
-        if not all(finds(fault, sanitizer, folder) for fault in sanitizer.faults):
-            raise SystemExit(f"the {chosen.sanitizer} sanitizer does not work on this machine")
         variables = environment(sanitizer, folder) | {"FLAXRES_RANDOM_SHAPES": str(chosen.shapes)}
+        if not all(finds(fault, variables, folder) for fault in sanitizer.faults):
+            raise SystemExit(f"the {chosen.sanitizer} sanitizer does not work on this machine")
         tests = [sys.executable, "-m", "pytest", "-n0", "-m", "", "-p", "no:cacheprovider", TESTS]
         done = subprocess.run(tests, cwd=ROOT, env=variables, check=False)
         for report in sorted(folder.glob(f"{REPORT}.*")):

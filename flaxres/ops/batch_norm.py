@@ -48,8 +48,8 @@ def pays(groups: int, images: int, dtype: Any, wide: Any) -> bool:
       dtype: of the activations.
       wide: dtype of the statistics.
     """
-    native_is = bool(wide == jnp.float32) and not jax_only.get() and native.computes(dtype)
-    return native_is and devices.divisible(images if groups == 1 else groups)
+    usable = bool(wide == jnp.float32) and not jax_only.get() and native.computes(dtype)
+    return usable and devices.divisible(images if groups == 1 else groups)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -203,27 +203,18 @@ def plain_slopes(*operands: jax.Array, relu: bool, added: bool) -> tuple[jax.Arr
       the cotangent less what the ReLU stops, too, which is that of the shortcut.
     """
     cotangent, x, y, mean, inverse, scale, bias = operands
-    cotangent = stopped(cotangent, x, y, mean, inverse, scale, bias, relu, added)
+    shortcut = (y,) if added else ()
+    cotangent = stopped(cotangent, x, y, mean, inverse, scale, bias, shortcut, relu=relu)
     change, centred = cotangent.astype(mean.dtype), x.astype(mean.dtype) - by_image(mean)
     sums = jnp.stack([change.sum((1, 2, 3)), (change * centred).sum((1, 2, 3))], 1)
     return (sums, cotangent) if added else (sums,)
 
 
-def stopped(
-    cotangent: jax.Array,
-    x: jax.Array,
-    y: jax.Array,
-    mean: jax.Array,
-    inverse: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    relu: bool,
-    added: bool = False,
-) -> jax.Array:
-    """Returns a cotangent less what the ReLU stops, if there is one."""
+def stopped(cotangent: jax.Array, *operands: Any, relu: bool) -> jax.Array:
+    """Returns a cotangent less what the ReLU stops, if there is one; `operands` are of `passes`."""
     if not relu:
         return cotangent
-    passing = passes(x, y, mean, inverse, scale, bias, (y,) if added else ())
+    passing = passes(*operands)
     return jnp.where(passing, cotangent, jnp.zeros((), cotangent.dtype))
 
 
@@ -240,7 +231,7 @@ def plain_gradient(*operands: jax.Array, relu: bool, count: int) -> tuple[jax.Ar
       Cotangents of `x`, and of `scale` and `bias` for each group.
     """
     cotangent, x, mean, inverse, scale, bias, sums = operands
-    cotangent = stopped(cotangent, x, x, mean, inverse, scale, bias, relu)
+    cotangent = stopped(cotangent, x, x, mean, inverse, scale, bias, (), relu=relu)
     wide = mean.dtype
     change, normal = cotangent.astype(wide), (x.astype(wide) - by_image(mean)) * by_image(inverse)
     of_bias, of_scale = sums[:, 0], sums[:, 1] * inverse

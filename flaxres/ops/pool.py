@@ -187,9 +187,9 @@ def of_windows(size: int, stride: int, padding: int, x: jax.Array, place: jax.Ar
         taken: jax.Array = chosen_p.bind(*varying_alike(x, place), **settings)
         return taken
 
-    if not native_pays(x, size):
-        return bound(x, place)
-    taken: jax.Array = devices.on_each(bound, (devices.ROWS, devices.ROWS), devices.ROWS)(x, place)
+    rows = devices.ROWS
+    form = devices.on_each(bound, (rows, rows), rows) if native_pays(x, size) else bound
+    taken: jax.Array = form(x, place)
     return taken
 
 
