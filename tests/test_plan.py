@@ -1,6 +1,10 @@
 """Plans of runs on devices that are not attached."""
 
+import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -12,7 +16,7 @@ from flaxres.cli import main
 from flaxres.config.files import load_config
 from flaxres.diagnostics import plan as plans
 from flaxres.diagnostics.described import described_run
-from flaxres.diagnostics.topology import DEVICES, GPUS, named, platform_of
+from flaxres.diagnostics.topology import DEVICES, ENVIRONMENT, GPUS, named, platform_of
 
 
 @pytest.mark.parametrize(
@@ -22,6 +26,8 @@ from flaxres.diagnostics.topology import DEVICES, GPUS, named, platform_of
         ("h200:8", "h200:8", "cuda"),
         ("V5e:16x16", "v5e:16x16", "tpu"),
         ("1xa100", "a100:1", "cuda"),
+        ("8xRTX3090", "rtx3090:8", "cuda"),
+        ("TPU7x:2x2x1", "tpu7x:2x2x1", "tpu"),
     ],
 )
 def test_topologies_are_named_as_people_write_them(text: str, name: str, platform: str) -> None:
@@ -39,6 +45,43 @@ def test_the_descriptions_of_gpus_are_those_of_their_data_sheets() -> None:
     for kind, facts in GPUS.items():
         assert facts["memory_bandwidth"] == pytest.approx(DEVICES[kind].bandwidth)
         assert facts["device_memory_size"] / 1e9 == pytest.approx(DEVICES[kind].gigabytes, rel=0.07)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "teraflops"),
+    [
+        ("v100", None, 125), ("v100", "float16", 125), ("v100", "bfloat16", 15.7),
+        ("h100", None, 989), ("h100", "float16", 989), ("h100", "float32", 495),
+        ("v5e", "float32", 197),
+    ],
+)  # fmt: skip
+def test_arithmetic_has_the_rate_of_its_dtype(
+    kind: str, dtype: str | None, teraflops: float
+) -> None:
+    assert DEVICES[kind].peak_of(dtype) == pytest.approx(teraflops * 1e12)
+
+
+def test_a_plan_in_float64_is_refused() -> None:
+    config = load_config("imagenet/resnet50")
+    model = dataclasses.replace(config.model, dtype="float64")
+    with pytest.raises(InputError, match="float64.*float32, bfloat16 and float16"):
+        plans.plan(dataclasses.replace(config, model=model), "h200:1")
+
+
+# What JAX calls a device is a core on v3 and tpu7x, a chip on the others.
+COUNTS = """
+from flaxres.diagnostics.topology import absent_devices
+sizes = {"v3:2x2": 8, "v4:2x2x1": 4, "v5p:2x2x1": 4, "v5e:2x2": 4, "tpu7x:2x2x1": 8}
+for name, size in sizes.items():
+    assert absent_devices(name).size == size, name
+"""
+
+
+@pytest.mark.slow
+def test_described_tpus_have_the_devices_of_real_ones() -> None:
+    pytest.importorskip("libtpu", reason="libtpu is not installed: pip install 'flaxres[tpu]'")
+    environment = os.environ | ENVIRONMENT["tpu"] | {"JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", COUNTS], env=environment, check=True)
 
 
 def test_rates_follow_from_traffic_and_arithmetic() -> None:
@@ -75,3 +118,8 @@ def test_a_plan_is_printed(
     assert "it fits" in text
     assert "images/s, by the traffic of the memory" in text or "by the arithmetic" in text
     assert "the run costs $" in text
+    monkeypatch.setattr("flaxres.diagnostics.topology.DEVICES", {"h100": DEVICES["v100"]})
+    assert main([*words, "--model.dtype", "bfloat16"]) == 0
+    assert (
+        "bfloat16 is computed in float32 there: set model.dtype=float16" in capsys.readouterr().out
+    )

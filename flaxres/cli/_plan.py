@@ -1,6 +1,7 @@
 """`flaxres plan`: a run on accelerators that are not attached."""
 
 import os
+import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,9 @@ from flaxres.cli._options import parse_run
 from flaxres.cli._process import silence
 from flaxres.cli._words import asks_for_help, show, value_of
 from flaxres.errors import InputError
+
+if typing.TYPE_CHECKING:
+    from flaxres.diagnostics.topology import Device
 
 DESCRIPTION = (
     "Compile a config's step for accelerators that are not attached: whether it fits, its traffic, "
@@ -49,13 +53,14 @@ def plan(arguments: Sequence[str]) -> None:
         facts,
         [
             f"{place}: {device.gigabytes} GB, {device.bandwidth / 1e12:.2f} TB/s and "
-            f"{device.peak / 1e12:.0f} TFLOP/s (bfloat16) each",
+            f"{device.peak / 1e12:.0f} TFLOP/s ({device.half}) each",
             *(f"{name}: {value:,.2f}" for name, value in figures.items()),
             f"collectives by kind: {_counts(collectives)}",
             *(f"{size:10.1f} MB/image in {count:4d} x {name}" for name, size, count in kernels),
             "it fits"
             if figures["fits"]
             else "it does not fit: lower train.batch_size, or set train.accumulate or model.remat",
+            *_slow(config.model.dtype, device),
             *_sentences(rates, plans.MEASURED_SHARE),
         ],
     )
@@ -73,6 +78,13 @@ def _number(option: str, words: Sequence[str]) -> tuple[float | None, list[str]]
     if not 0 < value < float("inf"):
         raise InputError(f"{option}={text!r}: the rule is a number above 0")
     return value, rest
+
+
+def _slow(dtype: str | None, device: "Device") -> list[str]:
+    """Returns a sentence where a config's 16 bits are not those that the device computes fast."""
+    if dtype != "bfloat16" or device.half == dtype:
+        return []
+    return [f"{dtype} is computed in float32 there: set model.dtype={device.half}"]
 
 
 def _counts(collectives: dict[str, int]) -> str:

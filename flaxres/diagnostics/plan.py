@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flaxres.config.check import check_devices
 from flaxres.config.schema import Config
 from flaxres.diagnostics.compiled import CompiledFacts, compile_facts
 from flaxres.diagnostics.described import described_run, lowered
 from flaxres.diagnostics.topology import DEVICES, Device, absent_devices, named
+from flaxres.errors import InputError
 from flaxres.models.count import multiply_accumulates
 from flaxres.training.run import Run
 
@@ -43,22 +44,29 @@ def plan(
     the expected rate is `MEASURED_SHARE` of it.
 
     Args:
-      config: the settings; the dtype is bfloat16 by default.
+      config: the settings; the dtype is by default that of 16 bits which the devices compute fast:
+        float16 on a V100, bfloat16 on all others.
       topology: the devices, e.g. `v5e:16x16`, `h200:8` or `8xH100`.
       price: of a device, in dollars an hour.
       decode: images that a core decodes a second.
 
     Raises:
-      InputError: the compiler for them is not installed, or they don't divide the batch.
+      InputError: the compiler for them is not installed, they don't divide the batch, or nothing
+        is known of the dtype's rate.
     """
     topology = named(topology)
+    if config.model.dtype == "float64":
+        raise InputError(
+            "model.dtype='float64': a plan knows the rates of float32, bfloat16 and float16 alone"
+        )
     mesh = absent_devices(topology)
-    model = dataclasses.replace(config.model, dtype=config.model.dtype or "bfloat16")
+    device = DEVICES[topology.partition(":")[0]]
+    dtype: Any = config.model.dtype or device.half
+    model = dataclasses.replace(config.model, dtype=dtype)
     config = dataclasses.replace(config, model=model)
     train = dataclasses.replace(config.train, devices=None)
     check_devices(dataclasses.replace(config, train=train), mesh.size)
     run = dataclasses.replace(described_run(config), elsewhere=mesh)
-    device = DEVICES[topology.partition(":")[0]]
     images = config.train.batch_size // mesh.size
     compiled = compile_facts(lowered(run), images, device.gigabytes)
     megabytes = compiled.figures["megabytes_per_image"]
@@ -80,9 +88,10 @@ def rates(run: Run, device: Device, count: int, megabytes: float) -> dict[str, f
       megabytes: that the step moves for an image.
     """
     flops = 2 * PASSES * multiply_accumulates(run.model, run.config.data.image_size)
+    peak = device.peak_of(run.config.model.dtype)
     bounds = {
         "traffic_bound": count * device.bandwidth / (megabytes * 1e6),
-        "arithmetic_bound": count * device.peak / flops,
+        "arithmetic_bound": count * peak / flops,
     }
     expected = MEASURED_SHARE * min(bounds.values())
     images = run.steps * run.config.train.batch_size

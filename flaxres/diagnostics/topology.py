@@ -14,29 +14,55 @@ from flaxres.errors import InputError, unknown
 
 
 class Device(NamedTuple):
-    """A device as its vendor describes it.
+    """A device of JAX, as its vendor describes it.
+
+    On TPU v3 and TPU7x, JAX's devices are the two cores of a chip, on other TPUs the chips.
 
     Attributes:
       gigabytes: of memory.
       bandwidth: of the memory, in bytes a second.
-      peak: products and sums of bfloat16 a second, dense.
+      peak: products and sums of `half` a second, dense.
+      single: those of float32 as XLA computes its products by default: of TensorFloat-32 on GPUs
+        that have it, of bfloat16 on TPUs.
+      half: name of the dtype of 16 bits whose products are fast.
     """
 
     gigabytes: float
     bandwidth: float
     peak: float
+    single: float
+    half: str = "bfloat16"
+
+    def peak_of(self, dtype: str | None) -> float:
+        """Returns the products and sums a second of a dtype of 32 or 16 bits; None is `half`.
+
+        Examples:
+          >>> DEVICES["v100"].peak_of("bfloat16") / 1e12  # computed in float32 there
+          15.7
+        """
+        slow = dtype == "float32" or (self.half == "float16" and dtype == "bfloat16")
+        return self.single if slow else self.peak
 
 
-# NVIDIA's data sheets of the SXM forms; Google's pages "TPU v4" to "TPU v6e".
+# NVIDIA's data sheets, of SXM forms where there are several; Google's pages "TPU v3" to "TPU7x".
 DEVICES = {
-    "a100": Device(80, 2.039e12, 312e12),
-    "h100": Device(80, 3.35e12, 989e12),
-    "h200": Device(141, 4.8e12, 989e12),
-    "v4": Device(32, 1.228e12, 275e12),
-    "v5e": Device(16, 0.819e12, 197e12),
-    "v5p": Device(95, 2.765e12, 459e12),
-    "v6e": Device(32, 1.64e12, 918e12),
+    "v100": Device(16, 0.9e12, 125e12, 15.7e12, "float16"),
+    "rtx3090": Device(24, 0.936e12, 71e12, 35.6e12),
+    "rtx4090": Device(24, 1.008e12, 165e12, 82.6e12),
+    "a100": Device(80, 2.039e12, 312e12, 156e12),
+    "h100": Device(80, 3.35e12, 989e12, 495e12),
+    "h200": Device(141, 4.8e12, 989e12, 495e12),
+    "b200": Device(180, 8e12, 2250e12, 1125e12),
+    "v3": Device(16, 0.45e12, 61.5e12, 61.5e12),
+    "v4": Device(32, 1.228e12, 275e12, 275e12),
+    "v5e": Device(16, 0.819e12, 197e12, 197e12),
+    "v5p": Device(95, 2.765e12, 459e12, 459e12),
+    "v6e": Device(32, 1.64e12, 918e12, 918e12),
+    "tpu7x": Device(96, 3.69e12, 1153e12, 1153e12),
 }
+# JAX joins the cores of a v4 chip to a device; its description does so only by this name
+# (`findings/jax_topology_v4_cores.sh`).
+CHIP = {"v4": {"chip_config_name": "megacore"}}
 LIBTPU_FOR_V6E = (0, 0, 52)
 ENVIRONMENT = {
     "tpu": {"TPU_SKIP_MDS_QUERY": "1"},
@@ -58,7 +84,25 @@ HOPPER = GPU | {
     "core_count": 132, "clock_rate_ghz": 1.98, "shared_memory_per_block_optin": 227 << 10,
     "shared_memory_per_core": 228 << 10,
 }  # fmt: skip
+GEFORCE = GPU | {
+    "shared_memory_per_block_optin": 99 << 10, "shared_memory_per_core": 100 << 10,
+    "threads_per_core_limit": 1536,
+}  # fmt: skip
 GPUS: dict[str, dict[str, Any]] = {
+    "v100": GPU | {
+        "core_count": 80, "fpus_per_core": 64, "clock_rate_ghz": 1.53,
+        "device_memory_size": 17_000_000_000, "memory_bandwidth": 900_000_000_000,
+        "l2_cache_size": 6 << 20, "shared_memory_per_block_optin": 96 << 10,
+        "shared_memory_per_core": 96 << 10,
+    },
+    "rtx3090": GEFORCE | {
+        "core_count": 82, "clock_rate_ghz": 1.7, "device_memory_size": 25_000_000_000,
+        "memory_bandwidth": 936_000_000_000, "l2_cache_size": 6 << 20,
+    },
+    "rtx4090": GEFORCE | {
+        "core_count": 128, "clock_rate_ghz": 2.52, "device_memory_size": 25_000_000_000,
+        "memory_bandwidth": 1_008_000_000_000, "l2_cache_size": 72 << 20,
+    },
     "a100": GPU | {
         "core_count": 108, "fpus_per_core": 64, "clock_rate_ghz": 1.41,
         "device_memory_size": 85_000_000_000, "memory_bandwidth": 2_039_000_000_000,
@@ -73,8 +117,15 @@ GPUS: dict[str, dict[str, Any]] = {
         "device_memory_size": 150_000_000_000, "memory_bandwidth": 4_800_000_000_000,
         "l2_cache_size": 60 << 20,
     },
+    "b200": HOPPER | {
+        "core_count": 148, "clock_rate_ghz": 1.97, "device_memory_size": 191_000_000_000,
+        "memory_bandwidth": 8_000_000_000_000, "l2_cache_size": 126 << 20,
+    },
 }  # fmt: skip
-CAPABILITY = {"a100": "major: 8", "h100": "major: 9", "h200": "major: 9"}
+CAPABILITY = {
+    "v100": (7, 0), "rtx3090": (8, 6), "rtx4090": (8, 9), "a100": (8, 0), "h100": (9, 0),
+    "h200": (9, 0), "b200": (10, 0),
+}  # fmt: skip
 RUNTIME = (
     'platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } runtime_version { major: 13 }'
 )
@@ -140,13 +191,16 @@ def absent_devices(topology: str) -> Mesh:
     """
     platform = platform_of(topology)
     check_compiler(topology)
+    kind, _, size = topology.partition(":")
     try:
         if platform == "tpu":
-            described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+            described = topologies.get_topology_desc(
+                platform="tpu", topology_name=topology, **CHIP.get(kind, {})
+            )
         else:
-            kind, _, size = topology.partition(":")
             facts = " ".join(f"{name}: {value}" for name, value in GPUS[kind].items())
-            capable = f"cuda_compute_capability {{ {CAPABILITY[kind]} }} }} {RUNTIME}"
+            major, minor = CAPABILITY[kind]
+            capable = f"cuda_compute_capability {{ major: {major} minor: {minor} }} }} {RUNTIME}"
             name = f'device_description_str: "NVIDIA {kind.upper()}"'
             config, shape = f"gpu_device_info {{ {facts} {capable} {name}", f"1x1x{size}"
             described = topologies.get_topology_desc(
