@@ -9,7 +9,8 @@ those that flaxres decodes from the dataset. The augmentation is torchvision's `
 padding and `RandomHorizontalFlip`, drawn for each image and computed for a whole batch. Random
 numbers are PyTorch's, so that results agree in distribution only. Arithmetic is float32 as PyTorch
 has it (on GPUs its convolutions are in TensorFloat-32), or bfloat16 by PyTorch's autocast where the
-config has that dtype.
+config has that dtype. With `--out`, a run that was ended goes on by the same command from its last
+2,000 steps.
 
 It knows ResNet-20 and ResNet-9, with or without shortcuts, SGD, random shifts and flips, and
 refuses any other config. ResNet-9 on Fashion-MNIST takes a quarter of an hour a seed on two cores,
@@ -18,12 +19,12 @@ ResNet-20 on the digits a minute.
 
 import argparse
 import dataclasses
+import functools
 import importlib
 import json
 import pathlib
 import statistics
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -41,6 +42,8 @@ from flaxres.training.run import Run, evaluation_transform, prepare_run
 torch: Any = torch_and_timm()[0]
 v2: Any = importlib.import_module("torchvision.transforms.v2")
 
+# Steps after which the state is written.
+KEPT = 2000
 # Settings that this program knows, by section; all others must have their defaults.
 KNOWN: dict[str, tuple[type, set[str]]] = {
     "augment": (AugmentConfig, {"shift", "flip"}),
@@ -118,14 +121,23 @@ def split(run: Run, source: Any, device: str) -> tuple[Any, Any]:
     return images.to(device), labels.to(device)
 
 
-def orders(count: int, batch: int, steps: int) -> Iterator[Any]:
-    """Yields the rows of each batch; a batch may reach over the end of an epoch, as ours do."""
-    left = torch.empty(0, dtype=torch.int64)
-    for _ in range(steps):
-        while len(left) < batch:
-            left = torch.cat([left, torch.randperm(count)])
-        yield left[:batch]
-        left = left[batch:]
+@functools.lru_cache(maxsize=2)
+def order(count: int, seed: int, epoch: int) -> Any:
+    """Returns the rows of an epoch in its order."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(count, generator=generator)
+
+
+def batch_rows(count: int, seed: int, first: int, last: int) -> Any:
+    """Returns the rows at positions of the run; a batch may reach over the end of an epoch."""
+    positions = torch.arange(first, last)
+    epochs = (positions // count).unique().tolist()
+    return torch.cat(
+        [
+            order(count, seed, epoch)[positions[positions // count == epoch] % count]
+            for epoch in epochs
+        ]
+    )
 
 
 def augmented(images: Any, shift: int, flip: bool) -> Any:
@@ -145,16 +157,12 @@ def augmented(images: Any, shift: int, flip: bool) -> Any:
     return padded[index, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def train(run: Run, splits: Any, seed: int, verbose: bool) -> dict[str, Any]:
-    """Trains once and returns the accuracy, the losses by step and the seconds of training."""
-    config, ((images, labels), test) = run.config, splits
-    optim, data, augment = config.optim, config.data, config.augment
-    torch.manual_seed(seed)
-    model = network(config, len(run.train.classes)).to(images.device)
+def optimizer(optim: OptimConfig, model: Any) -> Any:
+    """Returns the SGD of a config."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     decay_of_others = optim.weight_decay if optim.decay_norm_and_bias else 0.0
-    sgd = torch.optim.SGD(
+    return torch.optim.SGD(
         [
             {"params": decayed, "weight_decay": optim.weight_decay},
             {"params": others, "weight_decay": decay_of_others},
@@ -163,16 +171,37 @@ def train(run: Run, splits: Any, seed: int, verbose: bool) -> dict[str, Any]:
         momentum=optim.momentum,
         nesterov=optim.nesterov,
     )
-    loss = torch.nn.CrossEntropyLoss(label_smoothing=optim.label_smoothing)
+
+
+def train(
+    run: Run, splits: Any, seed: int, verbose: bool, kept: pathlib.Path | None = None
+) -> dict[str, Any]:
+    """Trains once and returns the accuracy, the losses by step and the seconds of training.
+
+    Args:
+      run: the run.
+      splits: images and labels to train on and to test on.
+      seed: of the weights, of the order and of the augmentation.
+      verbose: prints the loss every 1,000 steps.
+      kept: a file of the state, written every `KEPT` steps; where it exists, training goes on from
+        it.
+    """
+    config, ((images, labels), test) = run.config, splits
+    data, augment, batch_size = config.data, config.augment, config.train.batch_size
+    torch.manual_seed(seed)
+    model = network(config, len(run.train.classes)).to(images.device)
+    sgd = optimizer(config.optim, model)
+    loss = torch.nn.CrossEntropyLoss(label_smoothing=config.optim.label_smoothing)
     normalise = v2.Compose(
         [v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)]
     )
     learning_rates = np.asarray(jax.vmap(run.schedule)(np.arange(run.steps))).tolist()
-    losses, start = [], time.monotonic()
-    batches = orders(len(images), config.train.batch_size, run.steps)
-    for step, rows in enumerate(batches):
+    losses, seconds = restored(kept, model, sgd) if kept and kept.exists() else ([], 0.0)
+    start = time.monotonic() - seconds
+    for step in range(len(losses), run.steps):
         for group in sgd.param_groups:
             group["lr"] = learning_rates[step]
+        rows = batch_rows(len(images), seed, step * batch_size, (step + 1) * batch_size)
         rows = rows.to(images.device)
         batch = normalise(augmented(images[rows], augment.shift, augment.flip))
         with autocast(config, images.device):
@@ -183,11 +212,39 @@ def train(run: Run, splits: Any, seed: int, verbose: bool) -> dict[str, Any]:
         losses.append(value.detach())
         if verbose and not (step + 1) % 1000:
             print(f"seed {seed}, step {step + 1}/{run.steps}, loss {losses[-1]:.3f}", flush=True)
+        if kept and not (step + 1) % KEPT:
+            keep(kept, model, sgd, losses, time.monotonic() - start)
     curve = torch.stack(losses).tolist()
     seconds = time.monotonic() - start
     with autocast(config, images.device):
         top1 = accuracy(model, normalise, *test)
     return {"top1": top1, "losses": curve, "seconds": seconds}
+
+
+def keep(path: pathlib.Path, model: Any, sgd: Any, losses: list[Any], seconds: float) -> None:
+    """Writes the state of a training to a file, whole or not at all."""
+    state = {
+        "model": model.state_dict(),
+        "sgd": sgd.state_dict(),
+        "losses": torch.stack(losses).cpu(),
+        "seconds": seconds,
+        "random": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
+    }
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    part.replace(path)
+
+
+def restored(path: pathlib.Path, model: Any, sgd: Any) -> tuple[list[Any], float]:
+    """Takes the state of a file; returns the losses so far and the seconds that they took."""
+    state = torch.load(path)
+    model.load_state_dict(state["model"])
+    sgd.load_state_dict(state["sgd"])
+    cpu, *others = (random.cpu() for random in state["random"])
+    torch.set_rng_state(cpu)
+    torch.cuda.set_rng_state_all(others)
+    device = next(model.parameters()).device
+    return list(state["losses"].to(device)), state["seconds"]
 
 
 def autocast(config: Config, device: Any) -> Any:
@@ -220,9 +277,11 @@ def main() -> None:
     splits = [split(run, source, chosen.device) for source in (run.train, run.evaluation)]
     results = []
     for seed in range(chosen.first_seed, chosen.first_seed + chosen.seeds):
-        results.append(train(run, splits, seed, verbose=not chosen.json))
+        kept = chosen.out and chosen.out.with_suffix(f".seed{seed}")
+        results.append(train(run, splits, seed, not chosen.json, kept))
         if chosen.out is not None:
             chosen.out.write_text(json.dumps(figures(results)) + "\n")
+            kept.unlink(missing_ok=True)
     command.show({k: v for k, v in figures(results).items() if k != "curve"}, chosen.json, "")
 
 
