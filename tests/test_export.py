@@ -25,17 +25,10 @@ import flaxres
 from benchmarks.scaling import loopback
 from flaxres.cli import main
 from flaxres.data.preprocess import Preprocess
-from flaxres.inference.artifacts import ONNX, PACKAGE, SERVER, WEIGHTS
-from flaxres.inference.export import (
-    GET_ONNX,
-    Form,
-    export,
-    folded,
-    in_8_bits,
-    in_floats,
-    prepared,
-)
+from flaxres.inference.artifacts import PACKAGE, SERVER, WEIGHTS
+from flaxres.inference.export import Form, export, folded, in_8_bits, in_floats, prepared
 from flaxres.inference.predict import Predictor, from_workdir
+from flaxres.inference.to_onnx import GET_ONNX
 from flaxres.ops.kept import jax_operations_only
 from flaxres.serving.model import CLASSES, PREPROCESS, PROGRAM
 
@@ -365,17 +358,3 @@ def test_a_new_environment_with_jax_alone_gives_the_same(tmp_path: pathlib.Path)
     given = {str(count): random_images(count, 64) for count in BATCHES}
     for name, measured in probabilities(tmp_path / "out", given, python).items():
         np.testing.assert_allclose(measured, expected(network, given[name]), atol=1e-5)
-
-
-@pytest.mark.slow
-def test_onnx_agrees(tmp_path: pathlib.Path) -> None:
-    pytest.importorskip("jax2onnx", reason=f"jax2onnx is not installed: {GET_ONNX}")
-    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    for name in ("resnet20", "resnet18d"):
-        network = predictor(name, 64)
-        export(network, tmp_path / name, Form(onnx=True))
-        session = onnxruntime.InferenceSession(tmp_path / name / ONNX)
-        for count in BATCHES[:2]:
-            images = random_images(count, 64)
-            (measured,) = session.run(None, {session.get_inputs()[0].name: images})
-            np.testing.assert_allclose(measured, expected(network, images), atol=1e-5)

@@ -56,11 +56,16 @@ def in_8_bits(predictor: "Predictor", images: str | None) -> "Predictor":
     """Returns the predictor in 8 bits if a folder of images is given."""
     if images is None:
         return predictor
+    use_compiler()
+    return predictor.in_8_bits(typical_files(images))
+
+
+def typical_files(folder: str) -> list[str]:
+    """Returns up to `TYPICAL` images of a folder, evenly spread over it."""
     from flaxres.inference.predict import image_files
 
-    use_compiler()
-    files = list(image_files([str(expanded(images))]))
-    return predictor.in_8_bits(files[:: -(-len(files) // TYPICAL)])
+    files = list(image_files([str(expanded(folder))]))
+    return files[:: -(-len(files) // TYPICAL)]
 
 
 def predictor_of(chosen: argparse.Namespace) -> "Predictor":
@@ -206,6 +211,12 @@ def export(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--int8", action="store_true", help="kernels in 8 bits")
     parser.add_argument("--onnx", action="store_true", help="write model.onnx too, by jax2onnx")
+    parser.add_argument(
+        "--onnx-int8",
+        metavar="IMAGES",
+        help="also write model.int8.onnx, in 8 bits by onnxruntime; IMAGES is a folder of images "
+        f"like those to predict, of which up to {TYPICAL} are read",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args(arguments)
     import jax
@@ -213,28 +224,20 @@ def export(arguments: Sequence[str]) -> None:
     from flaxres.inference import export as exporting
     from flaxres.inference.artifacts import Form
 
-    form = Form(not chosen.logits, not chosen.no_fold, chosen.int8, chosen.onnx)
+    onnx = chosen.onnx or chosen.onnx_int8 is not None
+    form = Form(not chosen.logits, not chosen.no_fold, chosen.int8, onnx)
     out = expanded(chosen.out)
     exporting.require_ready(out, form)
+    typical = () if chosen.onnx_int8 is None else typical_files(chosen.onnx_int8)
     predictor = predictor_of(chosen)
-    measured: dict[str, float] = {}
-    sentences: list[str] = []
-    if chosen.workdir:
-        try:
-            measured = exporting.accuracies(chosen.workdir, predictor, form)
-        except InputError as error:
-            say(f"flaxres: the accuracy is not measured: {error}")
-    if measured:
-        sentences = [
-            f"top-1 {100 * measured['top1_exported']:.2f}% of {measured['examples']:,} evaluation "
-            f"examples, {100 * measured['top1_trained']:.2f}% as trained"
-        ]
-    done = exporting.export(predictor, out, form, *sentences)
+    done = exporting.export(predictor, out, form, chosen.workdir, typical)
+    sentences = [exporting.accuracy_sentence(done.accuracy)] if done.accuracy else []
     names = ", ".join(sorted(path.name for path in done.folder.iterdir()))
     size = f"{done.program_bytes / 1e6:.1f} MB, {done.folded} batch norms folded"
     made_with = f"made with jax {jax.__version__}: an older jax may not load it"
     lines = [*sentences, f"wrote {done.folder} ({size}): {names}", made_with]
-    show(chosen.json, dataclasses.asdict(done) | {"folder": str(done.folder)} | measured, lines)
+    facts = {name: value for name, value in dataclasses.asdict(done).items() if name != "accuracy"}
+    show(chosen.json, facts | {"folder": str(done.folder)} | done.accuracy, lines)
 
 
 def convert(arguments: Sequence[str]) -> None:

@@ -14,7 +14,8 @@ from flaxres.inference.served import served_crop, takes_photographs
 from flaxres.models.count import multiply_accumulates, parameters
 from flaxres.serving.model import CLASSES, PREPROCESS, PROGRAM
 
-WEIGHTS, ONNX, README = "weights.safetensors", "model.onnx", "README.md"
+WEIGHTS, README = "weights.safetensors", "README.md"
+ONNX, ONNX_IN_8_BITS = "model.onnx", "model.int8.onnx"
 SERVER, PACKAGE = "serve.py", "serving"
 
 _SERVE = '''"""Serves the network beside this file: `python serve.py 8000`.
@@ -85,7 +86,9 @@ curl --data-binary @photo.jpg 127.0.0.1:8000
 ```
 """
     if form.onnx:
-        onnx = f"\n`{ONNX}` is the same program in ONNX.\n"
+        onnx = f"""
+`{ONNX}` is the same program in ONNX; `{ONNX_IN_8_BITS}`, if it is there, computes in 8 bits.
+"""
     return f"""# {name} of {len(predictor.classes)} classes
 
 | | |

@@ -1,21 +1,23 @@
 """Exports a network: a program that needs only jax, weights, a model card and a server."""
 
 import dataclasses
-import importlib
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 
 from flaxres.config.files import from_json
 from flaxres.data.augment import normalise
 from flaxres.errors import InputError, writing_to
+from flaxres.inference import to_onnx
 from flaxres.inference.artifacts import (
     ONNX,
+    ONNX_IN_8_BITS,
     README,
     SERVER,
     WEIGHTS,
@@ -28,20 +30,19 @@ from flaxres.inference.fold import folded
 from flaxres.inference.predict import Predictor
 from flaxres.inference.quantise import in_8_bits, in_floats
 from flaxres.models.stage import unroll
-from flaxres.ops.kept import jax_operations_only
+from flaxres.ops.norm import at_least_float32
 from flaxres.paths import completed
+from flaxres.printing import say
 from flaxres.serving.model import CLASSES, PREPROCESS, PROGRAM
-from flaxres.training.evaluation import Evaluator
+from flaxres.training.evaluation import Evaluator, evaluation_batches
 from flaxres.training.losses import probabilities
-from flaxres.training.run import prepare_run
+from flaxres.training.run import Run, prepare_run
 from flaxres.training.staging import local
 from flaxres.training.state import State
 from flaxres.training.workdir import CONFIG
 from flaxres.weights.transfer import save_weights
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-# jax2onnx pins an older Orbax than training needs; the conversion needs these packages of it.
-GET_ONNX = "pip install onnx onnxruntime onnx-ir equinox && pip install --no-deps jax2onnx"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +54,23 @@ class Exported:
       program_bytes: size of the program.
       weights_bytes: size of the weights.
       folded: number of batch norms that are now part of a convolution.
+      accuracy: by `top1_trained`, `top1_exported` and `top1_onnx_int8` in [0, 1], and the number of
+        `examples` of the run's evaluation; empty without a run.
     """
 
     folder: pathlib.Path
     program_bytes: int
     weights_bytes: int
     folded: int
+    accuracy: dict[str, float]
 
 
 def export(
     predictor: Predictor,
     folder: pathlib.Path,
     form: Form | None = None,
-    accuracy: str = "not measured here",
+    workdir: str | None = None,
+    typical: Sequence[Any] = (),
 ) -> Exported:
     """Exports a network into a folder.
 
@@ -76,11 +81,14 @@ def export(
       predictor: the network.
       folder: the folder; it is created.
       form: the form of the program; None is the default `Form`.
-      accuracy: a sentence for the model card.
+      workdir: of the network's run, on whose evaluation split the accuracy is measured; None
+        measures none.
+      typical: paths, encoded bytes or PIL images, a few hundred like those to predict: with
+        `form.onnx`, the program is also written as ONNX in 8 bits.
 
     Raises:
-      InputError: the folder can't be written, a package that ONNX needs is not installed, or
-        jax2onnx can't convert the network.
+      InputError: the folder can't be written, a package that ONNX needs is not installed, jax2onnx
+        can't convert the network, or an image can't be read.
 
     Examples:
       >>> import flaxres, jax, numpy as np, tempfile
@@ -96,33 +104,71 @@ def export(
     """
     form = form or Form()
     require_ready(folder, form)
-    predictor = unrolled(predictor)
+    predictor = portable(predictor)
     variables, count = prepared(predictor, form)
+    run, accuracy = _measured(workdir, predictor, variables)
+    content = _serialised(predictor, variables, form)
+    with writing_to(folder), completed(folder) as part:
+        if form.onnx:
+            _write_onnx(predictor, variables, form, typical, part)
+        if run is not None and (part / ONNX_IN_8_BITS).exists():
+            accuracy["top1_onnx_int8"] = onnx_accuracy(run, form, part / ONNX_IN_8_BITS)
+        sentence = accuracy_sentence(accuracy)
+        card = model_card(predictor, form, count, sentence, len(content), PLATFORMS)
+        (part / PROGRAM).write_bytes(content)
+        (part / README).write_text(card, encoding="utf-8")
+        _write_others(predictor, form, part)
+        written = {path.name for path in part.iterdir()}
+    with writing_to(folder):  # files of an earlier export describe another network
+        for stale in {ONNX, ONNX_IN_8_BITS, SERVER, PREPROCESS} - written:
+            (folder / stale).unlink(missing_ok=True)
+    size = (folder / WEIGHTS).stat().st_size
+    return Exported(folder, len(content), size, count, accuracy)
+
+
+def _measured(
+    workdir: str | None, predictor: Predictor, variables: Any
+) -> tuple[Run | None, dict[str, float]]:
+    """Returns the run of a workdir and its accuracies, or says why there are none."""
+    if workdir is None:
+        return None, {}
+    try:
+        run = evaluation_run(workdir)
+        return run, accuracies(run, predictor, variables)
+    except InputError as error:
+        say(f"flaxres: the accuracy is not measured: {error}")
+        return None, {}
+
+
+def _serialised(predictor: Predictor, variables: Any, form: Form) -> bytes:
+    """Returns the program for any batch size and all platforms."""
     (batch,) = jax.export.symbolic_shape("batch")
     images = _abstract_images(predictor, form, batch)
     function = jax.jit(program(predictor, variables, form))
-    content = bytes(jax.export.export(function, platforms=PLATFORMS)(images).serialize())
-    card = model_card(predictor, form, count, accuracy, len(content), PLATFORMS)
-    with writing_to(folder), completed(folder) as part:
-        if form.onnx:
-            write_onnx(predictor, variables, form, part / ONNX)
-        (part / PROGRAM).write_bytes(content)
-        names = json.dumps(predictor.classes, ensure_ascii=False, indent=0)
-        (part / CLASSES).write_text(names + "\n", encoding="utf-8")
-        (part / README).write_text(card, encoding="utf-8")
-        if has_server(predictor, form):
-            write_server(part, predictor.preprocess)
-        _write_weights(predictor, part / WEIGHTS)
-        written = {path.name for path in part.iterdir()}
-    with writing_to(folder):  # files of an earlier export describe another network
-        for stale in {ONNX, SERVER, PREPROCESS} - written:
-            (folder / stale).unlink(missing_ok=True)
-    return Exported(folder, len(content), (folder / WEIGHTS).stat().st_size, count)
+    return bytes(jax.export.export(function, platforms=PLATFORMS)(images).serialize())
 
 
-def _write_weights(predictor: Predictor, path: pathlib.Path) -> None:
+def _write_onnx(
+    predictor: Predictor, variables: Any, form: Form, typical: Sequence[Any], folder: pathlib.Path
+) -> None:
+    """Writes the program as ONNX, and in 8 bits if there are typical images."""
+    images = _abstract_images(predictor, form, "batch")
+    to_onnx.write_onnx(program(predictor, variables, form), images, folder / ONNX)
+    if typical:
+        preprocess = predictor.preprocess
+        crops = [preprocess.crop(image) for image in typical]
+        inputs = crops if form.pixels else [preprocess.normalised(crop) for crop in crops]
+        to_onnx.write_in_8_bits(folder / ONNX, inputs, folder / ONNX_IN_8_BITS)
+
+
+def _write_others(predictor: Predictor, form: Form, folder: pathlib.Path) -> None:
+    """Writes the names of the classes, the server and the weights."""
+    names = json.dumps(predictor.classes, ensure_ascii=False, indent=0)
+    (folder / CLASSES).write_text(names + "\n", encoding="utf-8")
+    if has_server(predictor, form):
+        write_server(folder, predictor.preprocess)
     save_weights(
-        path,
+        folder / WEIGHTS,
         predictor.variables,
         predictor.model,
         predictor.preprocess,
@@ -138,19 +184,19 @@ def require_ready(folder: pathlib.Path, form: Form) -> None:
       InputError: the folder can't be written, or a package that ONNX needs is not installed.
     """
     if form.onnx:
-        try:
-            importlib.import_module("jax2onnx")
-        except ModuleNotFoundError as error:
-            raise InputError(
-                f"--onnx needs {error.name}, best in an environment that only exports: {GET_ONNX}"
-            ) from error
+        to_onnx.require_converter()
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def unrolled(predictor: Predictor) -> Predictor:
-    """Returns the predictor with `scan_blocks=False`."""
+def portable(predictor: Predictor) -> Predictor:
+    """Returns the predictor with `scan_blocks=False`, in float32 if its dtype has 16 bits.
+
+    Not all programs that read ONNX convolve bfloat16 or float16, and XLA's CPU compiler does it
+    slowly.
+    """
     model, variables = unroll(predictor.model, predictor.variables)
+    model = model.clone(dtype=at_least_float32(model.dtype))
     return dataclasses.replace(predictor, model=model, variables=variables)
 
 
@@ -179,57 +225,83 @@ def program(predictor: Predictor, variables: Any, form: Form) -> Callable[[jax.A
     return predict
 
 
-def write_onnx(predictor: Predictor, variables: Any, form: Form, path: pathlib.Path) -> None:
-    """Writes the program as ONNX.
-
-    The network is traced with JAX's own operations; those that suit one compiler mean nothing
-    there.
-
-    Raises:
-      InputError: jax2onnx can't convert it.
-    """
-    jax2onnx: Any = importlib.import_module("jax2onnx")
-    images = _abstract_images(predictor, form, "batch")
-    function = program(predictor, variables, form)
-    try:
-        with jax_operations_only():
-            jax2onnx.to_onnx(function, [images], return_mode="file", output_path=str(path))
-    except OSError:
-        raise
-    except Exception as error:  # its many converters raise many types
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise InputError(
-            f"jax2onnx can't convert this {type(predictor.model).__name__} ({reason}): export "
-            "without --onnx, or with another version of jax2onnx"
-        ) from error
-
-
 def _abstract_images(predictor: Predictor, form: Form, batch: Any) -> jax.ShapeDtypeStruct:
     side, channels = predictor.preprocess.size, predictor.model.in_channels
     dtype = jnp.uint8 if form.pixels else jnp.float32
     return jax.ShapeDtypeStruct((batch, side, side, channels), dtype)
 
 
-def accuracies(workdir: str, predictor: Predictor, form: Form) -> dict[str, float]:
+def evaluation_run(workdir: str) -> Run:
+    """Returns a run to evaluate exported programs: no mirror images, shifts or scanned blocks.
+
+    Raises:
+      InputError: its dataset is not there.
+    """
+    config = from_json(local(workdir, "none") / CONFIG)
+    data = dataclasses.replace(config.data, eval_flip=False, eval_shift=0)
+    model = dataclasses.replace(config.model, scan_blocks=False)
+    return prepare_run(dataclasses.replace(config, data=data, model=model), training=False)
+
+
+def accuracies(run: Run, predictor: Predictor, variables: Any) -> dict[str, float]:
     """Evaluates a run's network as trained and as exported, on every example of its split.
+
+    Args:
+      run: of `evaluation_run`.
+      predictor: the network as trained.
+      variables: those to export.
 
     Returns:
       `top1_trained` and `top1_exported` in [0, 1], and the number of `examples`.
     """
-    config = from_json(local(workdir, "none") / CONFIG)
-    # The program has no mirror images, no shifts and no scanned blocks.
-    data = dataclasses.replace(config.data, eval_flip=False, eval_shift=0)
-    model = dataclasses.replace(config.model, scan_blocks=False)
-    replaced = dataclasses.replace(config, data=data, model=model)
-    evaluator = Evaluator(prepare_run(replaced, training=False))
-    predictor = unrolled(predictor)
+    dtype: Any = str(at_least_float32(run.config.model.compute_dtype))
+    model = dataclasses.replace(run.config.model, dtype=dtype)
+    exported = dataclasses.replace(run, config=dataclasses.replace(run.config, model=model))
     reports = []
-    for variables in (predictor.variables, in_floats(prepared(predictor, form)[0])):
-        statistics = variables.get("batch_stats", {})
-        state = State(jnp.zeros((), jnp.int32), variables["params"], statistics, ())
-        reports.append(evaluator(state))
+    for each, tree in ((run, predictor.variables), (exported, in_floats(variables))):
+        statistics = tree.get("batch_stats", {})
+        state = State(jnp.zeros((), jnp.int32), tree["params"], statistics, ())
+        reports.append(Evaluator(each)(state))
     return {
         "top1_trained": reports[0].top1,
         "top1_exported": reports[1].top1,
         "examples": reports[1].examples,
     }
+
+
+def onnx_accuracy(run: Run, form: Form, path: pathlib.Path) -> float:
+    """Returns top-1 in [0, 1] of an ONNX file, on every example of a run's evaluation split."""
+    data, labels = run.config.data, []
+
+    def inputs() -> Iterator[np.ndarray]:
+        for batch in evaluation_batches(run):
+            real = np.asarray(batch["weight"]) > 0
+            labels.append(np.asarray(batch["label"])[real])
+            images = jnp.asarray(batch["image"])
+            if not form.pixels:
+                images = normalise(images, data.mean, data.std, jnp.float32)
+            yield np.asarray(images)[real]
+
+    best = np.concatenate([rows.argmax(1) for rows in to_onnx.outputs(path, inputs())])
+    expected = np.concatenate(labels)
+    if expected.ndim == 1:
+        return float((best == expected).mean())
+    labelled = expected.any(1)  # of several labels one must be the likeliest class
+    return float(expected[np.arange(len(best)), best][labelled].mean())
+
+
+def accuracy_sentence(accuracy: dict[str, float]) -> str:
+    """Returns the accuracy for people.
+
+    Examples:
+      >>> accuracy_sentence({"top1_trained": 0.93, "top1_exported": 0.92, "examples": 5000})
+      'top-1 92.00% of 5,000 evaluation examples, 93.00% as trained'
+    """
+    if not accuracy:
+        return "not measured here"
+    exported, trained = (100 * accuracy[f"top1_{name}"] for name in ("exported", "trained"))
+    sentence = f"top-1 {exported:.2f}% of {accuracy['examples']:,} evaluation examples, "
+    sentence += f"{trained:.2f}% as trained"
+    if "top1_onnx_int8" in accuracy:
+        sentence += f", {100 * accuracy['top1_onnx_int8']:.2f}% of `{ONNX_IN_8_BITS}`"
+    return sentence
