@@ -9,8 +9,8 @@ those that flaxres decodes from the dataset. The augmentation is torchvision's `
 padding and `RandomHorizontalFlip`, drawn for each image and computed for a whole batch. Random
 numbers are PyTorch's, so that results agree in distribution only. Arithmetic is float32 as PyTorch
 has it (on GPUs its convolutions are in TensorFloat-32), or bfloat16 by PyTorch's autocast where the
-config has that dtype. With `--out`, a run that was ended goes on by the same command from its last
-2,000 steps.
+config has that dtype. With `--out`, the same command resumes a run that was ended from its last
+checkpoint, one every 2,000 steps.
 
 It knows ResNet-20 and ResNet-9, with or without shortcuts, SGD, random shifts and flips, and
 refuses any other config. ResNet-9 on Fashion-MNIST takes a quarter of an hour a seed on two cores,
@@ -32,7 +32,7 @@ import numpy as np
 
 from benchmarks import command
 from benchmarks.peers import torch_and_timm, torch_resnet9, torch_resnet20
-from flaxres.config.files import from_json
+from flaxres.config.files import from_json, to_json
 from flaxres.config.schema import AugmentConfig, Config, OptimConfig
 from flaxres.data.resident import resident
 from flaxres.errors import InputError
@@ -42,8 +42,7 @@ from flaxres.training.run import Run, evaluation_transform, prepare_run
 torch: Any = torch_and_timm()[0]
 v2: Any = importlib.import_module("torchvision.transforms.v2")
 
-# Steps after which the state is written.
-KEPT = 2000
+CHECKPOINT_STEPS = 2000
 # Settings that this program knows, by section; all others must have their defaults.
 KNOWN: dict[str, tuple[type, set[str]]] = {
     "augment": (AugmentConfig, {"shift", "flip"}),
@@ -158,7 +157,7 @@ def augmented(images: Any, shift: int, flip: bool) -> Any:
 
 
 def optimizer(optim: OptimConfig, model: Any) -> Any:
-    """Returns the SGD of a config."""
+    """Returns the optimizer of a config."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     decay_of_others = optim.weight_decay if optim.decay_norm_and_bias else 0.0
@@ -174,7 +173,7 @@ def optimizer(optim: OptimConfig, model: Any) -> Any:
 
 
 def train(
-    run: Run, splits: Any, seed: int, verbose: bool, kept: pathlib.Path | None = None
+    run: Run, splits: Any, seed: int, verbose: bool, checkpoint: pathlib.Path | None = None
 ) -> dict[str, Any]:
     """Trains once and returns the accuracy, the losses by step and the seconds of training.
 
@@ -183,8 +182,8 @@ def train(
       splits: images and labels to train on and to test on.
       seed: of the weights, of the order and of the augmentation.
       verbose: prints the loss every 1,000 steps.
-      kept: a file of the state, written every `KEPT` steps; where it exists, training goes on from
-        it.
+      checkpoint: a file, written every `CHECKPOINT_STEPS` and at the end; training resumes from it
+        if it exists.
     """
     config, ((images, labels), test) = run.config, splits
     data, augment, batch_size = config.data, config.augment, config.train.batch_size
@@ -196,7 +195,9 @@ def train(
         [v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)]
     )
     learning_rates = np.asarray(jax.vmap(run.schedule)(np.arange(run.steps))).tolist()
-    losses, seconds = restored(kept, model, sgd) if kept and kept.exists() else ([], 0.0)
+    losses, seconds = list[Any](), 0.0
+    if checkpoint and checkpoint.exists():
+        losses, seconds = restore(checkpoint, config, model, sgd)
     start = time.monotonic() - seconds
     for step in range(len(losses), run.steps):
         for group in sgd.param_groups:
@@ -212,8 +213,8 @@ def train(
         losses.append(value.detach())
         if verbose and not (step + 1) % 1000:
             print(f"seed {seed}, step {step + 1}/{run.steps}, loss {losses[-1]:.3f}", flush=True)
-        if kept and not (step + 1) % KEPT:
-            keep(kept, model, sgd, losses, time.monotonic() - start)
+        if checkpoint and (not (step + 1) % CHECKPOINT_STEPS or step + 1 == run.steps):
+            save(checkpoint, config, model, sgd, losses, time.monotonic() - start)
     curve = torch.stack(losses).tolist()
     seconds = time.monotonic() - start
     with autocast(config, images.device):
@@ -221,30 +222,52 @@ def train(
     return {"top1": top1, "losses": curve, "seconds": seconds}
 
 
-def keep(path: pathlib.Path, model: Any, sgd: Any, losses: list[Any], seconds: float) -> None:
-    """Writes the state of a training to a file, whole or not at all."""
+def save(
+    path: pathlib.Path, config: Config, model: Any, sgd: Any, losses: list[Any], seconds: float
+) -> None:
+    """Writes a checkpoint, whole or not at all."""
     state = {
+        "config": to_json(config),
         "model": model.state_dict(),
         "sgd": sgd.state_dict(),
-        "losses": torch.stack(losses).cpu(),
+        "losses": torch.stack(losses),
         "seconds": seconds,
-        "random": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
+        "random": random_states(losses[0].device),
     }
-    part = path.with_suffix(".part")
+    part = path.with_name(f"{path.name}.part")
     torch.save(state, part)
     part.replace(path)
 
 
-def restored(path: pathlib.Path, model: Any, sgd: Any) -> tuple[list[Any], float]:
-    """Takes the state of a file; returns the losses so far and the seconds that they took."""
-    state = torch.load(path)
+def restore(path: pathlib.Path, config: Config, model: Any, sgd: Any) -> tuple[list[Any], float]:
+    """Restores the model, the optimizer and the random states.
+
+    Returns:
+      The losses so far, and the seconds that they took.
+
+    Raises:
+      InputError: the checkpoint is of another config, or of another kind of device.
+    """
+    device = next(model.parameters()).device
+    state = torch.load(path, map_location="cpu")
+    if state["config"] != to_json(config) or len(state["random"]) != len(random_states(device)):
+        raise InputError(
+            f"checkpoint {str(path)!r} is of another config or device: delete it, or give another "
+            "--out"
+        )
     model.load_state_dict(state["model"])
     sgd.load_state_dict(state["sgd"])
-    cpu, *others = (random.cpu() for random in state["random"])
-    torch.set_rng_state(cpu)
-    torch.cuda.set_rng_state_all(others)
-    device = next(model.parameters()).device
+    torch.set_rng_state(state["random"][0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["random"][1], device)
     return list(state["losses"].to(device)), state["seconds"]
+
+
+def random_states(device: Any) -> list[Any]:
+    """Returns the states of the generators that a training on a device draws from."""
+    return [torch.get_rng_state()] + (
+        [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    )
 
 
 def autocast(config: Config, device: Any) -> Any:
@@ -275,13 +298,17 @@ def main() -> None:
     require_known(config)
     run = prepare_run(config)
     splits = [split(run, source, chosen.device) for source in (run.train, run.evaluation)]
-    results = []
+    results, checkpoints = [], list[pathlib.Path]()
     for seed in range(chosen.first_seed, chosen.first_seed + chosen.seeds):
-        kept = chosen.out and chosen.out.with_suffix(f".seed{seed}")
-        results.append(train(run, splits, seed, not chosen.json, kept))
+        checkpoint = None
+        if chosen.out is not None:
+            checkpoint = chosen.out.with_name(f"{chosen.out.name}.seed{seed}")
+            checkpoints.append(checkpoint)
+        results.append(train(run, splits, seed, not chosen.json, checkpoint))
         if chosen.out is not None:
             chosen.out.write_text(json.dumps(figures(results)) + "\n")
-            kept.unlink(missing_ok=True)
+    for checkpoint in checkpoints:
+        checkpoint.unlink()
     command.show({k: v for k, v in figures(results).items() if k != "curve"}, chosen.json, "")
 
 

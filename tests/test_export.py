@@ -7,6 +7,7 @@ import http.client
 import io
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -26,8 +27,15 @@ from benchmarks.scaling import loopback
 from flaxres.cli import main
 from flaxres.data.preprocess import Preprocess
 from flaxres.inference.artifacts import PACKAGE, SERVER, WEIGHTS
-from flaxres.inference.export import Form, export, folded, in_8_bits, in_floats, prepared
-from flaxres.inference.predict import Predictor, from_workdir
+from flaxres.inference.export import (
+    Form,
+    export,
+    folded,
+    in_8_bits,
+    in_floats,
+    prepared,
+)
+from flaxres.inference.predict import Predictor, from_workdir, read_network
 from flaxres.inference.to_onnx import GET_ONNX
 from flaxres.ops.kept import jax_operations_only
 from flaxres.serving.model import CLASSES, PREPROCESS, PROGRAM
@@ -182,6 +190,19 @@ def test_logits_and_scanned_blocks_and_8_bits(tmp_path: pathlib.Path) -> None:
     assert (np.asarray(kernel) != np.asarray(rounded)).any()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_programs_are_in_float32_and_weights_say_their_dtype(
+    dtype: str, tmp_path: pathlib.Path
+) -> None:
+    network = predictor("resnet20", depths=(1, 1, 1), dtype=jnp.dtype(dtype))
+    export(network, tmp_path)
+    program = jax.export.deserialize((tmp_path / PROGRAM).read_bytes())
+    convolutions = re.findall(r"stablehlo.convolution.*tensor<[^>]*x(\w+)>", program.mlir_module())
+    assert convolutions
+    assert set(convolutions) == {"f32"}
+    assert read_network(str(tmp_path / WEIGHTS))[0].dtype == jnp.dtype(dtype)
+
+
 def test_what_can_not_be_written_or_converted_is_told(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,7 +222,8 @@ def test_an_export_that_fails_leaves_the_earlier_one(
 
     network = predictor("resnet20", depths=(1, 1, 1))
     export(network, tmp_path)
-    (tmp_path / "model.onnx").write_bytes(b"of an earlier export")
+    for name in ("model.onnx", "model.int8.onnx"):
+        (tmp_path / name).write_bytes(b"of an earlier export")
     before = content()
 
     def full(*arguments: Any, **options: Any) -> None:
@@ -213,7 +235,9 @@ def test_an_export_that_fails_leaves_the_earlier_one(
             export(network, tmp_path)
     assert content() == before
     export(network, tmp_path, Form(pixels=False))
-    assert not {"model.onnx", "serve.py"} & {path.name for path in tmp_path.iterdir()}
+    assert not {"model.onnx", "model.int8.onnx", "serve.py"} & {
+        path.name for path in tmp_path.iterdir()
+    }
 
 
 def test_converters_see_jaxs_own_operations() -> None:

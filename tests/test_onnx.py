@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,16 @@ from PIL import Image
 import flaxres
 from flaxres.cli import main
 from flaxres.config.files import load_config
-from flaxres.inference.artifacts import ONNX
-from flaxres.inference.export import Form, export
-from flaxres.inference.to_onnx import GET_ONNX
+from flaxres.data.augment import normalise
+from flaxres.inference import to_onnx
+from flaxres.inference.artifacts import ONNX, ONNX_IN_8_BITS
+from flaxres.inference.export import Form, export, onnx_accuracy, typical_inputs
+from flaxres.inference.to_onnx import GET_ONNX, outputs
 from flaxres.ops.kept import jax_operations_only
 from flaxres.ops.norm import normalised
-from tests.test_export import BATCHES, expected, predictor, random_images
+from flaxres.training.evaluation import evaluation_batches
+from flaxres.training.run import prepare_run
+from tests.test_export import BATCHES, encoded, expected, predictor, random_images
 
 
 @pytest.mark.slow
@@ -73,7 +78,7 @@ def test_onnx_in_8_bits_has_the_accuracy_of_the_run(
     facts = json.loads(said.out)
     assert facts["top1_onnx_int8"] > facts["top1_exported"] - 0.02
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"{100 * facts['top1_onnx_int8']:.2f}% of `model.int8.onnx`" in card
+    assert f"{100 * facts['top1_onnx_int8']:.2f}% with model.int8.onnx" in card
     graph = onnx.load(tmp_path / "out" / "model.int8.onnx").graph
     sources = {name: node.op_type for node in graph.node for name in node.output}
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
@@ -83,3 +88,62 @@ def test_onnx_in_8_bits_has_the_accuracy_of_the_run(
     # All norms but the last, which a layout change follows, are the biases of convolutions.
     assert sum(len(node.input) == 3 for node in convolutions) >= 18
     assert "Sqrt" not in sources.values()
+    # Rounded probabilities would tie.
+    assert sources[graph.output[0].name] == "Softmax"
+    images = random_images(200, 8)
+    both = [
+        next(outputs(tmp_path / "out" / name, iter([images]))) for name in (ONNX, ONNX_IN_8_BITS)
+    ]
+    assert len(np.unique(both[1])) > 1000
+    np.testing.assert_allclose(both[0], both[1], atol=0.25)
+
+
+def test_8_bits_without_onnx_and_without_colours_are_refused(tmp_path: pathlib.Path) -> None:
+    image = encoded(random_images(1, 32)[0])
+    with pytest.raises(flaxres.InputError, match="without form.onnx"):
+        export(predictor("resnet20"), tmp_path, typical=[image])
+    grey = predictor("resnet20", depths=(1, 1, 1))
+    grey = dataclasses.replace(grey, model=grey.model.clone(in_channels=1))
+    with pytest.raises(flaxres.InputError, match="takes 1-channel images"):
+        typical_inputs(grey, Form(onnx=True), [image])
+    colours = predictor("resnet20", depths=(1, 1, 1))
+    with pytest.raises(flaxres.InputError, match="JPEG or PNG"):
+        typical_inputs(colours, Form(onnx=True), [image, image[:40]])
+    (pixels,), (normal,) = (
+        typical_inputs(colours, Form(pixels=pixels, onnx=True), [image]) for pixels in (True, False)
+    )
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(colours.preprocess.normalised(pixels), normal)
+
+
+@pytest.mark.parametrize("pixels", [True, False])
+def test_the_accuracy_of_a_file_counts_every_example_once(
+    pixels: bool, data_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config("digits")
+    data = dataclasses.replace(config.data, data_dir=data_dir)
+    run = prepare_run(dataclasses.replace(config, data=data), training=False)
+    batches = list(evaluation_batches(run))
+    given, labels = (
+        np.concatenate([np.asarray(batch[name])[batch["weight"] > 0] for batch in batches])
+        for name in ("image", "label")
+    )
+    right = labels.copy()
+    right[:100] = (right[:100] + 1) % 10  # 100 of 500 are wrong
+    seen = []
+
+    def answers(path: pathlib.Path, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        first = 0
+        for batch in batches:
+            seen.append(batch)
+            yield np.eye(10)[right[first : first + len(batch)]]
+            first += len(batch)
+
+    monkeypatch.setattr(to_onnx, "outputs", answers)
+    assert onnx_accuracy(run, Form(pixels), pathlib.Path("any")) == 0.8
+    images = np.concatenate(seen)
+    if pixels:
+        np.testing.assert_array_equal(images, given)
+    else:
+        expected = normalise(jnp.asarray(given), data.mean, data.std, jnp.float32)
+        np.testing.assert_array_equal(images, expected)

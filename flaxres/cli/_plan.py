@@ -46,21 +46,22 @@ def plan(arguments: Sequence[str]) -> None:
 
     (figures, collectives, kernels), rates = plans.plan(config, place, price, decode)
     kind = place.partition(":")[0]
-    device = DEVICES[kind]
+    device, dtype = DEVICES[kind], config.model.dtype or "bfloat16"
     facts: dict[str, Any] = figures | rates | {"collectives_by_kind": collectives}
     show(
         as_json,
         facts,
         [
             f"{place}: {device.gigabytes} GB, {device.bandwidth / 1e12:.2f} TB/s and "
-            f"{device.peak / 1e12:.0f} TFLOP/s ({device.half}) each",
+            f"{device.peak_of(dtype) / 1e12:.0f} TFLOP/s ({dtype}) each"
+            + (f"; each is a core, of {device.cores} a chip" if device.cores > 1 else ""),
             *(f"{name}: {value:,.2f}" for name, value in figures.items()),
             f"collectives by kind: {_counts(collectives)}",
             *(f"{size:10.1f} MB/image in {count:4d} x {name}" for name, size, count in kernels),
             "it fits"
             if figures["fits"]
             else "it does not fit: lower train.batch_size, or set train.accumulate or model.remat",
-            *_slow(config.model.dtype, device),
+            *_slow(dtype, device),
             *_sentences(rates, plans.MEASURED_SHARE),
         ],
     )
@@ -80,9 +81,9 @@ def _number(option: str, words: Sequence[str]) -> tuple[float | None, list[str]]
     return value, rest
 
 
-def _slow(dtype: str | None, device: "Device") -> list[str]:
-    """Returns a sentence where a config's 16 bits are not those that the device computes fast."""
-    if dtype != "bfloat16" or device.half == dtype:
+def _slow(dtype: str, device: "Device") -> list[str]:
+    """Returns a sentence if the device multiplies another 16-bit dtype faster."""
+    if dtype == "float32" or device.peak_of(dtype) == device.peak:
         return []
     return [f"{dtype} is computed in float32 there: set model.dtype={device.half}"]
 

@@ -57,13 +57,17 @@ def in_8_bits(predictor: "Predictor", images: str | None) -> "Predictor":
     if images is None:
         return predictor
     use_compiler()
-    return predictor.in_8_bits(typical_files(images))
+    return predictor.in_8_bits(typical_files(images, "--int8"))
 
 
-def typical_files(folder: str) -> list[str]:
-    """Returns up to `TYPICAL` images of a folder, evenly spread over it."""
+def typical_files(folder: str, option: str) -> list[str]:
+    """Returns up to `TYPICAL` images of a folder that an option names, evenly spread over it."""
     from flaxres.inference.predict import image_files
 
+    if not expanded(folder).exists():
+        raise InputError(
+            f"{option} {folder!r} does not exist: give a folder of images like those to predict"
+        )
     files = list(image_files([str(expanded(folder))]))
     return files[:: -(-len(files) // TYPICAL)]
 
@@ -227,10 +231,10 @@ def export(arguments: Sequence[str]) -> None:
     onnx = chosen.onnx or chosen.onnx_int8 is not None
     form = Form(not chosen.logits, not chosen.no_fold, chosen.int8, onnx)
     out = expanded(chosen.out)
-    exporting.require_ready(out, form)
-    typical = () if chosen.onnx_int8 is None else typical_files(chosen.onnx_int8)
+    typical = () if chosen.onnx_int8 is None else typical_files(chosen.onnx_int8, "--onnx-int8")
+    exporting.require_ready(out, form, bool(typical))
     predictor = predictor_of(chosen)
-    done = exporting.export(predictor, out, form, chosen.workdir, typical)
+    done = exporting.export(predictor, out, form, workdir=chosen.workdir, typical=typical)
     sentences = [exporting.accuracy_sentence(done.accuracy)] if done.accuracy else []
     names = ", ".join(sorted(path.name for path in done.folder.iterdir()))
     size = f"{done.program_bytes / 1e6:.1f} MB, {done.folded} batch norms folded"

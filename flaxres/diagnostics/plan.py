@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flaxres.config.check import check_devices
 from flaxres.config.schema import Config
@@ -44,8 +44,7 @@ def plan(
     the expected rate is `MEASURED_SHARE` of it.
 
     Args:
-      config: the settings; the dtype is by default that of 16 bits which the devices compute fast:
-        float16 on a V100, bfloat16 on all others.
+      config: the settings; without a dtype, that of a run on accelerators: bfloat16.
       topology: the devices, e.g. `v5e:16x16`, `h200:8` or `8xH100`.
       price: of a device, in dollars an hour.
       decode: images that a core decodes a second.
@@ -57,12 +56,12 @@ def plan(
     topology = named(topology)
     if config.model.dtype == "float64":
         raise InputError(
-            "model.dtype='float64': a plan knows the rates of float32, bfloat16 and float16 alone"
+            "model.dtype='float64': a plan knows the rates of float32, bfloat16 and float16 alone; "
+            "set model.dtype=float32"
         )
     mesh = absent_devices(topology)
     device = DEVICES[topology.partition(":")[0]]
-    dtype: Any = config.model.dtype or device.half
-    model = dataclasses.replace(config.model, dtype=dtype)
+    model = dataclasses.replace(config.model, dtype=config.model.dtype or "bfloat16")
     config = dataclasses.replace(config, model=model)
     train = dataclasses.replace(config.train, devices=None)
     check_devices(dataclasses.replace(config, train=train), mesh.size)
@@ -88,7 +87,7 @@ def rates(run: Run, device: Device, count: int, megabytes: float) -> dict[str, f
       megabytes: that the step moves for an image.
     """
     flops = 2 * PASSES * multiply_accumulates(run.model, run.config.data.image_size)
-    peak = device.peak_of(run.config.model.dtype)
+    peak = device.peak_of(run.config.model.dtype or "bfloat16")
     bounds = {
         "traffic_bound": count * device.bandwidth / (megabytes * 1e6),
         "arithmetic_bound": count * peak / flops,

@@ -14,17 +14,18 @@ from flaxres.errors import InputError, unknown
 
 
 class Device(NamedTuple):
-    """A device of JAX, as its vendor describes it.
+    """A device of JAX, by its vendor's figures.
 
     On TPU v3 and TPU7x, JAX's devices are the two cores of a chip, on other TPUs the chips.
 
     Attributes:
       gigabytes: of memory.
       bandwidth: of the memory, in bytes a second.
-      peak: products and sums of `half` a second, dense.
-      single: those of float32 as XLA computes its products by default: of TensorFloat-32 on GPUs
-        that have it, of bfloat16 on TPUs.
-      half: name of the dtype of 16 bits whose products are fast.
+      peak: FLOP/s in `half`, dense.
+      single: FLOP/s in float32 as XLA multiplies it by default: in TensorFloat-32 on GPUs that have
+        it, in bfloat16 on TPUs.
+      half: the 16-bit dtype that the device multiplies fastest.
+      cores: JAX's devices of a chip.
     """
 
     gigabytes: float
@@ -32,9 +33,10 @@ class Device(NamedTuple):
     peak: float
     single: float
     half: str = "bfloat16"
+    cores: int = 1
 
-    def peak_of(self, dtype: str | None) -> float:
-        """Returns the products and sums a second of a dtype of 32 or 16 bits; None is `half`.
+    def peak_of(self, dtype: str) -> float:
+        """Returns the FLOP/s of a dtype of 32 or 16 bits.
 
         Examples:
           >>> DEVICES["v100"].peak_of("bfloat16") / 1e12  # computed in float32 there
@@ -53,16 +55,16 @@ DEVICES = {
     "h100": Device(80, 3.35e12, 989e12, 495e12),
     "h200": Device(141, 4.8e12, 989e12, 495e12),
     "b200": Device(180, 8e12, 2250e12, 1125e12),
-    "v3": Device(16, 0.45e12, 61.5e12, 61.5e12),
+    "v3": Device(16, 0.45e12, 61.5e12, 61.5e12, cores=2),
     "v4": Device(32, 1.228e12, 275e12, 275e12),
     "v5e": Device(16, 0.819e12, 197e12, 197e12),
     "v5p": Device(95, 2.765e12, 459e12, 459e12),
     "v6e": Device(32, 1.64e12, 918e12, 918e12),
-    "tpu7x": Device(96, 3.69e12, 1153e12, 1153e12),
+    "tpu7x": Device(96, 3.69e12, 1153e12, 1153e12, cores=2),
 }
-# JAX joins the cores of a v4 chip to a device; its description does so only by this name
+# JAX joins the cores of a v4 chip to a device; its description does so only with this option
 # (`findings/jax_topology_v4_cores.sh`).
-CHIP = {"v4": {"chip_config_name": "megacore"}}
+TPU_OPTIONS = {"v4": {"chip_config_name": "megacore"}}
 LIBTPU_FOR_V6E = (0, 0, 52)
 ENVIRONMENT = {
     "tpu": {"TPU_SKIP_MDS_QUERY": "1"},
@@ -154,7 +156,8 @@ def platform_of(topology: str) -> str:
     """
     kind, _, size = topology.partition(":")
     if kind not in DEVICES:
-        examples = [f"{name}:{'8' if name in GPUS else '2x4'}" for name in DEVICES]
+        shapes = dict.fromkeys(GPUS, "8") | dict.fromkeys(("v4", "v5p", "tpu7x"), "2x2x2")
+        examples = [f"{name}:{shapes.get(name, '2x4')}" for name in DEVICES]
         raise unknown("topology", topology, examples)
     if not re.fullmatch(r"\d+" if kind in GPUS else r"\d+(x\d+)+", size):
         raise InputError(
@@ -165,20 +168,32 @@ def platform_of(topology: str) -> str:
 
 
 def check_compiler(topology: str) -> None:
-    """Raises InputError for v6e where libtpu is too old.
+    """Raises InputError where the compiler is known to fail.
 
-    0.0.42, which `jax[tpu]` brings, is ended by a signal while it compiles a ResNet-50.
+    CUDA 13 has none for a V100. libtpu 0.0.42, which `jax[tpu]` brings, is ended by a signal while
+    it compiles a ResNet-50 for a v6e.
     """
-    if not topology.startswith("v6e"):
+    if topology.startswith("v100") and _version("jax-cuda13-plugin"):
+        raise InputError(
+            f"topology {topology!r}: CUDA 13 does not compile for it; in another environment, "
+            f"pip install 'jax[cuda12]=={jax.__version__}'"
+        )
+    libtpu = _version("libtpu")
+    if not topology.startswith("v6e") or libtpu is None:
         return
+    if tuple(map(int, re.findall(r"\d+", libtpu)[:3])) < LIBTPU_FOR_V6E:
+        needed = ".".join(map(str, LIBTPU_FOR_V6E))
+        raise InputError(
+            f"topology {topology!r}: libtpu {libtpu} crashes on such programs; "
+            f"pip install 'libtpu>={needed}'"
+        )
+
+
+def _version(package: str) -> str | None:
+    """Returns the version of a package, None if it is not installed."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        version = importlib.metadata.version("libtpu")
-        if tuple(map(int, re.findall(r"\d+", version)[:3])) < LIBTPU_FOR_V6E:
-            needed = ".".join(map(str, LIBTPU_FOR_V6E))
-            raise InputError(
-                f"topology {topology!r}: libtpu {version} crashes on such programs; "
-                f"pip install 'libtpu>={needed}'"
-            )
+        return importlib.metadata.version(package)
+    return None
 
 
 def absent_devices(topology: str) -> Mesh:
@@ -195,7 +210,7 @@ def absent_devices(topology: str) -> Mesh:
     try:
         if platform == "tpu":
             described = topologies.get_topology_desc(
-                platform="tpu", topology_name=topology, **CHIP.get(kind, {})
+                platform="tpu", topology_name=topology, **TPU_OPTIONS.get(kind, {})
             )
         else:
             facts = " ".join(f"{name}: {value}" for name, value in GPUS[kind].items())
@@ -208,6 +223,7 @@ def absent_devices(topology: str) -> Mesh:
             )
     except Exception as error:
         extra = {"cuda": "jax[cuda13]", "tpu": "jax[tpu]"}[platform]
+        extra = "jax[cuda12]" if kind == "v100" else extra  # CUDA 13 has no compiler for it
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"no compiler for {topology!r} ({reason}): pip install '{extra}=={jax.__version__}', "

@@ -29,6 +29,7 @@ from flaxres.inference.artifacts import (
 from flaxres.inference.fold import folded
 from flaxres.inference.predict import Predictor
 from flaxres.inference.quantise import in_8_bits, in_floats
+from flaxres.inference.served import takes_photographs
 from flaxres.models.stage import unroll
 from flaxres.ops.norm import at_least_float32
 from flaxres.paths import completed
@@ -69,6 +70,7 @@ def export(
     predictor: Predictor,
     folder: pathlib.Path,
     form: Form | None = None,
+    *,
     workdir: str | None = None,
     typical: Sequence[Any] = (),
 ) -> Exported:
@@ -83,12 +85,12 @@ def export(
       form: the form of the program; None is the default `Form`.
       workdir: of the network's run, on whose evaluation split the accuracy is measured; None
         measures none.
-      typical: paths, encoded bytes or PIL images, a few hundred like those to predict: with
-        `form.onnx`, the program is also written as ONNX in 8 bits.
+      typical: paths, encoded bytes or PIL images, a few hundred like those to predict: the program
+        is also written as ONNX in 8 bits. Needs `form.onnx`.
 
     Raises:
-      InputError: the folder can't be written, a package that ONNX needs is not installed, jax2onnx
-        can't convert the network, or an image can't be read.
+      InputError: the folder can't be written, a package that ONNX needs is not installed, the
+        network can't be converted, or a typical image can't be read.
 
     Examples:
       >>> import flaxres, jax, numpy as np, tempfile
@@ -103,38 +105,54 @@ def export(
       (4, 2)
     """
     form = form or Form()
-    require_ready(folder, form)
-    predictor = portable(predictor)
+    require_ready(folder, form, bool(typical))
+    trained = unrolled(predictor)
+    predictor = in_float32(trained)
+    inputs = typical_inputs(predictor, form, typical)
     variables, count = prepared(predictor, form)
-    run, accuracy = _measured(workdir, predictor, variables)
+    run, accuracy = _measured(workdir, trained.variables, variables)
     content = _serialised(predictor, variables, form)
     with writing_to(folder), completed(folder) as part:
         if form.onnx:
-            _write_onnx(predictor, variables, form, typical, part)
-        if run is not None and (part / ONNX_IN_8_BITS).exists():
+            _write_onnx(predictor, variables, form, inputs, part)
+        if inputs and run is not None:
             accuracy["top1_onnx_int8"] = onnx_accuracy(run, form, part / ONNX_IN_8_BITS)
         sentence = accuracy_sentence(accuracy)
         card = model_card(predictor, form, count, sentence, len(content), PLATFORMS)
         (part / PROGRAM).write_bytes(content)
         (part / README).write_text(card, encoding="utf-8")
-        _write_others(predictor, form, part)
+        _write_others(trained, form, part)
         written = {path.name for path in part.iterdir()}
-    with writing_to(folder):  # files of an earlier export describe another network
-        for stale in {ONNX, ONNX_IN_8_BITS, SERVER, PREPROCESS} - written:
-            (folder / stale).unlink(missing_ok=True)
+    _remove_others(folder, written)
     size = (folder / WEIGHTS).stat().st_size
     return Exported(folder, len(content), size, count, accuracy)
 
 
+def typical_inputs(predictor: Predictor, form: Form, images: Sequence[Any]) -> list[np.ndarray]:
+    """Returns images as the program takes them, without the first dimension.
+
+    Raises:
+      InputError: an image can't be read, or the network takes no colours.
+    """
+    if images and not takes_photographs(predictor):
+        raise InputError(
+            f"the network takes {predictor.model.in_channels}-channel images, and image files give "
+            "3 channels: export it without 8 bits"
+        )
+    preprocess = predictor.preprocess
+    crops = [preprocess.crop(image) for image in images]
+    return crops if form.pixels else [preprocess.normalised(crop) for crop in crops]
+
+
 def _measured(
-    workdir: str | None, predictor: Predictor, variables: Any
+    workdir: str | None, trained: Any, exported: Any
 ) -> tuple[Run | None, dict[str, float]]:
     """Returns the run of a workdir and its accuracies, or says why there are none."""
     if workdir is None:
         return None, {}
     try:
         run = evaluation_run(workdir)
-        return run, accuracies(run, predictor, variables)
+        return run, accuracies(run, trained, exported)
     except InputError as error:
         say(f"flaxres: the accuracy is not measured: {error}")
         return None, {}
@@ -149,55 +167,66 @@ def _serialised(predictor: Predictor, variables: Any, form: Form) -> bytes:
 
 
 def _write_onnx(
-    predictor: Predictor, variables: Any, form: Form, typical: Sequence[Any], folder: pathlib.Path
+    predictor: Predictor, variables: Any, form: Form, inputs: list[np.ndarray], folder: pathlib.Path
 ) -> None:
-    """Writes the program as ONNX, and in 8 bits if there are typical images."""
+    """Writes the program as ONNX, and in 8 bits if there are inputs."""
     images = _abstract_images(predictor, form, "batch")
     to_onnx.write_onnx(program(predictor, variables, form), images, folder / ONNX)
-    if typical:
-        preprocess = predictor.preprocess
-        crops = [preprocess.crop(image) for image in typical]
-        inputs = crops if form.pixels else [preprocess.normalised(crop) for crop in crops]
+    if inputs:
         to_onnx.write_in_8_bits(folder / ONNX, inputs, folder / ONNX_IN_8_BITS)
 
 
-def _write_others(predictor: Predictor, form: Form, folder: pathlib.Path) -> None:
+def _remove_others(folder: pathlib.Path, written: set[str]) -> None:
+    """Removes files of an earlier export, which describe another network."""
+    with writing_to(folder):
+        for stale in {ONNX, ONNX_IN_8_BITS, SERVER, PREPROCESS} - written:
+            (folder / stale).unlink(missing_ok=True)
+
+
+def _write_others(trained: Predictor, form: Form, folder: pathlib.Path) -> None:
     """Writes the names of the classes, the server and the weights."""
-    names = json.dumps(predictor.classes, ensure_ascii=False, indent=0)
+    names = json.dumps(trained.classes, ensure_ascii=False, indent=0)
     (folder / CLASSES).write_text(names + "\n", encoding="utf-8")
-    if has_server(predictor, form):
-        write_server(folder, predictor.preprocess)
+    if has_server(trained, form):
+        write_server(folder, trained.preprocess)
     save_weights(
         folder / WEIGHTS,
-        predictor.variables,
-        predictor.model,
-        predictor.preprocess,
-        predictor.classes,
-        multi_label=predictor.multi_label,
+        trained.variables,
+        trained.model,
+        trained.preprocess,
+        trained.classes,
+        multi_label=trained.multi_label,
     )
 
 
-def require_ready(folder: pathlib.Path, form: Form) -> None:
+def require_ready(folder: pathlib.Path, form: Form, in_8_bits: bool) -> None:
     """Creates the folder, before anything is computed.
 
     Raises:
-      InputError: the folder can't be written, or a package that ONNX needs is not installed.
+      InputError: the folder can't be written, a package that ONNX needs is not installed, or
+        8 bits are wanted without ONNX.
     """
     if form.onnx:
-        to_onnx.require_converter()
+        to_onnx.require_converter(in_8_bits)
+    elif in_8_bits:
+        raise InputError("typical images without form.onnx: ONNX alone is written in 8 bits")
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def portable(predictor: Predictor) -> Predictor:
-    """Returns the predictor with `scan_blocks=False`, in float32 if its dtype has 16 bits.
-
-    Not all programs that read ONNX convolve bfloat16 or float16, and XLA's CPU compiler does it
-    slowly.
-    """
+def unrolled(predictor: Predictor) -> Predictor:
+    """Returns the predictor with `scan_blocks=False`."""
     model, variables = unroll(predictor.model, predictor.variables)
-    model = model.clone(dtype=at_least_float32(model.dtype))
     return dataclasses.replace(predictor, model=model, variables=variables)
+
+
+def in_float32(predictor: Predictor) -> Predictor:
+    """Returns the predictor in float32 if its dtype has 16 bits.
+
+    ONNX Runtime has no convolutions of bfloat16 on CPUs, and XLA's CPU compiler slow ones.
+    """
+    model = predictor.model.clone(dtype=at_least_float32(predictor.model.dtype))
+    return dataclasses.replace(predictor, model=model)
 
 
 def prepared(predictor: Predictor, form: Form) -> tuple[Any, int]:
@@ -243,30 +272,34 @@ def evaluation_run(workdir: str) -> Run:
     return prepare_run(dataclasses.replace(config, data=data, model=model), training=False)
 
 
-def accuracies(run: Run, predictor: Predictor, variables: Any) -> dict[str, float]:
-    """Evaluates a run's network as trained and as exported, on every example of its split.
+def accuracies(run: Run, trained: Any, exported: Any) -> dict[str, float]:
+    """Evaluates variables as trained and as exported, on every example of a run's split.
 
     Args:
       run: of `evaluation_run`.
-      predictor: the network as trained.
-      variables: those to export.
+      trained: variables, evaluated in the dtype of the run.
+      exported: variables, evaluated in float32 if that dtype has 16 bits.
 
     Returns:
       `top1_trained` and `top1_exported` in [0, 1], and the number of `examples`.
     """
+    before = Evaluator(run)
     dtype: Any = str(at_least_float32(run.config.model.compute_dtype))
     model = dataclasses.replace(run.config.model, dtype=dtype)
-    exported = dataclasses.replace(run, config=dataclasses.replace(run.config, model=model))
-    reports = []
-    for each, tree in ((run, predictor.variables), (exported, in_floats(variables))):
-        statistics = tree.get("batch_stats", {})
-        state = State(jnp.zeros((), jnp.int32), tree["params"], statistics, ())
-        reports.append(Evaluator(each)(state))
+    config = dataclasses.replace(run.config, model=model)
+    same = dtype == run.config.model.compute_dtype
+    after = before if same else Evaluator(dataclasses.replace(run, config=config))
+    report, exported_report = before(_state(trained)), after(_state(in_floats(exported)))
     return {
-        "top1_trained": reports[0].top1,
-        "top1_exported": reports[1].top1,
-        "examples": reports[1].examples,
+        "top1_trained": report.top1,
+        "top1_exported": exported_report.top1,
+        "examples": exported_report.examples,
     }
+
+
+def _state(variables: Any) -> State:
+    statistics = variables.get("batch_stats", {})
+    return State(jnp.zeros((), jnp.int32), variables["params"], statistics, ())
 
 
 def onnx_accuracy(run: Run, form: Form, path: pathlib.Path) -> float:
@@ -303,5 +336,5 @@ def accuracy_sentence(accuracy: dict[str, float]) -> str:
     sentence = f"top-1 {exported:.2f}% of {accuracy['examples']:,} evaluation examples, "
     sentence += f"{trained:.2f}% as trained"
     if "top1_onnx_int8" in accuracy:
-        sentence += f", {100 * accuracy['top1_onnx_int8']:.2f}% of `{ONNX_IN_8_BITS}`"
+        sentence += f", {100 * accuracy['top1_onnx_int8']:.2f}% with {ONNX_IN_8_BITS}"
     return sentence

@@ -1,7 +1,7 @@
 """Writes an exported program as ONNX: as it is, and with its convolutions in 8 bits.
 
-jax2onnx converts the program, and onnxruntime's own tools put the pairs of `QuantizeLinear` and
-`DequantizeLinear` into it ("QDQ"), which ONNX Runtime, TensorRT and OpenVINO compute in 8 bits.
+jax2onnx converts the program. onnxruntime's own tools put pairs of `QuantizeLinear` and
+`DequantizeLinear` around its operations ("QDQ"), which ONNX Runtime then computes in 8 bits.
 """
 
 import contextlib
@@ -24,11 +24,12 @@ GET_ONNX = "pip install onnx onnxruntime onnx-ir equinox && pip install --no-dep
 TOGETHER = 32
 
 
-def require_converter() -> None:
+def require_converter(in_8_bits: bool) -> None:
     """Raises InputError if a package that the conversion needs is not installed."""
     try:
         importlib.import_module("jax2onnx")
-        importlib.import_module("onnxruntime.quantization")
+        if in_8_bits:
+            importlib.import_module("onnxruntime.quantization")
     except ModuleNotFoundError as error:
         raise InputError(
             f"--onnx needs {error.name}, best in an environment that only exports: {GET_ONNX}"
@@ -78,7 +79,7 @@ def write_onnx(
 
 
 def write_in_8_bits(source: pathlib.Path, images: Sequence[np.ndarray], path: pathlib.Path) -> None:
-    """Writes an ONNX file again, with its convolutions and what lies between them in 8 bits.
+    """Writes an ONNX file again, in 8 bits from its first to its last convolution.
 
     Kernels are rounded by output channel, activations by array, from the smallest to the largest
     value that the images give (Jacob et al. 2018, section 2).
@@ -88,23 +89,46 @@ def write_in_8_bits(source: pathlib.Path, images: Sequence[np.ndarray], path: pa
       images: inputs of the program without their first dimension, a few hundred like those to
         predict.
       path: the new file.
+
+    Raises:
+      InputError: onnxruntime's tools can't convert it.
     """
     quantization: Any = importlib.import_module("onnxruntime.quantization")
     shapes: Any = importlib.import_module("onnxruntime.quantization.shape_inference")
-    (name,) = (given.name for given in session(source).get_inputs())
-    # It warns, by the root logger, that what the first line does has not been done.
-    with errors_only(None), tempfile.TemporaryDirectory() as folder:
-        folded = pathlib.Path(folder) / "folded.onnx"
-        shapes.quant_pre_process(str(source), str(folded), skip_symbolic_shape=True)
-        quantization.quantize_static(
-            str(folded),
-            str(path),
-            Batches(name, images),
-            quant_format=quantization.QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-        )
+    try:
+        # quantize_static warns, by the root logger, that a model should be preprocessed.
+        with errors_only(None), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            folded = pathlib.Path(folder) / "folded.onnx"
+            shapes.quant_pre_process(str(source), str(folded), skip_symbolic_shape=True)
+            quantization.quantize_static(
+                str(folded),
+                str(path),
+                Batches(input_name(session(source)), images),
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                nodes_to_exclude=beside_convolutions(folded),
+            )
+    except OSError:
+        raise
+    except Exception as error:  # as for jax2onnx
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise InputError(
+            f"onnxruntime can't put this network in 8 bits ({reason}): export with --onnx alone, "
+            "or with another version of onnxruntime"
+        ) from error
+
+
+def beside_convolutions(path: pathlib.Path) -> list[str]:
+    """Returns the names of the operations before the first convolution and behind the last one.
+
+    They normalise pixels, and are the head: rounded probabilities would tie.
+    """
+    onnx: Any = importlib.import_module("onnx")
+    nodes = onnx.load(path).graph.node
+    places = [i for i, node in enumerate(nodes) if node.op_type == "Conv"]
+    return [node.name for i, node in enumerate(nodes) if not places[0] <= i <= places[-1]]
 
 
 class Batches:
@@ -132,9 +156,14 @@ def session(path: pathlib.Path) -> Any:
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
+def input_name(running: Any) -> str:
+    """Returns the name of the one input of a session."""
+    (given,) = running.get_inputs()
+    return str(given.name)
+
+
 def outputs(path: pathlib.Path, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     """Yields the result of a file for each batch of inputs."""
     running = session(path)
-    (name,) = (given.name for given in running.get_inputs())
     for batch in batches:
-        yield running.run(None, {name: batch})[0]
+        yield running.run(None, {input_name(running): batch})[0]

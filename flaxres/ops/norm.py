@@ -83,8 +83,8 @@ def normalised(
 ) -> jax.Array:
     """Computes `(x - mean) * multiplier + bias` in the multiplier's dtype, and casts to `dtype`.
 
-    Within `kept.jax_operations_only` it is one product and one sum: runtimes of ONNX fold these
-    into a convolution before them, and no difference.
+    Within `kept.jax_operations_only` it is one product and one sum. ONNX Runtime folds these into
+    the convolution before them, but not a subtraction.
     """
     if kept.jax_only.get():
         product = x.astype(multiplier.dtype) * multiplier

@@ -376,6 +376,12 @@ def test_two_processes_that_share_no_disk_train_the_run_of_two_that_do(
     assert kill.digest(local(address)) == kill.digest(tmp_path / "disk")
 
 
+# train.py, for which a store may be away for 5 seconds.
+IMPATIENT = """import sys, flaxres.cli, flaxres.training.uploads
+flaxres.training.uploads.RETRY_SECONDS = 5.0
+sys.exit(flaxres.cli.main(["train", *sys.argv[1:]]))"""
+
+
 @pytest.mark.slow
 def test_fault_39_a_store_that_goes_away_ends_the_run_in_a_line_and_loses_nothing(
     store: Store, data_dir: str, tmp_path: pathlib.Path
@@ -383,7 +389,7 @@ def test_fault_39_a_store_that_goes_away_ends_the_run_in_a_line_and_loses_nothin
     ensure_prepared("digits", data_dir=data_dir)
     address = f"{store.address}/away"
     processes.finish(processes.start(words(tmp_path / "disk", data_dir), 1))
-    started = processes.start(words(address, data_dir), 1)
+    started = processes.start(["-c", IMPATIENT, *words(address, data_dir)[1:]], 1)
     kill.wait_for_step(staging_folder(address, "runs"), 5, started)
     store.close_port()
     (text,) = processes.finish(started, 74)
