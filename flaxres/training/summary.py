@@ -11,6 +11,7 @@ from flaxres.training.evaluation import Report
 from flaxres.training.provenance import Progress
 from flaxres.training.run import Run
 from flaxres.training.staging import shown
+from flaxres.training.state import State
 from flaxres.training.uploads import Workdir
 
 
@@ -24,6 +25,20 @@ def headline(run: Run, first: int) -> str:
         f"{run.evaluation.name}: {len(run.evaluation):,}; "
         f"{run.steps:,} steps of {run.config.train.batch_size}{resumed}"
     )
+
+
+def shared_statistics(run: Run, state: State) -> list[str]:
+    """Returns a line if each batch norm sums its statistics over devices, which takes time."""
+    train, group = run.config.train, run.config.model.bn_group
+    images = train.batch_size // (run.mesh.size * train.accumulate)
+    within_a_device = group is not None and images % group == 0
+    if run.mesh.size == 1 or within_a_device or not state.batch_stats:
+        return []
+    whole = "the whole batch" if group is None else f"{group} images"
+    return [
+        f"every batch norm sums the statistics of {whole} over devices; a model.bn_group that "
+        f"divides the {images} images of a device is faster, and trains with smaller groups"
+    ]
 
 
 def finish(run: Run, place: Workdir, report: Report, progress: Progress, display: Display) -> None:
