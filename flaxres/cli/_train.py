@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from flaxres import garbage
 from flaxres.cli._options import parse_run
 from flaxres.cli._process import joined, silence
 from flaxres.cli._words import Parser, show, version_line
@@ -14,16 +15,20 @@ def train(arguments: Sequence[str], program: str = "flaxres train") -> None:
         print(version_line())
         return
     arguments = joined(arguments)
-    config, workdir = parse_run(
-        arguments,
-        "digits",
-        program,
-        "Train a residual network, or resume from the workdir's newest checkpoint.",
-    )
-    silence()
-    from flaxres.training.loop import fit
+    garbage.delay()  # the loop resumes it
+    try:
+        config, workdir = parse_run(
+            arguments,
+            "digits",
+            program,
+            "Train a residual network, or resume from the workdir's newest checkpoint.",
+        )
+        silence()
+        from flaxres.training.loop import fit
 
-    fit(config, workdir)
+        fit(config, workdir)
+    finally:
+        garbage.resume()
 
 
 def checkpoints(arguments: Sequence[str]) -> None:

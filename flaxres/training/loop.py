@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from flaxres import garbage
 from flaxres.config.check import check
 from flaxres.config.files import resolved
 from flaxres.config.schema import Config
@@ -284,6 +285,7 @@ class _Loop:
             self.compile_for(state, batch)
             due = self.due_after(step)
             state = self.dispatch(state, batch, step, due.step - step)
+            garbage.resume()
             step = due.step
             # If one of several processes was asked to stop, the votes say so in all of them at the
             # same step, a few steps later.
