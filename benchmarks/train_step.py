@@ -42,7 +42,8 @@ import flaxres
 from benchmarks import command
 from benchmarks.peers import torch_and_timm, torch_resnet20
 from benchmarks.textbook import TEXTBOOK, plain_step
-from flaxres.cli._process import keep_memory
+from flaxres import heap
+from flaxres.cli._process import dispatch_inline, keep_memory
 from flaxres.training.xla import compiler_options
 
 Advance = Callable[[], Any]
@@ -61,9 +62,14 @@ def flax_steps(
     )
     step = jax.jit(plain_step(model, tx), donate_argnums=(0, 1), compiler_options=options)
     carry = [variables, tx.init(variables["params"])]
+    batch = jax.block_until_ready(jax.device_put((images, labels)))
+    compiled, room = step.lower(*carry, *batch).compile(), heap.Room()
+    memory: Any = compiled.memory_analysis()
+    room.widen(memory.temp_size_in_bytes)
 
     def advance() -> None:
-        *carry[:], loss = step(*carry, images, labels)
+        with room:
+            *carry[:], loss = compiled(*carry, *batch)
         jax.block_until_ready(loss)
 
     return advance
@@ -194,6 +200,7 @@ def serve(
     """Runs a step for each message, in a process of its own, and sends its seconds."""
     if memory:
         keep_memory()
+        dispatch_inline()
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch, size, size, 3), np.float32)
     advance = PROGRAMS[program](name, dtype, images, rng.integers(0, 10, batch).astype(np.int32))

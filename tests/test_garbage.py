@@ -39,7 +39,14 @@ def test_a_run_starts_without_collections_and_trains_with_them(
     monkeypatch.setattr(Stepper, "prepare", prepared)
     monkeypatch.setattr(_Loop, "dispatch", dispatched)
     words = ["train", "--config", "digits", "--workdir", str(tmp_path), "--train.steps", "3"]
-    words += ["--train.steps-per-dispatch", "1", "--train.devices", "1", "--data.data-dir", data_dir]
+    words += [
+        "--train.steps-per-dispatch",
+        "1",
+        "--train.devices",
+        "1",
+        "--data.data-dir",
+        data_dir,
+    ]
     assert main([*words, "--train.tensorboard", "False"]) == 0
     assert compiling == [False]
     assert dispatching == [False, True, True]

@@ -1,6 +1,5 @@
 """The process around a command: exit codes, memory, caches, and joining other processes."""
 
-import contextlib
 import errno
 import importlib.util
 import os
@@ -16,7 +15,6 @@ from flaxres.printing import safe_streams, say, say_last
 
 EXIT_REFUSED, EXIT_UNWRITTEN = 2, 74
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
 
 
 def refusing(function: Callable[[], Any]) -> int:
@@ -110,20 +108,25 @@ def cpus_alone() -> bool:
 
 
 def keep_memory() -> None:
-    """Makes glibc keep the memory that XLA's CPU client frees.
+    """Keeps the memory that XLA's CPU client frees, see `flaxres.heap`.
 
-    The client allocates the temporaries of each step again. Otherwise the kernel would take such
-    large blocks back and zero each page again, which is a third of a CIFAR step. Does nothing where
-    JAX has an accelerator. Must be called before JAX's threads start.
+    Does nothing where JAX has an accelerator. Must be called before JAX's threads start.
     """
-    import ctypes
+    from flaxres import heap
 
-    if not cpus_alone():
-        return
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        for setting, value in ((M_TRIM_THRESHOLD, -1), (M_MMAP_MAX, 0), (M_ARENA_MAX, 1)):
-            mallopt(setting, value)
+    if cpus_alone():
+        heap.keep()
+
+
+def dispatch_inline() -> None:
+    """Runs a step on one CPU device before its dispatch returns.
+
+    Otherwise a step may allocate its temporaries before the step before it has freed its own.
+    """
+    import jax
+
+    if cpus_alone():
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def keep_compiled() -> None:
@@ -211,6 +214,7 @@ def joined(arguments: Sequence[str]) -> list[str]:
     if not asks_for_help(rest):
         from flaxres.training.hosts import join
 
+        dispatch_inline()
         coordinator, *numbers = values
         join(coordinator, *(None if number is None else int(number) for number in numbers))
         if several():

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 
+from flaxres import heap
 from flaxres.training.dispatch import steps_per_dispatch
 from flaxres.training.run import Run
 from flaxres.training.state import State
@@ -14,12 +16,14 @@ class Stepper:
 
     Attributes:
       most: the largest number of steps in a dispatch.
+      room: for the temporaries of the step, where it has one device.
     """
 
     def __init__(self, run: Run) -> None:
         self.most, self.teacher_variables = steps_per_dispatch(run.config), run.teacher_variables
         self.step, self.seed = run.train_step(), np.uint32(run.config.train.seed)
         self.compiled: dict[tuple[int, ...], Any] = {}
+        self.room, self.alone = heap.Room(), run.mesh.size == 1
 
     def prepared(self, batch: Any) -> bool:
         """Returns True if the step is compiled for the shape of `batch`."""
@@ -27,8 +31,11 @@ class Stepper:
 
     def prepare(self, state: State, batch: Any) -> None:
         """Compiles the step for the shapes of `state` and `batch`."""
-        lowered = self.step.lower(*self._arguments(state, batch, 1))
-        self.compiled[batch["image"].shape] = lowered.compile()
+        compiled = self.step.lower(*self._arguments(state, batch, 1)).compile()
+        self.compiled[batch["image"].shape] = compiled
+        # Programs of several CPU devices are not run within their dispatch.
+        if self.alone and (memory := compiled.memory_analysis()) is not None:
+            self.room.widen(memory.temp_size_in_bytes)
 
     def _arguments(self, state: State, batch: Any, count: int) -> tuple[Any, ...]:
         counted = () if self.most == 1 else (np.int32(count),)
@@ -40,6 +47,9 @@ class Stepper:
         Metrics are () each; where a dispatch may have several steps, arrays of `most` values of
         which `count` are filled.
         """
-        step = self.compiled[batch["image"].shape]
-        new, metrics = step(*self._arguments(state, batch, count))
+        step, arguments = self.compiled[batch["image"].shape], self._arguments(state, batch, count)
+        if self.room.size:
+            jax.block_until_ready(arguments)
+        with self.room:
+            new, metrics = step(*arguments)
         return new, metrics
