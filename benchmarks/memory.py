@@ -3,8 +3,8 @@
     python -m benchmarks.memory [--json]
 
 Each network runs in a process of its own, with SGD with momentum, on a batch that stays in memory.
-Ours has what `train.py` gives it. The textbook Flax network and torchvision's have PyTorch's and
-JAX's own memory management, as their users run them.
+Ours has what `train.py` gives it. The textbook Flax network and torchvision's run as their users
+run them, with the memory management of JAX and of PyTorch.
 
   NAME_DTYPE_gigabytes   the largest memory of the process while it runs sixteen steps, after the
                          first one, which compiles
@@ -12,7 +12,6 @@ JAX's own memory management, as their users run them.
 It takes four minutes on two cores, and needs the extra `parity`.
 """
 
-import contextlib
 import multiprocessing
 import pathlib
 import re
@@ -56,8 +55,12 @@ def main() -> None:
         process = spawning.Process(target=peak, args=(there, program, dtype))
         process.start()
         there.close()
-        with contextlib.suppress(EOFError):  # its message is above
+        try:
             figures[f"{program}_{dtype}_gigabytes"] = here.recv()
+        except EOFError:
+            process.join()
+            ended = f"ended with {process.exitcode}: its message is above"
+            raise SystemExit(f"the process of {program} {dtype} {ended}") from None
         process.join()
     command.show(figures, chosen.json, ".2f")
 

@@ -25,7 +25,7 @@ from unittest import mock
 
 import flaxres
 from benchmarks import command
-from flaxres.cli._process import keep_memory
+from flaxres.cli._process import dispatch_inline, keep_memory
 from flaxres.config.files import load_config
 from flaxres.training.checkpoints import Checkpoints
 from flaxres.training.stepper import Stepper
@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     chosen = parser.parse_args()
     keep_memory()
+    dispatch_inline()
     figures = measure(chosen.steps)
     command.show(figures, chosen.json, ".4g")
 

@@ -9,11 +9,12 @@ network, dm-haiku's (in float32) and torchvision's, ResNet-20 (32 pixels, batch 
 and PyTorch. A ratio above 1 means that ours is faster. Each network has its own process. The two of
 a pair take turns, a step each, and the ratio is the median of the pairs.
 
-Our step has what `train.py` gives it: options of XLA, settings of malloc, and convolutions that
-this machine's C++ compiler compiles.
+Our step has what `train.py` gives it: options of XLA, settings of malloc with dispatches that run
+the step, and convolutions that this machine's C++ compiler compiles. Flax networks run as compiled
+programs on arrays of the device (since 30 November 2026).
 
   ..._vs_float32                       ours in --dtype against ours in float32
-  ..._vs_textbook                      against a peer with these settings of malloc
+  ..._vs_textbook                      against a peer with these settings of malloc and dispatches
   ..._vs_textbook_as_it_comes          against a peer without them, as its users run it
   ..._module_vs_textbook_as_it_comes   our module without any of the three, as in a user's own loop
   ..._images_per_second                median of all turns of a network

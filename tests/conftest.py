@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flaxres import heap
 from flaxres.ops import native
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
@@ -41,6 +42,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def without_native_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that a test runs in this process turns them on for that test alone."""
     monkeypatch.setattr(native, "compiled_by", "")
+
+
+@pytest.fixture(autouse=True)
+def with_the_usual_heap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that a test runs in this process changes neither glibc nor JAX for others."""
+    for name in ("keep", "dispatch_inline"):
+        monkeypatch.setattr(heap, name, lambda: None)
 
 
 @pytest.fixture(scope="session")

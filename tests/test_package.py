@@ -37,7 +37,7 @@ ROOMS = {
     "config": "errors paths models data config",
     "weights": "errors paths models data weights",
     "nnx": "errors ops models weights nnx",
-    "training": "_version cache errors garbage heap paths printing remote figures ops models data "
+    "training": "_version cache errors heap paths printing remote figures ops models data "
     "config weights training",
     "inference": "errors paths figures printing ops models data config weights training serving "
     "inference",

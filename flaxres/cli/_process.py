@@ -119,14 +119,11 @@ def keep_memory() -> None:
 
 
 def dispatch_inline() -> None:
-    """Runs a step on one CPU device before its dispatch returns.
-
-    Otherwise a step may allocate its temporaries before the step before it has freed its own.
-    """
-    import jax
+    """Calls `heap.dispatch_inline` where JAX has only CPUs."""
+    from flaxres import heap
 
     if cpus_alone():
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
+        heap.dispatch_inline()
 
 
 def keep_compiled() -> None:
@@ -214,12 +211,12 @@ def joined(arguments: Sequence[str]) -> list[str]:
     if not asks_for_help(rest):
         from flaxres.training.hosts import join
 
-        dispatch_inline()
         coordinator, *numbers = values
         join(coordinator, *(None if number is None else int(number) for number in numbers))
         if several():
             use_compiler_alike()
         else:  # each of several processes would keep another part of the programs
+            dispatch_inline()
             keep_compiled()
             use_compiler()
     return rest

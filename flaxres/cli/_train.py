@@ -15,7 +15,7 @@ def train(arguments: Sequence[str], program: str = "flaxres train") -> None:
         print(version_line())
         return
     arguments = joined(arguments)
-    garbage.delay()  # the loop resumes it
+    garbage.delay()
     try:
         config, workdir = parse_run(
             arguments,

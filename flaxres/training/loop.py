@@ -10,7 +10,6 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from flaxres import garbage
 from flaxres.config.check import check
 from flaxres.config.files import resolved
 from flaxres.config.schema import Config
@@ -222,7 +221,10 @@ def _train(
         loop = _Loop(
             run, folder, checkpoints, origin, progress, display, log, watchdog, profile, loader
         )
-        state, report = loop.train(state, batches, stop)
+        try:
+            state, report = loop.train(state, batches, stop)
+        finally:
+            loop.stepper.room.release()
         progress = loop.progress_now()
         watchdog.at("reading the last checkpoint back")
         checkpoints.read_back(state)
@@ -285,7 +287,6 @@ class _Loop:
             self.compile_for(state, batch)
             due = self.due_after(step)
             state = self.dispatch(state, batch, step, due.step - step)
-            garbage.resume()
             step = due.step
             # If one of several processes was asked to stop, the votes say so in all of them at the
             # same step, a few steps later.

@@ -33,7 +33,7 @@ class Stepper:
         """Compiles the step for the shapes of `state` and `batch`."""
         compiled = self.step.lower(*self._arguments(state, batch, 1)).compile()
         self.compiled[batch["image"].shape] = compiled
-        # Programs of several CPU devices are not run within their dispatch.
+        # A program of several devices is not run within its dispatch.
         if self.alone and (memory := compiled.memory_analysis()) is not None:
             self.room.widen(memory.temp_size_in_bytes)
 

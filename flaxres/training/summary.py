@@ -28,16 +28,21 @@ def headline(run: Run, first: int) -> str:
 
 
 def shared_statistics(run: Run, state: State) -> list[str]:
-    """Returns a line if each batch norm sums its statistics over devices, which takes time."""
+    """Returns a line for a new run whose batch norms sum their statistics over devices.
+
+    That takes time, and a resumed run can't change it.
+    """
     train, group = run.config.train, run.config.model.bn_group
-    images = train.batch_size // (run.mesh.size * train.accumulate)
-    within_a_device = group is not None and images % group == 0
-    if run.mesh.size == 1 or within_a_device or not state.batch_stats:
+    images, devices = train.batch_size // train.accumulate, run.mesh.size
+    within_a_device = group is not None and images % (devices * group) == 0
+    possible = devices > 1 and images >= 2 * devices and not int(state.step)
+    if not possible or within_a_device or not state.batch_stats:
         return []
     whole = "the whole batch" if group is None else f"{group} images"
     return [
         f"every batch norm sums the statistics of {whole} over devices; a model.bn_group that "
-        f"divides the {images} images of a device is faster, and trains with smaller groups"
+        f"divides the {images // devices} images of a device is faster, and trains with smaller "
+        "groups"
     ]
 
 

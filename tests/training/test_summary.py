@@ -23,6 +23,8 @@ from flaxres.training.summary import shared_statistics
         (2, 16, 1, {"bn1": 0}, ""),
         (2, 16, 2, {"bn1": 0}, ""),
         (4, 16, 2, {"bn1": 0}, "of 16 images over devices; .* divides the 8 images"),
+        (8, 4, 4, {"bn1": 0}, "of 4 images over devices; .* divides the 2 images"),
+        (8, 4, 8, {"bn1": 0}, ""),  # a device has one image, and no group of its own
         (2, None, 1, {}, ""),  # a network without batch norms
     ],
 )
