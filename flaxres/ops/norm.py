@@ -84,7 +84,7 @@ def normalised(
     """Computes `(x - mean) * multiplier + bias` in the multiplier's dtype, and casts to `dtype`.
 
     Within `kept.jax_operations_only` it is one product and one sum. ONNX Runtime folds these into
-    the convolution before them, but not a subtraction.
+    the convolution before them, but not a subtraction (`findings/onnxruntime_conv_sub.sh`).
     """
     if kept.jax_only.get():
         product = x.astype(multiplier.dtype) * multiplier
