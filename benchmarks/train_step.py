@@ -65,8 +65,7 @@ def flax_steps(
     carry = [variables, tx.init(variables["params"])]
     batch = jax.block_until_ready(jax.device_put((images, labels)))
     compiled, room = step.lower(*carry, *batch).compile(), heap.Room()
-    memory: Any = compiled.memory_analysis()
-    room.widen(memory.temp_size_in_bytes)
+    room.widen_for(compiled)
 
     def advance() -> None:
         with room:

@@ -12,6 +12,7 @@ room, a few steps of ResNet-50 held three to four copies of their temporaries.
 
 import contextlib
 import ctypes
+from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
 # A room is larger than the temporaries by this.
@@ -96,6 +97,11 @@ class Room:
         decoy = malloc(min(self.size // 2, DECOY))
         self._separators.append(malloc(SEPARATOR))
         self._libc.free(decoy)
+
+    def widen_for(self, compiled: Any) -> None:
+        """Makes room for the temporaries of a compiled program of JAX."""
+        if self._libc is not None and (memory := compiled.memory_analysis()) is not None:
+            self.widen(memory.temp_size_in_bytes)
 
     def release(self) -> None:
         """Gives the room back to the heap."""

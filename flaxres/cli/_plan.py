@@ -24,7 +24,7 @@ def plan(arguments: Sequence[str]) -> None:
     """Shows what is known of a run before it starts."""
     import jax
 
-    from flaxres.diagnostics.topology import DEVICES, ENVIRONMENT, named, platform_of
+    from flaxres.diagnostics.topology import DEVICES, DTYPE, ENVIRONMENT, named, platform_of
 
     topology, rest = value_of(arguments, "--topology")
     price, rest = _number("--price", rest)
@@ -46,7 +46,7 @@ def plan(arguments: Sequence[str]) -> None:
 
     (figures, collectives, kernels), rates = plans.plan(config, place, price, decode)
     kind = place.partition(":")[0]
-    device, dtype = DEVICES[kind], config.model.dtype or "bfloat16"
+    device, dtype = DEVICES[kind], config.model.dtype or DTYPE
     facts: dict[str, Any] = figures | rates | {"collectives_by_kind": collectives}
     show(
         as_json,

@@ -240,8 +240,9 @@ def export(arguments: Sequence[str]) -> None:
     size = f"{done.program_bytes / 1e6:.1f} MB, {done.folded} batch norms folded"
     made_with = f"made with jax {jax.__version__}: an older jax may not load it"
     lines = [*sentences, f"wrote {done.folder} ({size}): {names}", made_with]
-    facts = {name: value for name, value in dataclasses.asdict(done).items() if name != "accuracy"}
-    show(chosen.json, facts | {"folder": str(done.folder)} | done.accuracy, lines)
+    facts = dataclasses.asdict(done) | {"folder": str(done.folder)}
+    accuracy = facts.pop("accuracy")
+    show(chosen.json, facts | accuracy, lines)
 
 
 def convert(arguments: Sequence[str]) -> None:

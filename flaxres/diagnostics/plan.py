@@ -8,7 +8,7 @@ from flaxres.config.check import check_devices
 from flaxres.config.schema import Config
 from flaxres.diagnostics.compiled import CompiledFacts, compile_facts
 from flaxres.diagnostics.described import described_run, lowered
-from flaxres.diagnostics.topology import DEVICES, Device, absent_devices, named
+from flaxres.diagnostics.topology import DEVICES, DTYPE, Device, absent_devices, named
 from flaxres.errors import InputError
 from flaxres.models.count import multiply_accumulates
 from flaxres.training.run import Run
@@ -61,7 +61,7 @@ def plan(
         )
     mesh = absent_devices(topology)
     device = DEVICES[topology.partition(":")[0]]
-    model = dataclasses.replace(config.model, dtype=config.model.dtype or "bfloat16")
+    model = dataclasses.replace(config.model, dtype=config.model.dtype or DTYPE)
     config = dataclasses.replace(config, model=model)
     train = dataclasses.replace(config.train, devices=None)
     check_devices(dataclasses.replace(config, train=train), mesh.size)
@@ -87,7 +87,7 @@ def rates(run: Run, device: Device, count: int, megabytes: float) -> dict[str, f
       megabytes: that the step moves for an image.
     """
     flops = 2 * PASSES * multiply_accumulates(run.model, run.config.data.image_size)
-    peak = device.peak_of(run.config.model.dtype or "bfloat16")
+    peak = device.peak_of(run.config.model.dtype or DTYPE)
     bounds = {
         "traffic_bound": count * device.bandwidth / (megabytes * 1e6),
         "arithmetic_bound": count * peak / flops,

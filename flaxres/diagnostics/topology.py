@@ -3,7 +3,7 @@
 import contextlib
 import importlib.metadata
 import re
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import jax
 import numpy as np
@@ -46,6 +46,8 @@ class Device(NamedTuple):
         return self.single if slow else self.peak
 
 
+# Dtype of a run on accelerators whose config names none.
+DTYPE: Final = "bfloat16"
 # NVIDIA's data sheets, of SXM forms where there are several; Google's pages "TPU v3" to "TPU7x".
 DEVICES = {
     "v100": Device(16, 0.9e12, 125e12, 15.7e12, "float16"),

@@ -64,18 +64,16 @@ def write_onnx(
       InputError: jax2onnx can't convert it.
     """
     jax2onnx: Any = importlib.import_module("jax2onnx")
-    try:
-        # It warns of each of its converters that this version of JAX does not suit.
-        with jax_operations_only(), errors_only("jax2onnx"):
-            jax2onnx.to_onnx(function, [images], return_mode="file", output_path=str(path))
-    except OSError:
-        raise
-    except Exception as error:  # its many converters raise many types
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise InputError(
-            f"jax2onnx can't convert this network ({reason}): export without --onnx, or with "
-            "another version of jax2onnx"
-        ) from error
+    # It warns of each of its converters that this version of JAX does not suit.
+    with (
+        converting(
+            "jax2onnx can't convert this network",
+            "without --onnx, or with another version of jax2onnx",
+        ),
+        jax_operations_only(),
+        errors_only("jax2onnx"),
+    ):
+        jax2onnx.to_onnx(function, [images], return_mode="file", output_path=str(path))
 
 
 def write_in_8_bits(source: pathlib.Path, images: Sequence[np.ndarray], path: pathlib.Path) -> None:
@@ -93,40 +91,55 @@ def write_in_8_bits(source: pathlib.Path, images: Sequence[np.ndarray], path: pa
     Raises:
       InputError: onnxruntime's tools can't convert it.
     """
+    onnx: Any = importlib.import_module("onnx")
     quantization: Any = importlib.import_module("onnxruntime.quantization")
     shapes: Any = importlib.import_module("onnxruntime.quantization.shape_inference")
+    # quantize_static warns, by the root logger, that a model should be preprocessed.
+    with (
+        converting(
+            "onnxruntime can't put this network in 8 bits",
+            "with --onnx alone, or with another version of onnxruntime",
+        ),
+        errors_only(None),
+        tempfile.TemporaryDirectory(dir=path.parent) as folder,
+    ):
+        folded = pathlib.Path(folder) / "folded.onnx"
+        shapes.quant_pre_process(str(source), str(folded), skip_symbolic_shape=True)
+        graph = onnx.load(folded).graph
+        quantization.quantize_static(
+            str(folded),
+            str(path),
+            Batches(graph.input[0].name, images),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=beside_convolutions(graph.node),
+        )
+
+
+@contextlib.contextmanager
+def converting(failure: str, fix: str) -> Iterator[None]:
+    """Turns the errors of a converter, which are of many types, into an InputError.
+
+    Args:
+      failure: what could not be done.
+      fix: the way to export instead.
+    """
     try:
-        # quantize_static warns, by the root logger, that a model should be preprocessed.
-        with errors_only(None), tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            folded = pathlib.Path(folder) / "folded.onnx"
-            shapes.quant_pre_process(str(source), str(folded), skip_symbolic_shape=True)
-            quantization.quantize_static(
-                str(folded),
-                str(path),
-                Batches(input_name(session(source)), images),
-                quant_format=quantization.QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-                nodes_to_exclude=beside_convolutions(folded),
-            )
+        yield
     except OSError:
         raise
-    except Exception as error:  # as for jax2onnx
+    except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise InputError(
-            f"onnxruntime can't put this network in 8 bits ({reason}): export with --onnx alone, "
-            "or with another version of onnxruntime"
-        ) from error
+        raise InputError(f"{failure} ({reason}): export {fix}") from error
 
 
-def beside_convolutions(path: pathlib.Path) -> list[str]:
+def beside_convolutions(nodes: Sequence[Any]) -> list[str]:
     """Returns the names of the operations before the first convolution and behind the last one.
 
     They normalise pixels, and are the head: rounded probabilities would tie.
     """
-    onnx: Any = importlib.import_module("onnx")
-    nodes = onnx.load(path).graph.node
     places = [i for i, node in enumerate(nodes) if node.op_type == "Conv"]
     return [node.name for i, node in enumerate(nodes) if not places[0] <= i <= places[-1]]
 
@@ -150,20 +163,10 @@ class Batches:
         return next(self._batches, None)
 
 
-def session(path: pathlib.Path) -> Any:
-    """Returns onnxruntime's session of a file, on the CPU."""
-    onnxruntime: Any = importlib.import_module("onnxruntime")
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-
-def input_name(running: Any) -> str:
-    """Returns the name of the one input of a session."""
-    (given,) = running.get_inputs()
-    return str(given.name)
-
-
 def outputs(path: pathlib.Path, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     """Yields the result of a file for each batch of inputs."""
-    running = session(path)
+    onnxruntime: Any = importlib.import_module("onnxruntime")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
     for batch in batches:
-        yield running.run(None, {input_name(running): batch})[0]
+        yield session.run(None, {given.name: batch})[0]

@@ -34,8 +34,8 @@ class Stepper:
         compiled = self.step.lower(*self._arguments(state, batch, 1)).compile()
         self.compiled[batch["image"].shape] = compiled
         # A program of several devices is not run within its dispatch.
-        if self.alone and (memory := compiled.memory_analysis()) is not None:
-            self.room.widen(memory.temp_size_in_bytes)
+        if self.alone:
+            self.room.widen_for(compiled)
 
     def _arguments(self, state: State, batch: Any, count: int) -> tuple[Any, ...]:
         counted = () if self.most == 1 else (np.int32(count),)
