@@ -1,5 +1,6 @@
 """The folders of results/, and the weights that come with the package."""
 
+import argparse
 import json
 import pathlib
 import shutil
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import flaxres
-from flaxres import cli
+from flaxres import cli, figures
 from flaxres.config.files import from_json, load_config
 from flaxres.config.settings import SETTINGS, flat
 from flaxres.weights.tags import TRAINED
@@ -55,6 +56,26 @@ def test_a_result_is_of_the_recipe_that_its_command_names(folder: pathlib.Path) 
     # What the machine decides, and options of the command.
     decided = {"model.dtype", "data.exif"} | {n for n in run if SETTINGS[n].facts.local}
     assert differing <= decided | {word.removeprefix("--") for word in command}
+
+
+def test_a_curve_is_averaged_over_windows_of_epochs() -> None:
+    points = [(0.5, 4.0), (1.5, 2.0), (2.5, 1.0), (6.0, 0.5)]
+    assert results.averaged(points) == ([1.0, 2.5, 6.0], [3.0, 1.0, 0.5])
+
+
+def test_results_and_their_peers_are_drawn(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, *_: drawn.append(figure))
+    chosen = argparse.Namespace(names=[DIGITS.name], out=tmp_path / "curves.png")
+    results.picture(chosen)
+    loss, error = drawn[0].axes
+    assert [line.get_label() for line in loss.lines] == [DIGITS.name, f"{DIGITS.name}, PyTorch"]
+    summary = json.loads((DIGITS / "summary.json").read_text())
+    assert error.lines[0].get_ydata()[-1] == 1 - summary["top1"]
+    peer = json.loads((DIGITS / results.RESULT).read_text())["torch"]
+    assert set(error.lines[1].get_ydata()) == {1 - peer["mean"]}
 
 
 def test_the_page_of_results_is_current() -> None:

@@ -5,15 +5,18 @@
         --machine "two cores of ..." --published "..."
     python -m tools.results weights fashion_mnist_resnet9 --run runs/a --tag NAME \
         --license mit --about "..."
+    python -m tools.results picture digits_resnet20 fashion_mnist_resnet9 --out curves.png
     python -m tools.results page
 
 A result has the config, log, summary and curves of its first run, `result.json` with the figures
 of all runs, and `SHA256SUMS`. `python -m tools.check_result FOLDER` checks it. Paths of the machine
 are left out. `weights` writes the network of a run in float16 into the package, with the number of
-images of the evaluation split that it classifies correctly. `page` writes the table of all results.
+images of the evaluation split that it classifies correctly. `picture` draws the curves of several
+results and of PyTorch's runs into one picture. `page` writes the table of all results.
 """
 
 import argparse
+import collections
 import io
 import json
 import pathlib
@@ -27,6 +30,7 @@ from PIL import Image
 
 import flaxres
 from benchmarks import command
+from flaxres import figures
 from flaxres.config.files import from_json
 from flaxres.data.digests import file_digest
 from flaxres.data.source import Source
@@ -42,6 +46,8 @@ RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "results.md"
 RESULT, PROVENANCE, SUMS = "result.json", "provenance.json", "SHA256SUMS"
 LARGEST_LOG = 100_000
 BATCH = 500
+# Losses are drawn as the means of this many epochs.
+AVERAGED_EPOCHS = 2
 # What a provenance says about the machine's folders.
 PLACES = ("command", "config")
 BEGIN, END = "<!-- written by `python -m tools.results page` -->", "<!-- end -->"
@@ -144,6 +150,45 @@ def correct(tag: str, source: Source) -> int:
     return right
 
 
+def picture(chosen: argparse.Namespace) -> None:
+    """Draws the losses and evaluation errors of results, with those of PyTorch dashed."""
+    plt = figures.pyplot()
+    figure, (loss, error) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for i, name in enumerate(chosen.names):
+        folder, colour = RESULTS / name, f"C{i}"
+        rows, peer = read_metrics(folder), read_json(folder / RESULT)["torch"]
+        losses = [(row["epoch"], row["train/loss"]) for row in rows if "train/loss" in row]
+        errors = [(row["epoch"], 1 - row["eval/top1"]) for row in rows if "eval/top1" in row]
+        loss.plot(*averaged(losses), color=colour, label=name)
+        epochs, values = zip(*errors, strict=True)
+        error.plot(epochs, values, color=colour, label=f"{name}: {values[-1]:.2%}")
+        if not peer:
+            continue
+        epochs_per_step = rows[-1]["epoch"] / rows[-1]["step"]
+        curve = [(step * epochs_per_step, value) for step, value in peer["curve"]]
+        loss.plot(*averaged(curve), "--", color=colour, label=f"{name}, PyTorch")
+        last, label = 1 - peer["mean"], f"{name}, PyTorch, at the end"
+        error.axhline(last, color=colour, linestyle="--", label=f"{label}: {last:.2%}")
+    loss.set(title="Training loss, augmented", ylabel="cross-entropy, nats")
+    error.set(title="Top-1 error on the evaluation images", ylim=(0, None))
+    error.yaxis.set_major_formatter("{x:.0%}")
+    for axes in (loss, error):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    figures.save(figure, str(chosen.out), "--out")
+
+
+def averaged(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Returns the mean epoch and the mean value of each `AVERAGED_EPOCHS`."""
+    windows = collections.defaultdict[int, list[tuple[float, float]]](list)
+    for epoch, value in points:
+        windows[int(epoch // AVERAGED_EPOCHS)].append((epoch, value))
+    means = [map(statistics.fmean, zip(*windows[i], strict=True)) for i in sorted(windows)]
+    epochs, values = zip(*means, strict=True)
+    return list(epochs), list(values)
+
+
 def page(chosen: argparse.Namespace) -> None:
     """Writes the table of docs/results.md, or with `--check` fails where it would change."""
     text = PAGE.read_text()
@@ -205,6 +250,10 @@ def main() -> None:
     two.add_argument("--example", type=int, help="write this image of the evaluation too")
     two.add_argument("--about", required=True, help="paragraphs for the model card")
     two.set_defaults(function=weights)
+    four = commands.add_parser("picture", help="draw the curves of several results")
+    four.add_argument("names", nargs="+", help="of the results")
+    four.add_argument("--out", type=pathlib.Path, required=True)
+    four.set_defaults(function=picture)
     three = commands.add_parser("page", help="write the table of docs/results.md")
     three.add_argument("--check", action="store_true", help="fail where it would change")
     three.set_defaults(function=page)
