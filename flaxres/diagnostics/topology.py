@@ -94,37 +94,18 @@ GEFORCE = GPU | {
 }  # fmt: skip
 GPUS: dict[str, dict[str, Any]] = {
     "v100": GPU | {
-        "core_count": 80, "fpus_per_core": 64, "clock_rate_ghz": 1.53,
-        "device_memory_size": 17_000_000_000, "memory_bandwidth": 900_000_000_000,
-        "l2_cache_size": 6 << 20, "shared_memory_per_block_optin": 96 << 10,
-        "shared_memory_per_core": 96 << 10,
+        "core_count": 80, "fpus_per_core": 64, "clock_rate_ghz": 1.53, "l2_cache_size": 6 << 20,
+        "shared_memory_per_block_optin": 96 << 10, "shared_memory_per_core": 96 << 10,
     },
-    "rtx3090": GEFORCE | {
-        "core_count": 82, "clock_rate_ghz": 1.7, "device_memory_size": 25_000_000_000,
-        "memory_bandwidth": 936_000_000_000, "l2_cache_size": 6 << 20,
-    },
-    "rtx4090": GEFORCE | {
-        "core_count": 128, "clock_rate_ghz": 2.52, "device_memory_size": 25_000_000_000,
-        "memory_bandwidth": 1_008_000_000_000, "l2_cache_size": 72 << 20,
-    },
+    "rtx3090": GEFORCE | {"core_count": 82, "clock_rate_ghz": 1.7, "l2_cache_size": 6 << 20},
+    "rtx4090": GEFORCE | {"core_count": 128, "clock_rate_ghz": 2.52, "l2_cache_size": 72 << 20},
     "a100": GPU | {
-        "core_count": 108, "fpus_per_core": 64, "clock_rate_ghz": 1.41,
-        "device_memory_size": 85_000_000_000, "memory_bandwidth": 2_039_000_000_000,
-        "l2_cache_size": 40 << 20, "shared_memory_per_block_optin": 163 << 10,
-        "shared_memory_per_core": 164 << 10,
+        "core_count": 108, "fpus_per_core": 64, "clock_rate_ghz": 1.41, "l2_cache_size": 40 << 20,
+        "shared_memory_per_block_optin": 163 << 10, "shared_memory_per_core": 164 << 10,
     },
-    "h100": HOPPER | {
-        "device_memory_size": 85_000_000_000, "memory_bandwidth": 3_350_000_000_000,
-        "l2_cache_size": 50 << 20,
-    },
-    "h200": HOPPER | {
-        "device_memory_size": 150_000_000_000, "memory_bandwidth": 4_800_000_000_000,
-        "l2_cache_size": 60 << 20,
-    },
-    "b200": HOPPER | {
-        "core_count": 148, "clock_rate_ghz": 1.97, "device_memory_size": 191_000_000_000,
-        "memory_bandwidth": 8_000_000_000_000, "l2_cache_size": 126 << 20,
-    },
+    "h100": HOPPER | {"l2_cache_size": 50 << 20},
+    "h200": HOPPER | {"l2_cache_size": 60 << 20},
+    "b200": HOPPER | {"core_count": 148, "clock_rate_ghz": 1.97, "l2_cache_size": 126 << 20},
 }  # fmt: skip
 CAPABILITY = {
     "v100": (7, 0), "rtx3090": (8, 6), "rtx4090": (8, 9), "a100": (8, 0), "h100": (9, 0),
@@ -215,7 +196,12 @@ def absent_devices(topology: str) -> Mesh:
                 platform="tpu", topology_name=topology, **TPU_OPTIONS.get(kind, {})
             )
         else:
-            facts = " ".join(f"{name}: {value}" for name, value in GPUS[kind].items())
+            device = DEVICES[kind]
+            memory = {
+                "device_memory_size": int(device.gigabytes * 1e9),
+                "memory_bandwidth": int(device.bandwidth),
+            }
+            facts = " ".join(f"{k}: {value}" for k, value in (GPUS[kind] | memory).items())
             major, minor = CAPABILITY[kind]
             capable = f"cuda_compute_capability {{ major: {major} minor: {minor} }} }} {RUNTIME}"
             name = f'device_description_str: "NVIDIA {kind.upper()}"'
