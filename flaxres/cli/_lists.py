@@ -77,22 +77,18 @@ def _layers(name: str, size: int | None, depth: int | None, as_json: bool) -> No
 
 def _costs(names: Sequence[str], size: int | None, as_json: bool) -> None:
     """Lists models with their costs for one image."""
-    from flaxres.models.count import multiply_accumulates, parameters
-    from flaxres.models.registry import create_model
-    from flaxres.models.summary import usual_size
+    from flaxres.models.costs import cost
 
     width = max([20, *map(len, names)])
     if not as_json:
         print(f"{'name':<{width}}{'parameters':>13}{'GMACs':>9}{'pixels':>8}")
     facts = {}
     for name in names:
-        # Under a scan the trace of a deep network is short, and the counts are the same.
-        model = create_model(name, scan_blocks=True)
-        pixels = size or usual_size(model)
-        count, gmacs = parameters(model), multiply_accumulates(model, pixels) / 1e9
-        facts[name] = {"parameters": count, "gmacs": round(gmacs, 3), "pixels": pixels}
+        parameters, macs, pixels = cost(name, size)
+        gmacs = macs / 1e9
+        facts[name] = {"parameters": parameters, "gmacs": round(gmacs, 3), "pixels": pixels}
         if not as_json:
-            print(f"{name:<{width}}{count:>13,}{gmacs:>9.2f}{pixels:>8}", flush=True)
+            print(f"{name:<{width}}{parameters:>13,}{gmacs:>9.2f}{pixels:>8}", flush=True)
     if as_json:
         print(json.dumps(facts))
 
