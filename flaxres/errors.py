@@ -5,6 +5,9 @@ import difflib
 import pathlib
 from collections.abc import Iterable, Iterator
 
+# Choices in a message, where no choice is near.
+LISTED = 30
+
 
 class InputError(ValueError):
     """Input that can't be used: the message is one line with the value, the rule and the fix.
@@ -50,7 +53,8 @@ def missing_extra(error: ModuleNotFoundError) -> InputError | None:
     if package not in TRAINER_PACKAGES:
         return None
     return InputError(
-        f"this needs the package {package!r}, which is not installed: pip install 'flaxres[train]'"
+        f"this needs the package {package!r}, which is not installed: in the clone of flaxres, "
+        "pip install -e '.[train]'"
     )
 
 
@@ -68,7 +72,7 @@ def writing_to(folder: pathlib.Path) -> Iterator[None]:
 def unknown(kind: str, name: object, choices: Iterable[str]) -> InputError:
     """Returns the error for a name that is not among the choices.
 
-    The message lists the nearest choices, or all of them if none is near.
+    The message lists the nearest choices, or the first ones if none is near.
 
     Args:
       kind: of the name, e.g. "model".
@@ -81,23 +85,31 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> InputError:
     """
     choices = sorted(set(choices))
     near = nearest(name, choices)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices)}"
+    more = f" and {len(choices) - LISTED:,} more" if len(choices) > LISTED else ""
+    listed = f"{', '.join(choices[:LISTED])}{more}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {listed}"
     return InputError(f"unknown {kind} {str(name)!r}: {hint}")
 
 
 def nearest(name: object, choices: Iterable[str]) -> list[str]:
     """Returns at most three of the choices that are spelt like a name, the nearest first.
 
-    Upper case does not count.
+    Choices that begin with the name are the nearest if there are at most three. Upper case does not
+    count.
 
     Examples:
       >>> nearest("Float32", ["bfloat16", "float32", "float64"])
       ['float32']
+      >>> nearest("resnet50.a1", ["resnet50.ra_in1k", "resnet50.a1_in1k"])
+      ['resnet50.a1_in1k']
     """
     text = str(name).lower()
     lower = {choice.lower(): choice for choice in choices}
     if text in lower:
         return [lower[text]]
+    longer = [choice for choice in lower if choice.startswith(text)]
+    if text and 0 < len(longer) <= 3:
+        return [lower[choice] for choice in sorted(longer, key=len)]
     near = difflib.get_close_matches(text, lower, n=3, cutoff=0.6)
     alike = [difflib.SequenceMatcher(None, choice, text).ratio() for choice in near]
     return [

@@ -258,7 +258,17 @@ def test_the_flaxres_command(
         ("data prepar digits", "invalid choice: 'prepar'"),
         ("data info digit", "unknown dataset 'digit': did you mean digits?"),
         ("models resnet5O", "unknown model 'resnet5O'"),
-        ("evaluate", "--workdir is missing"),
+        ("evaluate", "no config: give --workdir of a run, or --config NAME"),
+        ("bench schedule", "no config: give --workdir of a run, or --config NAME"),
+        ("evaluate --wrkdir runs/a", "unknown option '--wrkdir': did you mean --workdir?"),
+        ("evaluate --ful", "unknown option '--ful': did you mean --full?"),
+        ("sweep --sedes 3", "unknown option '--sedes': did you mean --seeds?"),
+        ("bench rates --stps 3", "unknown option '--stps': did you mean --steps?"),
+        ("train --coordinater a:1", "did you mean --coordinator?"),
+        ("train --config nowhere/x.py", "config file 'nowhere/x.py' does not exist: give the path"),
+        ("data info folder --sourc a", "unknown option '--sourc': did you mean --source?"),
+        ("predict a.jpg --tp 3", "unknown option '--tp': did you mean --top?"),
+        ("models --jsn", "unknown option '--jsn': did you mean --json?"),
         ("evaluate --workdir /nothing", "'/nothing/config.json' does not exist"),
     ],
 )
@@ -270,6 +280,29 @@ def test_mistakes_of_the_flaxres_command_are_one_line(
     assert not out
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("train", "--coordinator HOST:PORT|--processes N|--process I"),
+        ("evaluate", "--weights FILE|--full|--out DIR|--images DIR|--real FILE|--json"),
+        ("plan", "--topology NAME|--price DOLLARS|--decode IMAGES|--json"),
+        ("sweep", "--seeds N|--json"),
+        ("bench lr", "--from RATE|--to RATE|--steps N|--out FILE.png"),
+        ("bench rates", "--steps N"),
+        ("bench schedule", "--out FILE.png"),
+        ("bench dtypes", "--json"),
+    ],
+)
+def test_help_lists_every_option_in_a_row_of_its_own(
+    command: str, options: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    out = capfd.readouterr().out
+    rows = {" ".join(line.strip("│ ").split()) for line in out.splitlines()}
+    assert set(options.split("|")) <= rows
+    assert ">>>" not in out
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,9 @@ def test_a_missing_extra_is_named_with_its_command(
     assert done.returncode != 0
     line = done.stderr.strip().splitlines()[-1]
     assert message in line
-    assert line.endswith("which is not installed: pip install 'flaxres[train]'")
+    assert line.endswith(
+        "which is not installed: in the clone of flaxres, pip install -e '.[train]'"
+    )
 
 
 def test_the_lock_has_every_dependency() -> None:

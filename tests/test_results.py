@@ -14,6 +14,7 @@ import flaxres
 from flaxres import cli, figures
 from flaxres.config.files import from_json, load_config
 from flaxres.config.settings import SETTINGS, flat
+from flaxres.training.metrics import read_metrics
 from flaxres.weights.tags import TRAINED
 from tools import check_result, results
 
@@ -186,8 +187,32 @@ def test_a_result_is_written_and_repeated_to_the_bit(
     assert check_result.problems(folder) == []
     assert len(json.loads((folder / results.RESULT).read_text())["top1"]) == 2
     assert check_result.again(folder, None, 20) == []
-    assert "2 rows of the log compared, up to step 20" in capsys.readouterr().out
+    assert (
+        "2 rows of the log compared to the bit, up to step 20; the largest relative difference is 0"
+        in capsys.readouterr().out
+    )
     change(folder, "config.json", "optim/learning_rate", 0.2)
     assert any(
         "step 10: train/learning_rate" in line for line in check_result.again(folder, None, 10)
     )
+
+
+@pytest.mark.parametrize(
+    ("same", "factor", "problems"),
+    [(True, 1.0, 0), (True, 1 + 1e-6, 1), (False, 1 + 1e-6, 0), (False, 1.001, 1)],
+)
+def test_other_versions_may_differ_by_little(
+    same: bool,
+    factor: float,
+    problems: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = {row["step"]: dict(row) for row in read_metrics(DIGITS) if "train/loss" in row}
+    first = min(rows)
+    rows[first]["train/loss"] *= factor
+    monkeypatch.setattr(check_result, "_trained", lambda *_: rows)
+    monkeypatch.setattr(check_result, "same_versions", lambda _: same)
+    found = check_result.again(DIGITS, None, first)
+    assert len(found) == problems
+    assert ("to the bit" if same else "with other code or packages") in capsys.readouterr().out

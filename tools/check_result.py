@@ -7,12 +7,13 @@
 Without options, it compares the digests of all files, the summary with the log, the means with the
 figures of the seeds, and the digest of the weights that come with the package. `--accuracy` counts
 the images of the evaluation split that these weights classify correctly. `--again N` trains the
-first N steps again and compares them with the log, to the bit; `provenance.json` names the versions
-for which that holds.
+first N steps again and compares them with the log: to the bit with the code and the packages that
+`provenance.json` names, and with others to a relative difference of 1e-4.
 """
 
 import argparse
 import json
+import math
 import pathlib
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from flaxres.config.files import from_json
 from flaxres.data.digests import file_digest
 from flaxres.errors import InputError
 from flaxres.training.metrics import read_metrics
-from flaxres.training.provenance import code_digest
+from flaxres.training.provenance import code_digest, package_versions
 from flaxres.training.run import open_data
 from flaxres.training.workdir import CONFIG, SUMMARY
 from flaxres.weights.hub_folder import WEIGHTS
@@ -36,6 +37,8 @@ from tools.results import PROVENANCE, RESULT, SUMS, correct, read_json
 # Metrics that depend on the machine.
 TIMES = ("train/images_per_second", "train/input_stall_percent")
 POLL_SECONDS = 0.5
+# Largest relative difference with other code or packages.
+CLOSE = 1e-4
 
 
 def problems(folder: pathlib.Path) -> list[str]:
@@ -102,20 +105,40 @@ def again(folder: pathlib.Path, source: str | None, steps: int) -> list[str]:
     wanted = {step: row for step, row in expected.items() if step <= steps}
     if not wanted:
         return [f"the log has no step up to {steps}: give at least {min(expected)}"]
-    if read_json(folder / PROVENANCE)["code"] != code_digest():
-        print("note: this is other code than the result's, so bits may differ")
+    exact = same_versions(read_json(folder / PROVENANCE))
     with tempfile.TemporaryDirectory() as place:
         config = _placed(folder, source, pathlib.Path(place))
         rows = _trained(config, pathlib.Path(place, "run"), max(wanted))
     if missing := sorted(wanted.keys() - rows.keys()):
         return [f"the run ended before step {missing[0]}: its message is above"]
-    found = []
+    found, largest = [], 0.0
     for step, row in wanted.items():
         for name, value in row.items():
-            if name.startswith("train/") and name not in TIMES and rows[step].get(name) != value:
-                found.append(f"step {step}: {name} is {rows[step].get(name)}, was {value}")
-    print(f"{len(wanted)} rows of the log compared, up to step {max(wanted)}")
+            if not name.startswith("train/") or name in TIMES:
+                continue
+            actual = rows[step].get(name)
+            far = math.inf if actual is None else relative(actual, value)
+            largest = max(largest, far)
+            if far > (0 if exact else CLOSE):
+                found.append(f"step {step}: {name} is {actual}, was {value}")
+    how = "to the bit" if exact else "with other code or packages than the result's"
+    print(
+        f"{len(wanted)} rows of the log compared {how}, up to step {max(wanted)}; the largest "
+        f"relative difference is {largest:.1e}"
+    )
     return found
+
+
+def relative(actual: float, expected: float) -> float:
+    """Returns the difference of two values over the larger one, 0 for equal ones."""
+    difference = abs(actual - expected)
+    return difference / max(abs(actual), abs(expected)) if difference else 0.0
+
+
+def same_versions(provenance: dict[str, Any]) -> bool:
+    """Returns whether code and packages are those of a provenance."""
+    packages = provenance["packages"]
+    return provenance["code"] == code_digest() and packages == package_versions()
 
 
 def _trained(config: pathlib.Path, workdir: pathlib.Path, steps: int) -> dict[int, Any]:

@@ -1,4 +1,4 @@
-"""A narrow ResNet-9 on CIFAR-10 in less than an hour on two cores.
+"""A narrow ResNet-9 on CIFAR-10 in half an hour on two cores.
 
     python train.py --config configs/cifar10/quick.py --workdir runs/cifar10-quick
 

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 
 from flaxres.cli._options import parse_run
-from flaxres.cli._process import joined, keep_memory, silence, use_compiler
-from flaxres.cli._words import Parser, count_of, show, value_of
+from flaxres.cli._process import PROCESSES, joined, keep_memory, silence, use_compiler
+from flaxres.cli._words import JSON, Option, Parser, count_of, show, value_of
 from flaxres.errors import InputError, unknown
+
+OUT = Option("--out", "FILE.png", "The picture.")
+STEPS = Option("--steps", "N", "Steps of a measurement.")
 
 
 def bench(arguments: Sequence[str]) -> None:
@@ -24,8 +27,8 @@ def bench_schedule(arguments: list[str]) -> None:
     from flaxres.diagnostics.schedule import schedule
 
     target, rest = value_of(arguments, "--out")
-    description = "Draw the learning rate and the image size by epoch (--out FILE.png)."
-    config, _ = parse_run(rest, None, "flaxres bench schedule", description)
+    description = "Draw the learning rate and the image size by epoch."
+    config, _ = parse_run(rest, None, "flaxres bench schedule", description, [OUT])
     target = target or "schedule.png"
     facts = schedule(config, target)
     print("\n".join([*(f"{name}: {value}" for name, value in facts.items()), f"drew {target}"]))
@@ -37,11 +40,13 @@ def bench_lr(arguments: list[str]) -> None:
     steps, rest = count_of(rest, "--steps", 200)
     low, rest = value_of(rest, "--from")
     high, rest = value_of(rest, "--to")
-    description = (
-        "Train at rising learning rates and draw the loss "
-        "(--steps N, --from RATE, --to RATE, --out FILE.png)."
+    options = (
+        Option("--from", "RATE", "The first learning rate (default: 1e-5)."),
+        Option("--to", "RATE", "The last learning rate (default: 10)."),
+        *(STEPS, OUT, *PROCESSES),
     )
-    config, _ = parse_run(joined(rest), None, "flaxres bench lr", description)
+    description = "Train at rising learning rates and draw the loss."
+    config, _ = parse_run(joined(rest), None, "flaxres bench lr", description, options)
     silence()
     from flaxres.diagnostics.range_test import draw, range_test
 
@@ -70,11 +75,9 @@ def _number(option: str, text: str) -> float:
 def bench_rates(arguments: list[str]) -> None:
     """Measures the images a second of the step, of the input, and of both."""
     steps, rest = count_of(arguments, "--steps", 20)
-    description = (
-        "Measure the images a second of the step, of the input, and of both "
-        "(--steps N a measurement)."
-    )
-    config, _ = parse_run(joined(rest), None, "flaxres bench rates", description)
+    description = "Measure the images a second of the step, of the input, and of both."
+    options = (STEPS, *PROCESSES)
+    config, _ = parse_run(joined(rest), None, "flaxres bench rates", description, options)
     silence()
     from flaxres.diagnostics.rates import rates
 
@@ -127,9 +130,10 @@ def bench_dtypes(arguments: list[str]) -> None:
     rest = [word for word in arguments if word != "--json"]
     description = (
         "Evaluate the newest checkpoint of a run in float32, bfloat16 and 8 bits, on the same "
-        "images: top-1, loss, and images a second of the network (--json)."
+        "images: top-1, loss, and images a second of the network."
     )
-    config, workdir = parse_run(joined(rest), None, "flaxres bench dtypes", description)
+    options = (JSON, *PROCESSES)
+    config, workdir = parse_run(joined(rest), None, "flaxres bench dtypes", description, options)
     silence()
     from flaxres.diagnostics.dtypes import compared
 

@@ -6,17 +6,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from flaxres.cli._options import parse_run
-from flaxres.cli._process import joined, silence
-from flaxres.cli._words import show, value_of
+from flaxres.cli._process import PROCESSES, joined, silence
+from flaxres.cli._words import JSON, Option, show, value_of
 from flaxres.config.schema import Config
 from flaxres.errors import InputError
 
 DESCRIPTION = (
-    "Evaluate the newest checkpoint of a run, every example once; or, with --config FILE "
-    "--weights FILE, a file of weights. With --full also write per-class scores, confusions, "
-    "calibration and the most confident mistakes into WORKDIR/evaluation, or --out DIR. --full "
-    "--images DIR evaluates on a folder of <class>/*.jpg, e.g. ImageNet-R; --full --real FILE also "
-    "measures by ImageNet's reassessed labels."
+    "Evaluate the newest checkpoint of a run, every example once; or, with --config and --weights, "
+    "a file of weights. With --full also write per-class scores, confusions, calibration and the "
+    "most confident mistakes."
+)
+OPTIONS = (
+    Option("--weights", "FILE", "Weights to evaluate in place of a checkpoint."),
+    Option("--full", "", "Write a full evaluation into WORKDIR/evaluation."),
+    Option("--out", "DIR", "With --full: write it into this folder."),
+    Option("--images", "DIR", "With --full: evaluate on a folder of <class>/*.jpg."),
+    Option("--real", "FILE", "With --full: measure by ImageNet's reassessed labels too."),
+    JSON,
+    *PROCESSES,
 )
 LISTED = 3
 # Options with a path that --full takes.
@@ -33,7 +40,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     rest = [word for word in rest if word not in ("--full", "--json")]
     if not full and (given := [name for name, value in files.items() if value is not None]):
         raise InputError(f"--{given[0]} needs --full: add it, or leave --{given[0]} away")
-    config, workdir = parse_run(rest, None, "flaxres evaluate", DESCRIPTION)
+    config, workdir = parse_run(rest, None, "flaxres evaluate", DESCRIPTION, OPTIONS)
     silence()
     if full:
         _evaluate_fully(config, None if weights else workdir, weights, files, as_json)

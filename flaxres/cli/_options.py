@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from flaxres.cli._spelling import respelt, unknown_option
-from flaxres.cli._words import asks_for_help, value_of
+from flaxres.cli._words import Option, asks_for_help, value_of
 from flaxres.config.files import from_json, load_config
 from flaxres.config.kinds import described, options
 from flaxres.config.schema import Config
@@ -31,16 +31,21 @@ def flag(field: str) -> str:
 
 
 def parse_run(
-    arguments: Sequence[str], default: str | None, program: str, description: str
+    arguments: Sequence[str],
+    default: str | None,
+    program: str,
+    description: str,
+    others: Sequence[Option] = (),
 ) -> tuple[Config, str]:
     """Parses `--config FILE --workdir DIR --section.field VALUE ...`.
 
     Args:
-      arguments: the words.
+      arguments: the words, without the options of the command.
       default: a recipe, for where neither `--config` nor a run in the workdir gives the config;
         None requires one of them.
       program: the name of the command, for `--help`.
       description: of the command, for `--help`.
+      others: the options of the command, for `--help` and for suggestions.
 
     Returns:
       The config and the workdir.
@@ -52,34 +57,67 @@ def parse_run(
 
     chosen, rest = value_of(arguments, "--config")
     where, rest = value_of(rest, "--workdir")
+    kinds = {flag(field): declared.kind for field, declared in SETTINGS.items()}
+    if not asks_for_help(rest):
+        _require_known(rest, [*kinds, "--config", "--workdir", *(other.name for other in others)])
     if where and not is_address(where):
         where = str(expanded(where))
     file, start = _first_config(chosen, where, default, asks_for_help(rest))
     folder = where or f"runs/{pathlib.Path(file).stem}"
 
-    @dataclasses.dataclass(frozen=True)
-    class Options:
-        config_file: Annotated[
-            str,
-            tyro.conf.arg(
-                name="config",
-                help="A recipe of `flaxres configs`, or a Python file that binds `config`.",
-                metavar="FILE",
-            ),
-        ] = file
-        workdir: Annotated[
-            str,
-            tyro.conf.arg(
-                help="The folder of the run, or its address (gs://, s3://).", metavar="DIR"
-            ),
-        ] = folder
-        config: Annotated[Config, tyro.conf.arg(name="")] = start
-
-    Options.__doc__ = description
+    # The hints say what no default can.
+    hints = ("(default: that of the run)", "(needed without --config)")
+    config_hint, workdir_hint = hints if default is None else (None, None)
+    fields: list[tuple[str, Any, Any]] = [
+        (
+            "config_file",
+            Annotated[
+                str,
+                tyro.conf.arg(
+                    name="config",
+                    help="A recipe of `flaxres configs`, or a Python file that binds `config`.",
+                    metavar="FILE",
+                    help_behavior_hint=config_hint,
+                ),
+            ],
+            file,
+        ),
+        (
+            "workdir",
+            Annotated[
+                str,
+                tyro.conf.arg(
+                    help="The folder of the run, or its address (gs://, s3://).",
+                    metavar="DIR",
+                    help_behavior_hint=workdir_hint,
+                ),
+            ],
+            folder,
+        ),
+        *(
+            (
+                f"other{i}",
+                Annotated[
+                    str,
+                    tyro.conf.arg(
+                        name=other.name.lstrip("-"),
+                        help=other.help,
+                        metavar=other.metavar,
+                        help_behavior_hint="",
+                    ),
+                ],
+                "",
+            )
+            for i, other in enumerate(others)
+        ),
+        ("config", Annotated[Config, tyro.conf.arg(name="")], start),
+    ]
+    options_ = dataclasses.make_dataclass("Options", fields, frozen=True)
+    options_.__doc__ = description
     if not asks_for_help(rest):
-        try_each(rest, {flag(field): declared.kind for field, declared in SETTINGS.items()}, start)
+        _try_each(rest, kinds, start)
     parsed = tyro.cli(
-        Options, args=rest, default=Options(), prog=program, config=(tyro.conf.FlagConversionOff,)
+        options_, args=rest, default=options_(), prog=program, config=(tyro.conf.FlagConversionOff,)
     )
     return parsed.config, folder
 
@@ -104,7 +142,9 @@ def _first_config(
     if for_help and not has_run:
         return str(saved), Config()
     if not where:
-        raise InputError("--workdir is missing: give the workdir of a run")
+        raise InputError(
+            "no config: give --workdir of a run, or --config NAME (flaxres configs lists them)"
+        )
     if is_address(where) and not has_run:
         raise InputError(f"{where!r} holds no run: give the workdir of one")
     return str(saved), from_json(saved)
@@ -126,19 +166,26 @@ def groups(arguments: Sequence[str]) -> list[list[str]]:
     return options_
 
 
-def try_each(arguments: Sequence[str], names: dict[str, Any], start: Config) -> None:
+def _require_known(arguments: Sequence[str], names: Sequence[str]) -> None:
+    """Raises InputError for an option that is not among the names."""
+    for words in groups(arguments):
+        name = words[0].partition("=")[0]
+        if name.replace("_", "-") not in names:
+            raise unknown_option(name, names)
+
+
+def _try_each(arguments: Sequence[str], kinds: dict[str, Any], start: Config) -> None:
     """Parses each option separately, so that the error names the one that can't be parsed.
 
     Args:
       arguments: the words.
-      names: option -> type.
+      kinds: option -> type.
       start: the config that the options change.
     """
     for words in groups(arguments):
         name, _, value = words[0].partition("=")
-        if (kind := names.get(name.replace("_", "-"))) is None:
-            raise unknown_option(name, [*names, "--config", "--workdir"])
         if not _parses(words, start):
+            kind = kinds[name.replace("_", "-")]
             raise _unparsed(
                 name, " ".join([value, *words[1:]] if value else words[1:]), kind, start
             )

@@ -7,7 +7,7 @@ from typing import Any
 
 from flaxres.cli._options import parse_run
 from flaxres.cli._process import silence
-from flaxres.cli._words import asks_for_help, show, value_of
+from flaxres.cli._words import JSON, Option, asks_for_help, show, value_of
 from flaxres.errors import InputError
 
 if typing.TYPE_CHECKING:
@@ -15,8 +15,13 @@ if typing.TYPE_CHECKING:
 
 DESCRIPTION = (
     "Compile a config's step for accelerators that are not attached: whether it fits, its traffic, "
-    "and how long the run takes (--topology v5e:16x16, h200:8 or 8xH100; --price DOLLARS a device "
-    "and hour; --decode IMAGES a second and core; --json)."
+    "and how long the run takes."
+)
+OPTIONS = (
+    Option("--topology", "NAME", "The accelerators: v5e:16x16, h200:8 or 8xH100 (required)."),
+    Option("--price", "DOLLARS", "Of a device and hour: show what the run costs."),
+    Option("--decode", "IMAGES", "A second and core, by bench rates: show the cores needed."),
+    JSON,
 )
 
 
@@ -35,7 +40,7 @@ def plan(arguments: Sequence[str]) -> None:
         raise InputError(
             "flaxres plan needs --topology, e.g. v5e:2x4, v5p:4x4x4, v6e:8x8, h200:8 or 8xH100"
         )
-    config, _ = parse_run(rest, None, "flaxres plan", DESCRIPTION)
+    config, _ = parse_run(rest, None, "flaxres plan", DESCRIPTION, OPTIONS)
     place = named(str(topology))
     for variable, text in ENVIRONMENT[platform_of(place)].items():
         before = os.environ.get(variable, "") if variable == "XLA_FLAGS" else ""

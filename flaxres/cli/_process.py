@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flaxres.cli._words import asks_for_help, value_of
+from flaxres.cli._words import Option, asks_for_help, value_of
 from flaxres.errors import InputError, WriteError, missing_extra
 from flaxres.printing import safe_streams, say, say_last
 
@@ -195,14 +195,22 @@ def silence() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
-def joined(arguments: Sequence[str]) -> list[str]:
-    """Joins the other processes of the run; returns the other words.
+PROCESSES = (
+    Option("--coordinator", "HOST:PORT", "Of the first of several processes; clusters give it."),
+    Option("--processes", "N", "Number of processes of the run."),
+    Option("--process", "I", "Number of this process, from 0."),
+)
 
-    They are given by `--coordinator HOST:PORT --processes N --process I` or by a cluster.
+
+def joined(arguments: Sequence[str]) -> list[str]:
+    """Joins the other processes of the run, given by `PROCESSES` or by a cluster.
+
+    Returns:
+      The other words.
     """
     values: list[str | None] = []
     rest = list(arguments)
-    for name in ("--coordinator", "--processes", "--process"):
+    for name in (option.name for option in PROCESSES):
         value, rest = value_of(rest, name)
         if value is not None and name != "--coordinator" and not value.isdigit():
             raise InputError(f"{name}={value!r}: the rule is a whole number, >= 0")

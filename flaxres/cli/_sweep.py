@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flaxres.cli._options import parse_run
-from flaxres.cli._words import count_of, show
+from flaxres.cli._words import JSON, Option, count_of, show
 from flaxres.config.files import resolved, to_json
 from flaxres.config.schema import Config
 from flaxres.errors import writing_to
@@ -35,8 +35,9 @@ def sweep(arguments: Sequence[str]) -> None:
         "digits",
         "flaxres sweep",
         "Train a config with several seeds, from train.seed on, each in a folder of the workdir, "
-        "and show the mean and the deviation (--seeds N, by default 5; --json). The same command "
-        "goes on where it was stopped, and adds seeds to a finished sweep.",
+        "and show the mean and the deviation. The same command goes on where it was stopped, and "
+        "adds seeds to a finished sweep.",
+        (Option("--seeds", "N", "Number of seeds (default: 5)."), JSON),
     )
     place = workdir if is_address(workdir) else str(expanded(workdir))
     seeds = range(config.train.seed, config.train.seed + count)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from flaxres import garbage
 from flaxres.cli._options import parse_run
-from flaxres.cli._process import joined, silence
+from flaxres.cli._process import PROCESSES, joined, silence
 from flaxres.cli._words import Parser, show, version_line
 from flaxres.errors import InputError
 
@@ -22,6 +22,7 @@ def train(arguments: Sequence[str], program: str = "flaxres train") -> None:
             "digits",
             program,
             "Train a residual network, or resume from the workdir's newest checkpoint.",
+            PROCESSES,
         )
         silence()
         from flaxres.training.loop import fit

@@ -14,6 +14,23 @@ from flaxres._version import __version__
 from flaxres.errors import InputError
 
 
+class Option(typing.NamedTuple):
+    """An option of a command, beside the settings of a config.
+
+    Attributes:
+      name: e.g. '--seeds'.
+      metavar: what stands for its value in `--help`; '' for an option without one.
+      help: what it does.
+    """
+
+    name: str
+    metavar: str
+    help: str
+
+
+JSON = Option("--json", "", "Print one JSON object.")
+
+
 def version_line() -> str:
     """Returns the versions of flaxres and JAX, for `--version`; does not import JAX."""
     return f"flaxres {__version__} (jax {importlib.metadata.version('jax')})"
@@ -70,7 +87,23 @@ def show(as_json: bool, facts: dict[str, Any], lines: list[str]) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are InputError, in one line."""
+    """An argparse parser whose errors are InputError, in one line.
+
+    Options are not abbreviated; for an unknown one the nearest are named.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **options)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, rest = super().parse_known_args(args, namespace)
+        unknown = next((word for word in rest if word.startswith("--")), None)
+        if unknown is not None:
+            from flaxres.cli._spelling import unknown_option
+
+            names = [name for action in self._actions for name in action.option_strings]
+            raise unknown_option(unknown.partition("=")[0], names)
+        return parsed, rest
 
     def error(self, message: str) -> typing.NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")

@@ -37,7 +37,13 @@ def load_config(name: str) -> Config:
         file = recipes.find(name)
     if file is None:
         here = [str(path) for path in pathlib.Path("configs").rglob("*.py")]
-        raise unknown("config file", name, [*here, *recipes.names()])
+        choices = [*here, *recipes.names()]
+        if name.endswith((".py", ".json")) and not nearest(name, choices):
+            raise InputError(
+                f"config file {name!r} does not exist: give the path of a file, or a name that "
+                "flaxres configs lists"
+            )
+        raise unknown("config file", name, choices)
     if file.suffix == ".json":
         return from_json(file)
     if file.suffix != ".py":

@@ -13,9 +13,10 @@ from flaxres.config.sections.train import TrainConfig as TrainConfig
 class Config:
     """A whole run. A file in configs/ binds `config = Config(...)`.
 
-    >>> config = Config(ModelConfig(name="resnet18"), train=TrainConfig(epochs=10))
-    >>> config.optim.learning_rate
-    0.1
+    Examples:
+      >>> config = Config(ModelConfig(name="resnet18"), train=TrainConfig(epochs=10))
+      >>> config.optim.learning_rate
+      0.1
     """
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)

@@ -95,4 +95,10 @@ def require_split(name: str, split: str, splits: Iterable[str]) -> None:
     """
     splits = list(splits)
     if (base := split.partition("[")[0]) not in splits:
-        raise unknown(f"split of {name}", base, splits)
+        error = unknown(f"split of {name}", base, splits)
+        if (name, base) != ("folder", "val"):
+            raise error
+        raise InputError(
+            f"{error}; or hold out a part of train as val, e.g. a tenth: data.validation=0.1 "
+            "(--data.validation 0.1)"
+        )

@@ -11,7 +11,7 @@ from typing import Any
 
 from flaxres.data import integrity, sources
 from flaxres.data.choices import CACHE_MIB, BadImages
-from flaxres.data.prepare import prepare
+from flaxres.data.prepare import prepare, require_complete
 from flaxres.data.source import Source
 from flaxres.data.sources import NotPreparedError, open_splits, require_prepared
 from flaxres.data.stores import open_store
@@ -47,8 +47,9 @@ def open_or_prepare(
       A source for each split.
 
     Raises:
-      InputError: the dataset can neither be opened nor prepared, or lacks a split. A split that a
-        dataset would not have is refused before the dataset is prepared.
+      InputError: the dataset can neither be opened nor prepared, or lacks a split; or, with
+        `bad_images="error"`, an image can't be decoded. A split that a dataset would not have is
+        refused before the dataset is prepared.
 
     Examples:
       >>> import tempfile
@@ -61,7 +62,11 @@ def open_or_prepare(
     if store := open_store(name, source, data_dir, validation, copy, cache_mib, multi_label):
         return store.sources(splits)
     with contextlib.suppress(NotPreparedError):
-        return open_splits(name, splits, source, data_dir, validation)
+        opened = open_splits(name, splits, source, data_dir, validation)
+        if bad_images == "error":
+            report = sources.describe(name, source, data_dir, validation)["report"]
+            require_complete(name, report)
+        return opened
     _prepare(name, splits, source, data_dir, bad_images, validation)
     return open_splits(name, splits, source, data_dir, validation)
 

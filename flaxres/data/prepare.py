@@ -81,6 +81,25 @@ class Tally:
         ] + list(self.notes)
 
 
+def require_complete(name: str, report: dict[str, Any] | None) -> None:
+    """Refuses a dataset that was prepared without images that can't be decoded.
+
+    Args:
+      name: of the dataset.
+      report: of its preparation, see `Tally.report`; None if TFDS prepared it.
+
+    Raises:
+      InputError: some were left out.
+    """
+    counts = (report or {}).get("files", {}).values()
+    if count := sum(kinds.get("refused", 0) for kinds in counts):
+        raise InputError(
+            f"dataset {name!r} was prepared without {count:,} images that can't be decoded "
+            "(flaxres data info lists them): repair or remove them, or skip bad images "
+            "(data.bad_images='skip')"
+        )
+
+
 def prepare(
     name: str,
     source: str | None,
@@ -219,7 +238,7 @@ class _Plan:
                             "(data.bad_images='skip')"
                         )
                     tally.refused.append((name, reason))
-                    progress.console.print(f"refused {name}: {reason}")
+                    progress.console.print(f"left out {name}: {reason}")
         if self.contents.complete and (actual := counts.total()) != total:
             raise InputError(
                 f"split {split!r} has {actual:,} images: the rule is {total:,}; the archive is "
@@ -260,6 +279,8 @@ def _write(plan: _Plan, data_dir: str | None) -> tuple[pathlib.Path, Tally]:
     place = root / relative
     with _lock(place.parent):
         if (place / "dataset_info.json").exists():
+            if plan.bad_images == "error":
+                require_complete(plan.name, integrity.read(place)["report"])
             return place, Tally()
         staging = place.parent / STAGING
         shutil.rmtree(staging, ignore_errors=True)

@@ -29,7 +29,7 @@ TENSORBOARD_QUEUE = 2**14
 # Limits of MLflow for one request.
 PARAMS_PER_REQUEST, METRICS_PER_REQUEST = 100, 1000
 # It asks for Pillow below 13, which resizes images otherwise, but uses none of it for metrics.
-GET_TRACKIO = "pip install 'flaxres[loggers]' && pip install --no-deps trackio"
+GET_TRACKIO = "pip install -e '.[loggers]' && pip install --no-deps trackio"
 STATUS: Mapping[End, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 

@@ -134,6 +134,17 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
+def package_versions() -> dict[str, str]:
+    """Returns the versions of the packages that may change a run, "?" for those not installed."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "?"
+    return versions
+
+
 def convolutions(run: Run) -> str:
     """Returns the compiler of the C++ convolutions if the run may use them, else "XLA"."""
     may_be_native = jax.default_backend() == "cpu" and native.computes(
@@ -156,17 +167,11 @@ def _teacher_digest(path: str | None) -> str:
 
 def provenance(run: Run) -> Provenance:
     """Returns the provenance of a run on this machine."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "?"
     return Provenance(
         flaxres=__version__,
         code=code_digest(),
         python=platform.python_version(),
-        packages=versions,
+        packages=package_versions(),
         command=sys.argv,
         devices=f"{run.mesh.size} x {jax.devices()[0].device_kind}",
         processes=jax.process_count(),

@@ -69,6 +69,13 @@ def read(path: pathlib.Path, ema: bool = True) -> tuple[Arrays, dict[str, str]]:
     """
     path = expanded(path)
     if not path.is_file():
+        from flaxres.weights.tags import table
+
+        if path.name in table():
+            raise InputError(
+                f"weights {path.name!r} are a tag and no file: write them to one by "
+                "flaxres.load_pretrained and flaxres.save_weights"
+            )
         raise InputError(f"weights {str(path)!r} do not exist: give one of {FORMS}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)

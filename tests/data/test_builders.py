@@ -3,6 +3,7 @@
 import gzip
 import io
 import pathlib
+import shutil
 import tarfile
 from collections.abc import Callable
 
@@ -142,6 +143,9 @@ def test_a_split_that_will_not_be_there_is_refused_before_the_work(
     root = photographs(3, 3, size=(41, 33))
     with pytest.raises(InputError, match="unknown split of folder 'test': choose from train, val"):
         open_or_prepare("folder", ["train", "test"], str(root), data_dir)
+    shutil.rmtree(root / "val")
+    with pytest.raises(InputError, match="hold out a part of train as val.*--data.validation 0.1"):
+        open_or_prepare("folder", ["train", "val"], str(root), data_dir)
     config = config_name("folder", str(root))
     assert config is not None
     assert not (pathlib.Path(data_dir) / "folder" / config).exists()

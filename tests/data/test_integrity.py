@@ -213,3 +213,9 @@ def test_the_data_commands(
     (pathlib.Path(root) / "train" / "red" / "bad.jpg").write_text("text")
     assert main(["data", "prepare", "folder", "--bad-images", "error", *place_options]) == 2
     assert "red/bad.jpg: this is no JPEG" in capfd.readouterr().err
+    run("data", "prepare", "folder", *place_options)
+    assert main(["data", "prepare", "folder", "--bad-images", "error", *place_options]) == 2
+    assert "prepared without 1 images that can't be decoded" in capfd.readouterr().err
+    with pytest.raises(InputError, match="prepared without 1 images"):
+        open_or_prepare("folder", ["train"], root, str(data_dir), bad_images="error")
+    assert open_or_prepare("folder", ["train"], root, str(data_dir))

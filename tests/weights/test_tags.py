@@ -1,6 +1,7 @@
 """The table of pretrained weights, and names that are resolved without a network connection."""
 
 import json
+import pathlib
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from flaxres.data.preprocess import Preprocess
 from flaxres.errors import InputError
 from flaxres.models.registry import MODELS
 from flaxres.weights import hub, located
+from flaxres.weights.files import read
 from flaxres.weights.hub_folder import in_timm
 from flaxres.weights.tags import table
 from flaxres.weights.transfer import template, torch_from_variables, variables_from_torch
@@ -196,3 +198,8 @@ def test_a_small_senet_agrees_with_timm() -> None:
     with torch.no_grad():
         expected = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     np.testing.assert_allclose(jax.jit(model.apply)(variables, images), expected, atol=1e-5)
+
+
+def test_a_tag_in_place_of_a_file_is_refused_by_its_name() -> None:
+    with pytest.raises(InputError, match=r"'resnet50.a1_in1k' are a tag and no file: write"):
+        read(pathlib.Path("resnet50.a1_in1k"))

@@ -14,8 +14,9 @@ class AugmentConfig:
     """Settings of the augmentation on the device, in order of application.
     Random numbers depend only on the sample's position.
 
-    >>> AugmentConfig(mixup=0.2).mixup
-    0.2
+    Examples:
+      >>> AugmentConfig(mixup=0.2).mixup
+      0.2
     """
 
     shift: int = setting(0, rules.NOT_NEGATIVE)

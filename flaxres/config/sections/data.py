@@ -13,8 +13,9 @@ from flaxres.data.augment import IMAGENET_MEAN, IMAGENET_STD
 class DataConfig:
     """Settings of the dataset and of the host's part of the input.
 
-    >>> DataConfig(name="folder", source="photographs").source
-    'photographs'
+    Examples:
+      >>> DataConfig(name="folder", source="photographs").source
+      'photographs'
     """
 
     name: str = setting("digits", measure=True)

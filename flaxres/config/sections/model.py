@@ -14,8 +14,9 @@ from flaxres.models.registry import MODELS
 class ModelConfig:
     """Settings of the network.
 
-    >>> ModelConfig(name="resnet18", dtype="bfloat16").name
-    'resnet18'
+    Examples:
+      >>> ModelConfig(name="resnet18", dtype="bfloat16").name
+      'resnet18'
     """
 
     name: str = setting("resnet50", choices=MODELS)

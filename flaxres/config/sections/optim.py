@@ -12,8 +12,9 @@ from flaxres.models.registry import MODELS
 class OptimConfig:
     """Settings of the optimizer, the learning rate schedule and the loss.
 
-    >>> OptimConfig(name="lamb", learning_rate=5e-3).learning_rate
-    0.005
+    Examples:
+      >>> OptimConfig(name="lamb", learning_rate=5e-3).learning_rate
+      0.005
     """
 
     name: Literal["sgd", "sgdw", "lars", "lamb", "adamw", "muon"] = setting("sgd")

@@ -11,8 +11,9 @@ from flaxres.config._rules import optional, setting
 class TrainConfig:
     """Settings of the run: its length, its devices and its output.
 
-    >>> TrainConfig(batch_size=1024, epochs=18).epochs
-    18
+    Examples:
+      >>> TrainConfig(batch_size=1024, epochs=18).epochs
+      18
     """
 
     batch_size: int = setting(256, rules.POSITIVE)
