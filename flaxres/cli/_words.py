@@ -6,6 +6,7 @@ It loads nothing, so that `flaxres --help` takes no time.
 import argparse
 import importlib.metadata
 import json
+import sys
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -92,18 +93,23 @@ class Parser(argparse.ArgumentParser):
     Options are not abbreviated; for an unknown one the nearest are named.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **options)
+    def __init__(self, prog: str | None = None, **options: Any) -> None:
+        super().__init__(prog, allow_abbrev=False, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        parsed, rest = super().parse_known_args(args, namespace)
-        unknown = next((word for word in rest if word.startswith("--")), None)
-        if unknown is not None:
-            from flaxres.cli._spelling import unknown_option
+        if self._subparsers is None:  # else the command's own parser knows the options
+            self._require_known(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
-            names = [name for action in self._actions for name in action.option_strings]
-            raise unknown_option(unknown.partition("=")[0], names)
-        return parsed, rest
+    def _require_known(self, words: Sequence[str]) -> None:
+        """Raises InputError for an unknown option, before anything that is missing is named."""
+        names = [name for action in self._actions for name in action.option_strings]
+        for word in words:
+            name = word.partition("=")[0]
+            if name.startswith("--") and name != "--" and name not in names:
+                from flaxres.cli._spelling import unknown_option
+
+                raise unknown_option(name, names)
 
     def error(self, message: str) -> typing.NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")

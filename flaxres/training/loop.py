@@ -43,7 +43,7 @@ from flaxres.training.signals import Preempted, Stop, stop_signals, time_limit
 from flaxres.training.staging import local
 from flaxres.training.state import State
 from flaxres.training.stepper import Stepper
-from flaxres.training.summary import finish, headline, shared_statistics
+from flaxres.training.summary import advice, finish, headline
 from flaxres.training.uploads import Workdir, working_folder
 from flaxres.training.watchdog import Watchdog
 from flaxres.training.workdir import (
@@ -177,7 +177,7 @@ def _start(run: Run, place: Workdir, origin: Provenance, lock: Lock | None) -> S
         state, progress = start_or_resume(run, checkpoints, origin, notes.append)
         first = int(state.step)
         with Display(run.steps, first, hosts.leader(), config.train.progress) as display:
-            for line in [*notes, headline(run, first), *shared_statistics(run, state)]:
+            for line in [*notes, headline(run, first), *advice(run, state)]:
                 display.say(line)
             patience = Patience(config.train, progress)
             if first < run.steps and not patience.over:

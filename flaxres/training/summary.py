@@ -27,6 +27,22 @@ def headline(run: Run, first: int) -> str:
     )
 
 
+def advice(run: Run, state: State) -> list[str]:
+    """Returns lines on settings of a new run that cost time or accuracy."""
+    return [*large_batch(run, state), *shared_statistics(run, state)]
+
+
+def large_batch(run: Run, state: State) -> list[str]:
+    """Returns a line for a new run whose batches have more images than the training split."""
+    batch, images = run.config.train.batch_size, len(run.train)
+    if batch <= images or int(state.step):
+        return []
+    return [
+        f"a batch of {batch:,} holds each of the {images:,} training images more than once: lower "
+        "train.batch_size, and optim.learning_rate with it"
+    ]
+
+
 def shared_statistics(run: Run, state: State) -> list[str]:
     """Returns a line for a new run whose batch norms sum their statistics over devices.
 

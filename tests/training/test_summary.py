@@ -10,7 +10,7 @@ import pytest
 from flaxres.config.files import load_config
 from flaxres.training.run import prepare_run
 from flaxres.training.state import State
-from flaxres.training.summary import shared_statistics
+from flaxres.training.summary import advice, shared_statistics
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,19 @@ def test_norms_that_communicate_are_told(
     if said:
         (line,) = lines
         assert re.search(said, line)
+
+
+@pytest.mark.parametrize(
+    ("batch", "step", "said"), [(1296, 0, False), (1304, 0, True), (1304, 7, False)]
+)
+def test_a_batch_of_more_images_than_there_are_is_told(
+    batch: int, step: int, said: bool, data_dir: str
+) -> None:
+    config = load_config("digits")
+    data = dataclasses.replace(config.data, data_dir=data_dir)
+    train = dataclasses.replace(config.train, batch_size=batch, devices=1)
+    run = prepare_run(dataclasses.replace(config, data=data, train=train))
+    lines = advice(run, State(jnp.asarray(step, jnp.int32), {}, {}, ()))
+    assert ["holds each of the 1,297 training images more than once" in line for line in lines] == (
+        [True] if said else []
+    )
