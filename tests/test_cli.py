@@ -268,6 +268,7 @@ def test_the_flaxres_command(
         ("train --config nowhere/x.py", "config file 'nowhere/x.py' does not exist: give the path"),
         ("data info folder --sourc a", "unknown option '--sourc': did you mean --source?"),
         ("predict a.jpg --tp 3", "unknown option '--tp': did you mean --top?"),
+        ("push runs/none a/b", "folder 'runs/none' does not exist: give the workdir of a run"),
         ("models --jsn", "unknown option '--jsn': did you mean --json?"),
         ("evaluate --workdir /nothing", "'/nothing/config.json' does not exist"),
     ],

@@ -9,6 +9,7 @@ from flaxres.cli._process import silence
 from flaxres.cli._words import Parser
 from flaxres.errors import InputError
 from flaxres.paths import expanded
+from flaxres.remote import is_address
 
 
 def push(arguments: Sequence[str]) -> None:
@@ -37,6 +38,11 @@ def push(arguments: Sequence[str]) -> None:
     silence()
     from flaxres.weights.push import push_to_hub, require_ready
 
+    if not is_address(chosen.source) and not expanded(chosen.source).is_dir():
+        raise InputError(
+            f"folder {chosen.source!r} does not exist: give the workdir of a run, or a folder of "
+            "flaxres convert --hub"
+        )
     if not chosen.dry_run:
         require_ready(chosen.repository)
     with tempfile.TemporaryDirectory() as place:
