@@ -31,7 +31,6 @@ from benchmarks.peers import torch_and_timm
 from flaxres.errors import unknown
 from flaxres.models.network import Network
 from flaxres.models.registry import list_models
-from flaxres.models.stage import stack_blocks
 from flaxres.weights.transfer import variables_from_torch
 
 Size = tuple[int, int]
@@ -134,9 +133,9 @@ def compare(name: str, values: int, seed: int) -> Result:
             logits[size] = outcome[0]
             (result.agreed if ours == outcome[1] else result.wrong).append(size)
     state = {key: value.numpy() for key, value in theirs.network.state_dict().items()}
-    variables = stack_blocks(variables_from_torch(state, model))
     # A scanned network compiles a block of each stage once.
     scanned = model.clone(scan_blocks=True, parent=None)
+    variables = variables_from_torch(state, scanned)
     chosen = random.Random(f"{name} {seed}").sample(sorted(logits), min(values, len(logits)))
     for size in chosen:
         ours = jax.jit(scanned.apply)(variables, images(size))

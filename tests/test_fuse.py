@@ -177,3 +177,11 @@ def test_what_two_read_is_computed_once() -> None:
     ):
         assert ours.dtype == usual.dtype
         assert_alike(ours, usual, 1e-5)
+
+
+def test_a_traced_network_is_that_of_xla() -> None:
+    model = flaxres.ResNet20(depths=(1, 1, 1))
+    variables, images = with_statistics(model, 32), images_of(model, 2, 32)
+    network = FusedNetwork(model, variables)
+    eager = network(images)
+    np.testing.assert_allclose(jax.jit(network)(images), eager, rtol=1e-4, atol=1e-5)

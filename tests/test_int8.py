@@ -152,3 +152,10 @@ def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "compiled_by", "")
     with pytest.raises(InputError, match="AVX512_VNNI"):
         Int8Network(model, variables, images)
+
+
+def test_a_dtype_may_be_a_name_and_8_bits_are_not_traced() -> None:
+    model, variables, images = network("resnet20", 32)
+    eight = Int8Network(model.clone(dtype="float32"), variables, images)
+    with pytest.raises(InputError, match="8 bits are not traced"):
+        jax.jit(eight)(images)

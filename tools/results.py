@@ -44,7 +44,7 @@ from flaxres.weights.tags import TRAINED
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "results.md"
 RESULT, PROVENANCE, SUMS = "result.json", "provenance.json", "SHA256SUMS"
-LARGEST_LOG = 100_000
+LARGEST_LOG, LONGEST_CURVE = 100_000, 300
 BATCH = 500
 # Losses are drawn as the means of this many epochs.
 AVERAGED_EPOCHS = 2
@@ -70,6 +70,9 @@ def write(chosen: argparse.Namespace) -> None:
     _write_json(folder / PROVENANCE, {k: v for k, v in provenance.items() if k not in PLACES})
     summaries = [read_json(run / SUMMARY) for run in chosen.runs]
     peer = read_json(chosen.torch) if chosen.torch else None
+    if peer:
+        curve = peer["curve"]
+        peer["curve"] = curve[:: -(-len(curve) // LONGEST_CURVE)]
     old = read_json(folder / RESULT) if (folder / RESULT).exists() else {}
     result = {
         "command": chosen.command,

@@ -145,6 +145,8 @@ class Loader:
         while self.feeder.is_alive():  # it may be blocked on a full queue
             _drain(self.ready)
             self.feeder.join(0.01)
+        _drain(self.ready)
+        self.ready.put(None)  # ends an iteration that goes on
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
         while not self.over:

@@ -3,7 +3,7 @@
 Each image has its operation and level. No branch per image is compiled. Every operation is one of
 four passes: a table of 256 values a channel, a blend with grey, a blend with a smoothed image, or
 an affine warp. The parameters of a pass leave images unchanged that drew another operation.
-Rounding is Pillow's.
+Rounding is Pillow's, but for a few entries of `auto_contrast`.
 """
 
 from collections.abc import Sequence
@@ -134,7 +134,8 @@ def _tables(images: Images, operation: Operations, level: Levels) -> UInt8[Array
         reduce(images, (1, 2)).astype(jnp.float32)[:, None] for reduce in (jnp.min, jnp.max)
     )
     # The small addends, here and in `_warp`: a whole number in Pillow's doubles may be slightly
-    # less in our floats and would be truncated to the number below.
+    # less in our floats and would be truncated to the number below. In one entry of 200,
+    # `auto_contrast` is thereby one more than Pillow's, whose doubles are less there.
     stretched = rounded((value - low) * (255 / jnp.maximum(high - low, 1))) + 1e-4
     mean = contrast_mean(images)[:, None, None]
     step = 2.0 ** (8 - jnp.clip(level, 0, 8))

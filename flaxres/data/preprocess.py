@@ -1,8 +1,10 @@
 """The preprocessing that belongs to pretrained weights."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -13,8 +15,55 @@ from flaxres.data.choices import Interpolation
 from flaxres.errors import InputError
 from flaxres.serving.crop import UnreadableError, centre_crop
 
-ImageLike = str | pathlib.Path | bytes | Image.Image
-"""A path, an encoded image, or a PIL image."""
+Bytes = bytes | bytearray | memoryview
+ImageLike = str | os.PathLike[str] | Bytes | Image.Image | np.ndarray
+"""A path, an encoded image, a PIL image, or an array of uint8, (h, w), (h, w, 1) or (h, w, 3)."""
+
+
+def several(images: Any) -> Any:
+    """Returns images in a list, if they are a single one.
+
+    Examples:
+      >>> several("cat.jpg"), several(["cat.jpg", "dog.jpg"])
+      (['cat.jpg'], ['cat.jpg', 'dog.jpg'])
+    """
+    if isinstance(images, np.ndarray):
+        return images if images.ndim > 3 else [images]
+    single = isinstance(images, str | os.PathLike | Bytes | Image.Image) or hasattr(images, "read")
+    return [images] if single else images
+
+
+def _opened(image: Any, name: str) -> bytes | Image.Image:
+    """Returns an encoded image or a PIL image.
+
+    Raises:
+      InputError: the file can't be read, or this is no image.
+    """
+    if isinstance(image, bytes | Image.Image):
+        return image
+    if isinstance(image, str | os.PathLike):
+        try:
+            return pathlib.Path(image).read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{name} can't be read ({reason}): give a JPEG or PNG file") from error
+    if isinstance(image, bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, np.ndarray):
+        grey = image.ndim == 3 and image.shape[2] == 1
+        pixels = image[..., 0] if grey else image
+        if image.dtype == np.uint8 and (pixels.ndim == 2 or pixels.shape[2:] == (3,)):
+            return Image.fromarray(pixels)
+        raise InputError(
+            f"the image is an array of {image.dtype} and shape {image.shape}: the rule is uint8, "
+            "(h, w), (h, w, 1) or (h, w, 3)"
+        )
+    if hasattr(image, "read"):
+        return bytes(image.read())
+    raise InputError(
+        f"an image is of type {type(image).__name__}: give a path, an encoded image, an open file, "
+        "a PIL image, or an array of uint8"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +100,18 @@ class Preprocess:
         """Preprocesses images.
 
         Args:
-          images: an image or several: paths, encoded images, or PIL images.
+          images: an image or several: paths, encoded images, open files, PIL images, or arrays of
+            uint8 with the channels last.
 
         Returns:
-          The batch that the network takes.
+          The batch that the network takes, empty without images.
 
         Raises:
           InputError: an image can't be read; the message names it.
         """
-        several = [images] if isinstance(images, ImageLike) else images
         # Image by image, since float64 takes eight times the memory of pixels.
-        return np.stack([self.normalised(self.crop(image)) for image in several])
+        inputs = [self.normalised(self.crop(image)) for image in several(images)]
+        return np.stack(inputs) if inputs else np.zeros((0, self.size, self.size, 3), np.float32)
 
     def crop(self, image: ImageLike) -> UInt8[np.ndarray, "size size 3"]:
         """Returns the crop of an image before normalisation.
@@ -69,18 +119,13 @@ class Preprocess:
         Raises:
           InputError: the image can't be read; the message names it.
         """
-        name = "the image"
-        if isinstance(image, str | pathlib.Path):
-            name = f"image {str(image)!r}"
-            try:
-                image = pathlib.Path(image).read_bytes()
-            except OSError as error:
-                raise InputError(
-                    f"{name} can't be read ({error.strerror}): give a JPEG or PNG file"
-                ) from error
+        name = (
+            f"image {os.fspath(image)!r}" if isinstance(image, str | os.PathLike) else "the image"
+        )
+        opened = _opened(image, name)
         try:
             return centre_crop(
-                image, self.size, self.resize, self.interpolation, self.exif, self.squash
+                opened, self.size, self.resize, self.interpolation, self.exif, self.squash
             )
         except UnreadableError as error:
             raise InputError(f"{name}: {error}; give a JPEG or PNG file") from error

@@ -1,5 +1,7 @@
 """Folds batch norms into the convolutions before them."""
 
+import collections
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,12 +9,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Var
 
+from flaxres.errors import InputError
+from flaxres.models.count import holds_equations
 from flaxres.models.layers import BatchNorm, Conv
 from flaxres.models.network import Network
 from flaxres.weights.names import leaves, nested
 
 Path = tuple[str, ...]
+# Names of the outputs of convolutions in a trace begin so.
+MARK = "convolution "
 
 
 def folded(model: Network, variables: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
@@ -22,8 +30,8 @@ def folded(model: Network, variables: Mapping[str, Any]) -> tuple[dict[str, Any]
     algorithm 2). The product goes into the kernel, the sum becomes the norm's bias. The rest of the
     norm is then the identity, which XLA removes from a program whose weights are constants.
 
-    Norms before convolutions (pre-activation networks, DenseNets), after a pooling (ResNet9) and of
-    standardised kernels stay.
+    Norms before convolutions (pre-activation networks, DenseNets), after a pooling (ResNet9), of
+    standardised kernels, and of convolutions whose output something else reads as well stay.
 
     Args:
       model: a network with `scan_blocks=False`.
@@ -31,6 +39,9 @@ def folded(model: Network, variables: Mapping[str, Any]) -> tuple[dict[str, Any]
 
     Returns:
       The variables, and the number of norms that were folded.
+
+    Raises:
+      InputError: the blocks of the network are scanned.
 
     Examples:
       >>> import flaxres, jax, numpy as np
@@ -40,6 +51,11 @@ def folded(model: Network, variables: Mapping[str, Any]) -> tuple[dict[str, Any]
       19
     """
     collections = {name: dict(leaves(tree)) for name, tree in variables.items()}
+    if model.scan_blocks:
+        raise InputError(
+            "norms of scanned blocks are not folded: take the network and the variables of "
+            "flaxres.models.stage.unroll(model, variables)"
+        )
     pairs = convolutions_before_norms(model, variables)
     for convolution, norm, epsilon in pairs:
         _fold(collections, convolution, norm, epsilon)
@@ -71,7 +87,8 @@ def convolutions_before_norms(
 ) -> list[tuple[Path, Path, float]]:
     """Returns the paths of each convolution and of the batch norm of its output, and its epsilon.
 
-    Traces the network, and recognises an output by its identity.
+    Traces the network with its feature maps, recognises an output by its identity, and leaves out
+    those that something else reads as well.
     """
     outputs: dict[int, tuple[Path, Any]] = {}
     pairs = []
@@ -82,14 +99,34 @@ def convolutions_before_norms(
             pairs.append((outputs[id(arguments[0])][0], module.path, module.epsilon))
         result = call(*arguments, **options)
         if isinstance(module, Conv) and is_call and _foldable(module):
+            result = checkpoint_name(result, MARK + "/".join(module.path))
             # The result is kept alive, so that no other array gets its id.
             outputs[id(result)] = (module.path, result)
         return result
 
-    images = jax.ShapeDtypeStruct((1, 64, 64, model.in_channels), jnp.float32)
+    side = model.probe_side
+    images = jax.ShapeDtypeStruct((1, side, side, model.in_channels), jnp.float32)
     with nn.intercept_methods(watch):
-        jax.eval_shape(model.apply, variables, images)
-    return pairs
+        traced = jax.make_jaxpr(functools.partial(model.apply, features=True))(variables, images)
+    readers = _readers(traced.jaxpr)
+    return [pair for pair in pairs if readers[MARK + "/".join(pair[0])] == 1]
+
+
+def _readers(jaxpr: Any) -> dict[str, int]:
+    """Returns how often the outputs that `MARK` marks are read, in a jaxpr and in those inside."""
+    counts: dict[str, int] = {}
+    reads = collections.Counter(
+        atom for equation in jaxpr.eqns for atom in equation.invars if isinstance(atom, Var)
+    )
+    reads.update(atom for atom in jaxpr.outvars if isinstance(atom, Var))
+    for equation in jaxpr.eqns:
+        name = equation.params.get("name", "")
+        if equation.primitive.name == "name" and name.startswith(MARK):
+            counts[name] = reads[equation.outvars[0]]
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=holds_equations):
+            if holds_equations(inner):
+                counts |= _readers(getattr(inner, "jaxpr", inner))
+    return counts
 
 
 def _foldable(convolution: Conv) -> bool:

@@ -244,6 +244,7 @@ class FusedNetwork:
     Call: images `(N, H, W, C)` -> what `model.apply` returns for them. At most `TOGETHER` images
     pass through the network at a time. A program is compiled for each number and size of these on
     first use. All programs share the kernels, of which the network has a copy in another order.
+    Within `jax.jit` and other transformations it is `model.apply`.
 
     Examples:
       >>> import flaxres
@@ -263,6 +264,8 @@ class FusedNetwork:
         self._compiling = threading.Lock()
 
     def __call__(self, images: Any) -> Any:
+        if isinstance(images, jax.core.Tracer):
+            return self._within_a_program(images)
         firsts = range(0, max(len(images), 1), TOGETHER)
         parts = [images[first : first + TOGETHER] for first in firsts]
         # One after another: two at a time would share the caches.
@@ -270,6 +273,10 @@ class FusedNetwork:
         if len(results) == 1:
             return results[0]
         return jax.tree.map(lambda *rows: jnp.concatenate(rows), *results)
+
+    def _within_a_program(self, images: Any) -> Any:
+        """Computes the results of images that are traced, as XLA does."""
+        return self._model.apply(jax.tree.unflatten(self._tree, self._leaves), images)
 
     def _program(self, images: Any) -> Callable[[Any], Any]:
         """Returns the program for images of a shape."""

@@ -180,7 +180,7 @@ class Int8Network(FusedNetwork):
 
     def __init__(self, model: Network, variables: Any, images: np.ndarray) -> None:
         super().__init__(model, variables)
-        if model.dtype != jnp.float32:
+        if jnp.dtype(model.dtype) != jnp.float32:
             raise InputError(f"8 bits take the place of float32, and the network is {model.dtype}")
         if not is_available():
             raise InputError(
@@ -191,6 +191,9 @@ class Int8Network(FusedNetwork):
             raise InputError("8 bits need images that tell the largest activations: give some")
         self._steps = self._measured(images)
         self._arrays.clear()  # kernels in float32, most of which are not needed any more
+
+    def _within_a_program(self, images: Any) -> Any:
+        raise InputError("8 bits are not traced: call the network outside of jax.jit")
 
     def _measured(self, images: np.ndarray) -> dict[int, float]:
         """Returns the steps of the images of each chain, by the key of its kernel."""

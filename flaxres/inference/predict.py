@@ -14,7 +14,7 @@ from flaxres import figures
 from flaxres.data.builders import CIFAR10_CLASSES
 from flaxres.data.folders import files_below
 from flaxres.data.images import is_image
-from flaxres.data.preprocess import ImageLike, Preprocess
+from flaxres.data.preprocess import Preprocess, several
 from flaxres.errors import InputError
 from flaxres.inference.fuse import network_function
 from flaxres.inference.int8 import Int8Network
@@ -71,8 +71,7 @@ class Predictor:
         Raises:
           InputError: an image can't be read.
         """
-        several = [images] if isinstance(images, ImageLike) else images
-        return [best for best in self.stream(several, top) if best is not None]
+        return [best for best in self.stream(several(images), top) if best is not None]
 
     def stream(
         self,
@@ -140,7 +139,7 @@ class Predictor:
         Raises:
           InputError: an image can't be read, or this machine doesn't compute in 8 bits.
         """
-        typical = np.stack(list(self.preprocess(images)))
+        typical = self.preprocess(images)
         return dataclasses.replace(self, network=Int8Network(self.model, self.variables, typical))
 
     @functools.cached_property

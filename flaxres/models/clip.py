@@ -127,8 +127,10 @@ class AttentionPool(nn.Module):
         key, value = (dense(name=name)(tokens).reshape(heads) for name in ("k", "v"))
         weights = nn.softmax(jnp.einsum("nqhd,nkhd->nhqk", query, key))
         pooled = jnp.einsum("nhqk,nkhd->nqhd", weights, value).reshape(images, channels)
+        if self.classify is None:
+            return pooled, pooled
         y = Dropout(self.dropout)(pooled, train) if self.dropout else pooled
-        return pooled, y if self.classify is None else self.classify(name="proj")(y)
+        return pooled, self.classify(name="proj")(y)
 
     def positions(self, height: int, width: int, channels: int) -> Float[Array, "tokens c"]:
         """Returns the embedding of the mean and of each pixel of a map."""

@@ -11,8 +11,9 @@ from flaxres.models.network import Network
 from flaxres.ops.convolution import convolution_p
 
 
-def parameters(model: Network, size: int = 64) -> int:
+def parameters(model: Network) -> int:
     """Returns the number of trainable parameters; running statistics do not count."""
+    size = model.probe_side
     images = jax.ShapeDtypeStruct((1, size, size, model.in_channels), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

@@ -197,7 +197,8 @@ class BatchNorm(nn.Module):
             relu = form is not NORMALISED
             y, offset, var = batch_norm(self.epsilon, relu, x, shift, scale, bias, *rest)
         else:
-            offset, var = shifted_moments(x, shift, self.axis_name)
+            axis = None if self.is_initializing() else self.axis_name
+            offset, var = shifted_moments(x, shift, axis)
         if not self.is_initializing():
             if not self.is_mutable_collection("batch_stats"):
                 raise InputError(
@@ -240,8 +241,10 @@ class BatchNorm(nn.Module):
             raise InputError(
                 f"bn_group (={self.group}) must divide the {images} images of the batch"
             )
+        if self.is_initializing():
+            return group
         shards = 1 if self.axis_name is None else lax.psum(1, self.axis_name)
-        if group * height * width * shards == 1 and not self.is_initializing():
+        if group * height * width * shards == 1:
             raise InputError(
                 "batch norm has one value for each channel, which it turns into 0: train with "
                 "groups of two images or more (bn_group), or with larger images"

@@ -63,6 +63,15 @@ def extents_of(first: int, strides: Iterable[int]) -> list[int] | None:
     return result[1:] if first else None
 
 
+# Attributes with a number for each stage, and probabilities.
+STAGES, RATES = ("depths", "widths"), ("dropout", "stochastic_depth")
+
+
+def _all_positive(numbers: Sequence[Any]) -> bool:
+    """Returns whether there are numbers, all of them whole and above 0."""
+    return len(numbers) > 0 and all(isinstance(n, int | np.integer) and n > 0 for n in numbers)
+
+
 class Network(nn.Module):
     """The attributes that every network has.
 
@@ -207,6 +216,12 @@ class Network(nn.Module):
             if field.type is int and value < (1 if zero is None else 0):
                 rule = ">= 1" if zero is None else f">= 0; 0 {zero}"
                 raise InputError(f"{field.name} (={value}): the rule is {rule}")
+            if field.name in STAGES and not _all_positive(value):
+                raise InputError(f"{field.name} (={value}): the rule is whole numbers >= 1")
+            if field.name in RATES and not 0 <= value <= 1:
+                raise InputError(f"{field.name} (={value}): the rule is 0 to 1")
+        if self.bn_group is not None and not _all_positive((self.bn_group,)):
+            raise InputError(f"bn_group (={self.bn_group}): the rule is a whole number >= 1")
         for attribute, (value, allowed) in choices.items():
             if value not in allowed:
                 raise unknown(attribute, value, map(str, allowed))
@@ -239,6 +254,11 @@ class Network(nn.Module):
         another extent than its shortcut.
         """
         raise NotImplementedError
+
+    @property
+    def probe_side(self) -> int:
+        """The first side of 64 pixels or more that the network can take, to trace it."""
+        return next(side for side in itertools.count(64) if self.extents(side) is not None)
 
     def stage_layers(self) -> list[str]:
         """Returns the name of the layer whose output is `stage1`, of that of `stage2`, and so on.

@@ -109,21 +109,20 @@ def unroll(model: Any, variables: Any) -> tuple[Any, Any]:
     return model.clone(scan_blocks=False, parent=None), unstack_blocks(variables)
 
 
-def stack_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Stacks the blocks of each stage for a network with `scan_blocks=True`.
+def stack_blocks(variables: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """Stacks the blocks of each scanned stage; the inverse of `unstack_blocks`.
 
-    The inverse of `unstack_blocks`. Stages of fewer than three blocks are left unchanged.
+    Args:
+      variables: with blocks named by index.
+      like: the variables of the network with `scan_blocks=True`, or their shapes.
     """
-    result = {
-        name: stack_blocks(value) if isinstance(value, Mapping) else value
-        for name, value in variables.items()
-    }
-    if result.keys() != {str(i) for i in range(len(result))} or len(result) < 3:
-        return result
-    blocks = [result[str(i)] for i in range(1, len(result))]
-    alike = len({str(jax.tree.map(jnp.shape, block)) for block in blocks}) == 1
-    if not alike or not isinstance(
-        blocks[0], dict
-    ):  # pruned widths, or arrays that are named by numbers
-        return result
-    return {"0": result["0"], SCANNED: jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+    result = {}
+    for name, value in like.items():
+        if name == SCANNED:
+            blocks = [variables[key] for key in sorted(variables, key=int) if key not in like]
+            result[name] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+        elif isinstance(value, Mapping):
+            result[name] = stack_blocks(variables[name], value)
+        else:
+            result[name] = variables[name]
+    return result

@@ -26,6 +26,8 @@ class Dropout(nn.Module):
     def __call__(self, x: Float[Array, "..."], train: bool) -> Float[Array, "..."]:
         if not train or not self.rate:
             return x
+        if self.rate == 1:  # nothing is kept, and the quotient would have no gradient
+            return jnp.zeros_like(x)
         keep = 1 - self.rate
         kept = jax.random.bernoulli(_dropout_key(self), jnp.float32(keep), x.shape)
         return jnp.where(kept, x / keep, jnp.zeros((), x.dtype))
@@ -42,11 +44,12 @@ def drop_path(
         return x
     keep = 1 - jnp.asarray(rate, jnp.float32)
     kept = jax.random.bernoulli(_dropout_key(module), keep, (x.shape[0], 1, 1, 1))
-    return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
+    divisor = jnp.where(keep > 0, keep, 1)  # where nothing is kept, the gradient is 0
+    return jnp.where(kept, x / divisor.astype(x.dtype), jnp.zeros((), x.dtype))
 
 
 def _dropout_key(module: nn.Module) -> Key[Array, ""]:
-    if not module.has_rng("dropout"):
+    if not module.has_rng("dropout") and not module.is_initializing():
         raise InputError(
             "train=True with dropout or stochastic depth draws random numbers: give "
             'model.apply(..., train=True, rngs={"dropout": key})'

@@ -13,8 +13,6 @@ from flaxres.models.network import Network
 from flaxres.models.stochastic import Dropout
 
 Path = tuple[str, ...]
-# Sides of the images that networks are traced with. No leaf depends on them.
-SIDE = 64
 
 
 class Mode(NamedTuple):
@@ -133,10 +131,12 @@ def traced(network: Network) -> Traced:
             found[path] = Definition(network, path, module, arguments[1:], dict(keywords))
         return call(*arguments, **keywords)
 
+    side = network.probe_side  # no leaf depends on it
+
     @jax.jit
     def init(key: jax.Array) -> dict[str, Any]:
         # Not outside: the caller may be tracing, and its tracers must not stay in this program.
-        images = jnp.zeros((1, SIDE, SIDE, network.in_channels), jnp.float32)
+        images = jnp.zeros((1, side, side, network.in_channels), jnp.float32)
         return dict(network.init(key, images))
 
     with nn.intercept_methods(record):

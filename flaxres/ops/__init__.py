@@ -14,7 +14,9 @@ Modules:
   bilinear: the rules of a primitive that is linear in each of two operands.
   batch_norm: a batch norm in training as one operation, for native code on CPUs.
   lowering: primitives that native code computes where it can be called.
-  native: C++ for CPUs, compiled on the user's machine from `convolution.cc`, `norm.cc`, `pool.cc`.
+  native: C++ for CPUs, compiled on the user's machine from the files `*.cc`.
+  devices: native calls in programs for several CPU devices.
+  fused: a convolution with all that follows it, for inference on CPUs.
   norm: normalisation with and without a ReLU, and batch statistics.
   pool: max pooling.
 """

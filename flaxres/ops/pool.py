@@ -1,4 +1,4 @@
-"""Max pooling in three forms: for TPUs, for CPUs, and for GPUs and native code."""
+"""Max pooling in four forms: for TPUs, for CPUs, for GPUs, and in native code."""
 
 import functools
 import itertools

@@ -139,6 +139,8 @@ def to_rgb(image: Image.Image, exif: bool = False) -> Image.Image:
     """
     if image.mode == "F":  # whose range no file format states
         raise UnreadableError("floating-point pixels: store the image with 8 or 16 bits a channel")
+    if not image.width * image.height:
+        raise UnreadableError(f"{image.width} x {image.height} pixels: there is nothing to see")
     if image.width * image.height > MAX_PIXELS:
         raise TooManyPixelsError(
             f"{image.width} x {image.height} pixels: the limit is {MAX_PIXELS:,} in all; make the "

@@ -23,12 +23,10 @@ from flaxres.weights.card import Card, from_metadata, require_same_function
 from flaxres.weights.files import read
 from flaxres.weights.hub_folder import ALWAYS_STATED, CONFIG, WEIGHTS, attributes_by_argument
 from flaxres.weights.located import content_of, downloaded, is_address, located
-from flaxres.weights.names import cleaned
 from flaxres.weights.tags import Pretrained, pretrained_info
 from flaxres.weights.transfer import (
     classes as trained_classes,
     variables_from_torch,
-    without_classes,
 )
 
 RESOLUTIONS = ("input", "test")
@@ -145,8 +143,12 @@ def _loaded(
     weights, metadata = read(path)
     card = from_metadata(metadata, str(path))
     require_same_function(card, model, str(path), adapt=True)
-    if not num_classes:
-        weights = without_classes(weights, model)
+    found = trained_classes(weights)
+    if found and found != settings.num_classes:
+        raise InputError(
+            f"config.json of {origin!r} states {settings.num_classes} classes, and the head of its "
+            f"weights has {found}: correct it, or save both again"
+        )
     variables = variables_from_torch(weights, model, adapt=True, source=f"weights of {origin!r}")
     return model, variables, _preprocess(settings, card, origin, path, num_classes)
 
@@ -203,8 +205,6 @@ def _load_foreign(
         if name not in fields:
             raise unknown(f"attribute of {type(network).__name__}", name, fields)
     model = network.clone(**attributes)
-    if not model.num_classes:
-        weights = without_classes(cleaned(weights), model)
     variables = variables_from_torch(weights, model, adapt=True, source=f"weights of {origin!r}")
     known = _Settings("", model.num_classes, preprocess, classes, {})
     return model, variables, _preprocess(known, Card(), origin, path, model.num_classes)

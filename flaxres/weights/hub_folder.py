@@ -159,11 +159,6 @@ def config(model: Network, preprocess: Preprocess, classes: Sequence[str] = ()) 
       InputError: the network has no name in `list_models()`, or there are not as many `classes`
         as outputs.
     """
-    if classes and len(classes) != model.num_classes:
-        raise InputError(
-            f"classes has {len(classes)} names, the model {model.num_classes} outputs: give one "
-            "name for each, or none"
-        )
     name = architecture(model)
     usual = MODELS[name]()
     first, head = _ends(model)

@@ -29,37 +29,21 @@ from flaxres.weights.names import (
     to_torch,
     torch_name,
 )
+from flaxres.weights.refusals import WeightsError as WeightsError, refuse
 
-SHOWN = 3
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-
-
-class WeightsError(InputError):
-    """Weights that don't fit a model. The message shows some leaves, the attributes have all.
-
-    Attributes:
-      missing: leaves that the weights lack, by both names: `fc.bias (params.fc.bias)`.
-      unexpected: names in the weights that the model lacks.
-      misshapen: leaves of another shape, by both names and with both shapes.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        missing: tuple[str, ...],
-        unexpected: tuple[str, ...],
-        misshapen: tuple[str, ...],
-    ) -> None:
-        super().__init__(message)
-        self.missing, self.unexpected, self.misshapen = missing, unexpected, misshapen
 
 
 def template(model: Network) -> dict[str, Any]:
     """Returns the shapes and dtypes of the model's variables, with blocks unstacked."""
-    images = jnp.zeros((1, 64, 64, model.in_channels), jnp.float32)
-    return dict(
-        jax.eval_shape(model.clone(scan_blocks=False, parent=None).init, jax.random.key(0), images)
-    )
+    return _shapes(model.clone(scan_blocks=False, parent=None))
+
+
+def _shapes(model: Network) -> dict[str, Any]:
+    """Returns the shapes and dtypes of the model's variables."""
+    side = model.probe_side
+    images = jax.ShapeDtypeStruct((1, side, side, model.in_channels), jnp.float32)
+    return dict(jax.eval_shape(model.init, jax.random.key(0), images))
 
 
 def variables_from_torch(
@@ -95,6 +79,8 @@ def variables_from_torch(
       True
     """
     weights = cleaned(weights)
+    if adapt and not model.num_classes:
+        weights = without_classes(weights, model)
     headless = adapt and not any(map(in_head, weights))
     unclassified = adapt and not classifier(weights)
     flat: dict[Path, np.ndarray | None] = {}
@@ -114,9 +100,9 @@ def variables_from_torch(
             misshapen.append(
                 f"{name} ({ours}): {array.shape} in the file, {leaf.shape} in the model"
             )
-    _refuse(source, missing=missing, unexpected=sorted(weights), misshapen=misshapen)
+    refuse(source, missing=missing, unexpected=sorted(weights), misshapen=misshapen)
     variables: dict[str, Any] = jax.tree.map(jnp.asarray, nested(_initialised(flat, model)))
-    return stack_blocks(variables) if model.scan_blocks else variables
+    return stack_blocks(variables, _shapes(model)) if model.scan_blocks else variables
 
 
 def _initialised(flat: dict[Path, np.ndarray | None], model: Network) -> dict[Path, np.ndarray]:
@@ -125,7 +111,7 @@ def _initialised(flat: dict[Path, np.ndarray | None], model: Network) -> dict[Pa
 
     @jax.jit  # which computes only the missing leaves
     def init(key: jax.Array) -> dict[str, jax.Array]:
-        images = jnp.zeros((1, 64, 64, model.in_channels))
+        images = jnp.zeros((1, model.probe_side, model.probe_side, model.in_channels))
         initial = dict(leaves(unrolled.init(key, images)))
         return {"/".join(path): initial[path] for path, array in flat.items() if array is None}
 
@@ -183,21 +169,6 @@ def _with_channels(
     repeats = -(-shape[2] // 3)
     repeated: np.ndarray = np.tile(array, (1, 1, repeats, 1))[:, :, : shape[2]]
     return repeated * (3 / shape[2])
-
-
-def _refuse(source: str, **problems: list[str]) -> None:
-    """Raises WeightsError if there are problems."""
-    shown = [
-        f"{len(names)} {problem}: {', '.join(names[:SHOWN])}{', ...' if names[SHOWN:] else ''}"
-        for problem, names in problems.items()
-        if names
-    ]
-    if shown:
-        raise WeightsError(
-            f"{source} don't fit the model; {'; '.join(shown)}: create the model that the weights "
-            "belong to (adapt=True re-initialises the head)",
-            **{problem: tuple(names) for problem, names in problems.items()},
-        )
 
 
 def in_head(name: str) -> bool:
@@ -354,7 +325,8 @@ def save_weights(
         its logit.
 
     Raises:
-      InputError: the file can't be written.
+      InputError: the file can't be written, or the classes are not as many as the network's.
+      WeightsError: the variables are not those of the network.
 
     Examples:
       >>> import flaxres, tempfile
@@ -365,5 +337,33 @@ def save_weights(
       >>> files.read(pathlib.Path(file))[0]["conv1.weight"].shape
       (4, 3, 3, 3)
     """
+    require_fit(variables, model, classes)
     metadata = to_metadata(model, preprocess, classes, multi_label)
     files.write(pathlib.Path(path), torch_from_variables(variables), metadata)
+
+
+def require_fit(variables: Mapping[str, Any], model: Network, classes: Sequence[str]) -> None:
+    """Checks that variables and names of classes are those of a network.
+
+    Raises:
+      InputError: the classes are not as many as the network's.
+      WeightsError: a leaf is missing, unexpected or of another shape.
+    """
+    if classes and len(classes) != model.num_classes:
+        raise InputError(
+            f"classes has {len(classes)} names, the model {model.num_classes} outputs: give one "
+            "name for each, or none"
+        )
+    given = {torch_name(path): leaf for path, leaf in leaves(unstack_blocks(variables))}
+    wanted = {torch_name(path): leaf for path, leaf in leaves(template(model))}
+    refuse(
+        "variables",
+        "give the model that they are of",
+        missing=sorted(wanted.keys() - given.keys()),
+        unexpected=sorted(given.keys() - wanted.keys()),
+        misshapen=[
+            f"{name}: {np.shape(given[name])} here, {leaf.shape} in the model"
+            for name, leaf in wanted.items()
+            if name in given and np.shape(given[name]) != leaf.shape
+        ],
+    )

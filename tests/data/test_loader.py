@@ -8,13 +8,14 @@ import threading
 import time
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from flaxres.data.decode import CentreCrop
 from flaxres.data.loader import Loader, Speed, local_rows
 from flaxres.data.order import sample_ids
-from flaxres.data.rows import training_rows
+from flaxres.data.rows import evaluation_rows, training_rows
 from flaxres.data.source import Source
 from flaxres.serving.crop import centre_crop
 from flaxres.training.mesh import data_mesh, split
@@ -162,3 +163,13 @@ def test_the_input_is_the_same_whatever_feeds_it() -> None:
     figures = json.loads(output.splitlines()[-1])
     assert figures["rows"] == 240
     assert figures["differing"] == 0
+
+
+def test_an_iteration_after_the_end_of_the_loader_ends(digits: Source) -> None:
+    rows = list(evaluation_rows(len(digits), 64, CentreCrop(8, 8)))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with Loader(digits, rows, device, Speed(1)) as loader:
+        batches = iter(loader)
+        next(batches)
+    assert list(batches) == []
+    assert list(loader) == []

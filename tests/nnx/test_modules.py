@@ -123,7 +123,8 @@ def test_layers_are_called_alone(model: flaxres.nnx.ResNet, linen: flaxres.ResNe
 def test_scanned_blocks_run_and_are_not_taken_apart() -> None:
     unrolled, linen = network(), flaxres.ResNet(**SMALL, scan_blocks=True)
     _, variables = flaxres.nnx.to_linen(unrolled)
-    stacked = flaxres.models.stage.stack_blocks(variables)
+    like = jax.eval_shape(linen.init, jax.random.key(0), IMAGES)
+    stacked = flaxres.models.stage.stack_blocks(variables, like)
     scanned = flaxres.nnx.from_linen(linen, stacked)
     first, second = (forward(model, IMAGES) for model in (unrolled, scanned))
     np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)

@@ -37,7 +37,10 @@ def test_a_scanned_network_is_trained_as_the_unrolled_one(name: str, everything:
     model = flaxres.ResNet(
         depths=(3,), widths=(4,), block="basic", stem="small", stem_width=4, num_classes=3
     )
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    shapes, scanned = (
+        jax.eval_shape(each.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+        for each in (model, model.clone(scan_blocks=True))
+    )
     rng = np.random.default_rng(0)
     params, gradient = (
         jax.tree.map(lambda leaf: rng.normal(1, 0.5, leaf.shape).astype(np.float32), dict(shapes))
@@ -52,7 +55,7 @@ def test_a_scanned_network_is_trained_as_the_unrolled_one(name: str, everything:
         layer_decay=0.7,
     )  # type: ignore[arg-type]
     results = []
-    for form in (lambda tree: tree, stack_blocks):
+    for form in (lambda tree: tree, lambda tree: stack_blocks(tree, scanned)):
         tx, now = optimizer(config, lambda count: 0.1), form(params)
         state, update = tx.init(now), jax.jit(tx.update)
         for _ in range(2):

@@ -229,3 +229,15 @@ def test_mistakes_are_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "new" / "model.safetensors").unlink()
     with pytest.raises(InputError, match="has no model.safetensors"):
         flaxres.load_pretrained(str(tmp_path / "new"))
+
+
+def test_a_head_that_the_config_contradicts_is_refused(tmp_path: pathlib.Path) -> None:
+    model = flaxres.create_model("test_resnet", num_classes=3)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    with pytest.raises(flaxres.InputError, match="don't fit the model; 2 misshapen"):
+        flaxres.save_pretrained(tmp_path, model.clone(num_classes=5), variables)
+    flaxres.save_pretrained(tmp_path, model, variables, classes=("a", "b", "c"))
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"num_classes": 3', '"num_classes": 4'))
+    with pytest.raises(flaxres.InputError, match="states 4 classes, .* weights has 3"):
+        flaxres.load_pretrained(str(tmp_path))

@@ -16,8 +16,10 @@ import safetensors.numpy
 import flaxres
 from flaxres.cli import main
 from flaxres.errors import InputError
+from flaxres.inference.fold import folded
 from flaxres.models.stage import SCANNED, stack_blocks, unstack_blocks
-from flaxres.weights.transfer import WeightsError, torch_from_variables, variables_from_torch
+from flaxres.weights.refusals import WeightsError
+from flaxres.weights.transfer import torch_from_variables, variables_from_torch
 
 X = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
 
@@ -127,7 +129,7 @@ def test_scanned_blocks_take_and_give_the_same_files(tmp_path: pathlib.Path) -> 
         jax.eval_shape(scanned.init, jax.random.key(0), X)
     )
     assert equal(unstack_blocks(stacked), variables)
-    assert equal(stack_blocks(variables), stacked)
+    assert equal(stack_blocks(variables, stacked), stacked)
     np.testing.assert_allclose(
         jax.jit(scanned.apply)(stacked, X), jax.jit(model.apply)(variables, X), rtol=1e-5, atol=1e-5
     )
@@ -310,3 +312,45 @@ def test_convert_refuses_in_one_line(
         err = capfd.readouterr().err
         assert message in err
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("depths", [(3, 3, 3, 3), (1, 1, 1, 1)])
+def test_stages_that_are_alike_are_not_taken_for_blocks(
+    depths: tuple[int, ...], tmp_path: pathlib.Path
+) -> None:
+    model = flaxres.ConvNeXt(depths=depths, widths=(16,) * 4, num_classes=3, scan_blocks=True)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    flaxres.save_weights(tmp_path / "w.safetensors", variables, model)
+    assert equal(flaxres.load_weights(tmp_path / "w.safetensors", model), variables)
+
+
+def test_only_variables_and_classes_of_the_network_are_saved(tmp_path: pathlib.Path) -> None:
+    three, five = (flaxres.create_model("test_resnet", num_classes=n) for n in (3, 5))
+    variables = random_variables(three)
+    with pytest.raises(WeightsError, match="variables don't fit the model; 2 misshapen: fc"):
+        flaxres.save_weights(tmp_path / "w.safetensors", variables, five)
+    with pytest.raises(InputError, match="classes has 1 names, the model 3 outputs"):
+        flaxres.save_weights(tmp_path / "w.safetensors", variables, three, classes=("a",))
+    with pytest.raises(WeightsError, match="missing"):
+        flaxres.save_weights(tmp_path / "w.safetensors", {"params": variables["params"]}, three)
+    assert not (tmp_path / "w.safetensors").exists()
+
+
+def test_a_classifier_is_loaded_without_its_classes(tmp_path: pathlib.Path) -> None:
+    model = flaxres.create_model("test_resnet", num_classes=3)
+    variables, file = random_variables(model), tmp_path / "w.safetensors"
+    flaxres.save_weights(file, variables, model)
+    backbone = flaxres.create_model("test_resnet", num_classes=0)
+    loaded = flaxres.load_weights(file, backbone, adapt=True)
+    assert equal(loaded["params"], {k: v for k, v in variables["params"].items() if k != "fc"})
+
+
+def test_a_network_that_takes_no_64_pixels_is_saved_and_loaded(tmp_path: pathlib.Path) -> None:
+    model = flaxres.ResNet9(depths=(1,) * 7, widths=(4,) * 7, stem_width=4)
+    assert model.extents(64) is None
+    assert model.probe_side == 128
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 128, 128, 3)))
+    flaxres.save_weights(tmp_path / "w.safetensors", variables, model)
+    assert equal(flaxres.load_weights(tmp_path / "w.safetensors", model), variables)
+    assert folded(model, variables)[0].keys() == variables.keys()
+    flaxres.nnx.from_linen(model, variables)
