@@ -65,9 +65,31 @@ def parse_run(
     file, start = _first_config(chosen, where, default, asks_for_help(rest))
     folder = where or f"runs/{pathlib.Path(file).stem}"
 
+    options_ = _options_class(file, folder, start, others, needed=default is None)
+    options_.__doc__ = description
+    if not asks_for_help(rest):
+        _try_each(rest, kinds, start)
+    parsed = tyro.cli(
+        options_, args=rest, default=options_(), prog=program, config=(tyro.conf.FlagConversionOff,)
+    )
+    return parsed.config, folder
+
+
+def _options_class(
+    file: str, folder: str, start: Config, others: Sequence[Option], needed: bool
+) -> Any:
+    """Returns the class of a command's options, for tyro.
+
+    Args:
+      file, folder, start: defaults of the config file, of the workdir and of the settings.
+      others: options beside the settings.
+      needed: a config or a workdir must be given.
+    """
+    import tyro
+
     # The hints say what no default can.
     hints = ("(default: that of the run)", "(needed without --config)")
-    config_hint, workdir_hint = hints if default is None else (None, None)
+    config_hint, workdir_hint = hints if needed else (None, None)
     fields: list[tuple[str, Any, Any]] = [
         (
             "config_file",
@@ -112,14 +134,7 @@ def parse_run(
         ),
         ("config", Annotated[Config, tyro.conf.arg(name="")], start),
     ]
-    options_ = dataclasses.make_dataclass("Options", fields, frozen=True)
-    options_.__doc__ = description
-    if not asks_for_help(rest):
-        _try_each(rest, kinds, start)
-    parsed = tyro.cli(
-        options_, args=rest, default=options_(), prog=program, config=(tyro.conf.FlagConversionOff,)
-    )
-    return parsed.config, folder
+    return dataclasses.make_dataclass("Options", fields, frozen=True)
 
 
 def _first_config(

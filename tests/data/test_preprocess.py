@@ -1,4 +1,4 @@
-"""What a preprocessing takes for an image."""
+"""Values that a preprocessing takes for an image, and those that it refuses."""
 
 import io
 import pathlib
