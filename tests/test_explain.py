@@ -105,7 +105,8 @@ def test_layers_of_scanned_and_recomputed_networks() -> None:
     variables, images = drawn(model)
     plain = grad_cam(model, variables, images, classes)
     other = model.clone(scan_blocks=True, remat=True)
-    stacked = stack_blocks(variables)
+    like = jax.eval_shape(other.init, jax.random.key(0), images)
+    stacked = stack_blocks(variables, like)
     assert "scanned" in stacked["params"]["layer2"]
     np.testing.assert_allclose(grad_cam(other, stacked, images, classes), plain, atol=2e-5)
     recomputed = model.clone(remat=True)

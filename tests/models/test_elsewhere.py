@@ -80,7 +80,8 @@ def test_scanned_and_rematerialised_blocks_train_alike(form: str, plain: Any) ->
         plain = plain.clone(dtype=jnp.float64, param_dtype=jnp.float64, parent=None)
         variables = random_variables(plain)
         other = plain.clone(scan_blocks="scanned" in form, remat="remat" in form, parent=None)
-        given = stack_blocks(variables) if "scanned" in form else variables
+        like = jax.eval_shape(other.init, jax.random.key(0), X)
+        given = stack_blocks(variables, like) if "scanned" in form else variables
         (loss, stats), gradients = loss_and_gradients(other, given)
         (expected, expected_stats), expected_gradients = loss_and_gradients(plain, variables)
         assert float(loss) == pytest.approx(float(expected), rel=1e-12)
@@ -117,7 +118,9 @@ def test_resnet152_scanned_equals_unrolled() -> None:
         lambda s: jnp.asarray(rng.normal(0, 0.02, s.shape) + (s.ndim == 1), s.dtype), shapes
     )
     images = rng.normal(size=(2, 64, 64, 3)).astype(np.float32)
-    ours = jax.jit(model.clone(scan_blocks=True).apply)(stack_blocks(variables), images)
+    scanned = model.clone(scan_blocks=True)
+    like = jax.eval_shape(scanned.init, jax.random.key(0), images)
+    ours = jax.jit(scanned.apply)(stack_blocks(variables, like), images)
     expected = jax.jit(model.apply)(variables, images)
     assert float(jnp.abs(ours - expected).max() / jnp.abs(expected).max()) < 1e-5
 

@@ -130,7 +130,7 @@ def test_a_pushed_folder_is_loaded_by_its_name(
         ("folder", ("ann/tiny",), "", "needs a token of the hub: run hf auth login"),
         ("folder", ("tiny",), TOKEN, "repository 'tiny': the rule is owner/name"),
         ("folder", ("ann/a..b",), TOKEN, "repository 'ann/a..b' is no name on the hub"),
-        ("none", ("ann/tiny",), TOKEN, "has no config.json: give one that save_pretrained"),
+        ("none", ("ann/tiny",), TOKEN, "none' does not exist: give the workdir of a run"),
         ("folder", ("ann/tiny", "--license", "mit"), TOKEN, "--license and --dry-run are for the"),
     ],
 )
