@@ -262,6 +262,7 @@ def test_the_flaxres_command(
         ("bench schedule", "no config: give --workdir of a run, or --config NAME"),
         ("evaluate --wrkdir runs/a", "unknown option '--wrkdir': did you mean --workdir?"),
         ("evaluate --ful", "unknown option '--ful': did you mean --full?"),
+        ("plan --topolgy h200:8", "unknown option '--topolgy': did you mean --topology?"),
         ("sweep --sedes 3", "unknown option '--sedes': did you mean --seeds?"),
         ("bench rates --stps 3", "unknown option '--stps': did you mean --steps?"),
         ("train --coordinater a:1", "did you mean --coordinator?"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from flaxres.cli._options import parse_run
 from flaxres.cli._process import silence
-from flaxres.cli._words import JSON, Option, asks_for_help, show, value_of
+from flaxres.cli._words import JSON, Option, show, value_of
 from flaxres.errors import InputError
 
 if typing.TYPE_CHECKING:
@@ -36,12 +36,12 @@ def plan(arguments: Sequence[str]) -> None:
     decode, rest = _number("--decode", rest)
     as_json = "--json" in rest
     rest = [word for word in rest if word != "--json"]
-    if topology is None and not asks_for_help(rest):
+    config, _ = parse_run(rest, None, "flaxres plan", DESCRIPTION, OPTIONS)
+    if topology is None:
         raise InputError(
             "flaxres plan needs --topology, e.g. v5e:2x4, v5p:4x4x4, v6e:8x8, h200:8 or 8xH100"
         )
-    config, _ = parse_run(rest, None, "flaxres plan", DESCRIPTION, OPTIONS)
-    place = named(str(topology))
+    place = named(topology)
     for variable, text in ENVIRONMENT[platform_of(place)].items():
         before = os.environ.get(variable, "") if variable == "XLA_FLAGS" else ""
         os.environ[variable] = f"{before} {text}".strip()
