@@ -103,6 +103,7 @@ def test_nothing_but_the_pooling_and_the_head_is_left_of_a_resnet() -> None:
     assert names - {"broadcast_in_dim"} == pooling | {"reduce_sum", "div", "dot_general"}
 
 
+@pytest.mark.slow
 def test_bfloat16_is_rounded_once_a_chain() -> None:
     if not native.computes("bfloat16"):
         pytest.skip("this processor doesn't multiply bfloat16")

@@ -79,7 +79,7 @@ def explanations(
 
     Args:
       predictor: the network.
-      images: paths, encoded bytes or PIL images.
+      images: as `Preprocess` takes them.
       name: name or number of the class to explain; None takes the likeliest of each image.
       methods: of `METHODS`.
       layer: see `flaxres.inference.explain.grad_cam`.

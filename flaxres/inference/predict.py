@@ -65,7 +65,7 @@ class Predictor:
         Memory does not grow with the number of images.
 
         Args:
-          images: paths, encoded bytes or PIL images.
+          images: as `Preprocess` takes them.
           top: the number of classes.
 
         Raises:
@@ -82,7 +82,7 @@ class Predictor:
         """Yields the classes of each image, batch by batch.
 
         Args:
-          images: paths, encoded bytes or PIL images.
+          images: as `Preprocess` takes them.
           top: the number of classes.
           unreadable: called with an image that can't be read and the error, which it may raise;
             the image yields None. Without it, the error is raised.

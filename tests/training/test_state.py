@@ -13,12 +13,10 @@ from flaxres.training.mesh import data_mesh
 from flaxres.training.state import create_state, initial_state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "attributes"),
-    [
-        ("resnet20", {"depths": (1, 1, 1)}),
-        pytest.param("seresnet18", {"stem": "small"}, marks=pytest.mark.slow),
-    ],
+    [("resnet20", {"depths": (1, 1, 1)}), ("seresnet18", {"stem": "small"})],
 )
 def test_it_has_the_bits_of_a_program_with_all_of_them(
     name: str, attributes: dict[str, object]
