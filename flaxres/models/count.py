@@ -11,12 +11,16 @@ from flaxres.models.network import Network
 from flaxres.ops.convolution import convolution_p
 
 
+def shapes(model: Network, size: int | None = None) -> dict[str, Any]:
+    """Returns the shapes and dtypes of a network's variables; `size` matters to its trace alone."""
+    size = size or model.probe_side
+    images = jax.ShapeDtypeStruct((1, size, size, model.in_channels), jnp.float32)
+    return dict(jax.eval_shape(model.init, jax.random.key(0), images))
+
+
 def parameters(model: Network) -> int:
     """Returns the number of trainable parameters; running statistics do not count."""
-    size = model.probe_side
-    images = jax.ShapeDtypeStruct((1, size, size, model.in_channels), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes(model)["params"]))
 
 
 def multiply_accumulates(model: Network, size: int) -> int:
@@ -25,8 +29,7 @@ def multiply_accumulates(model: Network, size: int) -> int:
     Convolutions and products count; elementwise operations and reductions do not.
     """
     images = jax.ShapeDtypeStruct((1, size, size, model.in_channels), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    return in_jaxpr(jax.make_jaxpr(model.apply)(variables, images).jaxpr)
+    return in_jaxpr(jax.make_jaxpr(model.apply)(shapes(model, size), images).jaxpr)
 
 
 def holds_equations(leaf: Any) -> bool:

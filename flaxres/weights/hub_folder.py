@@ -156,8 +156,7 @@ def config(model: Network, preprocess: Preprocess, classes: Sequence[str] = ()) 
       model, preprocess, classes: see `save_pretrained`.
 
     Raises:
-      InputError: the network has no name in `list_models()`, or there are not as many `classes`
-        as outputs.
+      InputError: the network has no name in `list_models()`.
     """
     name = architecture(model)
     usual = MODELS[name]()

@@ -12,6 +12,7 @@ from jaxtyping import Shaped
 
 from flaxres.errors import InputError
 from flaxres.models.clip import resized_positions
+from flaxres.models.count import shapes
 from flaxres.models.network import Network
 from flaxres.models.outputs import CLASSIFIERS, HEADS, classifies
 from flaxres.models.stage import stack_blocks, unstack_blocks
@@ -36,14 +37,7 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 def template(model: Network) -> dict[str, Any]:
     """Returns the shapes and dtypes of the model's variables, with blocks unstacked."""
-    return _shapes(model.clone(scan_blocks=False, parent=None))
-
-
-def _shapes(model: Network) -> dict[str, Any]:
-    """Returns the shapes and dtypes of the model's variables."""
-    side = model.probe_side
-    images = jax.ShapeDtypeStruct((1, side, side, model.in_channels), jnp.float32)
-    return dict(jax.eval_shape(model.init, jax.random.key(0), images))
+    return shapes(model.clone(scan_blocks=False, parent=None))
 
 
 def variables_from_torch(
@@ -102,16 +96,16 @@ def variables_from_torch(
             )
     refuse(source, missing=missing, unexpected=sorted(weights), misshapen=misshapen)
     variables: dict[str, Any] = jax.tree.map(jnp.asarray, nested(_initialised(flat, model)))
-    return stack_blocks(variables, _shapes(model)) if model.scan_blocks else variables
+    return stack_blocks(variables, shapes(model)) if model.scan_blocks else variables
 
 
 def _initialised(flat: dict[Path, np.ndarray | None], model: Network) -> dict[Path, np.ndarray]:
     """Returns the leaves with freshly initialised ones in place of None."""
-    unrolled = model.clone(scan_blocks=False, parent=None)
+    unrolled, side = model.clone(scan_blocks=False, parent=None), model.probe_side
 
     @jax.jit  # which computes only the missing leaves
     def init(key: jax.Array) -> dict[str, jax.Array]:
-        images = jnp.zeros((1, model.probe_side, model.probe_side, model.in_channels))
+        images = jnp.zeros((1, side, side, model.in_channels))
         initial = dict(leaves(unrolled.init(key, images)))
         return {"/".join(path): initial[path] for path, array in flat.items() if array is None}
 
